@@ -1,0 +1,149 @@
+"""What every verb shares: argument groups, progress bars, the `--json` switch, and errors in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from attlas.errors import AttlasError
+
+if TYPE_CHECKING:
+    from attlas.data.workspace import Workspace
+    from attlas.interp import HookedModel
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelArgs:
+    """The model to open."""
+
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "gpt2-mini"
+    """Embedded or fetched model (`attlas models`), a local Hugging Face folder, or a hub id."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto takes CUDA when there is one."""
+    dtype: str = "float32"
+    """float32, bfloat16 or float16."""
+
+
+@dataclass(frozen=True)
+class TextArgs:
+    """The text to run on."""
+
+    text: str = "embedded:val"
+    """embedded:train, embedded:val, or a JSONL, Parquet or text file, or a Hugging Face dataset folder."""
+    n_tokens: int = 65_536
+    """How many tokens to use."""
+    seq_len: int = 256
+    """Length of each packed sequence, BOS included; cut to the model's context window."""
+    seed: int = 0
+    """Seed of order, sampling and bootstrap."""
+
+
+@dataclass(frozen=True)
+class OutArgs:
+    """Where results go."""
+
+    workspace: Annotated[Path, tyro.conf.arg(aliases=["-w"])] = Path("workspace")
+    """Workspace folder; made when it is not there."""
+    json: bool = False
+    """Print the result as JSON on stdout (progress stays on stderr)."""
+
+
+class Output:
+    """A verb's channel to the person: bars and tables on stderr, so that stdout holds the JSON alone."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.as_json = as_json
+        self.console = Console(stderr=True, quiet=False, highlight=False)
+        self._progress: Any = None
+
+    def say(self, message: str) -> None:
+        """One line of news."""
+        self.console.print(message)
+
+    def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+        """A small result table for reading; `--json` holds the same numbers in full."""
+        if self.as_json:
+            return
+        table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+        for index, name in enumerate(columns):
+            table.add_column(name, justify="left" if index == 0 else "right")
+        for row in rows:
+            table.add_row(*[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row])
+        Console(highlight=False).print(table)
+
+    def track(self, iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+        """A progress bar with rate and time left (see attlas.data.progress.Track); may be nested."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        if total is None and hasattr(iterable, "__len__"):
+            total = len(iterable)
+        outermost = self._progress is None
+        if outermost:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=not self.console.is_terminal,
+            )
+            self._progress.start()
+        try:
+            yield from self._progress.track(iterable, total=total, description=description)
+        finally:
+            if outermost:
+                self._progress.stop()
+                self._progress = None
+
+
+def open_model(args: ModelArgs, out: Output) -> HookedModel:
+    """Load the model the arguments name, saying so."""
+    from attlas.interp import load_model
+
+    with out.console.status(f"loading {args.model}"):
+        return load_model(args.model, device=args.device, dtype=args.dtype)
+
+
+def open_workspace(args: OutArgs) -> Workspace:
+    """Open (not yet create) the workspace the arguments name."""
+    from attlas.data.workspace import Workspace
+
+    return Workspace(args.workspace)
+
+
+def run_verb(verb: str, module: ModuleType, argv: Sequence[str]) -> int:
+    """Parse a verb's arguments, run it, print its result, turn errors into one line and a status."""
+    args = tyro.cli(
+        module.Args,
+        prog=f"attlas {verb}",
+        args=list(argv),
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    out = Output(as_json=getattr(args, "json", False))
+    try:
+        with contextlib.redirect_stdout(sys.stderr) if out.as_json else contextlib.nullcontext():
+            result = module.run(args, out)
+    except AttlasError as error:
+        print(f"attlas {verb}: {error}", file=sys.stderr)
+        if os.environ.get("ATTLAS_DEBUG"):
+            raise
+        return 2
+    except KeyboardInterrupt:
+        print(f"attlas {verb}: interrupted", file=sys.stderr)
+        return 130
+    if out.as_json:
+        print(json.dumps(result, ensure_ascii=False, default=str))
+    return 0

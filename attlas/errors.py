@@ -1,0 +1,75 @@
+"""Every error Attlas raises on purpose.
+
+The message is one line that says what was wrong, with what value, and what to do. The command line prints it
+and exits with status 2. This module imports nothing, so that every room may import it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class AttlasError(Exception):
+    """Base of all errors a user can cause and can mend."""
+
+
+class ConfigError(AttlasError, ValueError):
+    """An argument or a configuration value is out of range or contradicts another."""
+
+
+class ModelNotFoundError(AttlasError):
+    """No embedded model, folder or reachable hub repository has this name."""
+
+
+class UnsupportedModelError(AttlasError):
+    """The model's architecture, or a feature of it, has no adapter."""
+
+
+class CheckpointError(AttlasError):
+    """A weights file is damaged, incomplete, or does not fit the model."""
+
+
+class HookNameError(AttlasError, KeyError):
+    """A hook name or glob matches nothing in this model."""
+
+    def __str__(self) -> str:  # KeyError would show the repr of the message
+        return str(self.args[0])
+
+
+class ContextLengthError(AttlasError, ValueError):
+    """A sequence is longer than the model's context window."""
+
+
+class NonFiniteError(AttlasError, ArithmeticError):
+    """NaN or infinity in activations, gradients or a loss."""
+
+
+class TextDataError(AttlasError, ValueError):
+    """A text source is missing, empty, too short, or not UTF-8."""
+
+
+class ImageDataError(AttlasError, ValueError):
+    """An image source is missing, empty, corrupt, or of a shape the model does not take."""
+
+
+class WorkspaceError(AttlasError):
+    """A workspace folder cannot be read or written, or is of a newer schema."""
+
+
+class SAEFormatError(AttlasError, ValueError):
+    """A sparse autoencoder's files lack keys, hold unknown ones, or are of a refused format."""
+
+
+class KernelError(AttlasError, ValueError):
+    """Arguments of a kernel do not fit together (shape, dtype, device, k)."""
+
+
+class MissingExtraError(AttlasError, ImportError):
+    """An optional dependency is needed and not installed."""
+
+
+def nearest(name: str, candidates: Iterable[str], n: int = 3) -> str:
+    """Return `", did you mean 'a', 'b'?"`, or an empty string when nothing is near."""
+    found = difflib.get_close_matches(name, list(candidates), n=n, cutoff=0.4)
+    return f"; did you mean {', '.join(repr(f) for f in found)}?" if found else ""
