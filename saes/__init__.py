@@ -1,0 +1,57 @@
+"""Sparse autoencoders on attention outputs: architectures, training, evaluation, interchange."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from attlas.saes.architectures import ARCHITECTURES
+    from attlas.saes.base import SAE
+    from attlas.saes.config import SAEConfig
+    from attlas.saes.evaluate import EvalConfig, EvalResult, evaluate
+    from attlas.saes.formats import load_sae
+    from attlas.saes.sweep import SweepConfig, SweepResult, sweep_saes
+    from attlas.saes.train import TrainConfig, TrainResult, train_sae
+
+_PUBLIC = {
+    "ARCHITECTURES": "architectures",
+    "SAE": "base",
+    "SAEConfig": "config",
+    "EvalConfig": "evaluate",
+    "EvalResult": "evaluate",
+    "evaluate": "evaluate",
+    "load_sae": "formats",
+    "SweepConfig": "sweep",
+    "SweepResult": "sweep",
+    "sweep_saes": "sweep",
+    "TrainConfig": "train",
+    "TrainResult": "train",
+    "train_sae": "train",
+}
+
+__all__ = [
+    "ARCHITECTURES",
+    "SAE",
+    "EvalConfig",
+    "EvalResult",
+    "SAEConfig",
+    "SweepConfig",
+    "SweepResult",
+    "TrainConfig",
+    "TrainResult",
+    "evaluate",
+    "load_sae",
+    "sweep_saes",
+    "train_sae",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"attlas.saes.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'attlas.saes' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,49 @@
+"""Files of sparse autoencoders, ours and other libraries': one module a format, each with detect, load and save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+from attlas.errors import SAEFormatError
+from attlas.saes.base import SAE
+from attlas.saes.formats import dictionary_learning, original, saelens, sparsify
+
+FORMATS: dict[str, ModuleType] = {
+    saelens.NAME: saelens,
+    sparsify.NAME: sparsify,
+    dictionary_learning.NAME: dictionary_learning,
+    original.NAME: original,
+}
+
+
+def load_sae(path_or_release: str | Path, device: str = "cpu") -> SAE:
+    """Open a sparse autoencoder of any format that Attlas reads.
+
+    Args:
+        path_or_release: a folder or file of one of the formats in `FORMATS` (found out by its files), a run's folder
+            in a workspace (`workspace/runs/<id>`), or "saelens:RELEASE/ID", which SAELens fetches from the hub.
+        device: where the weights go.
+
+    Raises:
+        SAEFormatError: nothing there is readable as an SAE, or the release cannot be fetched.
+
+    Example:
+        >>> sae = attlas.load_sae("workspace/runs/sae-gpt2-mini-0a1b2c3d")
+    """
+    if str(path_or_release).startswith("saelens:"):
+        from attlas.saes.formats.registry import load_release
+
+        return load_release(str(path_or_release)).to(device)
+    path = Path(path_or_release).expanduser()
+    if not path.exists():
+        raise SAEFormatError(f"'{path}' does not exist; give an SAE's folder, its .pt file, or saelens:RELEASE/ID")
+    if (path / "sae").is_dir():  # a run's folder
+        path = path / "sae"
+    for module in FORMATS.values():
+        if module.detect(path):
+            return module.load(path).to(device)
+    found = ", ".join(sorted(p.name for p in path.iterdir())[:6]) if path.is_dir() else path.name
+    raise SAEFormatError(
+        f"'{path}' is no SAE of a known format (it holds {found or 'nothing'}); known: {', '.join(FORMATS)}"
+    )

@@ -1,0 +1,80 @@
+"""Activations of chosen hooks as rows of tokens: {hook: [N, D]}, heads concatenated, checked for NaN."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from attlas.errors import ConfigError, HookNameError, NonFiniteError, nearest
+
+if TYPE_CHECKING:
+    from attlas.interp import HookedModel
+
+Rows = dict[str, Tensor]
+
+
+def match_hooks(model: HookedModel, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Hook names that the patterns (names or globs) match, in the model's order.
+
+    Raises:
+        HookNameError: a pattern matches nothing.
+        ConfigError: a hook has no activation vector a token (attention scores and patterns).
+    """
+    names = model.hook_names()
+    found: set[str] = set()
+    for pattern in patterns:
+        hits = fnmatch.filter(names, pattern)
+        if not hits:
+            raise HookNameError(f"model '{model.name}' has no hook '{pattern}'{nearest(pattern, names)}")
+        found.update(hits)
+    for name in found:
+        if name.endswith(("hook_pattern", "hook_attn_scores", "hook_scale")):
+            raise ConfigError(f"'{name}' holds no vector a token; train on hook_z, hook_attn_out, or a residual hook")
+    return tuple(name for name in names if name in found)
+
+
+def flat_rows(activation: Tensor) -> Tensor:
+    """[B, T, D] or [B, T, heads, d_head] → [B·T, D]."""
+    return activation.flatten(2).flatten(0, 1) if activation.ndim == 4 else activation.flatten(0, 1)
+
+
+@torch.no_grad()
+def capture_rows(model: HookedModel, inputs: Tensor, hooks: Sequence[str], skip_positions: int = 0) -> Rows:
+    """One forward pass, which stops after the last layer needed.
+
+    Args:
+        model: the model.
+        inputs: tokens [B, T] or pixels [B, C, H, W].
+        hooks: hook names.
+        skip_positions: leading positions (BOS, CLS) to leave out.
+
+    Raises:
+        NonFiniteError: an activation is NaN or infinite; the layer and hook are named.
+    """
+    cache = model.capture(inputs.to(model.device), list(hooks))
+    rows: Rows = {}
+    for hook in hooks:
+        x = flat_rows(cache[hook][:, skip_positions:])
+        if not bool(torch.isfinite(x).all()):
+            raise NonFiniteError(f"'{hook}' of '{model.name}' holds NaN or infinity; load the model in float32")
+        rows[hook] = x
+    return rows
+
+
+def stream_rows(
+    model: HookedModel, batches: Iterable[Tensor], hooks: Sequence[str], skip_positions: int = 0
+) -> Iterator[Rows]:
+    """`capture_rows` of every batch, one at a time."""
+    for inputs in batches:
+        yield capture_rows(model, inputs, hooks, skip_positions)
+
+
+def head_shape(model: HookedModel, hook: str) -> tuple[int | None, int | None]:
+    """(heads, d_head) of a `hook_z`, (None, None) of any other hook."""
+    if hook.endswith("hook_z"):
+        return model.cfg.n_heads, model.cfg.d_head
+    return None, None

@@ -1,0 +1,67 @@
+"""BatchTopK SAE (Bussmann et al. 2024, arXiv 2412.06410).
+
+In training the B·k largest pre-activations of the whole batch fire, so easy tokens may use fewer features than hard
+ones. At inference a feature fires above a threshold θ, the running mean over training batches of the smallest
+activation that fired; a token's features then do not depend on its neighbours. Decoder rows have norm 1; AuxK as TopK.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attlas.saes.auxk import auxk_loss
+from attlas.saes.base import SAE, LossTerms, StepContext, squared_error
+from attlas.saes.config import SAEConfig
+
+THRESHOLD_RATE = 0.01
+
+
+class BatchTopKSAE(SAE):
+    """k = cfg.k features a token on average; `threshold` [F] (all entries equal) decides at inference."""
+
+    arch: ClassVar[str] = "batchtopk"
+    saelens_arch: ClassVar[str] = "jumprelu"
+    threshold: Tensor
+
+    def __init__(self, cfg: SAEConfig) -> None:
+        super().__init__(cfg)
+        self.register_buffer("threshold", torch.zeros_like(self.b_enc.data))
+
+    def activate(self, pre: Tensor) -> Tensor:
+        return torch.relu(pre) * (pre > self.threshold)
+
+    def activate_batch(self, pre_BF: Tensor) -> Tensor:
+        """Training-time activation: the B·k largest of the batch, in B·F memory."""
+        flat = torch.relu(pre_BF).flatten()
+        values, indices = flat.topk(min(self.cfg.k * len(pre_BF), flat.numel()), sorted=False)
+        return torch.zeros_like(flat).scatter(0, indices, values).view_as(pre_BF)
+
+    def bias_like(self) -> list[Tensor]:
+        return [*super().bias_like(), self.threshold]
+
+    @torch.no_grad()
+    def update_threshold(self, f_BF: Tensor) -> None:
+        """Move θ towards the smallest activation of this batch; the first batch sets it."""
+        active = f_BF[f_BF > 0]
+        if active.numel() == 0:
+            return
+        smallest = active.min()
+        rate = THRESHOLD_RATE if bool(self.threshold[0] > 0) else 1.0
+        self.threshold.lerp_(smallest.to(self.threshold.dtype), rate)
+
+    def loss(self, x: Tensor, step: StepContext) -> LossTerms:
+        f_BF = self.activate_batch(self.pre_activations(x))
+        self.update_threshold(f_BF.detach())
+        x_hat_BD = self.decode(f_BF)
+        mse = squared_error(x, x_hat_BD)
+        aux = auxk_loss(self, x, x_hat_BD, step.dead_F)
+        active_BF = f_BF > 0
+        return LossTerms(
+            total=mse + aux,
+            parts={"mse": mse.detach(), "auxk": aux.detach()},
+            fired_F=active_BF.sum(0),
+            l0=active_BF.sum(-1).float().mean(),
+        )

@@ -1,0 +1,85 @@
+"""JumpReLU SAE (Rajamanoharan et al. 2024, arXiv 2407.14435).
+
+f = ReLU(π)·1[π > θ], π = (x − b_dec)·W_enc + b_enc, with a learned threshold θ a feature;
+L = ‖x − x̂‖² + λ·‖f‖₀. The step function has no gradient, so θ gets the straight-through estimate of the paper, with a
+rectangular kernel of width ε = cfg.bandwidth:  ∂f/∂θ ≈ −(θ/ε)·1[|π − θ| < ε/2],  ∂‖f‖₀/∂θ ≈ −(1/ε)·1[|π − θ| < ε/2].
+Decoder rows have norm 1. θ is kept at or above 0 by clamping *(ours; the paper learns log θ)*.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from attlas.saes.base import SAE, LossTerms, StepContext, squared_error
+from attlas.saes.config import SAEConfig
+
+START_THRESHOLD = 0.1
+
+
+class _JumpReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pre_BF: Tensor, theta_F: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre_BF, theta_F)
+        ctx.bandwidth = bandwidth
+        return torch.relu(pre_BF) * (pre_BF > theta_F)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        pre_BF, theta_F = ctx.saved_tensors
+        near = ((pre_BF - theta_F).abs() < ctx.bandwidth / 2).to(pre_BF.dtype)
+        theta_grad = -(theta_F / ctx.bandwidth * near * grads[0]).flatten(0, -2).sum(0)
+        return grads[0] * ((pre_BF > theta_F) & (pre_BF > 0)), theta_grad, None
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pre_BF: Tensor, theta_F: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(pre_BF, theta_F)
+        ctx.bandwidth = bandwidth
+        return ((pre_BF > theta_F) & (pre_BF > 0)).to(pre_BF.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
+        pre_BF, theta_F = ctx.saved_tensors
+        near = ((pre_BF - theta_F).abs() < ctx.bandwidth / 2).to(pre_BF.dtype)
+        return None, -(near / ctx.bandwidth * grads[0]).flatten(0, -2).sum(0), None
+
+
+class JumpReLUSAE(SAE):
+    """`threshold` [F] is learned; λ = cfg.sparsity weighs the L0 penalty and is warmed up."""
+
+    arch: ClassVar[str] = "jumprelu"
+    saelens_arch: ClassVar[str] = "jumprelu"
+    default_sparsity: ClassVar[float] = 0.5
+
+    def __init__(self, cfg: SAEConfig) -> None:
+        super().__init__(cfg)
+        self.threshold = nn.Parameter(torch.full_like(self.b_enc.data, START_THRESHOLD))
+
+    def activate(self, pre: Tensor) -> Tensor:
+        return _JumpReLU.apply(pre, self.threshold, self.cfg.bandwidth)
+
+    def bias_like(self) -> list[Tensor]:
+        return [*super().bias_like(), self.threshold]
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        super().after_step()
+        self.threshold.clamp_(min=0)
+
+    def loss(self, x: Tensor, step: StepContext) -> LossTerms:
+        pre_BF = self.pre_activations(x)
+        f_BF = self.activate(pre_BF)
+        mse = squared_error(x, self.decode(f_BF))
+        active_BF = _Step.apply(pre_BF, self.threshold, self.cfg.bandwidth)
+        l0 = active_BF.sum(-1).mean()
+        penalty = self.cfg.sparsity * step.warmth * l0
+        return LossTerms(
+            total=mse + penalty,
+            parts={"mse": mse.detach(), "l0_penalty": penalty.detach()},
+            fired_F=(active_BF.detach() > 0).sum(0),
+            l0=l0.detach(),
+        )

@@ -1,0 +1,49 @@
+"""TopK SAE (Gao et al. 2024, arXiv 2406.04093).
+
+f = ReLU(TopK_k((x − b_dec)·W_enc + b_enc)), so exactly k (or fewer positive) features a token and no penalty to tune;
+L = ‖x − x̂‖² + α·L_aux (see attlas.saes.auxk). Decoder rows have norm 1. Ties go to the lower index.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from attlas.saes.auxk import auxk_loss
+from attlas.saes.base import SAE, LossTerms, StepContext, squared_error
+
+
+class TopKSAE(SAE):
+    """The k = cfg.k largest pre-activations of each token."""
+
+    arch: ClassVar[str] = "topk"
+    saelens_arch: ClassVar[str] = "topk"
+
+    def activate(self, pre: Tensor) -> Tensor:
+        values, indices = pre.topk(self.cfg.k, dim=-1)
+        return torch.zeros_like(pre).scatter(-1, indices, torch.relu(values))
+
+    def encode_sparse(self, x: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:
+        from attlas.kernels import topk_encode
+
+        x = self._normalise(self.flatten_heads(x).to(self.W_enc.dtype))[0]
+        k = min(k or self.cfg.k, self.cfg.k)
+        b_dec = self.b_dec if self.cfg.apply_b_dec_to_input else None
+        values, indices = topk_encode(x.reshape(-1, self.cfg.d_in), self.W_enc, self.b_enc, k, b_dec=b_dec)
+        return values.reshape(*x.shape[:-1], k), indices.reshape(*x.shape[:-1], k)
+
+    def loss(self, x: Tensor, step: StepContext) -> LossTerms:
+        values_BK, indices_BK = self.encode_sparse(x)
+        x_hat_BD = self.decode_sparse(values_BK, indices_BK)
+        mse = squared_error(x, x_hat_BD)
+        aux = auxk_loss(self, x, x_hat_BD, step.dead_F)
+        active_BK = values_BK > 0
+        fired_F = torch.bincount(indices_BK[active_BK], minlength=self.cfg.d_sae)
+        return LossTerms(
+            total=mse + aux,
+            parts={"mse": mse.detach(), "auxk": aux.detach()},
+            fired_F=fired_F,
+            l0=active_BK.sum(-1).float().mean(),
+        )

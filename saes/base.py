@@ -1,0 +1,241 @@
+"""The sparse autoencoder every architecture specialises: x̂ = f·W_dec + b_dec, f = act((x − b_dec)·W_enc + b_enc).
+
+Shapes in names: B batch (tokens), D = d_in, F = d_sae, K = k.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from attlas.errors import ConfigError
+from attlas.saes.config import SAEConfig
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What a loss needs to know of the training it is part of.
+
+    Attributes:
+        dead_F: features that have not fired for long, bool [F], or None before any could be dead.
+        warmth: 0 at the start to 1 after the sparsity warm-up; it multiplies λ.
+    """
+
+    dead_F: Tensor | None = None
+    warmth: float = 1.0
+
+
+@dataclass
+class LossTerms:
+    """A loss to call `backward()` on, and what to log of the step.
+
+    Attributes:
+        total: scalar.
+        parts: its addends by name, detached; "mse" is Σ_D (x − x̂)² averaged over tokens.
+        fired_F: how many tokens of the batch each feature was active on, int64 [F].
+        l0: mean number of active features a token, scalar.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    fired_F: Tensor
+    l0: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+
+class SAE(nn.Module):
+    """A sparse autoencoder with the weights W_enc [D,F], b_enc [F], W_dec [F,D], b_dec [D].
+
+    Make one with `SAE.create(config)`, `SAE.load(folder)` or `attlas.load_sae(…)`; subclasses, one an architecture,
+    implement `activate` and `loss`. Inputs are [..., D], or `hook_z` as it comes, [..., heads, d_head]; a
+    reconstruction has the shape of its input.
+    """
+
+    arch: ClassVar[str]
+    unit_norm_decoder: ClassVar[bool] = True
+    """Whether training keeps decoder rows at norm 1 (otherwise the loss weighs features by their row's norm)."""
+    default_sparsity: ClassVar[float] = 1.0
+    """λ when a training configuration gives none."""
+    saelens_arch: ClassVar[str]
+    """The SAELens inference class that computes the same function."""
+    saelens_names: ClassVar[dict[str, str]] = {}
+    """Parameters that SAELens calls otherwise: our name → theirs."""
+
+    def __init__(self, cfg: SAEConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        dtype = getattr(torch, cfg.dtype)
+        self.W_enc = nn.Parameter(torch.zeros(cfg.d_in, cfg.d_sae, dtype=dtype))
+        self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, dtype=dtype))
+        self.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_in, dtype=dtype))
+        self.b_dec = nn.Parameter(torch.zeros(cfg.d_in, dtype=dtype))
+        self.requires_grad_(True)
+
+    @staticmethod
+    def create(cfg: SAEConfig) -> SAE:
+        """An SAE of `cfg.arch` with zero weights (see `attlas.saes.init.initialise`).
+
+        Raises:
+            ConfigError: the architecture is unknown.
+        """
+        from attlas.saes.architectures import ARCHITECTURES
+
+        if cfg.arch not in ARCHITECTURES:
+            raise ConfigError(f"architecture '{cfg.arch}' is unknown; use one of {', '.join(ARCHITECTURES)}")
+        return ARCHITECTURES[cfg.arch](cfg)
+
+    # -- the function ----------------------------------------------------------------------------------------------
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """(x − b_dec)·W_enc + b_enc: [..., D] → [..., F]."""
+        x = self._normalise(self.flatten_heads(x).to(self.W_enc.dtype))[0]
+        return self._centre(x) @ self.W_enc + self.b_enc
+
+    def activate(self, pre: Tensor) -> Tensor:
+        """Feature activations from pre-activations, [..., F] → [..., F], as at inference."""
+        raise NotImplementedError
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Feature activations: [..., D] → [..., F]."""
+        return self.activate(self.pre_activations(x))
+
+    def encode_sparse(self, x: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:
+        """The active features only, the largest first.
+
+        Args:
+            x: [..., D].
+            k: how many to keep a token; None keeps every active one (TopK: cfg.k).
+
+        Returns:
+            values and int64 indices, both [..., k]. Where a token has fewer active features the rest has value 0.
+        """
+        f = self.encode(x)
+        if k is None:
+            k = max(1, int((f > 0).sum(-1).max())) if f.numel() else 1
+        values, indices = f.topk(min(k, self.cfg.d_sae), dim=-1)
+        return values, indices
+
+    def decode(self, f: Tensor) -> Tensor:
+        """Reconstruction from features, [..., F] → [..., D] (before any per-token normalisation is undone)."""
+        return f @ self.W_dec + self.b_dec
+
+    def decode_sparse(self, values: Tensor, indices: Tensor) -> Tensor:
+        """Reconstruction from `encode_sparse`'s answer: twice [..., k] → [..., D]."""
+        from attlas.kernels import sparse_decode
+
+        k = values.shape[-1]
+        flat = sparse_decode(values.reshape(-1, k), indices.reshape(-1, k), self.W_dec, self.b_dec)
+        return flat.reshape(*values.shape[:-1], self.cfg.d_in)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The reconstruction x̂, in the shape and dtype of x."""
+        flat, restore = self._normalise(self.flatten_heads(x).to(self.W_enc.dtype))
+        f = self.activate(self._centre(flat) @ self.W_enc + self.b_enc)
+        return restore(self.decode(f)).reshape(x.shape).to(x.dtype)
+
+    def flatten_heads(self, x: Tensor) -> Tensor:
+        """[..., D] as it is, [..., heads, d_head] to [..., D].
+
+        Raises:
+            ConfigError: neither fits d_in.
+        """
+        if x.shape[-1] == self.cfg.d_in:
+            return x
+        if x.ndim >= 2 and x.shape[-2] * x.shape[-1] == self.cfg.d_in:
+            return x.flatten(-2)
+        width = x.shape[-2] * x.shape[-1] if self.cfg.n_heads and x.ndim >= 3 else x.shape[-1]
+        hook, model = self.cfg.hook_name or "an unnamed hook", self.cfg.model_name or "an unnamed model"
+        raise ConfigError(
+            f"the SAE has d_in={self.cfg.d_in} and the activations have {width} (shape {list(x.shape)}); "
+            f"it was trained on '{hook}' of '{model}'"
+        )
+
+    def _centre(self, x: Tensor) -> Tensor:
+        return x - self.b_dec if self.cfg.apply_b_dec_to_input else x
+
+    def _normalise(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Per-token normalisation of some foreign SAEs, and its inverse (SAELens's definitions)."""
+        if self.cfg.normalisation == "layer_norm":
+            mean = x.mean(-1, keepdim=True)
+            std = (x - mean).std(-1, keepdim=True)
+            return (x - mean) / (std + 1e-5), lambda y: y * std + mean
+        if self.cfg.normalisation == "constant_norm_rescale":
+            factor = self.cfg.d_in**0.5 / x.norm(dim=-1, keepdim=True)
+            return x * factor, lambda y: y / factor
+        return x, lambda y: y
+
+    # -- training --------------------------------------------------------------------------------------------------
+
+    def loss(self, x: Tensor, step: StepContext) -> LossTerms:
+        """The architecture's loss on a batch [B, D]."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def before_step(self) -> None:
+        """Between `backward()` and the optimiser's step: take out gradient that would only stretch decoder rows."""
+        if self.unit_norm_decoder and self.W_dec.grad is not None:
+            parallel = (self.W_dec.grad * self.W_dec).sum(-1, keepdim=True)
+            self.W_dec.grad -= parallel * self.W_dec
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """After the optimiser's step: bring decoder rows back to norm 1."""
+        if self.unit_norm_decoder:
+            self.W_dec /= self.W_dec.norm(dim=-1, keepdim=True).clamp_min(1e-8)
+
+    def bias_like(self) -> list[Tensor]:
+        """Tensors in units of activations, which scale with them (biases, thresholds)."""
+        return [self.b_enc, self.b_dec]
+
+    @torch.no_grad()
+    def fold_scale(self, scale: float) -> None:
+        """Turn an SAE of `scale`·x into the equal SAE of x: x̂ and f are divided by `scale`, W_enc and W_dec stay."""
+        for tensor in self.bias_like():
+            tensor.div_(scale)
+
+    # -- files and identity ----------------------------------------------------------------------------------------
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits of the architecture and the weights."""
+        digest = hashlib.sha256(f"{self.cfg.arch} {self.cfg.k}".encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `cfg.json` and `sae_weights.safetensors`, which SAELens reads too; atomic."""
+        from attlas.saes.formats import saelens
+
+        return saelens.save(self, Path(folder))
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu") -> SAE:
+        """Read a folder written by `save`, or by SAELens.
+
+        Raises:
+            SAEFormatError: files are missing, damaged or of a newer format.
+        """
+        from attlas.saes.formats import saelens
+
+        return saelens.load(Path(folder)).to(device)
+
+    def extra_repr(self) -> str:
+        c = self.cfg
+        return f"{c.arch}, d_in={c.d_in}, d_sae={c.d_sae}, k={c.k}, hook='{c.hook_name}', model='{c.model_name}'"
+
+    def metadata(self) -> dict[str, Any]:
+        """Headline facts, for a run's summary."""
+        c = self.cfg
+        return {"arch": c.arch, "d_in": c.d_in, "d_sae": c.d_sae, "k": c.k, "hook": c.hook_name, "hash": self.hash}
+
+
+def squared_error(x: Tensor, x_hat: Tensor) -> Tensor:
+    """Σ_D (x − x̂)², averaged over tokens: the reconstruction loss of every architecture here."""
+    return (x - x_hat).pow(2).sum(-1).mean()

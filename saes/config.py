@@ -1,0 +1,92 @@
+"""What defines a sparse autoencoder: its function, its loss, and what it was trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from attlas.errors import ConfigError
+
+NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
+
+
+@dataclass(frozen=True)
+class SAEConfig:
+    """A sparse autoencoder's function, loss and provenance. It is saved with the weights.
+
+    Attributes:
+        d_in: width D of the activations; for `hook_z`, heads × d_head.
+        d_sae: number of features F.
+        arch: one of `attlas.saes.ARCHITECTURES`.
+        k: active features per token (TopK families; the others ignore it).
+        sparsity: λ of the sparsity penalty (standard, gated, jumprelu; the TopK families ignore it).
+        aux_coefficient: weight α of the AuxK loss that revives dead features (TopK families).
+        k_aux: how many dead features may explain the error; None is d_in // 2.
+        bandwidth: width of the straight-through window around the threshold (jumprelu).
+        widths: nested dictionary sizes, increasing, the last equal to d_sae (matryoshka); empty chooses
+            d_sae/16, /8, /4, /2 and d_sae.
+        apply_b_dec_to_input: subtract b_dec before encoding. False only in some foreign SAEs.
+        normalisation: per-token normalisation before encoding, undone after decoding: "none", "layer_norm" or
+            "constant_norm_rescale". Attlas trains with "none" (its scalar normalisation is folded into the weights).
+        dtype: of the weights.
+        hook_name: where the activations are read, such as "blocks.3.attn.hook_z"; "" when unknown.
+        model_name: the model trained on; "" when unknown.
+        model_hash: hash of that model's weights; "" when unknown.
+        n_heads: heads concatenated in d_in (`hook_z` only), else None.
+        d_head: width of one head (`hook_z` only), else None.
+        context_size: sequence length trained on, or None.
+
+    Raises:
+        ConfigError: a size is below 1, k exceeds d_sae, or widths do not nest.
+    """
+
+    d_in: int
+    d_sae: int
+    arch: str = "topk"
+    k: int = 32
+    sparsity: float = 1.0
+    aux_coefficient: float = 1 / 32
+    k_aux: int | None = None
+    bandwidth: float = 0.05
+    widths: tuple[int, ...] = ()
+    apply_b_dec_to_input: bool = True
+    normalisation: str = "none"
+    dtype: str = "float32"
+    hook_name: str = ""
+    model_name: str = ""
+    model_hash: str = ""
+    n_heads: int | None = None
+    d_head: int | None = None
+    context_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.d_in < 1 or self.d_sae < 1:
+            raise ConfigError(f"an SAE of d_in={self.d_in} and d_sae={self.d_sae} is empty; give both at least 1")
+        if not 1 <= self.k <= self.d_sae:
+            raise ConfigError(f"k={self.k} must be between 1 and d_sae={self.d_sae}")
+        if self.sparsity < 0 or self.aux_coefficient < 0 or self.bandwidth <= 0:
+            raise ConfigError(
+                f"sparsity={self.sparsity} and aux_coefficient={self.aux_coefficient} must not be negative, "
+                f"and bandwidth={self.bandwidth} must be above 0"
+            )
+        if self.normalisation not in NORMALISATIONS:
+            raise ConfigError(f"normalisation '{self.normalisation}' is unknown; use {', '.join(NORMALISATIONS)}")
+        widths = self.widths
+        if widths and (list(widths) != sorted(set(widths)) or widths[0] < 1 or widths[-1] != self.d_sae):
+            raise ConfigError(f"widths {list(widths)} must increase from at least 1 to d_sae={self.d_sae}")
+        if self.n_heads and self.d_head and self.n_heads * self.d_head != self.d_in:
+            raise ConfigError(f"{self.n_heads} heads of {self.d_head} do not make d_in={self.d_in}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**dataclasses.asdict(self), "widths": list(self.widths)}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> SAEConfig:
+        """The inverse of `to_json`; keys it does not know are left out."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        kept = {name: value for name, value in values.items() if name in known}
+        kept["widths"] = tuple(kept.get("widths") or ())
+        return cls(**kept)

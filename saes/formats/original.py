@@ -1,0 +1,91 @@
+"""The first attention-output SAEs (Kissane et al. 2024): `NAME.pt` with W_enc, W_dec, b_enc, b_dec; `NAME_cfg.json`.
+
+They are ReLU SAEs. The configuration has act_name, act_size and dict_size; without the file the sizes come from the
+weights. Give the `.pt` file, or a folder that holds one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attlas.data.files import atomic_path, write_text_atomic
+from attlas.errors import SAEFormatError
+from attlas.saes.base import SAE
+from attlas.saes.config import SAEConfig
+from attlas.saes.formats import saelens
+from attlas.saes.formats.pickled import read_state, take
+
+NAME = "original"
+_NAMES = {name: name for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
+
+
+def _weights(path: Path) -> Path | None:
+    if path.is_file() and path.suffix == ".pt":
+        return path
+    found = sorted(path.glob("*.pt")) if path.is_dir() else []
+    return found[0] if len(found) == 1 and found[0].name != "ae.pt" else None
+
+
+def detect(path: Path) -> bool:
+    return _weights(path) is not None
+
+
+def load(path: Path) -> SAE:
+    """Read the `.pt` file and, when it is there, its configuration.
+
+    Raises:
+        SAEFormatError: the file needs pickle, or weights are missing.
+    """
+    weights = _weights(path)
+    if weights is None:
+        raise SAEFormatError(f"'{path}' is no .pt file, nor a folder with exactly one")
+    state = take(read_state(weights), _NAMES, weights)
+    config = weights.with_name(f"{weights.stem}_cfg.json")
+    record: dict[str, Any] = saelens.read_json(config) if config.is_file() else {}
+    return saelens.build(_config(record, state), state, weights)
+
+
+def _config(record: dict[str, Any], state: dict[str, Tensor]) -> SAEConfig:
+    d_in, d_sae = state["W_enc"].shape
+    dtype = str(state["W_enc"].dtype).removeprefix("torch.")
+    return SAEConfig(
+        d_in=d_in,
+        d_sae=d_sae,
+        arch="standard",
+        k=min(32, d_sae),
+        sparsity=float(record.get("l1_coeff") or 1.0),
+        hook_name=record.get("act_name") or "",
+        model_name=record.get("model_name") or "",
+        context_size=record.get("seq_len"),
+        dtype=dtype if dtype != "float64" else "float32",
+    )
+
+
+def save(sae: SAE, path: Path) -> Path:
+    """Write `sae.pt` and `sae_cfg.json` into the folder `path`.
+
+    Raises:
+        SAEFormatError: the SAE is not a plain ReLU one.
+    """
+    cfg = sae.cfg
+    if cfg.arch != "standard" or cfg.normalisation != "none" or not cfg.apply_b_dec_to_input:
+        raise SAEFormatError(f"the original format holds plain ReLU SAEs, not '{cfg.arch}'; export to saelens instead")
+    path.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path / "sae.pt") as temporary:
+        torch.save({name: tensor.detach().cpu() for name, tensor in sae.state_dict().items()}, temporary)
+    record = {
+        "act_name": cfg.hook_name,
+        "act_size": cfg.d_in,
+        "dict_size": cfg.d_sae,
+        "l1_coeff": cfg.sparsity,
+        "model_name": cfg.model_name,
+        "seq_len": cfg.context_size,
+        "enc_dtype": "fp32",
+    }
+    write_text_atomic(path / "sae_cfg.json", json.dumps(record, indent=1) + "\n")
+    return path

@@ -1,0 +1,83 @@
+"""EleutherAI's sparsify: `cfg.json` and `sae.safetensors`, TopK only.
+
+encoder.weight [F,D], encoder.bias [F], W_dec [F,D], b_dec [D]; k and d_in in cfg.json. The hook is the folder's name
+there (`layers.5`); Attlas adds its own configuration under the key "attlas", which sparsify passes over.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from attlas.data.files import atomic_path, write_text_atomic
+from attlas.errors import ConfigError, SAEFormatError
+from attlas.saes.base import SAE
+from attlas.saes.config import SAEConfig
+from attlas.saes.formats import saelens
+from attlas.saes.formats.pickled import take, transposed
+
+NAME = "sparsify"
+_NAMES = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
+
+
+def detect(path: Path) -> bool:
+    return path.is_dir() and (path / "cfg.json").is_file() and (path / "sae.safetensors").is_file()
+
+
+def load(folder: Path) -> SAE:
+    """Read a folder of sparsify's.
+
+    Raises:
+        SAEFormatError: keys or weights are missing, or it is a transcoder or not TopK.
+    """
+    record = saelens.read_json(folder / "cfg.json")
+    for key in ("d_in", "k"):
+        if key not in record:
+            raise SAEFormatError(f"'{folder / 'cfg.json'}' lacks '{key}'; it is no sparsify configuration")
+    if record.get("transcode") or record.get("skip_connection"):
+        raise SAEFormatError(f"'{folder}' is a transcoder (its output is not its input); Attlas reads autoencoders")
+    if record.get("activation", "topk") != "topk":
+        raise SAEFormatError(f"'{folder}' has activation '{record['activation']}'; topk is supported")
+    state = transposed(take(saelens.read_safetensors(folder / "sae.safetensors"), _NAMES, folder), "W_enc")
+    d_sae = record.get("num_latents") or record["d_in"] * record.get("expansion_factor", 32)
+    try:
+        own = record.get("attlas")
+        cfg = SAEConfig.from_json(own) if own else SAEConfig(d_in=record["d_in"], d_sae=d_sae, k=record["k"])
+    except ConfigError as error:
+        raise SAEFormatError(f"'{folder}': {error}") from error
+    return saelens.build(cfg, state, folder)
+
+
+def save(sae: SAE, folder: Path) -> Path:
+    """Write a folder that sparsify's `SparseCoder.load_from_disk` reads.
+
+    Raises:
+        SAEFormatError: the SAE is not TopK (sparsify has nothing else), or normalises its input.
+    """
+    cfg = sae.cfg
+    if cfg.arch != "topk" or cfg.normalisation != "none" or not cfg.apply_b_dec_to_input:
+        raise SAEFormatError(
+            f"sparsify holds plain TopK SAEs and this one is '{cfg.arch}' (normalisation '{cfg.normalisation}', b_dec "
+            f"subtracted: {cfg.apply_b_dec_to_input}); export it to saelens instead"
+        )
+    record = {
+        "activation": "topk",
+        "expansion_factor": max(1, cfg.d_sae // cfg.d_in),
+        "normalize_decoder": True,
+        "num_latents": cfg.d_sae,
+        "k": cfg.k,
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": False,
+        "d_in": cfg.d_in,
+        "attlas": cfg.to_json(),
+    }
+    weights = {name: tensor.detach().cpu() for name, tensor in sae.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / "sae.safetensors") as temporary:
+        named = {_NAMES[name]: t.contiguous() for name, t in transposed(weights, "W_enc").items()}
+        save_file(named, temporary)
+    write_text_atomic(folder / "cfg.json", json.dumps(record, indent=1) + "\n")
+    return folder

@@ -1,0 +1,53 @@
+"""Initial weights: unit decoder rows, W_enc = W_decᵀ, b_dec = mean of a first sample.
+
+**Active-subspace initialisation** (Wang et al. 2025, arXiv 2508.16929): attention outputs are low-rank, and a feature
+whose direction lies where activations have no variance is born dead. Random directions are therefore projected onto the
+principal subspace that holds `variance` of the sample's variance, then brought back to norm 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from attlas.saes.base import SAE
+
+
+def principal_subspace(x_ND: Tensor, variance: float) -> Tensor:
+    """Orthonormal rows [R, D] of the fewest principal directions that hold `variance` of the sample's variance."""
+    centred = (x_ND - x_ND.mean(0)).double()
+    eigenvalues, vectors = torch.linalg.eigh(centred.T @ centred)
+    share = eigenvalues.flip(0).clamp_min(0).cumsum(0)
+    share = share / share[-1].clamp_min(1e-30)
+    rank = int((share < variance).sum()) + 1
+    return vectors.flip(1)[:, :rank].T.to(x_ND.dtype).contiguous()
+
+
+@torch.no_grad()
+def initialise(
+    sae: SAE, sample_ND: Tensor, generator: torch.Generator, *, active_subspace: bool, variance: float = 0.99
+) -> int:
+    """Set the weights of `sae` in place.
+
+    Args:
+        sae: its W_enc, W_dec and b_dec are overwritten; other parameters keep their start values.
+        sample_ND: activations the SAE will see, [N, d_in]; their mean becomes b_dec.
+        generator: source of the random directions (CPU).
+        active_subspace: project directions as above; otherwise they are uniform on the sphere.
+        variance: share of variance the subspace holds.
+
+    Returns:
+        The dimension of the subspace used (d_in without projection).
+    """
+    sample = sample_ND.float()
+    directions = torch.randn(sae.cfg.d_sae, sae.cfg.d_in, generator=generator).to(sample.device)
+    rank = sae.cfg.d_in
+    if active_subspace and len(sample) > 1:
+        basis_RD = principal_subspace(sample, variance)
+        rank = len(basis_RD)
+        directions = directions @ basis_RD.T @ basis_RD
+    directions = directions / directions.norm(dim=-1, keepdim=True).clamp_min(1e-8)
+    sae.W_dec.copy_(directions)
+    sae.W_enc.copy_(directions.T)
+    sae.b_dec.copy_(sample.mean(0))
+    return rank

@@ -1,0 +1,47 @@
+"""A training curve that redraws itself while the cell runs."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from attlas.saes.loop import OnStep, Progress
+
+REDRAW_SECONDS = 2.0
+
+
+def in_notebook() -> bool:
+    """Whether this runs in a Jupyter kernel."""
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    shell = get_ipython()
+    return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
+
+
+def notebook_curve() -> OnStep | None:
+    """An `on_step` that draws the curve under the running cell; None outside of notebooks."""
+    if not in_notebook():
+        return None
+    from IPython.display import HTML, display
+
+    handle = display(HTML("<em>training …</em>"), display_id=True)
+    rows: list[dict[str, Any]] = []
+    drawn = 0.0
+
+    def draw(progress: Progress) -> None:
+        nonlocal drawn
+        rows.extend(progress.rows)
+        last = progress.step == progress.n_steps
+        if not rows or not (last or (progress.rows and time.monotonic() - drawn > REDRAW_SECONDS)):
+            return
+        from attlas.saes.plots import training_figure
+
+        drawn = time.monotonic()
+        figure = training_figure(rows)
+        state = f"{progress.step:,} of {progress.n_steps:,} steps, {progress.tokens_per_second:,.0f} tokens/s"
+        figure.update_layout(title={"text": state, "font": {"size": 13}})
+        handle.update(figure)
+
+    return draw

@@ -1,0 +1,70 @@
+"""Figures of training and evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+_PANELS = (
+    ("explained_variance", "Explained variance"),
+    ("l0", "L0 (active features a token)"),
+    ("dead_fraction", "Dead features (fraction)"),
+    ("mse", "Squared error (scaled)"),
+)
+_COLOURS = ("#4c6ef5", "#f08c00", "#2b8a3e", "#c2255c", "#7048e8", "#0c8599", "#868e96", "#e8590c")
+
+
+def training_figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
+    """Four panels against tokens, a line an SAE."""
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    figure = make_subplots(rows=2, cols=2, subplot_titles=[title for _, title in _PANELS], vertical_spacing=0.16)
+    for i, name in enumerate(dict.fromkeys(row["sae"] for row in rows)):
+        mine = [row for row in rows if row["sae"] == name]
+        for j, (column, _) in enumerate(_PANELS):
+            line = go.Scatter(
+                x=[row["tokens"] for row in mine],
+                y=[row[column] for row in mine],
+                name=name,
+                legendgroup=name,
+                showlegend=j == 0,
+                line={"color": _COLOURS[i % len(_COLOURS)], "width": 1.5},
+            )
+            figure.add_trace(line, row=j // 2 + 1, col=j % 2 + 1)
+    figure.update_xaxes(title_text="tokens", row=2)
+    figure.update_layout(template="plotly_white", height=520, margin={"l": 50, "r": 20, "t": 40, "b": 45})
+    return figure
+
+
+def pareto_figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
+    """Explained variance against L0, a point an SAE; those that no other beats in both are joined."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for i, hook in enumerate(dict.fromkeys(row["hook"] for row in rows)):
+        mine = sorted((row for row in rows if row["hook"] == hook), key=lambda row: row["l0"])
+        colour = _COLOURS[i % len(_COLOURS)]
+        text = [f"k={r['k']} λ={r['sparsity']:g} F={r['d_sae']} seed {r['seed']}" for r in mine]
+        x, y = [r["l0"] for r in mine], [r["explained_variance"] for r in mine]
+        marker = {"color": colour, "size": 8}
+        figure.add_scatter(x=x, y=y, mode="markers", text=text, name=hook, marker=marker)
+        front = [r for r in mine if r["on_front"]]
+        figure.add_scatter(
+            x=[r["l0"] for r in front],
+            y=[r["explained_variance"] for r in front],
+            mode="lines",
+            name=f"{hook}, front",
+            line={"color": colour, "dash": "dot"},
+            hoverinfo="skip",
+        )
+    figure.update_layout(
+        template="plotly_white",
+        xaxis_title="L0 (active features a token)",
+        yaxis_title="explained variance (held-out data)",
+        height=440,
+    )
+    return figure

@@ -1,0 +1,77 @@
+"""Where training's activations come from: a model run on text or images, or an activation store on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from attlas.data.workspace import Ref
+from attlas.saes.activations import Rows, capture_rows
+from attlas.saes.buffer import Source
+from attlas.saes.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from attlas.data.images import ImageDataset
+    from attlas.data.text import TokenDataset
+    from attlas.interp import HookedModel
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a model is run on.
+
+    Attributes:
+        tensor: tokens int64 [n, T], or pixels float32 [n, C, H, W].
+        ref: name and hash of the data.
+        labels: int64 [n] for labelled images, else None.
+    """
+
+    tensor: Tensor
+    ref: Ref
+    labels: Tensor | None = None
+
+    @classmethod
+    def of(cls, data: Inputs | TokenDataset | ImageDataset) -> Inputs:
+        """The inputs a data set of Attlas holds."""
+        if isinstance(data, Inputs):
+            return data
+        if hasattr(data, "pixels"):
+            return cls(data.pixels, data.ref, data.labels)
+        return cls(data.tokens, data.ref)
+
+
+def default_images(model: HookedModel) -> str:
+    """The image source that suits a vision model where none is named."""
+    return "embedded:glyphs" if model.image_spec is not None and model.image_spec.n_channels == 1 else "sklearn:samples"
+
+
+def load_inputs(model: HookedModel, config: TrainConfig) -> Inputs:
+    """The text or images that a training configuration names."""
+    if model.cfg.family == "vit":
+        from attlas.data.images import load_images
+
+        return Inputs.of(load_images(config.images or default_images(model), model.image_spec, seed=config.seed))
+    from attlas.data.text import load_tokens
+
+    seq_len = min(config.seq_len, model.cfg.n_ctx)
+    return Inputs.of(
+        load_tokens(config.text, model.tokenizer, seq_len=seq_len, n_tokens=config.n_tokens, seed=config.seed)
+    )
+
+
+def model_source(model: HookedModel, inputs: Inputs, hooks: Sequence[str], config: TrainConfig) -> Source:
+    """Chunks captured as they are needed: `capture_batch` inputs each, in an order drawn anew for every epoch."""
+    n, size = len(inputs.tensor), config.capture_batch
+    per_epoch = -(-n // size)
+
+    def source(chunk: int) -> Rows:
+        epoch, part = divmod(chunk, per_epoch)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(config.seed * 1_000_003 + epoch))
+        picked = order[part * size : (part + 1) * size]
+        return capture_rows(model, inputs.tensor[picked], hooks, config.skip_positions)
+
+    return source
