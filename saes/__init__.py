@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from attlas.saes.architectures import ARCHITECTURES
     from attlas.saes.base import SAE
     from attlas.saes.config import SAEConfig
-    from attlas.saes.evaluate import EvalConfig, EvalResult, evaluate
+    from attlas.saes.evaluation import EvalConfig, EvalResult, evaluate
     from attlas.saes.formats import load_sae
     from attlas.saes.sweep import SweepConfig, SweepResult, sweep_saes
     from attlas.saes.train import TrainConfig, TrainResult, train_sae
@@ -18,9 +18,9 @@ _PUBLIC = {
     "ARCHITECTURES": "architectures",
     "SAE": "base",
     "SAEConfig": "config",
-    "EvalConfig": "evaluate",
-    "EvalResult": "evaluate",
-    "evaluate": "evaluate",
+    "EvalConfig": "evaluation",
+    "EvalResult": "evaluation",
+    "evaluate": "evaluation",
     "load_sae": "formats",
     "SweepConfig": "sweep",
     "SweepResult": "sweep",

@@ -68,3 +68,28 @@ def pareto_figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
         height=440,
     )
     return figure
+
+
+def evaluation_figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
+    """Bars with intervals: explained variance, and CE recovered where it was measured, by subject."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for i, metric in enumerate(("explained_variance", "ce_recovered", "ce_recovered_mean", "output_cosine")):
+        mine = [row for row in rows if row["metric"] == metric]
+        if not mine:
+            continue
+        figure.add_bar(
+            name=mine[0]["description"],
+            x=[row["subject"].replace("_", " ") for row in mine],
+            y=[row["value"] for row in mine],
+            marker_color=_COLOURS[i],
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [(row["high"] or row["value"]) - row["value"] for row in mine],
+                "arrayminus": [row["value"] - (row["low"] or row["value"]) for row in mine],
+            },
+        )
+    figure.update_layout(template="plotly_white", barmode="group", height=420, legend={"orientation": "h"})
+    return figure

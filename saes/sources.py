@@ -75,3 +75,25 @@ def model_source(model: HookedModel, inputs: Inputs, hooks: Sequence[str], confi
         return capture_rows(model, inputs.tensor[picked], hooks, config.skip_positions)
 
     return source
+
+
+def held_out(
+    model: HookedModel,
+    text: str = "embedded:val",
+    images: str | None = None,
+    *,
+    n_tokens: int = 65_536,
+    n_images: int | None = None,
+    seq_len: int = 256,
+    seed: int = 0,
+) -> Inputs:
+    """Text, or images for a vision model, to evaluate on."""
+    if model.cfg.family == "vit":
+        from attlas.data.images import load_images
+
+        source = images or default_images(model)
+        return Inputs.of(load_images(source, model.image_spec, n_images=n_images, seed=seed))
+    from attlas.data.text import load_tokens
+
+    seq_len = min(seq_len, model.cfg.n_ctx)
+    return Inputs.of(load_tokens(text, model.tokenizer, seq_len=seq_len, n_tokens=n_tokens, seed=seed))

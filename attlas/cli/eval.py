@@ -1,0 +1,101 @@
+"""`attlas eval`: how well a sparse autoencoder reconstructs, and what the model loses when it is spliced in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from attlas.cli.common import ModelArgs, OutArgs, Output, TextArgs, open_model, open_workspace
+from attlas.data.workspace import Run, Workspace
+from attlas.errors import ConfigError
+from attlas.saes.base import SAE
+from attlas.saes.evaluation import EvalConfig
+
+
+@dataclass(frozen=True)
+class Args(TextArgs, ModelArgs, OutArgs):
+    """Evaluate a sparse autoencoder on held-out text or images, beside its controls.
+
+    Any SAE that Attlas reads will do: a run of this workspace (the newest when none is named), a folder of SAELens,
+    sparsify or dictionary_learning, an original .pt file, or saelens:RELEASE/ID.
+
+    Example:
+        attlas eval --sae workspace/runs/sae-gpt2-mini-0a1b2c3d --n-tokens 65536
+    """
+
+    sae: str | None = None
+    """A run id of the workspace, a path, or saelens:RELEASE/ID; by default every SAE of the newest training."""
+    hook: str | None = None
+    """Where to splice it in; by default the hook it was trained on."""
+    images: str | None = None
+    """For vision models: embedded:glyphs, sklearn:samples, a folder or .npz."""
+    n_images: int = 500
+    """How many images to use."""
+    evaluation: EvalConfig = field(default_factory=EvalConfig)
+
+
+def run(args: Args, out: Output) -> dict[str, Any]:
+    from attlas.saes.evaluation import evaluate
+    from attlas.saes.sources import held_out
+
+    workspace = open_workspace(args)
+    targets = _targets(args, workspace)
+    model_name = args.model
+    if targets[0][1] is not None and args.model == Args.model:
+        model_name = str(targets[0][1].config.get("model", args.model))
+    model = open_model(ModelArgs(model=model_name, device=args.device, dtype=args.dtype), out)
+    data = held_out(
+        model,
+        args.text,
+        args.images,
+        n_tokens=args.n_tokens,
+        n_images=args.n_images,
+        seq_len=args.seq_len,
+        seed=args.seed,
+    )
+    results = {}
+    for sae, parent in targets:
+        result = evaluate(sae.to(model.device), model, data, args.evaluation, hook=args.hook, track=out.track)
+        record = result.save(workspace, parents=(parent.id,) if parent else ())
+        metrics = ("l0", "explained_variance", "ce_recovered", "ce_recovered_mean", "kl", "dead_fraction")
+        out.table(
+            f"{args.hook or sae.cfg.hook_name} of {model.name}: {sae.cfg.arch}, {sae.cfg.d_sae} features, "
+            f"{result.rows[0]['n_tokens']:,} tokens",
+            ("subject", *metrics),
+            [
+                (subject, *[_cell(result.rows, subject, metric) for metric in metrics])
+                for subject in dict.fromkeys(row["subject"] for row in result.rows)
+            ],
+        )
+        results[record.id] = {"summary": result.summary(), "evaluation": result.rows}
+    return {"workspace": str(workspace.path), "runs": list(results), "results": results}
+
+
+def _cell(rows: list[dict[str, Any]], subject: str, metric: str) -> str:
+    for row in rows:
+        if row["subject"] == subject and row["metric"] == metric:
+            interval = "" if row["low"] is None else f" [{row['low']:.3g}, {row['high']:.3g}]"
+            return f"{row['value']:.4g}{interval}"
+    return "—"
+
+
+def _targets(args: Args, workspace: Workspace) -> list[tuple[SAE, Run | None]]:
+    """The SAEs to evaluate, each with its run where it has one."""
+    from attlas.saes.formats import load_sae
+
+    runs = workspace.runs("sae")
+    if args.sae is None:
+        if not runs:
+            raise ConfigError(f"workspace '{workspace.path}' holds no SAE; train one (attlas train) or give --sae")
+        newest = runs[0]
+        same = [r for r in runs if r.model == newest.model and _grid(r) == _grid(newest)]
+        return [(load_sae(workspace.folder(r)), r) for r in reversed(same)]
+    named = [r for r in runs if args.sae in (r.id, str(workspace.folder(r)))]
+    if named:
+        return [(load_sae(workspace.folder(named[0])), named[0])]
+    return [(load_sae(args.sae), None)]
+
+
+def _grid(run: Run) -> dict[str, Any]:
+    """A training's configuration without the hook: equal for all SAEs of one training."""
+    return {key: value for key, value in run.config.items() if key != "hooks"}

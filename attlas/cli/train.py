@@ -1,0 +1,142 @@
+"""`attlas train`: sparse autoencoders on a model's activations, one or a grid of them, from the same forward passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from attlas.cli.common import OutArgs, Output, open_workspace
+from attlas.data.workspace import Workspace, jsonable
+from attlas.saes.train_config import TrainConfig
+
+if TYPE_CHECKING:
+    from attlas.saes.loop import OnStep
+
+
+@dataclass(frozen=True)
+class Args(OutArgs):
+    """Train sparse autoencoders, one for each hook, and write them to the workspace.
+
+    The curve can be watched in `attlas serve` while training runs. An interrupted run goes on with --resume. With any
+    --sweep option a grid is trained on the same activations and compared in a Pareto table.
+
+    Examples:
+        attlas train --model gpt2-mini --hooks 'blocks.*.attn.hook_z' --arch topk --k 16 --n-tokens 1000000
+        attlas train --hooks blocks.2.attn.hook_z --sweep-k 8 16 32 --sweep-width 768 1536
+    """
+
+    train: TrainConfig = field(default_factory=TrainConfig)
+    model_alias: Annotated[str | None, tyro.conf.arg(name="m", aliases=["-m"])] = None
+    """Short for --model."""
+    sweep_k: tuple[int, ...] = ()
+    """Values of k to compare (TopK families)."""
+    sweep_sparsity: tuple[float, ...] = ()
+    """Values of λ to compare (standard, gated, jumprelu)."""
+    sweep_width: tuple[int, ...] = ()
+    """Numbers of features to compare."""
+    sweep_seed: tuple[int, ...] = ()
+    """Seeds of initial weights to compare (data and order are the same for all)."""
+    resume: bool = False
+    """Go on from the last checkpoint of the same configuration in this workspace."""
+
+
+def run(args: Args, out: Output) -> dict[str, Any]:
+    config = dataclasses.replace(args.train, model=args.model_alias) if args.model_alias else args.train
+    workspace = open_workspace(args)
+    if args.sweep_k or args.sweep_sparsity or args.sweep_width or args.sweep_seed:
+        return _sweep(args, config, workspace, out)
+    return _train(args, config, workspace, out)
+
+
+def _train(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -> dict[str, Any]:
+    from attlas.saes.history import live_folder
+    from attlas.saes.train import train_sae
+
+    folder = live_folder(workspace.path, _key(config))
+    with training_bar(out, config) as on_step:
+        result = train_sae(config, folder=folder, resume=args.resume, on_step=on_step)
+    runs = result.save(workspace)
+    shutil.rmtree(folder, ignore_errors=True)
+    summary = result.summary()
+    out.table(
+        f"SAEs on {config.model} ({config.n_tokens:,} tokens; numbers of the last training batch)",
+        ("hook", "features", "L0", "explained variance", "dead", "run"),
+        [
+            (hook, s["d_sae"], s["l0"], s["explained_variance"], s["dead_fraction"], record.id)
+            for (hook, s), record in zip(summary.items(), runs, strict=True)
+        ],
+    )
+    return {"workspace": str(workspace.path), "runs": [record.id for record in runs], "saes": summary}
+
+
+def _sweep(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -> dict[str, Any]:
+    from attlas.saes.sweep import SweepConfig, sweep_saes
+
+    sweep = SweepConfig(config, args.sweep_k, args.sweep_sparsity, args.sweep_width, args.sweep_seed)
+    with training_bar(out, config) as on_step:
+        result = sweep_saes(sweep, on_step=on_step)
+    record = result.save(workspace)
+    rows = sorted(result.rows, key=lambda row: (row["hook"], row["l0"]))
+    out.table(
+        f"Sweep on {config.model} ({config.n_tokens:,} tokens; measured on held-out data; * = Pareto front)",
+        ("hook", "features", "k", "λ", "seed", "L0", "explained variance", "CE recovered", "dead", "front"),
+        [
+            (
+                r["hook"],
+                r["d_sae"],
+                r["k"],
+                r["sparsity"],
+                r["seed"],
+                r["l0"],
+                r["explained_variance"],
+                "—" if r["ce_recovered"] is None else r["ce_recovered"],
+                r["dead_fraction"],
+                "*" if r["on_front"] else "",
+            )
+            for r in rows
+        ],
+    )
+    return {"workspace": str(workspace.path), "runs": [record.id], "pareto": result.rows}
+
+
+def _key(config: TrainConfig) -> str:
+    """The same configuration gives the same folder, so that --resume finds it."""
+    return hashlib.sha256(json.dumps(jsonable(config), sort_keys=True).encode()).hexdigest()[:8]
+
+
+@contextmanager
+def training_bar(out: Output, config: TrainConfig) -> Iterator[OnStep]:
+    """A progress bar with tokens/s, time left and the last explained variance and L0."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from attlas.saes.loop import Progress as Step
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("[dim]{task.fields[news]}"),
+    )
+    with Progress(*columns, console=out.console, transient=not out.console.is_terminal) as progress:
+        task = progress.add_task("training", total=config.n_steps, rate="", news="")
+
+        def on_step(step: Step) -> None:
+            progress.update(task, completed=step.step, total=step.n_steps)
+            if step.rows:
+                mean = {
+                    key: sum(row[key] for row in step.rows) / len(step.rows) for key in ("explained_variance", "l0")
+                }
+                news = f"EV {mean['explained_variance']:.3f}  L0 {mean['l0']:.1f}"
+                progress.update(task, rate=f"{step.tokens_per_second:,.0f} tokens/s", news=news)
+
+        yield on_step

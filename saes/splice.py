@@ -1,0 +1,59 @@
+"""Put something else in a hook's place: an SAE's reconstruction, zero, or a mean.
+
+`with attlas.saes.splice.with_saes(model, {hook: sae}): model(tokens)` runs the model on reconstructions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from attlas.saes.base import SAE
+
+if TYPE_CHECKING:
+    from attlas.interp import HookedModel
+
+HookFn = Callable[[Tensor, str], Tensor]
+
+
+def replace_rows(function: Callable[[Tensor], Tensor]) -> HookFn:
+    """A hook function that maps activations as rows [N, D] and restores their shape."""
+
+    def hook(activation: Tensor, name: str) -> Tensor:
+        n_tokens = activation.shape[0] * activation.shape[1]
+        return function(activation.reshape(n_tokens, -1)).reshape(activation.shape).to(activation.dtype)
+
+    return hook
+
+
+def sae_hook(sae: SAE, use_error_term: bool = False, edit: Callable[[Tensor], Tensor] | None = None) -> HookFn:
+    """The SAE's reconstruction in place of the activation.
+
+    Args:
+        sae: its features are x ↦ f.
+        use_error_term: pass on x + (x̂(edit(f)) − x̂(f)): exactly x until features are changed, while gradients flow
+            through the features alone.
+        edit: changes features [..., F] before decoding, such as setting one to 0.
+    """
+
+    def hook(activation: Tensor, name: str) -> Tensor:
+        if edit is None and not use_error_term:
+            return sae(activation)
+        x = sae.flatten_heads(activation)
+        f = sae.encode(x)
+        plain = sae.decode(f)
+        changed = plain if edit is None else sae.decode(edit(f))
+        out = x.detach() + (changed - plain.detach()) if use_error_term else changed
+        return out.reshape(activation.shape).to(activation.dtype)
+
+    return hook
+
+
+@contextlib.contextmanager
+def with_saes(model: HookedModel, saes: Mapping[str, SAE], use_error_term: bool = False) -> Iterator[HookedModel]:
+    """Run the model with SAEs spliced in at their hooks; leaving the block takes them out."""
+    with model.hooks({hook: sae_hook(sae, use_error_term) for hook, sae in saes.items()}):
+        yield model
