@@ -19,7 +19,8 @@ class Args(TextArgs, ModelArgs, OutArgs):
     Any SAE that Attlas reads will do: a run of this workspace (the newest when none is named), a folder of SAELens,
     sparsify or dictionary_learning, an original .pt file, or saelens:RELEASE/ID.
 
-    Example:
+    For example:
+
         attlas eval --sae workspace/runs/sae-gpt2-mini-0a1b2c3d --n-tokens 65536
     """
 

@@ -28,8 +28,10 @@ class Args(OutArgs):
     The curve can be watched in `attlas serve` while training runs. An interrupted run goes on with --resume. With any
     --sweep option a grid is trained on the same activations and compared in a Pareto table.
 
-    Examples:
+    For example, every layer at once, and then a grid on one layer:
+
         attlas train --model gpt2-mini --hooks 'blocks.*.attn.hook_z' --arch topk --k 16 --n-tokens 1000000
+
         attlas train --hooks blocks.2.attn.hook_z --sweep-k 8 16 32 --sweep-width 768 1536
     """
 
