@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from attlas.errors import ConfigError
 from attlas.saes.config import SAEConfig
+from attlas.saes.sparse_ops import sparse_decode
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,10 @@ class SAE(nn.Module):
     """Whether training keeps decoder rows at norm 1 (otherwise the loss weighs features by their row's norm)."""
     default_sparsity: ClassVar[float] = 1.0
     """λ when a training configuration gives none."""
+    default_rate: ClassVar[float | None] = None
+    """Learning rate when a training configuration gives none; None is the TopK families' law (attlas.saes.trainee)."""
+    rate_scale: ClassVar[dict[str, float]] = {}
+    """Parameters that learn at another rate than the rest: name → factor."""
     saelens_arch: ClassVar[str]
     """The SAELens inference class that computes the same function."""
     saelens_names: ClassVar[dict[str, str]] = {}
@@ -126,11 +131,7 @@ class SAE(nn.Module):
 
     def decode_sparse(self, values: Tensor, indices: Tensor) -> Tensor:
         """Reconstruction from `encode_sparse`'s answer: twice [..., k] → [..., D]."""
-        from attlas.kernels import sparse_decode
-
-        k = values.shape[-1]
-        flat = sparse_decode(values.reshape(-1, k), indices.reshape(-1, k), self.W_dec, self.b_dec)
-        return flat.reshape(*values.shape[:-1], self.cfg.d_in)
+        return sparse_decode(values, indices, self.W_dec, self.b_dec)
 
     def forward(self, x: Tensor) -> Tensor:
         """The reconstruction x̂, in the shape and dtype of x."""

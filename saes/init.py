@@ -1,4 +1,7 @@
-"""Initial weights: unit decoder rows, W_enc = W_decᵀ, b_dec = mean of a first sample.
+"""Initial weights: unit decoder rows, W_enc = W_decᵀ / 2, b_dec = mean of a first sample.
+
+The factor ½ *(ours)*: the chosen features of a token overlap, so with W_enc = W_decᵀ their sum overshoots (measured in
+docs/saes.md).
 
 **Active-subspace initialisation** (Wang et al. 2025, arXiv 2508.16929): attention outputs are low-rank, and a feature
 whose direction lies where activations have no variance is born dead. Random directions are therefore projected onto the
@@ -25,7 +28,13 @@ def principal_subspace(x_ND: Tensor, variance: float) -> Tensor:
 
 @torch.no_grad()
 def initialise(
-    sae: SAE, sample_ND: Tensor, generator: torch.Generator, *, active_subspace: bool, variance: float = 0.99
+    sae: SAE,
+    sample_ND: Tensor,
+    generator: torch.Generator,
+    *,
+    active_subspace: bool,
+    variance: float = 0.99,
+    encoder_scale: float = 0.5,
 ) -> int:
     """Set the weights of `sae` in place.
 
@@ -35,6 +44,7 @@ def initialise(
         generator: source of the random directions (CPU).
         active_subspace: project directions as above; otherwise they are uniform on the sphere.
         variance: share of variance the subspace holds.
+        encoder_scale: norm of the encoder's columns.
 
     Returns:
         The dimension of the subspace used (d_in without projection).
@@ -48,6 +58,6 @@ def initialise(
         directions = directions @ basis_RD.T @ basis_RD
     directions = directions / directions.norm(dim=-1, keepdim=True).clamp_min(1e-8)
     sae.W_dec.copy_(directions)
-    sae.W_enc.copy_(directions.T)
+    sae.W_enc.copy_(encoder_scale * directions.T)
     sae.b_dec.copy_(sample.mean(0))
     return rank

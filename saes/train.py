@@ -185,6 +185,7 @@ def start_trainee(name: str, hook: str, model: HookedModel, sample_ND: torch.Ten
         normalise=config.normalise,
         active_subspace=config.active_subspace,
         variance=config.subspace_variance,
+        encoder_scale=config.encoder_scale,
     )
 
 

@@ -44,7 +44,7 @@ class TrainConfig:
     batch_size: int = 1024
     """Activations a step."""
     lr: float | None = None
-    """Peak learning rate; None takes 2e-4/sqrt(d_sae/2^14)."""
+    """Peak learning rate; None takes 2e-4/sqrt(d_sae/2^14) for the TopK families, 2e-3 for the others."""
     lr_warmup: float = 0.02
     """Share of the steps over which the learning rate rises from 0."""
     lr_decay: float = 0.2
@@ -59,6 +59,8 @@ class TrainConfig:
     """Start decoder rows inside the principal subspace of the activations (fewer dead features)."""
     subspace_variance: float = 0.99
     """Share of the activations' variance which that subspace holds."""
+    encoder_scale: float = 0.5
+    """Norm of the encoder's columns at the start (decoder rows have norm 1)."""
     aux_coefficient: float = 1 / 32
     """Weight of AuxK, which revives dead features (TopK families)."""
     k_aux: int | None = None

@@ -57,20 +57,32 @@ class Trainee:
         normalise: bool,
         active_subspace: bool,
         variance: float,
+        encoder_scale: float = 0.5,
     ) -> Trainee:
         """A new SAE, initialised from a sample of the activations it will see."""
         scale = math.sqrt(cfg.d_in) / max(float(sample_ND.norm(dim=-1).mean()), 1e-12) if normalise else 1.0
         sae = SAE.create(cfg).to(sample_ND.device)
         generator = torch.Generator().manual_seed(seed)
-        rank = initialise(sae, sample_ND * scale, generator, active_subspace=active_subspace, variance=variance)
-        rate = default_learning_rate(cfg.d_sae) if learning_rate is None else learning_rate
-        optimizer = torch.optim.Adam(sae.parameters(), lr=rate, betas=(0.9, 0.999), eps=6.25e-10)
+        rank = initialise(
+            sae,
+            sample_ND * scale,
+            generator,
+            active_subspace=active_subspace,
+            variance=variance,
+            encoder_scale=encoder_scale,
+        )
+        rate = learning_rate or sae.default_rate or default_learning_rate(cfg.d_sae)
+        groups = [
+            {"params": [parameter], "scale": sae.rate_scale.get(name, 1.0)}
+            for name, parameter in sae.named_parameters()
+        ]
+        optimizer = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.999), eps=6.25e-10)
         silent = torch.zeros(cfg.d_sae, dtype=torch.int64, device=sample_ND.device)
         return cls(name, hook, sae, optimizer, rate, scale, silent, rank)
 
     def set_learning_rate(self, factor: float) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * factor
+            group["lr"] = self.learning_rate * factor * group["scale"]
 
     def count(self, fired_F: Tensor, n_tokens: int) -> None:
         """Note which features fired on a batch of n tokens."""

@@ -16,7 +16,7 @@ from attlas.saes.auxk import auxk_loss
 from attlas.saes.base import SAE, LossTerms, StepContext, squared_error
 from attlas.saes.config import SAEConfig
 
-THRESHOLD_RATE = 0.01
+THRESHOLD_RATE = 0.05
 
 
 class BatchTopKSAE(SAE):

@@ -22,7 +22,8 @@ class GatedSAE(SAE):
     arch: ClassVar[str] = "gated"
     saelens_arch: ClassVar[str] = "gated"
     saelens_names: ClassVar[dict[str, str]] = {"b_enc": "b_gate"}
-    default_sparsity: ClassVar[float] = 2.0
+    default_sparsity: ClassVar[float] = 6.0
+    default_rate: ClassVar[float | None] = 2e-3
 
     def __init__(self, cfg: SAEConfig) -> None:
         super().__init__(cfg)

@@ -20,7 +20,8 @@ class StandardSAE(SAE):
     arch: ClassVar[str] = "standard"
     saelens_arch: ClassVar[str] = "standard"
     unit_norm_decoder: ClassVar[bool] = False
-    default_sparsity: ClassVar[float] = 2.0
+    default_sparsity: ClassVar[float] = 4.0
+    default_rate: ClassVar[float | None] = 2e-3
 
     def activate(self, pre: Tensor) -> Tensor:
         return torch.relu(pre)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attlas.saes.auxk import auxk_loss
 from attlas.saes.base import SAE, LossTerms, StepContext, squared_error
+from attlas.saes.sparse_ops import topk_encode
 
 
 class TopKSAE(SAE):
@@ -26,13 +27,10 @@ class TopKSAE(SAE):
         return torch.zeros_like(pre).scatter(-1, indices, torch.relu(values))
 
     def encode_sparse(self, x: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:
-        from attlas.kernels import topk_encode
-
         x = self._normalise(self.flatten_heads(x).to(self.W_enc.dtype))[0]
         k = min(k or self.cfg.k, self.cfg.k)
         b_dec = self.b_dec if self.cfg.apply_b_dec_to_input else None
-        values, indices = topk_encode(x.reshape(-1, self.cfg.d_in), self.W_enc, self.b_enc, k, b_dec=b_dec)
-        return values.reshape(*x.shape[:-1], k), indices.reshape(*x.shape[:-1], k)
+        return topk_encode(x, self.W_enc, self.b_enc, k, b_dec)
 
     def loss(self, x: Tensor, step: StepContext) -> LossTerms:
         values_BK, indices_BK = self.encode_sparse(x)

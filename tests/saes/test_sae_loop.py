@@ -244,7 +244,7 @@ def test_start_weights(active: bool) -> None:
     trainees, _ = start(small(active_subspace=active, subspace_variance=1 - 1e-6))
     sae, scale = trainees[0].sae, trainees[0].scale
     torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(32))
-    torch.testing.assert_close(sae.W_enc, sae.W_dec.T)
+    torch.testing.assert_close(2 * sae.W_enc, sae.W_dec.T)
     x = torch.cat([planted(chunk)[HOOKS[0]] for chunk in range(2)])
     basis = principal_subspace(x, 1 - 1e-6)
     outside = (sae.W_dec - sae.W_dec @ basis.T @ basis).norm(dim=-1)
