@@ -1,20 +1,16 @@
-"""Put something else in a hook's place: an SAE's reconstruction, zero, or a mean.
+"""Put something else in a hook's place: an SAE's reconstruction, its features edited, zero, or a mean.
 
-`with attlas.saes.splice.with_saes(model, {hook: sae}): model(tokens)` runs the model on reconstructions.
+`with model.with_saes({hook: sae}): model(tokens)` runs a model on reconstructions; the functions here are for
+`with model.hooks({hook: sae_hook(sae, edit=…)})`.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from torch import Tensor
 
 from attlas.saes.base import SAE
-
-if TYPE_CHECKING:
-    from attlas.interp import HookedModel
 
 HookFn = Callable[[Tensor, str], Tensor]
 
@@ -50,10 +46,3 @@ def sae_hook(sae: SAE, use_error_term: bool = False, edit: Callable[[Tensor], Te
         return out.reshape(activation.shape).to(activation.dtype)
 
     return hook
-
-
-@contextlib.contextmanager
-def with_saes(model: HookedModel, saes: Mapping[str, SAE], use_error_term: bool = False) -> Iterator[HookedModel]:
-    """Run the model with SAEs spliced in at their hooks; leaving the block takes them out."""
-    with model.hooks({hook: sae_hook(sae, use_error_term) for hook, sae in saes.items()}):
-        yield model

@@ -22,6 +22,7 @@ VERBS = {
     "entropy": "measure attention entropy per head",
     "redundancy": "score attention, MLP and block redundancy per layer",
     "vit": "rank ViT heads; how far they look; what patterns they draw",
+    "export": "write an autoencoder or its features in another library's format",
     "serve": "open a workspace in the browser",
     "doctor": "check this installation and say what is missing",
 }

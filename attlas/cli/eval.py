@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from attlas.cli.common import ModelArgs, OutArgs, Output, TextArgs, open_model, open_workspace
+from attlas.cli.export import find_sae
 from attlas.data.workspace import Run, Workspace
-from attlas.errors import ConfigError
 from attlas.saes.base import SAE
 from attlas.saes.evaluation import EvalConfig
 
@@ -84,17 +84,11 @@ def _targets(args: Args, workspace: Workspace) -> list[tuple[SAE, Run | None]]:
     """The SAEs to evaluate, each with its run where it has one."""
     from attlas.saes.formats import load_sae
 
-    runs = workspace.runs("sae")
-    if args.sae is None:
-        if not runs:
-            raise ConfigError(f"workspace '{workspace.path}' holds no SAE; train one (attlas train) or give --sae")
-        newest = runs[0]
-        same = [r for r in runs if r.model == newest.model and _grid(r) == _grid(newest)]
-        return [(load_sae(workspace.folder(r)), r) for r in reversed(same)]
-    named = [r for r in runs if args.sae in (r.id, str(workspace.folder(r)))]
-    if named:
-        return [(load_sae(workspace.folder(named[0])), named[0])]
-    return [(load_sae(args.sae), None)]
+    source, parent = find_sae(workspace, args.sae)
+    if args.sae is not None or parent is None:
+        return [(load_sae(source), parent)]
+    same = [r for r in workspace.runs("sae") if r.model == parent.model and _grid(r) == _grid(parent)]
+    return [(load_sae(workspace.folder(r)), r) for r in reversed(same)]
 
 
 def _grid(run: Run) -> dict[str, Any]:

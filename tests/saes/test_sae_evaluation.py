@@ -18,7 +18,7 @@ from attlas.saes.eval_schema import METRICS
 from attlas.saes.evaluation import _intervals
 from attlas.saes.init import initialise
 from attlas.saes.sources import Inputs
-from attlas.saes.splice import sae_hook, with_saes
+from attlas.saes.splice import sae_hook
 
 if TYPE_CHECKING:
     from attlas.interp import HookedModel
@@ -178,13 +178,16 @@ def test_wrong_width_and_hook(gpt2_mini: HookedModel, tokens: torch.Tensor) -> N
 def test_error_term_leaves_the_run_exactly_clean(gpt2_mini: HookedModel, tokens: torch.Tensor, sae: SAE) -> None:
     with torch.no_grad():
         clean = gpt2_mini(tokens)
-        with with_saes(gpt2_mini, {HOOK: sae}, use_error_term=True):
+        with gpt2_mini.hooks({HOOK: sae_hook(sae, use_error_term=True)}):
             exact = gpt2_mini(tokens)
-        with with_saes(gpt2_mini, {HOOK: sae}):
+        with gpt2_mini.with_saes({HOOK: sae}, use_error_term=True):
+            close = gpt2_mini(tokens)
+        with gpt2_mini.with_saes({HOOK: sae}, use_error_term=False):
             changed = gpt2_mini(tokens)
         after = gpt2_mini(tokens)
     assert torch.equal(exact, clean)
     assert torch.equal(after, clean)
+    torch.testing.assert_close(close, clean, atol=1e-3, rtol=1e-4)
     assert not torch.allclose(changed, clean, atol=1e-2)
 
 
