@@ -37,6 +37,10 @@ class HookNameError(AttlasError, KeyError):
         return str(self.args[0])
 
 
+class LayerRangeError(AttlasError, IndexError):
+    """A layer or head index is outside the model."""
+
+
 class ContextLengthError(AttlasError, ValueError):
     """A sequence is longer than the model's context window."""
 

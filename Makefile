@@ -1,0 +1,72 @@
+# Two commands: `make demo` and `make test`. Both set up everything they need, and are quick the second time.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# A plain `torch` requirement takes CUDA builds of several GB; on machines without a GPU this one is enough.
+TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo 'torch>=2.11' || echo 'torch==2.13.0')
+WORKSPACE ?= workspace
+PORT ?= 8050
+SERVE ?= 1
+PYTEST_ARGS ?=
+SOURCES = $(shell git ls-files '*.py' 2>/dev/null || find . -name '*.py' -not -path './$(VENV)/*')
+
+.PHONY: demo test lint check-types unit browser install clean docs
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo            install, run the whole job on the embedded models, open http://127.0.0.1:$(PORT)"
+	@echo "make demo SERVE=0    the same, without the server"
+	@echo "make test            install, lint, type-check, run all tests"
+	@echo "make docs            write docs/workspace.md anew from the table schemas"
+
+$(VENV)/.torch:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check '$(TORCH)'
+	@touch $@
+
+# Dependencies change with pyproject.toml alone.
+$(VENV)/.dependencies: pyproject.toml $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'setuptools>=77' wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
+	  --config-settings editable_mode=strict -e '.[test]'
+	@touch $@
+
+# The strict editable install links files one by one (type checkers follow it), so new files need it again.
+$(VENV)/.installed: $(VENV)/.dependencies $(SOURCES)
+	@if [ "$$(git ls-files -co --exclude-standard '*.py' | sort | sha256sum)" != "$$(cat $(VENV)/.files 2>/dev/null)" ]; then \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps \
+	    --config-settings editable_mode=strict -e . && \
+	  git ls-files -co --exclude-standard '*.py' | sort | sha256sum > $(VENV)/.files; fi
+	@touch $@
+
+install: $(VENV)/.installed
+
+demo: install
+	$(BIN)/attlas demo --workspace $(WORKSPACE) --port $(PORT) $(if $(filter 0,$(SERVE)),--no-serve,)
+
+# Chromium for the browser tests, where the system has none and apt can install it.
+browser:
+	@command -v chromium >/dev/null 2>&1 || command -v chromium-browser >/dev/null 2>&1 || \
+	  command -v google-chrome >/dev/null 2>&1 || \
+	  { command -v apt-get >/dev/null 2>&1 && [ "$$(id -u)" = 0 ] && \
+	    apt-get update -q >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -q chromium >/dev/null; } || \
+	  echo "no Chromium here and no right to install one: browser tests will be skipped"
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+check-types: install
+	$(BIN)/mypy -p attlas
+
+unit: install browser
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+test: lint check-types unit
+
+docs: install
+	$(BIN)/python -m attlas.cli.schema_docs > docs/workspace.tables.md
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,99 @@
+"""Where the parts of a Hugging Face model sit: what a family adapter tells, and all that the hooks need to know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from attlas.errors import UnsupportedModelError
+from attlas.interp.config import ModelConfig
+
+Rotary = Callable[[Tensor, Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class LayerParts:
+    """The modules of one transformer layer.
+
+    Attributes:
+        block: the layer itself; its input is resid_pre, its output resid_post.
+        attn, mlp: the sub-layers. `attn` receives the attention mask.
+        ln1, ln2: the norms in front of them.
+        q, k, v: projections of separate families; with a fused one (GPT-2) all three are that module.
+        out_proj: W_O; its input is hook_z with heads concatenated.
+        attn_out, mlp_out: the modules whose output joins the residual stream (DINOv2: after the layer scale).
+        scale: what scores are multiplied with, usually 1/√d_head.
+    """
+
+    block: nn.Module
+    attn: nn.Module
+    mlp: nn.Module
+    ln1: nn.Module
+    ln2: nn.Module
+    q: nn.Module
+    k: nn.Module
+    v: nn.Module
+    out_proj: nn.Module
+    attn_out: nn.Module
+    mlp_out: nn.Module
+    scale: float
+
+    @property
+    def fused_qkv(self) -> bool:
+        return self.q is self.k
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A whole model, as a family adapter sees it.
+
+    Attributes:
+        cfg: shape and kind.
+        layers: one entry a layer.
+        embed: module whose output is hook_embed.
+        pos_embed: module whose output is hook_pos_embed, or None.
+        final_norm: the norm after the last layer.
+        unembed: Linear to vocabulary or classes, or None for a backbone.
+        rotary: applies RoPE to (q, k) of [B, head, T, d_head], or None.
+    """
+
+    cfg: ModelConfig
+    layers: tuple[LayerParts, ...]
+    embed: nn.Module
+    final_norm: nn.Module
+    unembed: nn.Module | None = None
+    pos_embed: nn.Module | None = None
+    rotary: Rotary | None = None
+    notes: tuple[str, ...] = field(default=())
+
+
+def find(module: nn.Module, *paths: str) -> nn.Module:
+    """The first of several dotted paths that exists (transformers renames modules between versions).
+
+    Raises:
+        UnsupportedModelError: none exists.
+    """
+    for path in paths:
+        try:
+            return module.get_submodule(path)
+        except AttributeError:
+            continue
+    raise UnsupportedModelError(
+        f"{type(module).__name__} has none of the modules {list(paths)}; this version of transformers lays it out anew"
+    )
+
+
+def linear_weight(module: nn.Module) -> Tensor:
+    """Weight of a Linear or a GPT-2 Conv1D as [in, out]."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return weight if type(module).__name__ == "Conv1D" else weight.T
+
+
+def linear_bias(module: nn.Module, width: int) -> Tensor:
+    """Bias [out], zeros where the layer has none."""
+    bias = getattr(module, "bias", None)
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return bias if bias is not None else torch.zeros(width, dtype=weight.dtype, device=weight.device)

@@ -1,0 +1,59 @@
+"""GPT-2: fused c_attn (a Conv1D), learned positions, LayerNorm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attlas.interp.anatomy import Anatomy, LayerParts
+from attlas.interp.config import ModelConfig
+
+MODEL_TYPES = ("gpt2",)
+
+
+def describe(hf: Any) -> Anatomy:
+    """Anatomy of a GPT2LMHeadModel or GPT2Model."""
+    config = hf.config
+    base = getattr(hf, "transformer", hf)
+    d_head = config.n_embd // config.n_head
+    cfg = ModelConfig(
+        family="gpt2",
+        model_type=config.model_type,
+        n_layers=len(base.h),
+        n_heads=config.n_head,
+        n_kv_heads=config.n_head,
+        d_model=config.n_embd,
+        d_head=d_head,
+        d_mlp=config.n_inner or 4 * config.n_embd,
+        n_ctx=config.n_positions,
+        d_vocab=config.vocab_size,
+    )
+    layers = []
+    for index, block in enumerate(base.h):
+        scale = d_head**-0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            scale /= index + 1
+        c_attn = block.attn.c_attn
+        layers.append(
+            LayerParts(
+                block=block,
+                attn=block.attn,
+                mlp=block.mlp,
+                ln1=block.ln_1,
+                ln2=block.ln_2,
+                q=c_attn,
+                k=c_attn,
+                v=c_attn,
+                out_proj=block.attn.c_proj,
+                attn_out=block.attn,
+                mlp_out=block.mlp,
+                scale=scale,
+            )
+        )
+    return Anatomy(
+        cfg=cfg,
+        layers=tuple(layers),
+        embed=base.wte,
+        pos_embed=base.wpe,
+        final_norm=base.ln_f,
+        unembed=getattr(hf, "lm_head", None),
+    )

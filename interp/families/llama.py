@@ -1,0 +1,71 @@
+"""Llama and its kin with the same layout: RMSNorm, rotary positions, grouped-query attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attlas.interp.anatomy import Anatomy, LayerParts
+from attlas.interp.config import ModelConfig
+
+MODEL_TYPES = ("llama", "mistral", "qwen2")
+
+
+def rotate_half(x: Tensor) -> Tensor:
+    """[x1, x2] → [−x2, x1] over the two halves of d_head (the layout Hugging Face keeps RoPE in)."""
+    half = x.shape[-1] // 2
+    return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
+
+
+def rotate(q: Tensor, k: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Apply RoPE (Su et al. 2021, arXiv 2104.09864) to q, k of [B, head, T, d_head]; cos, sin are [B, T, d_head]."""
+    cos, sin = (t.unsqueeze(1) for t in position_embeddings)
+    return q * cos + rotate_half(q) * sin, k * cos + rotate_half(k) * sin
+
+
+def describe(hf: Any) -> Anatomy:
+    """Anatomy of a LlamaForCausalLM, LlamaModel, or a model of the same layout."""
+    config = hf.config
+    base = getattr(hf, "model", hf)
+    d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cfg = ModelConfig(
+        family="llama",
+        model_type=config.model_type,
+        n_layers=len(base.layers),
+        n_heads=config.num_attention_heads,
+        n_kv_heads=config.num_key_value_heads or config.num_attention_heads,
+        d_model=config.hidden_size,
+        d_head=d_head,
+        d_mlp=config.intermediate_size,
+        n_ctx=config.max_position_embeddings,
+        d_vocab=config.vocab_size,
+        positional="rotary",
+        norm="rms",
+    )
+    layers = tuple(
+        LayerParts(
+            block=block,
+            attn=block.self_attn,
+            mlp=block.mlp,
+            ln1=block.input_layernorm,
+            ln2=block.post_attention_layernorm,
+            q=block.self_attn.q_proj,
+            k=block.self_attn.k_proj,
+            v=block.self_attn.v_proj,
+            out_proj=block.self_attn.o_proj,
+            attn_out=block.self_attn,
+            mlp_out=block.mlp,
+            scale=float(block.self_attn.scaling),
+        )
+        for block in base.layers
+    )
+    return Anatomy(
+        cfg=cfg,
+        layers=layers,
+        embed=base.embed_tokens,
+        final_norm=base.norm,
+        unembed=getattr(hf, "lm_head", None),
+        rotary=rotate,
+    )

@@ -1,0 +1,79 @@
+"""Vision transformers: ViT, DeiT and DINOv2 (with or without registers), which differ in names and the layer scale."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from attlas.interp.anatomy import Anatomy, LayerParts, find
+from attlas.interp.config import ModelConfig
+
+MODEL_TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers")
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (int(value[0]), int(value[1])) if isinstance(value, (list, tuple)) else (int(value), int(value))
+
+
+def _layer(block: nn.Module) -> LayerParts:
+    """Parts of a layer, by the names of transformers 5.2x first, then the older nested ones."""
+    attn = find(block, "attention")
+    q = find(block, "attention.q_proj", "attention.attention.query")
+    older = hasattr(block, "intermediate")  # the old ViT has no `mlp`; its residual sum sits inside `output`
+    mlp = find(block, "mlp", "output.dense")
+    d_head = getattr(attn, "head_dim", None) or attn.attention.attention_head_size  # type: ignore[union-attr]
+    return LayerParts(
+        block=block,
+        attn=attn,
+        mlp=mlp,
+        ln1=find(block, "norm1", "layernorm_before"),
+        ln2=find(block, "norm2", "layernorm_after"),
+        q=q,
+        k=find(block, "attention.k_proj", "attention.attention.key"),
+        v=find(block, "attention.v_proj", "attention.attention.value"),
+        out_proj=find(block, "attention.o_proj", "attention.output.dense"),
+        attn_out=find(block, "layer_scale1", "attention"),
+        mlp_out=mlp if older else find(block, "layer_scale2", "mlp"),
+        scale=float(d_head) ** -0.5,
+    )
+
+
+def describe(hf: Any) -> Anatomy:
+    """Anatomy of a ViT, DeiT or DINOv2 model, with or without a classifier."""
+    config = hf.config
+    base = hf
+    for name in ("vit", "deit", "dinov2", "dinov2_with_registers"):
+        base = getattr(base, name, base)
+    blocks = getattr(base, "layers", None)
+    if blocks is None:
+        blocks = find(base.encoder, "layer", "layers")
+    image, patch = _pair(config.image_size), _pair(config.patch_size)
+    grid = (image[0] // patch[0], image[1] // patch[1])
+    n_prefix = 1 + int(config.model_type == "deit") + int(getattr(config, "num_register_tokens", 0) or 0)
+    heads = config.num_attention_heads
+    head = getattr(hf, "classifier", None) or getattr(hf, "cls_classifier", None)
+    cfg = ModelConfig(
+        family="vit",
+        model_type=config.model_type,
+        n_layers=len(blocks),
+        n_heads=heads,
+        n_kv_heads=heads,
+        d_model=config.hidden_size,
+        d_head=config.hidden_size // heads,
+        d_mlp=getattr(config, "intermediate_size", None) or int(config.hidden_size * getattr(config, "mlp_ratio", 4)),
+        n_ctx=grid[0] * grid[1] + n_prefix,
+        n_classes=head.out_features if isinstance(head, nn.Linear) else 0,
+        causal=False,
+        n_prefix_tokens=n_prefix,
+        grid=grid,
+        image_size=image,
+        patch_size=patch[0],
+    )
+    return Anatomy(
+        cfg=cfg,
+        layers=tuple(_layer(block) for block in blocks),
+        embed=base.embeddings,
+        final_norm=base.layernorm,
+        unembed=head if isinstance(head, nn.Linear) else None,
+    )

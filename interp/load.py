@@ -1,0 +1,161 @@
+"""Open a model by name, folder or module."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from attlas.data.files import sha256_file
+from attlas.errors import CheckpointError, ConfigError, ModelNotFoundError, UnsupportedModelError
+from attlas.interp.families import FAMILIES
+from attlas.interp.model import HookedModel
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def load_model(
+    name_or_path: str | Path | nn.Module,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "float32",
+) -> HookedModel:
+    """Open a GPT-2, Llama-like or ViT-like model.
+
+    Args:
+        name_or_path: an embedded or fetched model's name, a Hugging Face folder, a hub id, or a loaded module
+            (a Hugging Face model, or TransformerLens's TransformerBridge, whose original model is taken).
+        device: "cpu", "cuda", "auto" (CUDA when there is one).
+        dtype: weights and activations.
+
+    Raises:
+        ModelNotFoundError: nothing has this name.
+        UnsupportedModelError: no adapter for the architecture.
+        CheckpointError: weights are damaged or incomplete.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    if isinstance(dtype, str):
+        if dtype not in _DTYPES:
+            raise ConfigError(f"dtype '{dtype}' is not one of {', '.join(_DTYPES)}")
+        dtype = _DTYPES[dtype]
+    if not isinstance(name_or_path, (str, Path)):
+        return wrap_module(name_or_path)
+    from attlas.data.models_catalog import resolve_model
+
+    found = resolve_model(str(name_or_path))
+    hf = _load_folder(found.folder, found.name, dtype).to(device).eval()
+    return HookedModel(
+        hf,
+        name=found.name,
+        weight_hash=_folder_hash(found.folder),
+        tokenizer=_tokenizer(found.folder),
+        image_spec=_image_spec(found.folder),
+    )
+
+
+def wrap_module(module: Any) -> HookedModel:
+    """A HookedModel around a module in memory; its weights are hashed, its device and dtype kept.
+
+    Raises:
+        UnsupportedModelError: a HookedTransformer (its weights are rewritten; use TransformerBridge), or no adapter.
+    """
+    tokenizer = getattr(module, "tokenizer", None)
+    if type(module).__name__ == "HookedTransformer":
+        raise UnsupportedModelError(
+            "a HookedTransformer holds rewritten weights; pass a TransformerBridge or the model's name"
+        )
+    hf = getattr(module, "original_model", module)
+    digest = hashlib.sha256()
+    for key, tensor in sorted(hf.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    name = str(getattr(hf.config, "_name_or_path", "") or type(hf).__name__)
+    return HookedModel(
+        hf.eval(), name=Path(name).name or type(hf).__name__, weight_hash=digest.hexdigest()[:16], tokenizer=tokenizer
+    )
+
+
+def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Any:
+    import transformers
+
+    config_path = folder / "config.json"
+    if not config_path.is_file():
+        raise ModelNotFoundError(f"'{folder}' has no config.json; give a Hugging Face model folder")
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"'{config_path}' is not JSON ({error})") from error
+    model_type = config.get("model_type")
+    if model_type not in {t for family in FAMILIES for t in family.MODEL_TYPES}:
+        known = sorted(t for family in FAMILIES for t in family.MODEL_TYPES)
+        raise UnsupportedModelError(f"{name}: model type '{model_type}' has no adapter; supported: {', '.join(known)}")
+    cls = next((getattr(transformers, a) for a in config.get("architectures") or [] if hasattr(transformers, a)), None)
+    cls = cls or transformers.AutoModel
+    try:
+        with _quiet():
+            model, info = cls.from_pretrained(
+                folder, dtype=dtype, local_files_only=True, attn_implementation="sdpa", output_loading_info=True
+            )
+    except Exception as error:  # safetensors, json and shape errors come in many classes
+        files = ", ".join(p.name for p in sorted(folder.glob("*.safetensors"))) or "no .safetensors file"
+        raise CheckpointError(f"cannot read the weights in '{folder}' ({files}): {_first_line(error)}") from error
+    missing = sorted(k for k in info["missing_keys"] if "pooler" not in k)
+    if missing:
+        raise CheckpointError(
+            f"'{folder}' lacks {len(missing)} weights, such as {', '.join(missing[:3])}; the checkpoint is incomplete"
+        )
+    return model
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no warnings of transformers while loading: missing weights become an error of ours."""
+    from transformers.utils import logging as hf_logging
+
+    level = hf_logging.get_verbosity()
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(logging.CRITICAL)
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def _folder_hash(folder: Path) -> str:
+    """Sixteen hex digits over all weight files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(sha256_file(path).encode())
+    return digest.hexdigest()[:16]
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer; a checkpoint folder without one takes its parents' (checkpoints/step-…)."""
+    for place in (folder, folder.parent, folder.parent.parent):
+        if (place / "tokenizer.json").is_file():
+            from transformers import AutoTokenizer
+
+            with _quiet():
+                return AutoTokenizer.from_pretrained(place, local_files_only=True)
+    return None
+
+
+def _image_spec(folder: Path) -> Any:
+    if not (folder / "preprocessor_config.json").is_file():
+        return None
+    from attlas.data.images import ImageSpec
+
+    return ImageSpec.from_folder(folder)

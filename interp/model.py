@@ -1,0 +1,397 @@
+"""HookedModel: a Hugging Face model as it is, with TransformerLens's hook names on top."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attlas.data.workspace import Ref
+from attlas.errors import ConfigError, ContextLengthError, LayerRangeError, NonFiniteError, UnsupportedModelError
+from attlas.interp.anatomy import LayerParts, linear_bias, linear_weight
+from attlas.interp.config import ModelConfig
+from attlas.interp.engine import HookEngine, HookFn, Registration, StopForward
+from attlas.interp.families import describe
+from attlas.interp.names import NameFilter, hook_names, layer_of, resolve
+
+Cache = dict[str, Tensor]
+
+
+class HookedModel:
+    """A model whose attention can be read and edited by name.
+
+    The module in `.hf` is untouched: its own SDPA attention runs, and torch hooks sit on it only while a capture or a
+    `hooks` context is open. Gradients follow torch's grad mode; wrap calls in `torch.no_grad()` where none are wanted
+    (`capture` does).
+
+    Attributes:
+        hf: the Hugging Face module.
+        cfg: shape and kind (ModelConfig).
+        name, weight_hash, ref: what the manifest records.
+        tokenizer: the model's tokenizer, or None.
+        image_spec: how images become pixels (vision models), or None.
+    """
+
+    def __init__(
+        self,
+        hf: nn.Module,
+        *,
+        name: str,
+        weight_hash: str,
+        tokenizer: Any = None,
+        image_spec: Any = None,
+    ) -> None:
+        self.hf: Any = hf
+        self.name = name
+        self.weight_hash = weight_hash
+        self.tokenizer = tokenizer
+        self.image_spec = image_spec
+        self.anatomy = describe(hf)
+        self._names = hook_names(self.anatomy)
+        self._engine = HookEngine(self.anatomy)
+
+    def __repr__(self) -> str:
+        c = self.cfg
+        kv = f" ({c.n_kv_heads} kv)" if c.n_kv_heads != c.n_heads else ""
+        return (
+            f"HookedModel({self.name!r}, {c.family}, {c.n_layers} layers × {c.n_heads} heads{kv}, d_model {c.d_model})"
+        )
+
+    @property
+    def cfg(self) -> ModelConfig:
+        return self.anatomy.cfg
+
+    @property
+    def ref(self) -> Ref:
+        return Ref(self.name, self.weight_hash)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.hf.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.hf.parameters()).dtype
+
+    @property
+    def layers(self) -> tuple[LayerParts, ...]:
+        return self.anatomy.layers
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def hook_names(self) -> tuple[str, ...]:
+        """Every hook name, in the order a forward pass reaches them."""
+        return self._names
+
+    def __call__(self, inputs: Tensor, **kwargs: Any) -> Tensor:
+        """Logits [B, T, d_vocab] or [B, n_classes]; the last hidden state [B, T, d_model] of a backbone.
+
+        Args:
+            inputs: tokens int64 [B, T], or pixels float [B, C, H, W].
+
+        Raises:
+            ContextLengthError: the sequence is longer than the context window.
+        """
+        inputs = self._check(inputs)
+        if self.cfg.family == "vit":
+            output = self.hf(pixel_values=inputs.to(self.dtype), **kwargs)
+        else:
+            output = self.hf(input_ids=inputs, use_cache=False, **kwargs)
+        logits = getattr(output, "logits", None)
+        return logits if logits is not None else output.last_hidden_state
+
+    def _check(self, inputs: Tensor) -> Tensor:
+        if self.cfg.family == "vit":
+            if inputs.ndim != 4 or not inputs.is_floating_point():
+                raise ConfigError(f"pixels must be float [B, C, H, W], not {inputs.dtype} {tuple(inputs.shape)}")
+        else:
+            if inputs.ndim == 1:
+                inputs = inputs[None]
+            if inputs.ndim != 2 or inputs.is_floating_point():
+                raise ConfigError(f"tokens must be integers [B, T], not {inputs.dtype} {tuple(inputs.shape)}")
+            if inputs.shape[1] > self.cfg.n_ctx:
+                raise ContextLengthError(
+                    f"a sequence of {inputs.shape[1]} tokens is longer than the context window of {self.name} "
+                    f"({self.cfg.n_ctx}); use seq_len ≤ {self.cfg.n_ctx}"
+                )
+        return inputs.to(self.device)
+
+    @contextlib.contextmanager
+    def hooks(self, functions: Mapping[str, HookFn]) -> Iterator[HookedModel]:
+        """Interventions: `with model.hooks({"blocks.1.attn.hook_z": fn}): model(tokens)`.
+
+        Args:
+            functions: name or glob → function(tensor, hook_name) → new tensor, or None to leave it. A changed
+                rot_q, rot_k, attn_scores or pattern makes z anew from it. Functions return a new tensor; what they do
+                in place is not defined.
+
+        Raises:
+            HookNameError: a name matches nothing.
+        """
+        registrations: list[Registration] = [
+            (name, fn) for pattern, fn in functions.items() for name in resolve(pattern, self._names)
+        ]
+        self._engine.add(registrations)
+        try:
+            yield self
+        finally:
+            self._engine.remove(registrations)
+
+    def run_with_cache(
+        self,
+        inputs: Tensor,
+        names: NameFilter = None,
+        stop_at_layer: int | None = None,
+        *,
+        check_finite: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Cache]:
+        """Run and keep activations.
+
+        Args:
+            inputs: tokens int64 [B, T], or pixels float [B, C, H, W].
+            names: hook names, globs ("blocks.*.attn.hook_z"), or a predicate; None keeps all but scores and patterns.
+            stop_at_layer: run layers before this one only; negative counts from the end, as in TransformerLens.
+            check_finite: raise on NaN or infinity, naming layer and hook.
+            kwargs: passed to the Hugging Face module, such as attention_mask.
+
+        Returns:
+            (output, cache): logits or last hidden state, or with stop_at_layer the residual stream [B, T, d_model]
+            that enters that layer; cache maps names to tensors.
+
+        Raises:
+            HookNameError, LayerRangeError, ContextLengthError, NonFiniteError.
+        """
+        n_layers = self.cfg.n_layers
+        cache: Cache = {}
+        wanted = resolve(names, self._names)
+
+        def keep(tensor: Tensor, name: str) -> None:
+            cache[name] = tensor
+
+        registrations: list[Registration] = [(name, keep) for name in wanted]
+        self._engine.add(registrations)
+        try:
+            with contextlib.ExitStack() as stack:
+                if stop_at_layer is not None:
+                    stop = stop_at_layer + n_layers if stop_at_layer < 0 else stop_at_layer
+                    if not 0 <= stop <= n_layers:
+                        raise LayerRangeError(f"stop_at_layer {stop_at_layer} is out of range 0–{n_layers}")
+                    late = [n for n in wanted if (layer_of(n) if layer_of(n) is not None else n_layers) >= stop]  # type: ignore[operator]
+                    late = [n for n in late if n not in ("hook_embed", "hook_pos_embed")]
+                    if late and names is not None:
+                        raise ConfigError(f"'{late[0]}' is not reached when stopping at layer {stop_at_layer}")
+                    stack.enter_context(self._stopping(stop))
+                try:
+                    output = self(inputs, **kwargs)
+                except StopForward as stopped:
+                    output = stopped.residual  # type: ignore[assignment]
+        finally:
+            self._engine.remove(registrations)
+        if check_finite:
+            require_finite(cache)
+        return output, cache
+
+    @contextlib.contextmanager
+    def _stopping(self, layer: int) -> Iterator[None]:
+        """Leave the forward pass where `layer` would begin (n_layers: at the final norm)."""
+        module = self.layers[layer].block if layer < self.cfg.n_layers else self.anatomy.final_norm
+
+        def stop(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise StopForward(args[0] if args else kwargs["hidden_states"])
+
+        handle = module.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @torch.no_grad()
+    def capture(self, inputs: Tensor, names: NameFilter, *, check_finite: bool = False, **kwargs: Any) -> Cache:
+        """Only the named activations, without gradients; nothing after the last layer needed is computed.
+
+        Args: as in run_with_cache. Returns: name → tensor.
+        """
+        wanted = resolve(names, self._names)
+        last = max((self._depth(name) for name in wanted), default=0)
+        if last > self.cfg.n_layers:
+            return self.run_with_cache(inputs, wanted, check_finite=check_finite, **kwargs)[1]
+        in_attention = all(self._depth(n) < last or ".attn." in n for n in wanted)
+        if not in_attention:
+            return self.run_with_cache(inputs, wanted, stop_at_layer=last, check_finite=check_finite, **kwargs)[1]
+        return self._capture_attention(inputs, wanted, last - 1, check_finite, kwargs)
+
+    def _depth(self, name: str) -> int:
+        """How many layers must run for a name: 0 for embeddings, n_layers + 1 past the last."""
+        layer = layer_of(name)
+        if layer is not None:
+            return layer + 1
+        return 0 if name.startswith("hook_") else self.cfg.n_layers + 1
+
+    def _capture_attention(
+        self, inputs: Tensor, wanted: tuple[str, ...], layer: int, check_finite: bool, kwargs: dict[str, Any]
+    ) -> Cache:
+        """Capture that ends inside the last layer's attention: its output projection and MLP are not computed."""
+        cache: Cache = {}
+
+        def keep(tensor: Tensor, name: str) -> None:
+            cache[name] = tensor
+
+        def stop(_tensor: Tensor, _name: str) -> None:
+            raise StopForward
+
+        registrations: list[Registration] = [(name, keep) for name in wanted]
+        registrations.append((f"blocks.{layer}.attn.hook_z", stop))
+        self._engine.add(registrations)
+        try:
+            with contextlib.suppress(StopForward):
+                self(inputs, **kwargs)
+        finally:
+            self._engine.remove(registrations)
+        if check_finite:
+            require_finite(cache)
+        return cache
+
+    # -- text ------------------------------------------------------------------------------------------------------
+
+    def _need_tokenizer(self) -> Any:
+        if self.tokenizer is None:
+            raise UnsupportedModelError(f"{self.name} has no tokenizer; pass token ids")
+        return self.tokenizer
+
+    def to_tokens(self, text: str | list[str], prepend_bos: bool = True) -> Tensor:
+        """Token ids int64 [B, T]; a list must tokenise to equal lengths (pad yourself otherwise)."""
+        tokenizer = self._need_tokenizer()
+        texts = [text] if isinstance(text, str) else text
+        rows = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+        if prepend_bos and tokenizer.bos_token_id is not None:
+            rows = [[tokenizer.bos_token_id, *row] for row in rows]
+        if len({len(row) for row in rows}) > 1:
+            raise ConfigError(f"the texts have {sorted({len(r) for r in rows})} tokens; give texts of equal length")
+        return torch.tensor(rows, dtype=torch.long, device=self.device)
+
+    def to_str_tokens(self, ids: Tensor | list[int]) -> list[str]:
+        """Each token as the text it stands for."""
+        tokenizer = self._need_tokenizer()
+        flat = ids.flatten().tolist() if isinstance(ids, Tensor) else ids
+        return [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in flat]
+
+    def cross_entropy(self, tokens: Tensor, logits: Tensor | None = None) -> Tensor:
+        """Loss of each next token, nats, [B, T−1]."""
+        tokens = tokens.to(self.device)
+        logits = self(tokens) if logits is None else logits
+        losses = nn.functional.cross_entropy(
+            logits[:, :-1].float().flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+        )
+        return losses.view(tokens.shape[0], -1)
+
+    # -- weights ---------------------------------------------------------------------------------------------------
+
+    def layer(self, index: int) -> LayerParts:
+        """The modules of a layer.
+
+        Raises:
+            LayerRangeError: there is no such layer.
+        """
+        if not 0 <= index < self.cfg.n_layers:
+            raise LayerRangeError(f"layer {index} is out of range; {self.name} has layers 0–{self.cfg.n_layers - 1}")
+        return self.layers[index]
+
+    def W_O(self, layer: int) -> Tensor:
+        """Output projection [head, d_head, d_model]: attn_out = Σ_h z^h · W_O[h] + b_O."""
+        weight = linear_weight(self.layer(layer).out_proj)
+        return weight.reshape(self.cfg.n_heads, self.cfg.d_head, -1)
+
+    def b_O(self, layer: int) -> Tensor:
+        """Bias of the output projection [d_model]."""
+        return linear_bias(self.layer(layer).out_proj, self.cfg.d_model)
+
+    def _projection(self, layer: int, slot: int) -> tuple[Tensor, Tensor]:
+        parts = self.layer(layer)
+        module = (parts.q, parts.k, parts.v)[slot]
+        weight = linear_weight(module)
+        bias = linear_bias(module, weight.shape[1])
+        if parts.fused_qkv:
+            weight, bias = weight.chunk(3, dim=1)[slot], bias.chunk(3)[slot]
+        heads = self.cfg.n_heads if slot == 0 else self.cfg.n_kv_heads
+        return (
+            weight.reshape(self.cfg.d_model, heads, self.cfg.d_head).transpose(0, 1),
+            bias.reshape(heads, self.cfg.d_head),
+        )
+
+    def W_Q(self, layer: int) -> Tensor:
+        """[head, d_model, d_head]"""
+        return self._projection(layer, 0)[0]
+
+    def W_K(self, layer: int) -> Tensor:
+        """[kv head, d_model, d_head]"""
+        return self._projection(layer, 1)[0]
+
+    def W_V(self, layer: int) -> Tensor:
+        """[kv head, d_model, d_head]"""
+        return self._projection(layer, 2)[0]
+
+    def b_Q(self, layer: int) -> Tensor:
+        """[head, d_head]"""
+        return self._projection(layer, 0)[1]
+
+    def b_K(self, layer: int) -> Tensor:
+        """[kv head, d_head]"""
+        return self._projection(layer, 1)[1]
+
+    def b_V(self, layer: int) -> Tensor:
+        """[kv head, d_head]"""
+        return self._projection(layer, 2)[1]
+
+    def ln1(self, layer: int) -> nn.Module:
+        """The norm in front of attention."""
+        return self.layer(layer).ln1
+
+    def ln2(self, layer: int) -> nn.Module:
+        """The norm in front of the MLP."""
+        return self.layer(layer).ln2
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.anatomy.final_norm
+
+    @property
+    def W_U(self) -> Tensor:
+        """Unembedding (or classifier) [d_model, d_vocab or n_classes].
+
+        Raises:
+            UnsupportedModelError: the model is a backbone.
+        """
+        if self.anatomy.unembed is None:
+            raise UnsupportedModelError(f"{self.name} is a backbone: it has no unembedding or classifier")
+        return linear_weight(self.anatomy.unembed)
+
+    def with_saes(self, saes: Mapping[str, Any], use_error_term: bool = True) -> contextlib.AbstractContextManager[Any]:
+        """Splice autoencoders in: `with model.with_saes({hook: sae}): model(tokens)`; see attlas.interp.splice."""
+        from attlas.interp.splice import splice
+
+        return splice(self, saes, use_error_term)
+
+
+Predicate = Callable[[str], bool]
+
+
+def require_finite(cache: Mapping[str, Tensor]) -> None:
+    """Raise on the first activation that holds NaN or infinity.
+
+    Raises:
+        NonFiniteError: names layer and hook and how many values are bad. Masked scores (−inf) are allowed.
+    """
+    for name, tensor in cache.items():
+        if name.endswith("hook_attn_scores"):
+            continue
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            layer = layer_of(name)
+            where = f"layer {layer}, " if layer is not None else ""
+            raise NonFiniteError(
+                f"{where}hook '{name}': {bad} of {tensor.numel()} values are NaN or infinite; check weights, use float32"
+            )

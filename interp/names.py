@@ -1,0 +1,84 @@
+"""The hook vocabulary: TransformerLens's names, for every family."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable
+
+from attlas.errors import HookNameError, LayerRangeError, nearest
+from attlas.interp.anatomy import Anatomy
+
+NameFilter = str | Iterable[str] | Callable[[str], bool] | None
+
+_BLOCK = (
+    "hook_resid_pre",
+    "ln1.hook_scale",
+    "ln1.hook_normalized",
+    "attn.hook_q",
+    "attn.hook_k",
+    "attn.hook_v",
+    "attn.hook_rot_q",
+    "attn.hook_rot_k",
+    "attn.hook_attn_scores",
+    "attn.hook_pattern",
+    "attn.hook_z",
+    "hook_attn_out",
+    "hook_resid_mid",
+    "ln2.hook_scale",
+    "ln2.hook_normalized",
+    "hook_mlp_out",
+    "hook_resid_post",
+)
+# Left out of "everything": T×T per head, so they are computed only when asked by name.
+ON_REQUEST = ("attn.hook_attn_scores", "attn.hook_pattern")
+_LAYER = re.compile(r"^blocks\.(\d+)\.")
+
+
+def hook_names(anatomy: Anatomy) -> tuple[str, ...]:
+    """Every hook of a model, in the order a forward pass reaches them."""
+    names = ["hook_embed"]
+    if anatomy.pos_embed is not None:
+        names.append("hook_pos_embed")
+    for layer in range(anatomy.cfg.n_layers):
+        for part in _BLOCK:
+            if "hook_rot" in part and anatomy.rotary is None:
+                continue
+            names.append(f"blocks.{layer}.{part}")
+    return (*names, "ln_final.hook_scale", "ln_final.hook_normalized")
+
+
+def layer_of(name: str) -> int | None:
+    """Layer index in a hook name, or None for the embedding and the final norm."""
+    found = _LAYER.match(name)
+    return int(found.group(1)) if found else None
+
+
+def resolve(names: NameFilter, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Turn names, globs or a predicate into hook names, in forward order.
+
+    None means every hook but the T×T ones.
+
+    Raises:
+        HookNameError: a name or glob matches nothing; says the nearest names.
+        LayerRangeError: the name is right but the layer is not there.
+    """
+    if names is None:
+        return tuple(n for n in known if not n.endswith(ON_REQUEST))
+    if callable(names):
+        return tuple(n for n in known if names(n))
+    wanted: set[str] = set()
+    for pattern in [names] if isinstance(names, str) else list(names):
+        found = [n for n in known if n == pattern] or fnmatch.filter(known, pattern)
+        if not found:
+            raise _unknown(pattern, known)
+        wanted.update(found)
+    return tuple(n for n in known if n in wanted)
+
+
+def _unknown(pattern: str, known: tuple[str, ...]) -> HookNameError | LayerRangeError:
+    layer = layer_of(pattern)
+    n_layers = 1 + max((layer_of(n) or 0 for n in known), default=0)
+    if layer is not None and layer >= n_layers:
+        return LayerRangeError(f"hook '{pattern}': layer {layer} is out of range 0–{n_layers - 1}")
+    return HookNameError(f"no hook matches '{pattern}'{nearest(pattern, known)}")

@@ -1,0 +1,44 @@
+"""Run a model with autoencoders in place of activations."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from attlas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from attlas.interp.model import HookedModel
+
+
+@contextlib.contextmanager
+def splice(model: HookedModel, saes: Mapping[str, Any], use_error_term: bool = True) -> Iterator[HookedModel]:
+    """Replace each hook's activation by its autoencoder's reconstruction.
+
+    Args:
+        model: the model.
+        saes: hook name → anything with encode, decode and cfg.d_in.
+        use_error_term: add what the reconstruction misses (without gradient), so that the clean run is exact and only
+            interventions on features change the output.
+
+    Raises:
+        ConfigError: d_in is not the hook's width (both numbers are named).
+    """
+
+    def replace(sae: Any) -> Any:
+        def fn(tensor: Tensor, name: str) -> Tensor:
+            flat = tensor.flatten(-2) if name.endswith(("hook_z", "hook_q", "hook_k", "hook_v")) else tensor
+            if flat.shape[-1] != sae.cfg.d_in:
+                raise ConfigError(f"the SAE for '{name}' has d_in {sae.cfg.d_in}, the hook is {flat.shape[-1]} wide")
+            x_hat = sae.decode(sae.encode(flat)).to(flat.dtype)
+            if use_error_term:
+                x_hat = x_hat + (flat - x_hat).detach()
+            return x_hat.reshape(tensor.shape)
+
+        return fn
+
+    with model.hooks({name: replace(sae) for name, sae in saes.items()}):
+        yield model

@@ -1,0 +1,90 @@
+"""Models and data that many tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from attlas.data.images import ImageDataset, load_images
+from attlas.data.models_catalog import EMBEDDED_DIR, get_model
+from attlas.data.text import TokenDataset, load_tokens
+from attlas.errors import AttlasError
+from attlas.interp import HookedModel, load_model
+
+GPT2_DIR = EMBEDDED_DIR / "gpt2-mini"
+VIT_DIR = EMBEDDED_DIR / "vit-mini"
+
+
+@pytest.fixture(autouse=True)
+def _deterministic() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def gpt2_mini() -> HookedModel:
+    return load_model("gpt2-mini", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def vit_mini() -> HookedModel:
+    return load_model("vit-mini", device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama with grouped-query attention: 3 layers, 6 heads on 2 kv heads."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=101,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    model = LlamaForCausalLM(config)
+    for parameter in model.parameters():  # larger than the default, so that attention is far from uniform
+        if parameter.ndim == 2:
+            parameter.data.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tiny_llama_dir: Path) -> HookedModel:
+    return load_model(tiny_llama_dir, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def val_tokens(gpt2_mini: HookedModel) -> TokenDataset:
+    """Eight sequences of 128 held-out tokens."""
+    return load_tokens("embedded:val", gpt2_mini.tokenizer, seq_len=128, n_tokens=8 * 128)
+
+
+@pytest.fixture(scope="session")
+def glyphs(vit_mini: HookedModel) -> ImageDataset:
+    return load_images("embedded:glyphs", vit_mini.image_spec, n_images=64)
+
+
+def _fetched(name: str) -> HookedModel:
+    try:
+        get_model(name)
+    except AttlasError as error:
+        pytest.skip(f"{name} cannot be fetched here: {error}")
+    return load_model(name, device="cpu")
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> HookedModel:
+    return _fetched("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def dinov2() -> HookedModel:
+    return _fetched("dinov2-small")
