@@ -1,0 +1,26 @@
+"""Kernels: one operation a file, a torch path and a Triton path each, one public function that picks."""
+
+from __future__ import annotations
+
+from attlas.kernels.attention_stats import AttentionStats, attention_stats
+from attlas.kernels.feature_dfa import FeatureDFA, feature_dfa
+from attlas.kernels.sparse_decode import sparse_decode, sparse_decode_prefixes
+from attlas.kernels.threshold_encode import SparseCodes, batch_topk_encode, threshold_encode
+from attlas.kernels.topk_encode import topk_encode
+from attlas.kernels.topk_step import StepOptions, TopKStep, TopKStepResult
+
+__all__ = [
+    "AttentionStats",
+    "FeatureDFA",
+    "SparseCodes",
+    "StepOptions",
+    "TopKStep",
+    "TopKStepResult",
+    "attention_stats",
+    "batch_topk_encode",
+    "feature_dfa",
+    "sparse_decode",
+    "sparse_decode_prefixes",
+    "threshold_encode",
+    "topk_encode",
+]

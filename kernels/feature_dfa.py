@@ -1,0 +1,110 @@
+"""Direct feature attribution of chosen features (Kissane et al. 2024, arXiv 2406.17759), without T×T×H in memory.
+
+DFA[f, dest, src, h] = A^h[dest, src] · (v^h_src · W_enc[h-slice, f]). The projection v·W_enc is taken first (one number a
+key, head and feature), and attention rows are made for the chosen destinations alone, one chunk of heads at a time. A sum
+over heads and sources, plus b_enc[f] − b_dec·W_enc[:, f], is the feature's pre-activation. The key-value head of query
+head h is h // (H / K).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attlas.kernels.dispatch import require, require_like
+
+# Attention weights held at once.
+TILE_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True)
+class FeatureDFA:
+    """Contributions to the pre-activation of P (sequence, position, feature) triples."""
+
+    by_head: Tensor
+    """[P, H]: summed over sources."""
+    by_source: Tensor
+    """[P, S]: summed over heads; 0 at keys after the position when causal."""
+    by_head_source: Tensor | None
+    """[P, H, S], when asked for."""
+
+    @property
+    def total(self) -> Tensor:
+        """[P]: z·W_enc[:, f], the pre-activation without its bias terms."""
+        return self.by_head.sum(-1)
+
+
+def feature_dfa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    W_enc: Tensor,
+    features: Tensor,
+    positions: Tensor,
+    *,
+    sequences: Tensor | None = None,
+    causal: bool = True,
+    scale: float | None = None,
+    mask: Tensor | None = None,
+    keep_heads: bool = False,
+) -> FeatureDFA:
+    """Attribute features at given destinations to heads and source positions.
+
+    Args:
+        q: [B, H, T, e]; k, v: [B, K, T, e]; after any rotary embedding.
+        W_enc: [H·e, F].
+        features, positions: [P] int64, a feature and a destination each.
+        sequences: [P] int64, the batch row of each; default 0 for all.
+        causal, scale, mask: as in `attention_stats`.
+        keep_heads: also return [P, H, S], which costs that much memory.
+
+    Raises:
+        KernelError: shapes, dtypes or devices do not fit, or a position, feature or sequence is out of range.
+    """
+    B, H, T, e = q.shape
+    K, S = k.shape[1], k.shape[2]
+    require(v.shape == k.shape and H % K == 0 and k.shape[3] == e, f"k {tuple(k.shape)}, v {tuple(v.shape)}: bad shape")
+    require(W_enc.shape[0] == H * e, f"W_enc has {W_enc.shape[0]} rows, {H} heads of width {e} need {H * e}")
+    require_like(q, k=k, v=v, W_enc=W_enc)
+    rows = torch.zeros_like(positions) if sequences is None else sequences
+    require(features.shape == positions.shape == rows.shape, "features, positions and sequences differ in shape")
+    for name, index, size in (("feature", features, W_enc.shape[1]), ("position", positions, T), ("sequence", rows, B)):
+        if index.numel():
+            low, high = int(index.min()), int(index.max())
+            require(low >= 0 and high < size, f"{name} {low if low < 0 else high} is not below {size}")
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    scale = e**-0.5 if scale is None else float(scale)
+    P = features.shape[0]
+    by_head, by_source = q.new_zeros(P, H, dtype=dtype), q.new_zeros(P, S, dtype=dtype)
+    both = q.new_zeros(P, H, S, dtype=dtype) if keep_heads else None
+    full_mask = None if mask is None else mask.expand(B, H, T, S)
+    group, at = H // K, torch.arange(S, device=q.device)
+    chunk = max(1, TILE_ELEMENTS // max(1, S * group))
+    for b in rows.unique().tolist():
+        mine = (rows == b).nonzero().squeeze(1)
+        for part in mine.split(chunk):
+            dest, chosen = positions[part], features[part]
+            for head in range(0, H, group):
+                span = slice(head, head + group)
+                keys, vals = k[b, head // group].to(dtype), v[b, head // group].to(dtype)  # [S, e]
+                logits = torch.einsum("gpe,se->gps", q[b, span][:, dest].to(dtype), keys) * scale
+                if full_mask is not None:
+                    chosen_mask = full_mask[b, span][:, dest]
+                    if chosen_mask.dtype == torch.bool:
+                        logits = logits.masked_fill(~chosen_mask, -math.inf)
+                    else:
+                        logits = logits + chosen_mask
+                if causal:
+                    logits = logits.masked_fill(at > dest.unsqueeze(-1) + S - T, -math.inf)
+                closed = (logits == -math.inf).all(-1, keepdim=True)  # no key at all: no contribution
+                weights = logits.softmax(-1).masked_fill(closed, 0)
+                slices = W_enc[head * e : (head + group) * e, chosen].to(dtype).view(group, e, -1)
+                parts = weights * torch.einsum("se,gep->gps", vals, slices)
+                by_head[part, span] = parts.sum(-1).T
+                by_source[part] += parts.sum(0)
+                if both is not None:
+                    both[part, span] = parts.transpose(0, 1)
+    return FeatureDFA(by_head, by_source, both)

@@ -1,0 +1,167 @@
+"""Encode by threshold into compressed sparse rows: JumpReLU (Rajamanoharan et al. 2024, arXiv 2407.14435) and BatchTopK at
+inference (Bussmann et al. 2024, arXiv 2412.06410). A feature is active where its pre-activation exceeds the threshold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attlas.errors import KernelError
+from attlas.kernels.dispatch import require, require_encoder, use_triton
+from attlas.kernels.topk_encode import TILE_COLUMNS, TILE_ELEMENTS, topk_encode
+
+
+@dataclass(frozen=True)
+class SparseCodes:
+    """Active features of N rows: row n owns entries offsets[n] … offsets[n + 1] − 1, in order of feature index."""
+
+    values: Tensor
+    """[nnz] activations."""
+    indices: Tensor
+    """[nnz] int64 features."""
+    offsets: Tensor
+    """[N + 1] int64."""
+    n_features: int
+
+    @property
+    def counts(self) -> Tensor:
+        """Active features a row (L0): [N]."""
+        return self.offsets.diff()
+
+    @property
+    def rows(self) -> Tensor:
+        """The row of each entry: [nnz]."""
+        return torch.repeat_interleave(torch.arange(len(self.counts), device=self.offsets.device), self.counts)
+
+    def to_dense(self) -> Tensor:
+        """[N, F]; for small N alone."""
+        dense = self.values.new_zeros(len(self.counts), self.n_features)
+        return dense.index_put_((self.rows, self.indices), self.values)
+
+    def decode(self, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
+        """Σ values·W_dec[indices] + b_dec: [N, D]."""
+        require(
+            W_dec.shape[0] == self.n_features, f"W_dec has {W_dec.shape[0]} rows, the codes {self.n_features} features"
+        )
+        dtype = W_dec.dtype if W_dec.dtype in (torch.float32, torch.float64) else torch.float32
+        x_hat = torch.nn.functional.embedding_bag(
+            self.indices,
+            W_dec.contiguous().to(dtype),
+            self.offsets,
+            per_sample_weights=self.values.to(dtype),
+            mode="sum",
+            include_last_offset=True,
+        ).to(W_dec.dtype)
+        return x_hat if b_dec is None else x_hat + b_dec
+
+
+def threshold_encode(
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    threshold: float | Tensor,
+    *,
+    b_dec: Tensor | None = None,
+    capacity: int | None = None,
+) -> SparseCodes:
+    """Every pre-activation (x − b_dec)·W_enc + b_enc above its threshold, in sparse rows. Inference only, no autograd.
+
+    Args:
+        x: [..., D]; leading axes are flattened to N rows.
+        W_enc, b_enc, b_dec: [D, F], [F], [D].
+        threshold: a number, or [F], one a feature. NaN pre-activations count as active, so they cannot go unseen.
+        capacity: most active entries in all; more raise an error, nothing is ever dropped. None means no bound.
+
+    Raises:
+        KernelError: more than `capacity` entries, or shapes, dtypes or devices that do not fit.
+    """
+    require_encoder(x, W_enc, b_enc, b_dec)
+    F = W_enc.shape[1]
+    limit = torch.as_tensor(threshold, dtype=x.dtype, device=x.device)
+    require(
+        limit.dim() == 0 or tuple(limit.shape) == (F,), f"threshold has shape {tuple(limit.shape)}, want () or ({F},)"
+    )
+    limit = limit.expand(F)
+    with torch.no_grad():
+        x_ND = x.reshape(-1, x.shape[-1])
+        x_ND = x_ND if b_dec is None else x_ND - b_dec
+        if use_triton(x_ND) and len(x_ND):
+            from attlas.kernels.threshold_encode_triton import threshold_triton
+
+            values, indices, counts = threshold_triton(x_ND, W_enc, b_enc, limit, capacity)
+        else:
+            values, indices, counts = _threshold_torch(x_ND, W_enc, b_enc, limit, capacity)
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return SparseCodes(values, indices, offsets, F)
+
+
+def check_capacity(n: int, capacity: int | None, n_rows: int) -> None:
+    """Raise when the active entries so far do not fit."""
+    if capacity is not None and n > capacity:
+        raise KernelError(
+            f"{n} active entries within the first {n_rows} rows exceed the capacity of {capacity}; "
+            "raise capacity or the threshold, or encode fewer rows"
+        )
+
+
+def _threshold_torch(
+    x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, limit_F: Tensor, capacity: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tiles of rows and columns; entries of a row tile are put back in order of row when it took several column tiles."""
+    N, F = x_ND.shape[0], W_enc.shape[1]
+    columns = min(max(F, 1), TILE_COLUMNS)
+    rows = min(max(N, 1), max(64, TILE_ELEMENTS // columns))
+    values, indices = [x_ND.new_zeros(0)], [torch.zeros(0, dtype=torch.int64, device=x_ND.device)]
+    counts = torch.zeros(N, dtype=torch.int64, device=x_ND.device)
+    total = 0
+    for start in range(0, N, rows):
+        x = x_ND[start : start + rows]
+        parts = []
+        for low in range(0, F, columns):
+            high = min(F, low + columns)
+            pre = torch.addmm(b_enc[low:high], x, W_enc[:, low:high])
+            where = (~(pre <= limit_F[low:high])).nonzero()
+            parts.append((where[:, 0], where[:, 1] + low, pre[where[:, 0], where[:, 1]]))
+        row, feature, value = (torch.cat(column) for column in zip(*parts, strict=True)) if parts else (counts,) * 3
+        total += row.numel()
+        check_capacity(total, capacity, start + x.shape[0])
+        if len(parts) > 1:
+            row, order = row.sort(dim=0, stable=True)
+            feature, value = feature[order], value[order]
+        counts[start : start + rows] = torch.bincount(row, minlength=x.shape[0])
+        values.append(value.to(x_ND.dtype))
+        indices.append(feature)
+    return torch.cat(values), torch.cat(indices), counts
+
+
+def batch_topk_encode(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, *, b_dec: Tensor | None = None, k_row: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """BatchTopK (arXiv 2412.06410): the N·k largest positive pre-activations of the whole batch.
+
+    First the top `k_row` of each row (default 4·k, at most 512 and F), then the N·k largest among these. Exact: where a
+    row would need more than k_row, the call is repeated with twice as many. Ties go to the lower row, then feature.
+
+    Returns:
+        values [N, k_row] with unchosen slots set to 0, indices [N, k_row], and the threshold: the least chosen value
+        (0-dim; 0 when nothing is positive). Autograd as in `topk_encode`.
+    """
+    F = W_enc.shape[1]
+    require(0 <= k <= F, f"k = {k} is not within 0 and the {F} features")
+    k_row = min(F, max(k, k_row if k_row is not None else min(4 * k, 512)))
+    while True:
+        values, indices = topk_encode(x.reshape(-1, x.shape[-1]), W_enc, b_enc, k_row, b_dec=b_dec)
+        N = values.shape[0]
+        flat = values.detach().reshape(-1)
+        ranked, order = flat.sort(dim=0, descending=True, stable=True)
+        chosen = torch.zeros_like(flat, dtype=torch.bool)
+        chosen[order[: N * k]] = True
+        chosen = (chosen & ~(flat <= 0)).view(N, k_row)
+        if k_row == F or N * k_row == 0 or not bool(chosen[:, -1].any()):
+            break
+        k_row = min(F, 2 * k_row)
+    threshold = ranked[min(N * k, int(chosen.sum())) - 1] if bool(chosen.any()) else values.new_zeros(())
+    return torch.where(chosen, values, 0), indices, threshold

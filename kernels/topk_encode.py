@@ -1,0 +1,154 @@
+"""TopK encode without the N×F matrix of pre-activations (Gao et al. 2024, arXiv 2406.04093).
+
+pre = (x − b_dec)·W_enc + b_enc; the k largest of each row, by value, ties to the lower feature index. The pre-activations
+exist one tile at a time. NaN counts as larger than +inf, as in `torch.topk`: a NaN pre-activation comes first and stays
+NaN through the ReLU, so a loss built on it is NaN and cannot go unseen; the order among several NaNs is not defined.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attlas.kernels.dispatch import require, require_encoder, use_triton
+from attlas.kernels.sparse_decode import FeatureOrder, decode_rows
+
+# Elements of a tile of pre-activations, and the most columns in one.
+TILE_ELEMENTS = 1 << 22
+TILE_COLUMNS = 1 << 14
+# Columns a block in the first stage of the selection.
+BLOCK = 32
+
+
+def topk_encode(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, *, b_dec: Tensor | None = None, relu: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The k largest pre-activations of each row, exactly.
+
+    Args:
+        x: [..., D].
+        W_enc: [D, F]; any strides.
+        b_enc: [F].
+        k: features kept a row, 0 ≤ k ≤ F.
+        b_dec: [D], taken from x first; or None.
+        relu: clip values at 0. Selection is by the pre-activation, so a slot whose value is 0 still names a distinct,
+            valid feature (the next by pre-activation); it adds nothing to a decode and gets no gradient.
+
+    Returns:
+        values [..., k], descending, and indices [..., k] int64. Autograd reaches x, W_enc, b_enc and b_dec.
+
+    Raises:
+        KernelError: k outside [0, F], or shapes, dtypes or devices that do not fit.
+    """
+    require_encoder(x, W_enc, b_enc, b_dec)
+    require(0 <= k <= W_enc.shape[1], f"k = {k} is not within 0 and the {W_enc.shape[1]} features")
+    values, indices = _TopKEncode.apply(x.reshape(-1, x.shape[-1]), W_enc, b_enc, b_dec, k, relu)
+    shape = (*x.shape[:-1], k)
+    return values.view(shape), indices.view(shape)
+
+
+class _TopKEncode(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor | None, k: int, relu: bool
+    ) -> tuple[Tensor, Tensor]:
+        values, indices = select(x_ND if b_dec is None else x_ND - b_dec, W_enc, b_enc, k)
+        values = torch.relu(values) if relu else values
+        ctx.save_for_backward(x_ND, W_enc, b_dec, values, indices)
+        ctx.relu = relu
+        ctx.mark_non_differentiable(indices)
+        return values, indices
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_NK: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        x_ND, W_enc, b_dec, values, indices = ctx.saved_tensors
+        need_x, need_W, need_b, need_b_dec = ctx.needs_input_grad[:4]
+        grad_NK = torch.where(values > 0, grad_NK, 0) if ctx.relu else grad_NK.contiguous()
+        order = FeatureOrder(indices, W_enc.shape[1])
+        d_x = decode_rows(grad_NK, indices, W_enc.t().contiguous()) if need_x else None
+        d_b = order.sum(grad_NK) if need_b or need_b_dec else None
+        centred = x_ND if b_dec is None else x_ND - b_dec
+        d_W = order.weighted_sum(centred, grad_NK).t() if need_W else None
+        # Σ_n dx_n = W_enc · Σ_n dpre_n, and b_dec enters with the opposite sign.
+        d_b_dec = -(W_enc @ d_b) if need_b_dec and d_b is not None else None
+        return d_x, d_W, d_b if need_b else None, d_b_dec, None, None
+
+
+def select(x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Top-k pre-activations of x (already centred), before any ReLU; no autograd."""
+    N = x_ND.shape[0]
+    if N == 0 or k == 0:
+        return x_ND.new_zeros(N, k), torch.zeros(N, k, dtype=torch.int64, device=x_ND.device)
+    if use_triton(x_ND) and k <= 512:
+        from attlas.kernels.topk_encode_triton import select_triton
+
+        return select_triton(x_ND, W_enc, b_enc, k)
+    return select_torch(x_ND, W_enc, b_enc, k)
+
+
+def select_torch(x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Tiles of rows and columns; the top k of a column tile merge with those of the tiles before it."""
+    N, F = x_ND.shape[0], W_enc.shape[1]
+    columns = max(min(F, TILE_COLUMNS), min(F, 2 * k))
+    rows = min(N, max(64, TILE_ELEMENTS // columns))
+    values = x_ND.new_empty(N, k)
+    indices = torch.empty(N, k, dtype=torch.int64, device=x_ND.device)
+    buffer = x_ND.new_empty(rows, columns)
+    for start in range(0, N, rows):
+        x = x_ND[start : start + rows]
+        best: tuple[Tensor, Tensor] | None = None
+        for low in range(0, F, columns):
+            high = min(F, low + columns)
+            tile = buffer.view(-1)[: x.shape[0] * (high - low)].view(x.shape[0], high - low)
+            torch.mm(x, W_enc[:, low:high], out=tile)
+            tile += b_enc[low:high]
+            top_values, top_indices = topk_stable(tile, min(k, high - low))
+            top_indices += low
+            if best is not None:
+                # Earlier tiles stand first and have lower indices, so a stable order keeps the tie rule.
+                both = torch.cat([best[0], top_values], 1)
+                top_values, position = topk_stable(both, min(k, both.shape[1]))
+                top_indices = torch.cat([best[1], top_indices], 1).gather(1, position)
+            best = (top_values, top_indices)
+        assert best is not None
+        values[start : start + rows], indices[start : start + rows] = best
+    return values, indices
+
+
+def topk_stable(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`torch.topk` along the last axis of a matrix, with ties to the lower index. Two stages when rows are long.
+
+    The k + 1 blocks of columns with the largest maxima hold the k + 1 largest entries, so the second stage looks at those
+    alone. Only a tie between places k and k + 1 makes a choice arbitrary; such rows are chosen again in full.
+    """
+    N, F = pre.shape
+    wanted, n_blocks = min(k + 1, F), F // BLOCK
+    if pre.device.type == "cpu" and F % BLOCK == 0 and n_blocks >= 4 * wanted:
+        maxima = pre.view(N, n_blocks, BLOCK).amax(-1)
+        block = maxima.topk(wanted, dim=-1, sorted=False).indices
+        flat = (block + torch.arange(0, N * n_blocks, n_blocks).unsqueeze(1)).view(-1)
+        candidates = pre.view(N * n_blocks, BLOCK).index_select(0, flat).view(N, wanted * BLOCK)
+        values, position = candidates.topk(wanted, dim=-1)
+        indices = block.gather(1, position // BLOCK) * BLOCK + position % BLOCK
+    else:
+        values, indices = pre.topk(wanted, dim=-1)
+    crowded = values[:, k] == values[:, k - 1] if wanted > k else None
+    values, indices = values[:, :k], indices[:, :k]
+    if crowded is not None and bool(crowded.any()):
+        rows = crowded.nonzero().squeeze(1)
+        values, indices = values.clone(), indices.clone()
+        values[rows], indices[rows] = _lowest_of_ties(pre[rows], values[rows, -1:], k)
+    by_index, order = indices.sort(-1)
+    values, order = values.gather(1, order).sort(dim=-1, descending=True, stable=True)
+    return values, by_index.gather(1, order)
+
+
+def _lowest_of_ties(pre: Tensor, kth: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """All entries above the k-th value, then the first of those equal to it. NaN counts as above."""
+    above, equal = ~(pre <= kth), pre == kth
+    room = k - above.sum(-1, keepdim=True)
+    indices = (above | (equal & (equal.cumsum(-1) <= room))).nonzero()[:, 1].view(-1, k)
+    return pre.gather(1, indices), indices
