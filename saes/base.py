@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from attlas.errors import ConfigError
+from attlas.kernels import sparse_decode
 from attlas.saes.config import SAEConfig
-from attlas.saes.sparse_ops import sparse_decode
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class SAE(nn.Module):
     def after_step(self) -> None:
         """After the optimiser's step: bring decoder rows back to norm 1."""
         if self.unit_norm_decoder:
-            self.W_dec /= self.W_dec.norm(dim=-1, keepdim=True).clamp_min(1e-8)
+            self.W_dec.div_(self.W_dec.norm(dim=-1, keepdim=True).clamp_min(1e-8))
 
     def bias_like(self) -> list[Tensor]:
         """Tensors in units of activations, which scale with them (biases, thresholds)."""
@@ -197,7 +197,7 @@ class SAE(nn.Module):
     def fold_scale(self, scale: float) -> None:
         """Turn an SAE of `scale`·x into the equal SAE of x: x̂ and f are divided by `scale`, W_enc and W_dec stay."""
         for tensor in self.bias_like():
-            tensor.div_(scale)
+            tensor.mul_(1 / scale)
 
     # -- files and identity ----------------------------------------------------------------------------------------
 

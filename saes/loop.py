@@ -85,18 +85,20 @@ def train_loop(
         for trainee in trainees:
             x_BD = batch[trainee.hook] * trainee.scale
             dead_F = trainee.dead(config.dead_tokens)
-            terms = trainee.sae.loss(x_BD, StepContext(dead_F=dead_F, warmth=warmth))
-            if not bool(torch.isfinite(terms.total)):
-                raise NonFiniteError(_divergence(trainee, terms, step, saved, folder))
-
-            trainee.optimizer.zero_grad(set_to_none=True)
-            terms.total.backward()
-            trainee.sae.before_step()
-            if config.grad_clip is not None:
-                torch.nn.utils.clip_grad_norm_(trainee.sae.parameters(), config.grad_clip)
-            trainee.set_learning_rate(lr_factor)
-            trainee.optimizer.step()
-            trainee.sae.after_step()
+            if trainee.fused is not None:
+                terms = trainee.fused.step(x_BD, dead_F, trainee.learning_rate * lr_factor)
+                _require_finite(trainee, terms, step, saved, folder)
+            else:
+                terms = trainee.sae.loss(x_BD, StepContext(dead_F=dead_F, warmth=warmth))
+                _require_finite(trainee, terms, step, saved, folder)
+                trainee.optimizer.zero_grad(set_to_none=True)
+                terms.total.backward()
+                trainee.sae.before_step()
+                if config.grad_clip is not None:
+                    torch.nn.utils.clip_grad_norm_(trainee.sae.parameters(), config.grad_clip)
+                trainee.set_learning_rate(lr_factor)
+                trainee.optimizer.step()
+                trainee.sae.after_step()
             trainee.count(terms.fired_F, len(x_BD))
 
             if logged:
@@ -139,9 +141,11 @@ def _row(
     }
 
 
-def _divergence(trainee: Trainee, terms: LossTerms, step: int, saved: int, folder: Path | None) -> str:
+def _require_finite(trainee: Trainee, terms: LossTerms, step: int, saved: int, folder: Path | None) -> None:
+    if bool(torch.isfinite(terms.total)):
+        return
     kept = f"the checkpoint of step {saved} in '{folder}' is kept" if saved else "no checkpoint had been written"
-    return (
+    raise NonFiniteError(
         f"the loss of '{trainee.name}' became {float(terms.total.detach())} at step {step + 1}; {kept}; "
         f"lower the learning rate (it was {trainee.learning_rate:.2g}) or keep normalise on"
     )

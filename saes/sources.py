@@ -39,9 +39,9 @@ class Inputs:
         """The inputs a data set of Attlas holds."""
         if isinstance(data, Inputs):
             return data
-        if hasattr(data, "pixels"):
-            return cls(data.pixels, data.ref, data.labels)
-        return cls(data.tokens, data.ref)
+        if hasattr(data, "tokens"):
+            return cls(data.tokens, data.ref)
+        return cls(data.pixels, data.ref, data.labels)
 
 
 def default_images(model: HookedModel) -> str:

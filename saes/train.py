@@ -186,6 +186,7 @@ def start_trainee(name: str, hook: str, model: HookedModel, sample_ND: torch.Ten
         active_subspace=config.active_subspace,
         variance=config.subspace_variance,
         encoder_scale=config.encoder_scale,
+        fused=config.fused and config.grad_clip is None,
     )
 
 

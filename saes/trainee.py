@@ -12,7 +12,10 @@ from torch import Tensor
 from attlas.errors import CheckpointError
 from attlas.saes.base import SAE
 from attlas.saes.config import SAEConfig
+from attlas.saes.fused import FusedTopK
 from attlas.saes.init import initialise
+
+ADAM_EPS = 6.25e-10  # of Gao et al. 2024
 
 
 def default_learning_rate(d_sae: int) -> float:
@@ -33,6 +36,7 @@ class Trainee:
         scale: inputs are multiplied by it, so that E‖x‖ = √D; 1 without normalisation.
         silent_F: tokens since each feature fired last, int64 [F].
         rank: dimension of the subspace the decoder started in.
+        fused: the kernel step that takes the place of autograd and `optimizer`, or None.
     """
 
     name: str
@@ -43,6 +47,7 @@ class Trainee:
     scale: float
     silent_F: Tensor
     rank: int
+    fused: FusedTopK | None = None
 
     @classmethod
     def start(
@@ -58,6 +63,7 @@ class Trainee:
         active_subspace: bool,
         variance: float,
         encoder_scale: float = 0.5,
+        fused: bool = False,
     ) -> Trainee:
         """A new SAE, initialised from a sample of the activations it will see."""
         scale = math.sqrt(cfg.d_in) / max(float(sample_ND.norm(dim=-1).mean()), 1e-12) if normalise else 1.0
@@ -76,9 +82,10 @@ class Trainee:
             {"params": [parameter], "scale": sae.rate_scale.get(name, 1.0)}
             for name, parameter in sae.named_parameters()
         ]
-        optimizer = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.999), eps=6.25e-10)
+        optimizer = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.999), eps=ADAM_EPS)
         silent = torch.zeros(cfg.d_sae, dtype=torch.int64, device=sample_ND.device)
-        return cls(name, hook, sae, optimizer, rate, scale, silent, rank)
+        kernel = FusedTopK(sae, ADAM_EPS) if fused and FusedTopK.fits(sae) else None
+        return cls(name, hook, sae, optimizer, rate, scale, silent, rank, kernel)
 
     def set_learning_rate(self, factor: float) -> None:
         for group in self.optimizer.param_groups:
@@ -99,6 +106,7 @@ class Trainee:
 
     def finish(self) -> SAE:
         """The SAE in units of x itself: the scale folded into its biases. The trainee is spent."""
+        self.sae.W_enc.data = self.sae.W_enc.data.contiguous()  # the fused step keeps it transposed
         self.sae.fold_scale(self.scale)
         self.scale = 1.0
         self.sae.requires_grad_(False)
@@ -110,6 +118,8 @@ class Trainee:
         """(tensors, JSON values) from which `restore` goes on exactly."""
         tensors = {f"{self.name}/sae/{name}": t.detach().contiguous() for name, t in self.sae.state_dict().items()}
         tensors[f"{self.name}/silent"] = self.silent_F
+        if self.fused is not None:
+            tensors |= {f"{self.name}/fused/{name}": tensor for name, tensor in self.fused.state().items()}
         for name, parameter in self.sae.named_parameters():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"{self.name}/adam/{name}/{key}"] = value
@@ -126,6 +136,8 @@ class Trainee:
             weights = {name: tensors[f"{self.name}/sae/{name}"] for name in self.sae.state_dict()}
             self.sae.load_state_dict(weights)
             self.silent_F = tensors[f"{self.name}/silent"].to(device)
+            if self.fused is not None:
+                self.fused.restore({name: tensors[f"{self.name}/fused/{name}"] for name in self.fused.state()})
             for name, parameter in self.sae.named_parameters():
                 prefix = f"{self.name}/adam/{name}/"
                 kept = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -11,9 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from attlas.kernels import topk_encode
 from attlas.saes.auxk import auxk_loss
 from attlas.saes.base import SAE, LossTerms, StepContext, squared_error
-from attlas.saes.sparse_ops import topk_encode
 
 
 class TopKSAE(SAE):
@@ -30,7 +30,7 @@ class TopKSAE(SAE):
         x = self._normalise(self.flatten_heads(x).to(self.W_enc.dtype))[0]
         k = min(k or self.cfg.k, self.cfg.k)
         b_dec = self.b_dec if self.cfg.apply_b_dec_to_input else None
-        return topk_encode(x, self.W_enc, self.b_enc, k, b_dec)
+        return topk_encode(x, self.W_enc, self.b_enc, k, b_dec=b_dec)
 
     def loss(self, x: Tensor, step: StepContext) -> LossTerms:
         values_BK, indices_BK = self.encode_sparse(x)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from attlas.data.text import load_tokens
 from attlas.data.workspace import Ref, Workspace
 from attlas.errors import ConfigError, HookNameError
 from attlas.saes import SAE, EvalConfig, EvalResult, SAEConfig, evaluate
@@ -41,8 +42,8 @@ def make_sae(rows: torch.Tensor, k: int = 24, d_sae: int = 400, **more: object) 
 
 
 @pytest.fixture(scope="module")
-def tokens(val_tokens: object) -> torch.Tensor:
-    return val_tokens.tokens[:12, :64]  # type: ignore[attr-defined]
+def tokens(gpt2_mini: HookedModel) -> torch.Tensor:
+    return load_tokens("embedded:val", gpt2_mini.tokenizer, seq_len=64, n_tokens=12 * 64).tokens
 
 
 @pytest.fixture(scope="module")

@@ -41,6 +41,11 @@ def planted(chunk: int, poison_from: int = 10**9) -> Rows:
     return rows
 
 
+@pytest.fixture(params=[False, True], ids=["autograd", "fused"])
+def fused(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
 def small(**changes: object) -> TrainConfig:
     values = {"arch": "topk", "d_sae": 32, "k": 3, "n_tokens": 3200, "batch_size": 64, "buffer_tokens": 512, "lr": 3e-3}
     return TrainConfig(**{**values, "hooks": HOOKS, "log_every": 5, "checkpoint_every": 20, **changes})
@@ -60,6 +65,7 @@ def start(config: TrainConfig, source: object = planted) -> tuple[list[Trainee],
             normalise=config.normalise,
             active_subspace=config.active_subspace,
             variance=config.subspace_variance,
+            fused=config.fused,
         )
         for hook in HOOKS
     ]
@@ -83,9 +89,9 @@ def test_every_architecture_learns(arch: str) -> None:
     assert not any(parameter.requires_grad for parameter in sae.parameters())
 
 
-@pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("arch", [*sorted(ARCHITECTURES), "topk without fusing"])
 def test_resume_is_bit_equal(arch: str, tmp_path: Path) -> None:
-    config = small(arch=arch)
+    config = small(arch=arch.split()[0], fused="without" not in arch, dead_after=500)
     straight, buffer = start(config)
     history = train_loop(straight, buffer, config)
 
@@ -123,8 +129,29 @@ def test_resume_refuses_another_configuration(tmp_path: Path) -> None:
         train_loop(trainees, buffer, other, folder=tmp_path, resume=True)
 
 
-def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
-    config = small(buffer_tokens=128, lr=1e-3)
+def test_fused_and_autograd_steps_agree() -> None:
+    """Same batches, same losses, same weights up to rounding, dead features and AuxK included."""
+    weights, curves = [], []
+    for fused in (False, True):
+        config = small(n_tokens=1600, fused=fused, dead_after=300, log_every=1)
+        trainees, buffer = start(config)
+        with torch.no_grad():
+            trainees[0].sae.b_enc[:12] -= 3.0
+        curves.append(train_loop(trainees, buffer, config).of(HOOKS[0]))
+        assert (trainees[0].fused is not None) == fused
+        weights.append(trainees[0].finish().state_dict())
+    assert curves[0][-1]["dead_fraction"] > 0
+    assert max(row["penalty"] for row in curves[0]) > 0
+    for a, b in zip(*curves, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+        assert a["penalty"] == pytest.approx(b["penalty"], rel=1e-2, abs=1e-5)
+        assert a["dead_fraction"] == b["dead_fraction"]
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=2e-3, rtol=1e-2)
+
+
+def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path, fused: bool) -> None:
+    config = small(fused=fused, buffer_tokens=128, lr=1e-3)
     trainees, buffer = start(config, lambda chunk: planted(chunk, poison_from=8))
     match = r"'blocks.0.attn.hook_z' became nan at step (\d+); the checkpoint of step 20 in .* is kept; lower"
     with pytest.raises(NonFiniteError, match=match):
@@ -301,7 +328,7 @@ def test_k_beyond_the_width_is_refused() -> None:
 
 
 def test_checkpoint_is_readable_without_attlas(tmp_path: Path) -> None:
-    config = small()
+    config = small(fused=False)
     trainees, buffer = start(config)
     train_loop(trainees, buffer, config, folder=tmp_path)
     tensors = load_file(tmp_path / NAME)

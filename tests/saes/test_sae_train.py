@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from attlas.data.workspace import Ref, Workspace
+from attlas.data.text import load_tokens
+from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError, HookNameError, NonFiniteError
 from attlas.saes import SweepConfig, TrainConfig, TrainResult, load_sae, sweep_saes, train_sae
 from attlas.saes.sources import Inputs, model_source
@@ -25,8 +26,8 @@ SMALL = TrainConfig(
 
 
 @pytest.fixture(scope="module")
-def inputs(val_tokens: object) -> Inputs:
-    return Inputs(val_tokens.tokens[:32, :128], Ref("test", "0" * 16))  # type: ignore[attr-defined]
+def inputs(gpt2_mini: HookedModel) -> Inputs:
+    return Inputs.of(load_tokens("embedded:val", gpt2_mini.tokenizer, seq_len=128, n_tokens=32 * 128))
 
 
 @pytest.fixture(scope="module")

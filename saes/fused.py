@@ -1,0 +1,73 @@
+"""The TopK family's training step as one fused kernel call (attlas.kernels.TopKStep) in place of autograd and Adam.
+
+Same loss, same update, up to rounding; nothing of size tokens × features is made. The SAE's parameters are views of the
+kernel's, so the SAE can be read at any time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from attlas.kernels import StepOptions, TopKStep
+from attlas.saes.base import SAE, LossTerms
+
+
+class FusedTopK:
+    """Owns the optimiser state of one TopK SAE.
+
+    Args:
+        sae: architecture "topk"; its parameters become views of this step's.
+        eps: of Adam.
+    """
+
+    def __init__(self, sae: SAE, eps: float) -> None:
+        cfg = sae.cfg
+        self.sae = sae
+        self.k_aux = cfg.k_aux or max(1, cfg.d_in // 2)
+        self.options = StepOptions(k=cfg.k, eps=eps, k_aux=self.k_aux, aux_weight=cfg.aux_coefficient)
+        self._kernel = TopKStep(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, self.options)
+        self._share()
+
+    @staticmethod
+    def fits(sae: SAE) -> bool:
+        """Whether the kernel computes this SAE's loss."""
+        return sae.cfg.arch == "topk" and sae.cfg.apply_b_dec_to_input and sae.W_enc.dtype == torch.float32
+
+    def _share(self) -> None:
+        for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+            getattr(self.sae, name).data = getattr(self._kernel, name)
+
+    def step(self, x_BD: Tensor, dead_F: Tensor, learning_rate: float) -> LossTerms:
+        """Update on a batch; the terms are of the weights before the update, as with autograd."""
+        n_dead = int(dead_F.sum())
+        # the weight of AuxK falls with few dead features, as in attlas.saes.auxk
+        weight = self.sae.cfg.aux_coefficient * min(1.0, n_dead / self.k_aux)
+        self._kernel.options = dataclasses.replace(self.options, aux_weight=weight)
+        self._kernel.lr = learning_rate
+        result = self._kernel.step(x_BD, dead_F if n_dead and weight else None)
+        return LossTerms(
+            total=result.loss + result.aux_loss,
+            parts={"mse": result.loss, "auxk": result.aux_loss},
+            fired_F=result.fired,
+            l0=(result.values > 0).sum(-1).float().mean(),
+        )
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments and step count, by name."""
+        kernel = self._kernel
+        names = ("encoder", "W_dec", "b_enc", "b_dec")
+        found = {f"exp_avg/{name}": t for name, t in zip(names, kernel._exp_avg, strict=True)}
+        found |= {f"exp_avg_sq/{name}": t for name, t in zip(names, kernel._exp_avg_sq, strict=True)}
+        return found | {"n_steps": torch.tensor(kernel.n_steps)}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take up saved moments (the weights are restored through the SAE)."""
+        for name, tensor in self.state().items():
+            if name != "n_steps":
+                tensor.copy_(tensors[name])
+        self._kernel.n_steps = int(tensors["n_steps"])
