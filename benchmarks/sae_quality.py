@@ -43,6 +43,7 @@ def main() -> None:
         n_tokens=args.tokens,
         lr=args.lr,
         buffer_tokens=args.buffer_tokens,
+        batch_size=args.batch_size,
     )
     val = held_out(model, n_tokens=args.eval_tokens, seed=0)
     source = cached_rows(model, load_inputs(model, base), args.hook, args.tokens)
@@ -157,6 +158,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=None)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--buffer-tokens", type=int, default=65_536)
+    parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="+", default=None, help="names of rows to run")
     return parser.parse_args()

@@ -9,7 +9,7 @@ from attlas.cli.common import ModelArgs, OutArgs, Output, TextArgs, open_model, 
 from attlas.cli.export import find_sae
 from attlas.data.workspace import Run, Workspace
 from attlas.saes.base import SAE
-from attlas.saes.evaluation import EvalConfig
+from attlas.saes.evaluation import EvalConfig, EvalResult
 
 
 @dataclass(frozen=True)
@@ -58,26 +58,24 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     for sae, parent in targets:
         result = evaluate(sae.to(model.device), model, data, args.evaluation, hook=args.hook, track=out.track)
         record = result.save(workspace, parents=(parent.id,) if parent else ())
-        metrics = ("l0", "explained_variance", "ce_recovered", "ce_recovered_mean", "kl", "dead_fraction")
-        out.table(
-            f"{args.hook or sae.cfg.hook_name} of {model.name}: {sae.cfg.arch}, {sae.cfg.d_sae} features, "
-            f"{result.rows[0]['n_tokens']:,} tokens",
-            ("subject", *metrics),
-            [
-                (subject, *[_cell(result.rows, subject, metric) for metric in metrics])
-                for subject in dict.fromkeys(row["subject"] for row in result.rows)
-            ],
-        )
+        _show(result, args.hook or sae.cfg.hook_name, sae, model.name, out)
         results[record.id] = {"summary": result.summary(), "evaluation": result.rows}
     return {"workspace": str(workspace.path), "runs": list(results), "results": results}
 
 
-def _cell(rows: list[dict[str, Any]], subject: str, metric: str) -> str:
-    for row in rows:
-        if row["subject"] == subject and row["metric"] == metric:
-            interval = "" if row["low"] is None else f" [{row['low']:.3g}, {row['high']:.3g}]"
-            return f"{row['value']:.4g}{interval}"
-    return "—"
+def _show(result: EvalResult, hook: str, sae: SAE, model_name: str, out: Output) -> None:
+    """Metrics down, the SAE (with its interval) and its controls across."""
+    by = {(row["metric"], row["subject"]): row for row in result.rows}
+    subjects = list(dict.fromkeys(row["subject"] for row in result.rows))
+    rows = []
+    for metric in dict.fromkeys(row["metric"] for row in result.rows):
+        own = by[metric, "sae"]
+        interval = "" if own["low"] is None else f"{own['low']:.3g} … {own['high']:.3g}"
+        controls = [by[metric, subject]["value"] if (metric, subject) in by else "—" for subject in subjects[1:]]
+        rows.append((metric, own["value"], interval, *controls))
+    share = f"{result.config.confidence:.0%} interval"
+    title = f"{hook} of {model_name}: {sae.cfg.arch}, {sae.cfg.d_sae} features, {result.rows[0]['n_tokens']:,} tokens"
+    out.table(title, ("metric", "sae", share, *[name.split("_")[0] for name in subjects[1:]]), rows)
 
 
 def _targets(args: Args, workspace: Workspace) -> list[tuple[SAE, Run | None]]:

@@ -70,12 +70,10 @@ def _train(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -
     summary = result.summary()
     out.table(
         f"SAEs on {config.model} ({config.n_tokens:,} tokens; numbers of the last training batch)",
-        ("hook", "features", "L0", "explained variance", "dead", "run"),
-        [
-            (hook, s["d_sae"], s["l0"], s["explained_variance"], s["dead_fraction"], record.id)
-            for (hook, s), record in zip(summary.items(), runs, strict=True)
-        ],
+        ("hook", "features", "L0", "EV", "dead"),
+        [(hook, s["d_sae"], s["l0"], s["explained_variance"], s["dead_fraction"]) for hook, s in summary.items()],
     )
+    out.say(f"written to {workspace.path}: {', '.join(record.id for record in runs)}")
     return {"workspace": str(workspace.path), "runs": [record.id for record in runs], "saes": summary}
 
 
@@ -89,7 +87,7 @@ def _sweep(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -
     rows = sorted(result.rows, key=lambda row: (row["hook"], row["l0"]))
     out.table(
         f"Sweep on {config.model} ({config.n_tokens:,} tokens; measured on held-out data; * = Pareto front)",
-        ("hook", "features", "k", "λ", "seed", "L0", "explained variance", "CE recovered", "dead", "front"),
+        ("hook", "F", "k", "λ", "seed", "L0", "EV", "CE rec.", "dead", ""),
         [
             (
                 r["hook"],

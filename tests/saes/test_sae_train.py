@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,11 @@ import pytest
 import torch
 
 from attlas.data.text import load_tokens
-from attlas.data.workspace import Workspace
-from attlas.errors import ConfigError, HookNameError, NonFiniteError
+from attlas.data.workspace import Ref, Workspace
+from attlas.errors import CheckpointError, ConfigError, HookNameError, NonFiniteError
 from attlas.saes import SweepConfig, TrainConfig, TrainResult, load_sae, sweep_saes, train_sae
 from attlas.saes.sources import Inputs, model_source
+from attlas.saes.store import store_source
 from attlas.saes.sweep import mark_front
 
 if TYPE_CHECKING:
@@ -103,9 +105,42 @@ def test_bos_can_be_left_out(gpt2_mini: HookedModel, inputs: Inputs) -> None:
     assert len(rows) == 4 * 127
 
 
+def test_store_on_disk(gpt2_mini: HookedModel, inputs: Inputs, tmp_path: Path) -> None:
+    """Same activations from disk as from the model; a second run only reads; other data and damage are refused."""
+    hook = "blocks.2.attn.hook_z"
+    config = dataclasses.replace(SMALL, hooks=(hook,), store=tmp_path / "store", capture_batch=8, n_tokens=5_000)
+    first = train_sae(config, model=gpt2_mini, data=inputs)
+    source = store_source(gpt2_mini, inputs, [hook], config)
+    whole = gpt2_mini.capture(inputs.tensor, [hook])[hook].flatten(2).flatten(0, 1)
+    stored = torch.cat([source(i)[hook] for i in range(4)])
+    torch.testing.assert_close(stored.sum(0), whole.sum(0), atol=1e-2, rtol=1e-4)
+    written = (tmp_path / "store" / "shard-00000.safetensors").stat().st_mtime_ns
+    again = train_sae(config, model=gpt2_mini, data=inputs)
+    assert again.saes[hook].hash == first.saes[hook].hash
+    assert (tmp_path / "store" / "shard-00000.safetensors").stat().st_mtime_ns == written
+    other = Inputs(inputs.tensor, Ref("other", "1" * 16))
+    with pytest.raises(ConfigError, match=r"has data=.*this run needs '1111111111111111'"):
+        train_sae(config, model=gpt2_mini, data=other)
+    shard = tmp_path / "store" / "shard-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-4] + b"\x00\x01\x02\x03")
+    with pytest.raises(CheckpointError, match=r"shard-00001.*is damaged or missing"):
+        train_sae(config, model=gpt2_mini, data=inputs)
+
+
+def test_store_refuses_a_full_disk(
+    gpt2_mini: HookedModel, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("attlas.saes.store.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
+    config = dataclasses.replace(SMALL, store=tmp_path / "store", activation_dtype="bfloat16")
+    with pytest.raises(ConfigError, match=r"needs 0\.01 GB and the disk has 0\.00 GB free"):
+        train_sae(config, model=gpt2_mini, data=inputs)
+    assert not (tmp_path / "store").exists()
+
+
 def test_sweep_marks_the_front(gpt2_mini: HookedModel, inputs: Inputs, tmp_path: Path) -> None:
     config = SweepConfig(dataclasses.replace(SMALL, hooks=("blocks.2.attn.hook_z",)), k=(4, 16), seed=(0, 1))
-    found = sweep_saes(config, model=gpt2_mini, data=inputs, val=inputs)
+    val = Inputs(inputs.tensor[:8], inputs.ref)
+    found = sweep_saes(config, model=gpt2_mini, data=inputs, val=val)
     assert {(r["k"], r["d_sae"], r["seed"]) for r in found.rows} == {(k, 256, s) for k in (4, 16) for s in (0, 1)}
     by_k = {k: max(r["explained_variance"] for r in found.rows if r["k"] == k) for k in (4, 16)}
     assert by_k[16] > by_k[4]
