@@ -49,6 +49,10 @@ def test_hooks_equal_transformer_bridge(text_model: tuple[HookedModel, Path]) ->
     for name, value in ours.items():
         if name not in theirs or theirs[name].shape != value.shape:
             continue
+        if name.endswith(
+            "hook_normalized"
+        ):  # with the norm's weights here (as HookedTransformer), without in the bridge
+            continue
         allowed = torch.isfinite(value) & (theirs[name] > -1e4)  # masked scores hold −inf here, −1e5 or so there
         assert (value - theirs[name])[allowed].abs().max() < TOLERANCE, name
         compared.add(name.split(".", 2)[-1] if name.startswith("blocks") else name)

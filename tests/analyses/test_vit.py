@@ -1,0 +1,143 @@
+"""ViT head analyses against literal readings of their definitions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
+
+from attlas.analyses.bootstrap import bootstrap_mean
+from attlas.analyses.vit import VitConfig, vit
+from attlas.analyses.vit_importance import head_importance, jensen_shannon
+from attlas.analyses.vit_strength import head_strength
+from attlas.data.images import ImageDataset
+from attlas.data.workspace import Workspace
+from attlas.errors import ConfigError, UnsupportedModelError
+from attlas.interp import HookedModel, load_model
+from attlas.interp.suffix import Suffix
+
+
+def test_suffix_equals_the_whole_model(vit_mini: HookedModel, glyphs: ImageDataset) -> None:
+    with torch.no_grad():
+        logits, cache = vit_mini.run_with_cache(glyphs.pixels, ["*hook_resid_pre", "ln_final.hook_normalized"])
+        for layer in range(4):
+            ours, state = Suffix(vit_mini, layer)(cache[f"blocks.{layer}.hook_resid_pre"])
+            torch.testing.assert_close(ours, logits, atol=1e-5, rtol=0)
+            torch.testing.assert_close(state, cache["ln_final.hook_normalized"], atol=1e-5, rtol=0)
+        assert torch.equal(vit_mini(glyphs.pixels), logits)
+
+
+@pytest.mark.parametrize("kind", ["deit", "dinov2"])
+def test_suffix_of_other_families(kind: str) -> None:
+    import transformers
+
+    common = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16, "patch_size": 4}
+    if kind == "dinov2":
+        hf = transformers.Dinov2ForImageClassification(transformers.Dinov2Config(**common, num_labels=5))
+    else:
+        hf = transformers.DeiTForImageClassification(transformers.DeiTConfig(**common, num_labels=5))
+    model = load_model(hf)
+    pixels = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        logits, cache = model.run_with_cache(pixels, "blocks.1.hook_resid_pre")
+        torch.testing.assert_close(Suffix(model, 1)(cache["blocks.1.hook_resid_pre"])[0], logits, atol=1e-5, rtol=0)
+
+
+def test_importance_equals_pruning_the_whole_model(vit_mini: HookedModel, glyphs: ImageDataset) -> None:
+    few = glyphs.take(16)
+    zero, mean = head_importance(vit_mini, few, batch_size=7)
+    assert few.labels is not None
+    with torch.no_grad():
+        z = vit_mini.capture(few.pixels, "blocks.*.attn.hook_z")
+        clean = vit_mini(few.pixels).softmax(-1)
+        for layer, head in [(0, 1), (2, 5), (3, 0)]:
+            for found, fill in ((zero, 0.0), (mean, z[f"blocks.{layer}.attn.hook_z"][:, :, head].mean((0, 1)))):
+
+                def ablate(t: torch.Tensor, name: str, head: int = head, fill: object = fill) -> torch.Tensor:
+                    t = t.clone()
+                    t[:, :, head] = fill
+                    return t
+
+                with vit_mini.hooks({f"blocks.{layer}.attn.hook_z": ablate}):
+                    after = vit_mini(few.pixels).softmax(-1)
+                rows = torch.arange(16)
+                drop = (clean - after)[rows, few.labels].numpy()
+                np.testing.assert_allclose(found.per_image["prob_drop"][:, layer, head], drop, atol=1e-5)
+                js = [jensenshannon(p, q) ** 2 for p, q in zip(clean.double(), after.double(), strict=True)]
+                np.testing.assert_allclose(found.per_image["js"][:, layer, head], js, atol=1e-5)
+
+
+def test_strength_equals_loops(vit_mini: HookedModel, glyphs: ImageDataset) -> None:
+    few = glyphs.take(3)
+    found = head_strength(vit_mini, few, batch_size=2)
+    pattern = vit_mini.capture(few.pixels, "blocks.1.attn.hook_pattern")["blocks.1.attn.hook_pattern"].double()
+    for head in (0, 4):
+        mass, pairs, total, reach = np.zeros(8), np.zeros(8), 0.0, 0.0
+        recentred = np.zeros((15, 15))
+        seen = np.zeros((15, 15))
+        for image in range(3):
+            a = pattern[image, head].numpy()
+            for q in range(64):
+                weights = a[1 + q, 1:]
+                far = [np.hypot(s // 8 - q // 8, s % 8 - q % 8) for s in range(64)]
+                reach += 4 * (weights * far).sum() / weights.sum()
+                total += 1
+                for s in range(64):
+                    dy, dx = s // 8 - q // 8, s % 8 - q % 8
+                    hop = max(abs(dy), abs(dx))
+                    mass[hop] += weights[s]
+                    pairs[hop] += 1
+                    recentred[dy + 7, dx + 7] += weights[s]
+                    seen[dy + 7, dx + 7] += 1
+        np.testing.assert_allclose(found.ring_mass[1, head], mass / total, atol=1e-6)
+        np.testing.assert_allclose(found.ring_mean[1, head], mass / pairs, atol=1e-6)
+        np.testing.assert_allclose(found.distance[1, head], reach / total, atol=1e-4)
+        np.testing.assert_allclose(found.maps[1, head], recentred / seen, atol=1e-6)
+    rows = found.ring_mass.sum(-1) + found.patch_to_prefix
+    np.testing.assert_allclose(rows, 1, atol=1e-5)
+    assert ((found.map_variation >= 0) & (found.map_variation <= 1)).all()
+
+
+@given(st.lists(st.floats(0.01, 1), min_size=3, max_size=6), st.integers(0, 9))
+@settings(max_examples=30, deadline=None)
+def test_jensen_shannon_is_bounded_and_symmetric(raw: list[float], seed: int) -> None:
+    p = torch.tensor(raw, dtype=torch.float64)
+    q = p[torch.randperm(len(raw), generator=torch.Generator().manual_seed(seed))]
+    p, q = p / p.sum(), q / q.sum()
+    assert 0 <= jensen_shannon(p, q) + 1e-12 <= np.log(2) + 1e-9
+    assert jensen_shannon(p, q).item() == pytest.approx(jensen_shannon(q, p).item(), abs=1e-12)
+
+
+def test_bootstrap_covers_a_known_mean() -> None:
+    rng = np.random.default_rng(0)
+    inside = 0
+    for seed in range(200):
+        _, low, high = bootstrap_mean(rng.normal(1.0, 1.0, (60, 1)), n_samples=300, seed=seed)
+        inside += int(low[0] <= 1.0 <= high[0])
+    assert 0.89 <= inside / 200 <= 0.99
+
+
+def test_result_matches_the_card_and_is_saved(vit_mini: HookedModel, glyphs: ImageDataset, tmp_path: Path) -> None:
+    """The card: every head of layer 0 matters, no head of layers 1–3 does."""
+    result = vit(vit_mini, glyphs, VitConfig(ablations=("zero",), n_bootstrap=100))
+    drop = result.heatmap("accuracy_drop")
+    assert drop[0].min() > 0.1
+    assert drop[1:].max() < 0.06
+    run = result.save(Workspace(tmp_path / "ws"), vit_mini.ref, glyphs.ref)
+    table = Workspace(tmp_path / "ws").read_table(run, "importance")
+    assert table.num_rows == 24 * 4
+    rows = table.to_pylist()
+    assert all(r["low"] - 1e-9 <= r["value"] <= r["high"] + 1e-9 for r in rows)
+    assert Workspace(tmp_path / "ws").read_arrays(run, "maps")["recentred"].shape == (4, 6, 15, 15)
+
+
+def test_bad_input(gpt2_mini: HookedModel, glyphs: ImageDataset) -> None:
+    with pytest.raises(UnsupportedModelError, match="needs a ViT"):
+        vit(gpt2_mini, glyphs)
+    with pytest.raises(ConfigError, match="choose from zero, mean"):
+        VitConfig(ablations=("nothing",))
