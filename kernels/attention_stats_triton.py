@@ -1,0 +1,206 @@
+"""Triton attention statistics: one pass over keys per query block, with a running maximum (online softmax).
+
+Sums of e^{s−m} and of (s−m)·e^{s−m} are rescaled when the maximum grows, so entropy = log Z − Σ(s−m)e^{s−m}/Z. Window,
+own-position, previous, sink, distance and token-matched masses are further running sums. The centred norm of the logits
+uses Chan's update of mean and squared deviation. Column mass is a second pass with log Z known.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from attlas.kernels.dispatch import interpreting
+
+
+@triton.jit
+def _mass(e, chosen, total, factor):
+    return total * factor + tl.sum(tl.where(chosen, e, 0.0), axis=1)
+
+
+@triton.jit
+def _row_kernel(
+    q_ptr, k_ptr, token_ptr, out_ptr,
+    H, K, T, S, E, scale, n_out,
+    sqb, sqh, sqt, sqe, skb, skh, sks, ske,
+    w0, w1, w2, w3,
+    CAUSAL: tl.constexpr, TOKENS: tl.constexpr, BQ: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
+    bh = tl.program_id(1)
+    b, h = bh // H, bh % H
+    kv = h // (H // K)
+    rows = tl.program_id(0) * BQ + tl.arange(0, BQ)
+    row_ok = rows < T
+    e_at = tl.arange(0, BE)
+    e_ok = e_at < E
+    shift = 0
+    if CAUSAL:
+        shift = S - T
+    position = rows + shift
+    q_at = q_ptr + b.to(tl.int64) * sqb + h.to(tl.int64) * sqh + rows.to(tl.int64)[:, None] * sqt + e_at[None, :] * sqe
+    q = tl.load(q_at, mask=row_ok[:, None] & e_ok[None, :], other=0.0)
+    zero = tl.zeros((BQ,), dtype=tl.float32)
+    peak = zero - float("inf")
+    z, first_moment, n, mean, deviation = zero, zero, zero, zero, zero
+    sink, own, before, distance = zero, zero, zero, zero
+    m0, m1, m2, m3, induction, duplicate = zero, zero, zero, zero, zero, zero
+    own_token = tl.zeros((BQ,), dtype=tl.int64)
+    if TOKENS:
+        own_token = tl.load(token_ptr + b.to(tl.int64) * S + position, mask=row_ok & (position < S), other=-1)
+    stop = S
+    if CAUSAL:
+        stop = tl.minimum(S, tl.program_id(0) * BQ + BQ + shift)
+    for start in range(0, stop, BS):
+        keys = start + tl.arange(0, BS)
+        key_ok = keys < S
+        k_at = k_ptr + b.to(tl.int64) * skb + kv.to(tl.int64) * skh + keys.to(tl.int64)[None, :] * sks
+        k = tl.load(k_at + e_at[:, None] * ske, mask=e_ok[:, None] & key_ok[None, :], other=0.0)
+        s = tl.dot(q, k, input_precision="ieee") * scale
+        ok = key_ok[None, :] & row_ok[:, None]
+        if CAUSAL:
+            ok = ok & (keys[None, :] <= position[:, None])
+        # centred squares: Chan's merge of (n, mean, deviation) with this block's
+        n_new = tl.sum(ok.to(tl.float32), axis=1)
+        block_mean = tl.sum(tl.where(ok, s, 0.0), axis=1) / tl.maximum(n_new, 1.0)
+        away = tl.where(ok, s - block_mean[:, None], 0.0)
+        both = tl.maximum(n + n_new, 1.0)
+        delta = block_mean - mean
+        deviation += tl.sum(away * away, axis=1) + delta * delta * n * n_new / both
+        mean += delta * n_new / both
+        n += n_new
+        s = tl.where(ok, s, -float("inf"))
+        new_peak = tl.maximum(peak, tl.max(s, axis=1))
+        safe = tl.where(new_peak == -float("inf"), 0.0, new_peak)
+        gap = tl.where(peak == -float("inf"), 0.0, peak - safe)
+        factor = tl.where(peak == -float("inf"), 0.0, tl.exp(gap))
+        e = tl.exp(s - safe[:, None])
+        # Σ(s − m')e^{s−m'} = factor·(Σ(s − m)e^{s−m} + (m − m')·Σe^{s−m})
+        fresh = tl.sum(tl.where(ok, (s - safe[:, None]) * e, 0.0), axis=1)
+        first_moment = factor * (first_moment + gap * z) + fresh
+        z = z * factor + tl.sum(e, axis=1)
+        peak = new_peak
+        offset = position[:, None] - keys[None, :]
+        far = tl.abs(offset)
+        sink = _mass(e, (keys == 0)[None, :] & ok, sink, factor)
+        own = _mass(e, offset == 0, own, factor)
+        before = _mass(e, offset == 1, before, factor)
+        distance = distance * factor + tl.sum(e * far.to(tl.float32), axis=1)
+        m0 = _mass(e, far < w0, m0, factor)
+        m1 = _mass(e, far < w1, m1, factor)
+        m2 = _mass(e, far < w2, m2, factor)
+        m3 = _mass(e, far < w3, m3, factor)
+        if TOKENS:
+            token = tl.load(token_ptr + b.to(tl.int64) * S + keys, mask=key_ok, other=-2)
+            earlier = tl.load(token_ptr + b.to(tl.int64) * S + keys - 1, mask=key_ok & (keys > 0), other=-2)
+            duplicate = _mass(e, (token[None, :] == own_token[:, None]) & (offset != 0), duplicate, factor)
+            induction = _mass(e, (earlier[None, :] == own_token[:, None]) & (offset != -1), induction, factor)
+    inverse = tl.where(z > 0, 1.0 / tl.where(z > 0, z, 1.0), tl.where(z == z, 0.0, z))
+    log_sum = tl.log(tl.where(z > 0, z, 1.0))
+    entropy = tl.where(z == z, tl.maximum(log_sum - first_moment * inverse, 0.0), z)
+    at = out_ptr + bh.to(tl.int64) * n_out * T + rows
+    tl.store(at, entropy, mask=row_ok)
+    tl.store(at + T, inverse, mask=row_ok)  # the largest weight is e⁰/Z
+    tl.store(at + 2 * T, sink * inverse, mask=row_ok)
+    tl.store(at + 3 * T, own * inverse, mask=row_ok)
+    tl.store(at + 4 * T, before * inverse, mask=row_ok)
+    tl.store(at + 5 * T, distance * inverse, mask=row_ok)
+    tl.store(at + 6 * T, n, mask=row_ok)
+    tl.store(at + 7 * T, tl.sqrt(deviation), mask=row_ok)
+    tl.store(at + 8 * T, tl.where(z == 0, -float("inf"), log_sum + peak), mask=row_ok)
+    tl.store(at + 9 * T, m0 * inverse, mask=row_ok)
+    tl.store(at + 10 * T, m1 * inverse, mask=row_ok)
+    tl.store(at + 11 * T, m2 * inverse, mask=row_ok)
+    tl.store(at + 12 * T, m3 * inverse, mask=row_ok)
+    if TOKENS:
+        tl.store(at + 13 * T, induction * inverse, mask=row_ok)
+        tl.store(at + 14 * T, duplicate * inverse, mask=row_ok)
+
+
+@triton.jit
+def _column_kernel(
+    q_ptr, k_ptr, logz_ptr, out_ptr,
+    H, K, T, S, E, scale,
+    sqb, sqh, sqt, sqe, skb, skh, sks, ske,
+    CAUSAL: tl.constexpr, BQ: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
+    bh = tl.program_id(1)
+    b, h = bh // H, bh % H
+    kv = h // (H // K)
+    keys = tl.program_id(0) * BS + tl.arange(0, BS)
+    key_ok = keys < S
+    e_at = tl.arange(0, BE)
+    e_ok = e_at < E
+    k_at = k_ptr + b.to(tl.int64) * skb + kv.to(tl.int64) * skh + keys.to(tl.int64)[None, :] * sks
+    k = tl.load(k_at + e_at[:, None] * ske, mask=e_ok[:, None] & key_ok[None, :], other=0.0)
+    mass = tl.zeros((BS,), dtype=tl.float32)
+    shift, first = 0, 0
+    if CAUSAL:
+        shift = S - T
+        first = tl.maximum(tl.program_id(0) * BS - shift, 0) // BQ * BQ
+    for start in range(first, T, BQ):
+        rows = start + tl.arange(0, BQ)
+        row_ok = rows < T
+        q_at = q_ptr + b.to(tl.int64) * sqb + h.to(tl.int64) * sqh + rows.to(tl.int64)[:, None] * sqt
+        q = tl.load(q_at + e_at[None, :] * sqe, mask=row_ok[:, None] & e_ok[None, :], other=0.0)
+        s = tl.dot(q, k, input_precision="ieee") * scale
+        log_z = tl.load(logz_ptr + bh.to(tl.int64) * T + rows, mask=row_ok, other=0.0)
+        ok = key_ok[None, :] & row_ok[:, None] & (log_z > -float("inf"))[:, None]
+        if CAUSAL:
+            ok = ok & (keys[None, :] <= (rows + shift)[:, None])
+        mass += tl.sum(tl.where(ok, tl.exp(tl.where(ok, s - log_z[:, None], 0.0)), 0.0), axis=0)
+    tl.store(out_ptr + bh.to(tl.int64) * S + keys, mass, mask=key_ok)
+
+
+def attention_stats_triton(
+    q: Tensor, k: Tensor, causal: bool, scale: float, token_ids: Tensor | None, windows: tuple[int, ...], column: bool
+) -> Any:
+    """The torch path's result, for one to four windows, no mask and no top-k mass."""
+    from attlas.kernels.attention_stats import AttentionStats
+
+    B, H, T, E = q.shape
+    K, S = k.shape[1], k.shape[2]
+    if interpreting():
+        q, k = q.float(), k.float()
+    n_out = 15 if token_ids is not None else 13
+    out = torch.empty(B, H, n_out, T, dtype=torch.float32, device=q.device)
+    tokens = (
+        token_ids.long().contiguous() if token_ids is not None else torch.zeros(1, dtype=torch.int64, device=q.device)
+    )
+    four = (*windows, *(windows[-1:] * (4 - len(windows))))
+    small = interpreting()
+    BQ, BS = (16, 16) if small else (64, 64) if E > 128 else (128, 64)
+    sizes: dict[str, Any] = {"BQ": BQ, "BS": BS, "BE": max(16, triton.next_power_of_2(E))}
+    options = {"num_warps": 4 if small or E > 128 else 8, "num_stages": 2}
+    _row_kernel[(triton.cdiv(T, BQ), B * H)](
+        q, k, tokens, out, H, K, T, S, E, scale, n_out, *q.stride(), *k.stride(), *four,
+        CAUSAL=causal, TOKENS=token_ids is not None, **sizes, **options,
+    )  # fmt: skip
+    stat = out.unbind(2)
+    columns = None
+    if column:
+        columns = torch.empty(B, H, S, dtype=torch.float32, device=q.device)
+        _column_kernel[(triton.cdiv(S, BS), B * H)](
+            q, k, stat[8].contiguous(), columns, H, K, T, S, E, scale, *q.stride(), *k.stride(),
+            CAUSAL=causal, **sizes, **options,
+        )  # fmt: skip
+    n_keys = stat[6].long()
+    return AttentionStats(
+        entropy=stat[0],
+        max_weight=stat[1],
+        sink_mass=stat[2],
+        diagonal=stat[3],
+        previous_token=stat[4],
+        mean_distance=stat[5],
+        n_keys=n_keys,
+        spread=stat[7],
+        log_z=torch.where(n_keys > 0, stat[8], -math.inf),
+        window_masses=dict(zip(windows, stat[9:13], strict=False)),
+        induction=stat[13] if token_ids is not None else None,
+        duplicate=stat[14] if token_ids is not None else None,
+        column_mass=columns,
+    )

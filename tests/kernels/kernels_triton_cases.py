@@ -1,0 +1,107 @@
+"""Triton kernels against the torch path; run by test_kernels_triton.py in a process where the interpreter is on."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from attlas.errors import KernelError
+from attlas.kernels import attention_stats, sparse_decode, threshold_encode, topk_encode
+from attlas.kernels.attention_stats import _PLAIN, _stats_torch
+
+interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+device = "cpu" if interpreted else "cuda"
+
+
+@pytest.mark.parametrize(
+    ("N", "D", "F", "k", "dtype"),
+    [(5, 20, 150, 4, torch.float32), (1, 16, 33, 33, torch.float32), (18, 7, 130, 1, torch.bfloat16), (3, 33, 64, 8, torch.float16)],
+)
+def test_topk(N, D, F, k, dtype):
+    from attlas.kernels.topk_encode_triton import select_triton
+
+    torch.manual_seed(N)
+    x, W = torch.randn(D, N).t().to(device, dtype), torch.randn(D, F).to(device, dtype)
+    b = torch.randn(F).to(device, dtype)
+    values, indices = select_triton(x, W, b, k, first=16)
+    pre = x.double() @ W.double() + b.double()
+    expected = pre.topk(k)
+    torch.testing.assert_close(values.double(), expected.values, atol=1e-2 if dtype != torch.float32 else 1e-5, rtol=1e-2)
+    torch.testing.assert_close(pre.gather(1, indices), expected.values, atol=1e-5, rtol=1e-5)
+
+
+def test_topk_ties_nan_and_overflow():
+    from attlas.kernels.topk_encode_triton import select_triton
+
+    F = 200
+    x = torch.ones(3, 1, device=device)
+    W = torch.zeros(1, F, device=device)
+    values, indices = select_triton(x, W, torch.zeros(F, device=device), 5, first=16)
+    assert indices.tolist() == [[0, 1, 2, 3, 4]] * 3
+    assert (values == 0).all()
+    rising = torch.arange(F, dtype=torch.float32, device=device)  # every chunk beats the threshold, so lists overflow
+    values, indices = select_triton(x, W, rising, 3, first=16)
+    assert indices.tolist() == [[199, 198, 197]] * 3
+    rising[77] = float("nan")
+    values, indices = select_triton(x, W, rising, 3, first=16)
+    assert values[:, 0].isnan().all()
+    assert indices[:, :2].tolist() == [[77, 199]] * 3
+
+
+def test_negative_values_order():
+    from attlas.kernels.topk_encode_triton import pack, unpack
+
+    values = torch.tensor([3.0, -0.0, 0.0, -1e-40, 1e-40, -2.0, float("inf"), -float("inf")])
+    keys = pack(values, torch.arange(8))
+    order = keys.argsort(descending=True).tolist()
+    assert order == [6, 0, 4, 1, 2, 3, 5, 7]
+    back, indices = unpack(keys)
+    assert torch.equal(back, values)
+    assert indices.tolist() == list(range(8))
+
+
+def test_threshold():
+    torch.manual_seed(0)
+    x, W, b = torch.randn(20, 12, device=device), torch.randn(12, 70, device=device), torch.randn(70, device=device)
+    limit = torch.rand(70, device=device) * 3
+    codes = threshold_encode(x, W, b, limit)
+    pre = x @ W + b
+    assert torch.equal(codes.counts, (pre > limit).sum(1))
+    torch.testing.assert_close(codes.to_dense(), torch.where(pre > limit, pre, 0))
+    with pytest.raises(KernelError, match="capacity"):
+        threshold_encode(x, W, b, limit, capacity=3)
+
+
+def test_decode_and_gradients():
+    torch.manual_seed(0)
+    x, W = torch.randn(6, 10, device=device), torch.randn(10, 40, device=device)
+    b, b_dec, W_dec = torch.randn(40, device=device), torch.randn(10, device=device), torch.randn(40, 10, device=device)
+
+    def gradients(dense):
+        leaves = [t.clone().requires_grad_() for t in (x, W, b, b_dec, W_dec)]
+        x_, W_, b_, bd_, Wd_ = leaves
+        if dense:
+            top = ((x_ - bd_) @ W_ + b_).topk(4)
+            f = torch.zeros(6, 40, device=device).scatter(1, top.indices, top.values.relu())
+            out = f @ Wd_ + bd_
+        else:
+            out = sparse_decode(*topk_encode(x_, W_, b_, 4, b_dec=bd_), Wd_, bd_)
+        (out - x_).square().sum().backward()
+        return [out.detach(), *(leaf.grad for leaf in leaves)]
+
+    for ours, plain in zip(gradients(False), gradients(True), strict=True):
+        torch.testing.assert_close(ours, plain, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize(("T", "S", "causal", "e"), [(21, 21, True, 8), (5, 19, True, 20), (18, 33, False, 4), (1, 1, True, 8)])
+def test_stats(T, S, causal, e):
+    torch.manual_seed(T)
+    q, k = torch.randn(2, 4, T, e, device=device) * 3, torch.randn(2, 2, S, e, device=device)
+    tokens = torch.randint(0, 4, (2, S), device=device)
+    ours = attention_stats(q, k, causal=causal, token_ids=tokens, window=(3, 8), column=True)
+    plain = _stats_torch(q, k, causal, e**-0.5, None, tokens, (3, 8), (), True)
+    for name in (*_PLAIN, "induction", "duplicate", "column_mass", "window_mass"):
+        torch.testing.assert_close(getattr(ours, name), getattr(plain, name), atol=2e-5, rtol=2e-4, msg=name)
+    torch.testing.assert_close(ours.window_masses[8], plain.window_masses[8], atol=2e-5, rtol=2e-4)
