@@ -24,7 +24,7 @@ from attlas.saes.base import SAE
 from attlas.saes.controls import CONTROLS, Subject, active_count, make_control, sae_subject
 from attlas.saes.eval_schema import DENSITY, EVALUATION, METRICS
 from attlas.saes.functional import Behaviour, measure_behaviour
-from attlas.saes.sources import Inputs
+from attlas.saes.sources import Inputs, as_hooked
 from attlas.saes.splice import HookFn, replace_rows
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def evaluate(
 
     Args:
         sae: any SAE that Attlas reads.
-        model: the model it belongs to.
+        model: the model it belongs to; a TransformerBridge or a Hugging Face module will do.
         data: tokens or images it was not trained on.
         config: what to measure.
         hook: where to splice it in; None takes the SAE's own.
@@ -176,7 +176,7 @@ def evaluate(
         >>> result = evaluate(sae, model, load_tokens("embedded:val", model.tokenizer, n_tokens=65_536))
         >>> result.value("ce_recovered")
     """
-    config = config or EvalConfig()
+    config, model = config or EvalConfig(), as_hooked(model)
     name = hook or sae.cfg.hook_name
     if not name:
         raise ConfigError("the SAE does not say which hook it belongs to; give hook='blocks.L.attn.hook_z'")

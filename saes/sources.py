@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -42,6 +42,13 @@ class Inputs:
         if hasattr(data, "tokens"):
             return cls(data.tokens, data.ref)
         return cls(data.pixels, data.ref, data.labels)
+
+
+def as_hooked(model: Any) -> HookedModel:
+    """A HookedModel as it is; a Hugging Face module or a TransformerLens model wrapped as one."""
+    from attlas.interp import HookedModel, load_model
+
+    return model if isinstance(model, HookedModel) else load_model(model)
 
 
 def default_images(model: HookedModel) -> str:

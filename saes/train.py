@@ -19,7 +19,7 @@ from attlas.saes.base import SAE
 from attlas.saes.buffer import MixingBuffer
 from attlas.saes.history import TRAINING, History
 from attlas.saes.loop import OnStep, train_loop
-from attlas.saes.sources import Inputs, load_inputs, model_source
+from attlas.saes.sources import Inputs, as_hooked, load_inputs, model_source
 from attlas.saes.train_config import TrainConfig
 from attlas.saes.trainee import Trainee
 
@@ -108,7 +108,7 @@ def train_sae(
 
     Args:
         config: what to train; its defaults train a TopK SAE on layer 2 of `gpt2-mini`.
-        model: a loaded model, in place of config.model.
+        model: a loaded model, in place of config.model; a TransformerBridge or a Hugging Face module will do.
         data: tokens or images, in place of config.text or config.images.
         folder: where to keep the live curve (`training.jsonl`) and checkpoints; None keeps neither.
         resume: go on from the folder's checkpoint; the finished SAEs equal those of an uninterrupted run.
@@ -129,6 +129,7 @@ def train_sae(
         from attlas.interp import load_model
 
         model = load_model(config.model, device=config.device, dtype=config.dtype)
+    model = as_hooked(model)
     hooks = match_hooks(model, config.hooks)
     inputs = Inputs.of(data) if data is not None else load_inputs(model, config)
     buffer = make_buffer(model, inputs, hooks, config, track)

@@ -334,3 +334,27 @@ def test_checkpoint_is_readable_without_attlas(tmp_path: Path) -> None:
     tensors = load_file(tmp_path / NAME)
     assert tensors[f"{HOOKS[0]}/sae/W_dec"].shape == (32, D_IN)
     assert tensors[f"{HOOKS[0]}/adam/W_dec/exp_avg"].shape == (32, D_IN)
+
+
+def test_notebook_curve_redraws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a notebook the figure under the cell is replaced while training runs, the last time at the end."""
+    display = pytest.importorskip("IPython.display")
+    from attlas.saes import live
+
+    class Handle:
+        shown: list[object] = []  # noqa: RUF012
+
+        def update(self, figure: object) -> None:
+            self.shown.append(figure)
+
+    assert live.notebook_curve() is None
+    monkeypatch.setattr(live, "in_notebook", lambda: True)
+    monkeypatch.setattr(live, "REDRAW_SECONDS", 0.0)
+    monkeypatch.setattr(display, "display", lambda *args, **kwargs: Handle())
+    config = small()
+    trainees, buffer = start(config)
+    train_loop(trainees, buffer, config, on_step=live.notebook_curve())
+    assert len(Handle.shown) == 10
+    last = Handle.shown[-1]
+    assert "50 of 50 steps" in last.layout.title.text  # type: ignore[attr-defined]
+    assert len(last.data) == 8  # type: ignore[attr-defined]

@@ -105,6 +105,13 @@ def test_bos_can_be_left_out(gpt2_mini: HookedModel, inputs: Inputs) -> None:
     assert len(rows) == 4 * 127
 
 
+def test_a_hugging_face_module_will_do(gpt2_mini: HookedModel, inputs: Inputs) -> None:
+    config = dataclasses.replace(SMALL, hooks=("blocks.0.attn.hook_z",), n_tokens=1024)
+    found = train_sae(config, model=gpt2_mini.hf, data=inputs)
+    expected = train_sae(config, model=gpt2_mini, data=inputs)
+    torch.testing.assert_close(*(next(iter(r.saes.values())).W_dec for r in (found, expected)), atol=1e-4, rtol=1e-3)
+
+
 def test_store_on_disk(gpt2_mini: HookedModel, inputs: Inputs, tmp_path: Path) -> None:
     """Same activations from disk as from the model; a second run only reads; other data and damage are refused."""
     hook = "blocks.2.attn.hook_z"
