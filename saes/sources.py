@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -61,13 +62,29 @@ def load_inputs(model: HookedModel, config: TrainConfig) -> Inputs:
     if model.cfg.family == "vit":
         from attlas.data.images import load_images
 
-        return Inputs.of(load_images(config.images or default_images(model), model.image_spec, seed=config.seed))
+        if config.images is None:
+            return _default_split(model, held_out=False)
+        return Inputs.of(load_images(config.images, model.image_spec, seed=config.seed))
     from attlas.data.text import load_tokens
 
     seq_len = min(config.seq_len, model.cfg.n_ctx)
     return Inputs.of(
         load_tokens(config.text, model.tokenizer, seq_len=seq_len, n_tokens=config.n_tokens, seed=config.seed)
     )
+
+
+def _default_split(model: HookedModel, *, held_out: bool, n_images: int | None = None) -> Inputs:
+    """The model's default images: four fifths for training, the rest to evaluate on; always the same split."""
+    from attlas.data.images import load_images
+
+    whole = Inputs.of(load_images(default_images(model), model.image_spec))
+    order = torch.randperm(len(whole.tensor), generator=torch.Generator().manual_seed(0))
+    cut = max(1, len(order) * 4 // 5)
+    picked = order[cut:][:n_images] if held_out else order[:cut]
+    part = "held out" if held_out else "train"
+    labels = whole.labels[picked] if whole.labels is not None else None
+    content = hashlib.sha256(f"{whole.ref.hash} {part} {len(picked)}".encode()).hexdigest()[:16]
+    return Inputs(whole.tensor[picked], Ref(f"{whole.ref.name} ({part})", content), labels)
 
 
 def model_source(model: HookedModel, inputs: Inputs, hooks: Sequence[str], config: TrainConfig) -> Source:
@@ -94,12 +111,13 @@ def held_out(
     seq_len: int = 256,
     seed: int = 0,
 ) -> Inputs:
-    """Text, or images for a vision model, to evaluate on."""
+    """Text, or images for a vision model, to evaluate on; by default images that training by default does not see."""
     if model.cfg.family == "vit":
         from attlas.data.images import load_images
 
-        source = images or default_images(model)
-        return Inputs.of(load_images(source, model.image_spec, n_images=n_images, seed=seed))
+        if images is None:
+            return _default_split(model, held_out=True, n_images=n_images)
+        return Inputs.of(load_images(images, model.image_spec, n_images=n_images, seed=seed))
     from attlas.data.text import load_tokens
 
     seq_len = min(seq_len, model.cfg.n_ctx)

@@ -196,13 +196,16 @@ def test_nan_in_activations_names_the_hook(gpt2_mini: HookedModel, inputs: Input
 def test_vision_model(vit_mini: HookedModel) -> None:
     """A classifier of glyphs: trained from the embedded images, evaluated on labels."""
     from attlas.saes import EvalConfig, evaluate
-    from attlas.saes.sources import held_out
+    from attlas.saes.sources import held_out, load_inputs
 
     config = dataclasses.replace(SMALL, model="vit-mini", hooks=("blocks.1.attn.hook_z",), n_tokens=20_000)
     found = train_sae(config, model=vit_mini)
     (sae,) = found.saes.values()
     assert sae.cfg.d_in == 96
     assert sae.cfg.context_size is None
+    val, seen = held_out(vit_mini), load_inputs(vit_mini, config)
+    assert len(val.tensor) + len(seen.tensor) == 2000
+    assert not {t.numpy().tobytes() for t in val.tensor} & {t.numpy().tobytes() for t in seen.tensor}
     measured = evaluate(sae, vit_mini, held_out(vit_mini, n_images=100), EvalConfig(controls=("pca",), n_bootstrap=50))
     assert measured.value("explained_variance") > 0.4
     assert measured.value("accuracy_clean") > 0.8
