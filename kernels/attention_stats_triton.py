@@ -5,6 +5,7 @@ own-position, previous, sink, distance and token-matched masses are further runn
 uses Chan's update of mean and squared deviation. Column mass is a second pass with log Z known.
 """
 
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import math

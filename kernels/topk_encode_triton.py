@@ -7,6 +7,7 @@ and raises the threshold, so the append order does not matter and ties go to the
 chunk adds about k entries a row; a list that overflows is noticed, and its rows are done again in dense tiles.
 """
 
+# mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
 
 import torch

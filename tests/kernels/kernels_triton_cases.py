@@ -17,7 +17,12 @@ device = "cpu" if interpreted else "cuda"
 
 @pytest.mark.parametrize(
     ("N", "D", "F", "k", "dtype"),
-    [(5, 20, 150, 4, torch.float32), (1, 16, 33, 33, torch.float32), (18, 7, 130, 1, torch.bfloat16), (3, 33, 64, 8, torch.float16)],
+    [
+        (5, 20, 150, 4, torch.float32),
+        (1, 16, 33, 33, torch.float32),
+        (18, 7, 130, 1, torch.bfloat16),
+        (3, 33, 64, 8, torch.float16),
+    ],
 )
 def test_topk(N, D, F, k, dtype):
     from attlas.kernels.topk_encode_triton import select_triton
@@ -28,7 +33,9 @@ def test_topk(N, D, F, k, dtype):
     values, indices = select_triton(x, W, b, k, first=16)
     pre = x.double() @ W.double() + b.double()
     expected = pre.topk(k)
-    torch.testing.assert_close(values.double(), expected.values, atol=1e-2 if dtype != torch.float32 else 1e-5, rtol=1e-2)
+    torch.testing.assert_close(
+        values.double(), expected.values, atol=1e-2 if dtype != torch.float32 else 1e-5, rtol=1e-2
+    )
     torch.testing.assert_close(pre.gather(1, indices), expected.values, atol=1e-5, rtol=1e-5)
 
 
@@ -95,7 +102,9 @@ def test_decode_and_gradients():
         torch.testing.assert_close(ours, plain, atol=2e-4, rtol=2e-4)
 
 
-@pytest.mark.parametrize(("T", "S", "causal", "e"), [(21, 21, True, 8), (5, 19, True, 20), (18, 33, False, 4), (1, 1, True, 8)])
+@pytest.mark.parametrize(
+    ("T", "S", "causal", "e"), [(21, 21, True, 8), (5, 19, True, 20), (18, 33, False, 4), (1, 1, True, 8)]
+)
 def test_stats(T, S, causal, e):
     torch.manual_seed(T)
     q, k = torch.randn(2, 4, T, e, device=device) * 3, torch.randn(2, 2, S, e, device=device)
