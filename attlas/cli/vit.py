@@ -9,6 +9,7 @@ import tyro
 
 from attlas.analyses.vit import VitConfig, vit
 from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
+from attlas.cli.inputs import image_source
 from attlas.data.images import load_images
 
 
@@ -32,11 +33,9 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
     workspace = open_workspace(args)
     model = open_model(args, out)
-    source = args.images
-    if source == "auto":
-        grey = model.image_spec is not None and model.image_spec.n_channels == 1
-        source = "embedded:glyphs" if grey else "sklearn:samples"
-    images = load_images(source, model.image_spec, n_images=args.n_images, seed=args.config.seed)
+    images = load_images(
+        image_source(model, args.images), model.image_spec, n_images=args.n_images, seed=args.config.seed
+    )
     result = vit(model, images, args.config, track=out.track)
     saved = result.save(workspace, model.ref, images.ref)
     values = result.heatmap(result.main_metric)

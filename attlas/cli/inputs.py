@@ -1,0 +1,36 @@
+"""The text or images that suit a model, for verbs that take either."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attlas.cli.common import TextArgs
+from attlas.data.images import ImageDataset, load_images
+from attlas.data.text import TokenDataset, load_tokens
+from attlas.interp import HookedModel
+
+
+@dataclass(frozen=True)
+class DataArgs(TextArgs):
+    """Text for language models, images for vision models."""
+
+    images: str = "auto"
+    """For vision models: embedded:glyphs, sklearn:samples, a folder or an .npz; auto suits the model."""
+    n_images: int = 500
+    """For vision models: how many images, drawn by the seed."""
+
+
+def load_data(model: HookedModel, args: DataArgs) -> TokenDataset | ImageDataset:
+    """Read what the arguments name, cut to the model's context window or image size."""
+    if model.cfg.family == "vit":
+        return load_images(image_source(model, args.images), model.image_spec, n_images=args.n_images, seed=args.seed)
+    seq_len = min(args.seq_len, model.cfg.n_ctx)
+    return load_tokens(args.text, model.tokenizer, seq_len=seq_len, n_tokens=args.n_tokens, seed=args.seed)
+
+
+def image_source(model: HookedModel, source: str) -> str:
+    """`auto` → the embedded glyphs for grey models, sample pictures for the rest."""
+    if source != "auto":
+        return source
+    grey = model.image_spec is not None and model.image_spec.n_channels == 1
+    return "embedded:glyphs" if grey else "sklearn:samples"
