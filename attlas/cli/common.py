@@ -129,7 +129,7 @@ def run_verb(verb: str, module: ModuleType, argv: Sequence[str]) -> int:
     args = tyro.cli(
         module.Args,
         prog=f"attlas {verb}",
-        args=list(argv),
+        args=list(argv) or list(getattr(module, "DEFAULT_ARGV", [])),
         config=(tyro.conf.OmitArgPrefixes,),
     )
     out = Output(as_json=getattr(args, "json", False))

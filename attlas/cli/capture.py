@@ -1,0 +1,62 @@
+"""`attlas capture`: activations to disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attlas.cli.common import ModelArgs, Output, TextArgs, open_model
+
+
+@dataclass(frozen=True)
+class Args(TextArgs, ModelArgs):
+    """Write activations of chosen hooks to checksummed safetensors shards; `attlas train --store` reads them.
+
+    Example: attlas capture --hooks 'blocks.*.attn.hook_z' --n-tokens 200000 --to activations
+    """
+
+    hooks: tuple[str, ...] = ("blocks.*.attn.hook_z",)
+    """Hook names or globs."""
+    to: Path = Path("activations")
+    """Folder to write; one that holds the same activations is checked and kept, any other is refused."""
+    text: str = "embedded:train"
+    """embedded:train, embedded:val, or a JSONL, Parquet or text file, or a Hugging Face dataset folder."""
+    images: str | None = None
+    """For vision models: embedded:glyphs, sklearn:samples, a folder or an .npz."""
+    store_dtype: str = "bfloat16"
+    """bfloat16, float16 or float32."""
+    skip_positions: int = 1
+    """Leading positions (BOS, CLS) to leave out."""
+    json: bool = False
+    """Print the result as JSON on stdout (progress stays on stderr)."""
+
+
+def run(args: Args, out: Output) -> dict[str, Any]:
+    """Say how much it will be, then write."""
+    import json
+
+    from attlas.saes.activations import match_hooks
+    from attlas.saes.sources import load_inputs
+    from attlas.saes.store import store_source
+    from attlas.saes.train_config import TrainConfig
+
+    model = open_model(args, out)
+    hooks = match_hooks(model, args.hooks)
+    config = TrainConfig(
+        model=args.model,
+        hooks=args.hooks,
+        text=args.text,
+        images=args.images,
+        n_tokens=args.n_tokens,
+        seq_len=args.seq_len,
+        seed=args.seed,
+        skip_positions=args.skip_positions,
+        activation_dtype=args.store_dtype,
+        store=args.to,
+    )
+    store_source(model, load_inputs(model, config), hooks, config, out.track)
+    manifest = json.loads((args.to / "manifest.json").read_text(encoding="utf-8"))
+    rows = sum(shard["rows"] for shard in manifest["shards"])
+    out.say(f"{rows:,} tokens of {len(hooks)} hooks, {manifest['bytes'] / 1e6:.1f} MB, in {args.to}")
+    return {"path": str(args.to), "hooks": list(hooks), "n_tokens": rows, "bytes": manifest["bytes"]}
