@@ -50,8 +50,9 @@ def main() -> None:
     width = source(0)[args.hook].shape[-1]
 
     learners: dict[str, Callable[[TrainConfig, MixingBuffer], SAE]] = {
-        "attlas": lambda config, buffer: ours(model, config, buffer, active_subspace=True),
+        "attlas": lambda config, buffer: ours(model, config, buffer),
         "attlas, random start": lambda config, buffer: ours(model, config, buffer, active_subspace=False),
+        "attlas, encoder scale 1": lambda config, buffer: ours(model, config, buffer, encoder_scale=1.0),
         "SAELens": lambda config, buffer: saelens(config, buffer, width, "none"),
         "SAELens, normalised": lambda config, buffer: saelens(config, buffer, width, "expected_average_only_in"),
     }
@@ -96,9 +97,9 @@ def cached_rows(model: attlas.HookedModel, inputs: Inputs, hook: str, n_tokens: 
     return lambda chunk: {hook: chunks[chunk % len(chunks)].float()}
 
 
-def ours(model: attlas.HookedModel, config: TrainConfig, buffer: MixingBuffer, active_subspace: bool) -> SAE:
+def ours(model: attlas.HookedModel, config: TrainConfig, buffer: MixingBuffer, **changes: object) -> SAE:
     (hook,) = config.hooks
-    config = TrainConfig(**{**vars(config), "active_subspace": active_subspace})
+    config = TrainConfig(**{**vars(config), **changes})
     trainee = start_trainee(hook, hook, model, buffer.peek(SAMPLE_TOKENS)[hook], config)
     train_loop([trainee], buffer, config)
     return trainee.finish()

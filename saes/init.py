@@ -3,7 +3,7 @@
 The factor ½ *(ours)*: the chosen features of a token overlap, so with W_enc = W_decᵀ their sum overshoots (measured in
 docs/saes.md).
 
-**Active-subspace initialisation** (Wang et al. 2025, arXiv 2508.16929): attention outputs are low-rank, and a feature
+**Active-subspace initialisation** (arXiv 2508.16929): attention outputs are low-rank, and a feature
 whose direction lies where activations have no variance is born dead. Random directions are therefore projected onto the
 principal subspace that holds `variance` of the sample's variance, then brought back to norm 1.
 """
