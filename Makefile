@@ -66,7 +66,7 @@ unit: install browser
 test: lint check-types unit
 
 docs: install
-	$(BIN)/python -m attlas.cli.schema_docs > docs/workspace.tables.md
+	$(BIN)/python -m attlas.cli.schema_docs docs/workspace.md
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -191,7 +191,7 @@ def entropy(
     stacked = {name: np.concatenate(values).astype(np.float64) for name, values in per_unit.items()}
     columns = {name: values.mean(0) for name, values in stacked.items()}
     _, columns["low"], columns["high"] = bootstrap_mean(stacked["entropy"], seed=config.seed)
-    for q in QUANTILES:
-        at = [np.quantile(torch.cat(parts, dim=1).numpy(), q, axis=1) for parts in pooled]
-        columns[f"q{int(100 * q):02d}"] = np.stack(at)
+    for level in QUANTILES:
+        at = [np.quantile(torch.cat(parts, dim=1).numpy(), level, axis=1) for parts in pooled]
+        columns[f"q{int(100 * level):02d}"] = np.stack(at)
     return EntropyResult(columns, n_queries, config)

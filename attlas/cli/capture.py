@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from attlas.cli.common import ModelArgs, Output, TextArgs, open_model
 
@@ -24,7 +24,7 @@ class Args(TextArgs, ModelArgs):
     """embedded:train, embedded:val, or a JSONL, Parquet or text file, or a Hugging Face dataset folder."""
     images: str | None = None
     """For vision models: embedded:glyphs, sklearn:samples, a folder or an .npz."""
-    store_dtype: str = "bfloat16"
+    store_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """bfloat16, float16 or float32."""
     skip_positions: int = 1
     """Leading positions (BOS, CLS) to leave out."""

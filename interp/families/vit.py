@@ -18,11 +18,11 @@ def _pair(value: Any) -> tuple[int, int]:
 
 def _layer(block: nn.Module) -> LayerParts:
     """Parts of a layer, by the names of transformers 5.2x first, then the older nested ones."""
-    attn = find(block, "attention")
+    attn: Any = find(block, "attention")
     q = find(block, "attention.q_proj", "attention.attention.query")
     older = hasattr(block, "intermediate")  # the old ViT has no `mlp`; its residual sum sits inside `output`
     mlp = find(block, "mlp", "output.dense")
-    d_head = getattr(attn, "head_dim", None) or attn.attention.attention_head_size  # type: ignore[union-attr]
+    d_head = getattr(attn, "head_dim", None) or attn.attention.attention_head_size
     return LayerParts(
         block=block,
         attn=attn,
@@ -42,10 +42,10 @@ def _layer(block: nn.Module) -> LayerParts:
 def describe(hf: Any) -> Anatomy:
     """Anatomy of a ViT, DeiT or DINOv2 model, with or without a classifier."""
     config = hf.config
-    base = hf
+    base: Any = hf
     for name in ("vit", "deit", "dinov2", "dinov2_with_registers"):
         base = getattr(base, name, base)
-    blocks = getattr(base, "layers", None)
+    blocks: Any = getattr(base, "layers", None)
     if blocks is None:
         blocks = find(base.encoder, "layer", "layers")
     image, patch = _pair(config.image_size), _pair(config.patch_size)

@@ -35,7 +35,8 @@ def test_scores_equal_the_formula_on_text(gpt2_mini: HookedModel, val_tokens: To
     result = redundancy(gpt2_mini, val_tokens, RedundancyConfig(batch_size=3))
     np.testing.assert_allclose(result.scores, _literal(gpt2_mini, val_tokens.tokens), atol=2e-6)
     assert result.n_tokens == val_tokens.tokens.numel()
-    assert (result.low <= result.scores).all() and (result.scores <= result.high).all()
+    assert (result.low <= result.scores).all()
+    assert (result.scores <= result.high).all()
 
 
 def test_scores_equal_the_formula_on_images(vit_mini: HookedModel, glyphs: ImageDataset) -> None:
