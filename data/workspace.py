@@ -17,6 +17,7 @@ import datetime
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import uuid
@@ -96,7 +97,9 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [jsonable(v) for v in value]
     if isinstance(value, np.generic):
-        return value.item()
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no NaN
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return str(value)

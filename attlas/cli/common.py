@@ -145,5 +145,7 @@ def run_verb(verb: str, module: ModuleType, argv: Sequence[str]) -> int:
         print(f"attlas {verb}: interrupted", file=sys.stderr)
         return 130
     if out.as_json:
-        print(json.dumps(result, ensure_ascii=False, default=str))
+        from attlas.data.workspace import jsonable
+
+        print(json.dumps(jsonable(result), ensure_ascii=False, allow_nan=False))
     return 0
