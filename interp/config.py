@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from attlas.errors import ContextLengthError
+
+DEFAULT_SEQ_LEN = 256
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -44,3 +48,15 @@ class ModelConfig:
     grid: tuple[int, int] = (0, 0)
     image_size: tuple[int, int] = (0, 0)
     patch_size: int = 0
+
+    def sequence_length(self, asked: int) -> int:
+        """Length of packed sequences: as asked, where the default of 256 may be cut to a shorter context window.
+
+        Raises:
+            ContextLengthError: more than the default was asked for, and it does not fit.
+        """
+        if asked > max(self.n_ctx, DEFAULT_SEQ_LEN):
+            raise ContextLengthError(
+                f"seq_len {asked} is longer than the context window ({self.n_ctx}); use seq_len ≤ {self.n_ctx}"
+            )
+        return min(asked, self.n_ctx)

@@ -39,7 +39,7 @@ def load_model(
         UnsupportedModelError: no adapter for the architecture.
         CheckpointError: weights are damaged or incomplete.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+    device = _device(device)
     if isinstance(dtype, str):
         if dtype not in _DTYPES:
             raise ConfigError(f"dtype '{dtype}' is not one of {', '.join(_DTYPES)}")
@@ -57,6 +57,17 @@ def load_model(
         tokenizer=_tokenizer(found.folder),
         image_spec=_image_spec(found.folder),
     )
+
+
+def _device(device: str | torch.device) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device '{device}' cannot be used ({_first_line(error)}); use cpu, cuda or auto") from error
+    return found
 
 
 def wrap_module(module: Any) -> HookedModel:
@@ -100,7 +111,12 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Any:
     try:
         with _quiet():
             model, info = cls.from_pretrained(
-                folder, dtype=dtype, local_files_only=True, attn_implementation="sdpa", output_loading_info=True
+                folder,
+                dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,  # never a pickle
+                attn_implementation="sdpa",
+                output_loading_info=True,
             )
     except Exception as error:  # safetensors, json and shape errors come in many classes
         files = ", ".join(p.name for p in sorted(folder.glob("*.safetensors"))) or "no .safetensors file"

@@ -67,7 +67,7 @@ def load_inputs(model: HookedModel, config: TrainConfig) -> Inputs:
         return Inputs.of(load_images(config.images, model.image_spec, seed=config.seed))
     from attlas.data.text import load_tokens
 
-    seq_len = min(config.seq_len, model.cfg.n_ctx)
+    seq_len = model.cfg.sequence_length(config.seq_len)
     return Inputs.of(
         load_tokens(config.text, model.tokenizer, seq_len=seq_len, n_tokens=config.n_tokens, seed=config.seed)
     )
@@ -120,5 +120,5 @@ def held_out(
         return Inputs.of(load_images(images, model.image_spec, n_images=n_images, seed=seed))
     from attlas.data.text import load_tokens
 
-    seq_len = min(seq_len, model.cfg.n_ctx)
+    seq_len = model.cfg.sequence_length(seq_len)
     return Inputs.of(load_tokens(text, model.tokenizer, seq_len=seq_len, n_tokens=n_tokens, seed=seed))

@@ -174,7 +174,7 @@ def start_trainee(name: str, hook: str, model: HookedModel, sample_ND: torch.Ten
         model_hash=model.weight_hash,
         n_heads=n_heads,
         d_head=d_head,
-        context_size=None if model.cfg.family == "vit" else min(config.seq_len, model.cfg.n_ctx),
+        context_size=None if model.cfg.family == "vit" else model.cfg.sequence_length(config.seq_len),
     )
     return Trainee.start(
         name,

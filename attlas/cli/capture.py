@@ -24,6 +24,8 @@ class Args(TextArgs, ModelArgs):
     """embedded:train, embedded:val, or a JSONL, Parquet or text file, or a Hugging Face dataset folder."""
     images: str | None = None
     """For vision models: embedded:glyphs, sklearn:samples, a folder or an .npz."""
+    seed: int = 0
+    """Seed of the order of the text."""
     store_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """bfloat16, float16 or float32."""
     skip_positions: int = 1

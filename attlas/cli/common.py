@@ -46,9 +46,7 @@ class TextArgs:
     n_tokens: int = 65_536
     """How many tokens to use."""
     seq_len: int = 256
-    """Length of each packed sequence, BOS included; cut to the model's context window."""
-    seed: int = 0
-    """Seed of order, sampling and bootstrap."""
+    """Length of each packed sequence, BOS included; the default is cut to a shorter context window."""
 
 
 @dataclass(frozen=True)
@@ -126,14 +124,14 @@ def open_workspace(args: OutArgs) -> Workspace:
 
 def run_verb(verb: str, module: ModuleType, argv: Sequence[str]) -> int:
     """Parse a verb's arguments, run it, print its result, turn errors into one line and a status."""
-    args = tyro.cli(
-        module.Args,
-        prog=f"attlas {verb}",
-        args=list(argv) or list(getattr(module, "DEFAULT_ARGV", [])),
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    out = Output(as_json=getattr(args, "json", False))
     try:
+        args = tyro.cli(
+            module.Args,
+            prog=f"attlas {verb}",
+            args=list(argv) or list(getattr(module, "DEFAULT_ARGV", [])),
+            config=(tyro.conf.OmitArgPrefixes,),
+        )
+        out = Output(as_json=getattr(args, "json", False))
         with contextlib.redirect_stdout(sys.stderr) if out.as_json else contextlib.nullcontext():
             result = module.run(args, out)
     except AttlasError as error:

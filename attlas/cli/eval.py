@@ -52,7 +52,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         n_tokens=args.n_tokens,
         n_images=args.n_images,
         seq_len=args.seq_len,
-        seed=args.seed,
+        seed=args.evaluation.eval_seed,
     )
     results = {}
     for sae, parent in targets:

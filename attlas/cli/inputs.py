@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from attlas.cli.common import TextArgs
 from attlas.data.images import ImageDataset, load_images
 from attlas.data.text import TokenDataset, load_tokens
+from attlas.errors import UnsupportedModelError
 from attlas.interp import HookedModel
 
 
@@ -20,16 +21,22 @@ class DataArgs(TextArgs):
     """For vision models: how many images, drawn by the seed."""
 
 
-def load_data(model: HookedModel, args: DataArgs) -> TokenDataset | ImageDataset:
-    """Read what the arguments name, cut to the model's context window or image size."""
+def load_data(model: HookedModel, args: DataArgs, seed: int = 0) -> TokenDataset | ImageDataset:
+    """Read what the arguments name, in the seed's order, cut to the model's context window or image size."""
     if model.cfg.family == "vit":
-        return load_images(image_source(model, args.images), model.image_spec, n_images=args.n_images, seed=args.seed)
-    seq_len = min(args.seq_len, model.cfg.n_ctx)
-    return load_tokens(args.text, model.tokenizer, seq_len=seq_len, n_tokens=args.n_tokens, seed=args.seed)
+        return load_images(image_source(model, args.images), model.image_spec, n_images=args.n_images, seed=seed)
+    seq_len = model.cfg.sequence_length(args.seq_len)
+    return load_tokens(args.text, model.tokenizer, seq_len=seq_len, n_tokens=args.n_tokens, seed=seed)
 
 
 def image_source(model: HookedModel, source: str) -> str:
-    """`auto` → the embedded glyphs for grey models, sample pictures for the rest."""
+    """`auto` → the embedded glyphs for grey models, sample pictures for the rest.
+
+    Raises:
+        UnsupportedModelError: a language model.
+    """
+    if model.cfg.family != "vit":
+        raise UnsupportedModelError(f"{model.name} is a language model ({model.cfg.family}); give a vision model")
     if source != "auto":
         return source
     grey = model.image_spec is not None and model.image_spec.n_channels == 1

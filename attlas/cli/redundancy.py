@@ -26,7 +26,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
     workspace = open_workspace(args)
     model = open_model(args, out)
-    data = load_data(model, args)
+    data = load_data(model, args, args.config.seed)
     result = redundancy(model, data, args.config, track=out.track)
     saved = result.save(workspace, model.ref, data.ref)
     ranking = result.ranking()
