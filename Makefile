@@ -27,7 +27,7 @@ $(VENV)/.torch:
 
 # Dependencies change with pyproject.toml alone.
 $(VENV)/.dependencies: pyproject.toml $(VENV)/.torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'setuptools>=77' wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'setuptools>=77'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
 	  --config-settings editable_mode=strict -e '.[test]'
 	@touch $@

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from attlas.saes.config import SAEConfig
     from attlas.saes.evaluation import EvalConfig, EvalResult, evaluate
     from attlas.saes.formats import load_sae
+    from attlas.saes.sources import held_out
     from attlas.saes.sweep import SweepConfig, SweepResult, sweep_saes
     from attlas.saes.train import TrainConfig, TrainResult, train_sae
 
@@ -21,6 +22,7 @@ _PUBLIC = {
     "EvalConfig": "evaluation",
     "EvalResult": "evaluation",
     "evaluate": "evaluation",
+    "held_out": "sources",
     "load_sae": "formats",
     "SweepConfig": "sweep",
     "SweepResult": "sweep",
@@ -41,6 +43,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "evaluate",
+    "held_out",
     "load_sae",
     "sweep_saes",
     "train_sae",
