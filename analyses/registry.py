@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attlas.analyses import entropy, redundancy, vit
+from attlas.analyses import entropy, feature_tables, redundancy, vit
 from attlas.data.schema import TableSchema
 from attlas.saes import eval_schema, history, sweep
 
@@ -10,6 +10,7 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "sae": (history.TRAINING,),
     "sae_eval": (eval_schema.EVALUATION, eval_schema.DENSITY),
     "sae_sweep": (sweep.PARETO,),
+    "features": feature_tables.SCHEMAS,
     "entropy": entropy.SCHEMAS,
     "redundancy": redundancy.SCHEMAS,
     "vit": vit.SCHEMAS,

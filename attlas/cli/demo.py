@@ -23,7 +23,7 @@ class Args(OutArgs):
 
     hook: str = "blocks.3.attn.hook_z"
     """Where to train the autoencoder; layer 3 of gpt2-mini holds its induction head."""
-    n_tokens: int = 1_500_000
+    n_tokens: int = 1_200_000
     """Tokens to train on."""
     n_images: int = 500
     """Glyphs to rank ViT heads on."""

@@ -1,0 +1,96 @@
+"""Schemas of a features run."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from attlas.analyses.feature_families import LOCAL_WINDOW, LONG_DISTANCE
+from attlas.data.schema import TableSchema, column
+
+_FEATURE = column("feature", pa.int32(), "", "feature index, the row of W_dec")
+
+FEATURES = TableSchema(
+    "features",
+    "one feature, dead ones too",
+    (
+        _FEATURE,
+        column("density", pa.float64(), "fraction", "share of tokens on which it is active"),
+        column("n_active", pa.int64(), "tokens", "tokens on which it is active"),
+        column("mean_act", pa.float64(), "activation", "mean activation where active"),
+        column("max_act", pa.float64(), "activation", "largest activation"),
+        column("top_head", pa.int16(), "", "head with the largest share of the decoder row's norm; −1 without heads"),
+        column("top_head_share", pa.float64(), "fraction", "that share"),
+        column("head_spread", pa.float64(), "heads", "exp of the shares' entropy: how many heads write it"),
+        column("promoted", pa.string(), "", "tokens or classes it promotes most, joined by ' | '"),
+        column("suppressed", pa.string(), "", "tokens or classes it suppresses most, joined by ' | '"),
+        column("top_tokens", pa.string(), "", "tokens with the largest shares of its activation, joined by ' | '"),
+        column("family", pa.string(), "", "induction, local, long-range or unassigned"),
+        column("induction", pa.float64(), "fraction", "attribution on tokens after earlier copies of the current one"),
+        column("local", pa.float64(), "fraction", f"attribution within the last {LOCAL_WINDOW} positions"),
+        column("long_range", pa.float64(), "fraction", f"attribution {LONG_DISTANCE} or more positions back"),
+    ),
+)
+HEADS = TableSchema(
+    "heads",
+    "one feature and head",
+    (
+        _FEATURE,
+        column("head", pa.int16(), "", "head index"),
+        column("share", pa.float64(), "fraction", "‖W_dec[f, head]‖ / Σ over heads"),
+    ),
+)
+EXAMPLES = TableSchema(
+    "examples",
+    "one example of a feature",
+    (
+        _FEATURE,
+        column("rank", pa.int16(), "", "place within the stratum, from 0"),
+        column(
+            "stratum", pa.string(), "", "top, or q75, q50, q25: the band of sampled activations above that quantile"
+        ),
+        column("activation", pa.float64(), "activation", "at the example's position"),
+        column("sequence", pa.int32(), "", "sequence or image index in the data set"),
+        column("position", pa.int32(), "", "token position in the sequence"),
+        column("context_start", pa.int32(), "", "position of the first token shown"),
+        column("tokens", pa.list_(pa.string()), "", "text of the tokens shown; empty for images"),
+        column("activations", pa.list_(pa.float32()), "activation", "of this feature on the tokens or patches shown"),
+        column("dfa_sources", pa.list_(pa.float32()), "pre-activation", "attribution by source, over the tokens shown"),
+        column("dfa_outside", pa.float32(), "pre-activation", "attribution of sources before the tokens shown"),
+        column("dfa_heads", pa.list_(pa.float32()), "pre-activation", "attribution by head"),
+    ),
+)
+HISTOGRAM = TableSchema(
+    "histogram",
+    "one feature and bin with at least one activation",
+    (
+        _FEATURE,
+        column("bin_left", pa.float64(), "activation", "lower edge; bins are equal in log₂"),
+        column("bin_right", pa.float64(), "activation", "upper edge"),
+        column("count", pa.int64(), "tokens", "activations within"),
+    ),
+)
+LOGITS = TableSchema(
+    "logits",
+    "one feature and one of the tokens or classes it moves most",
+    (
+        _FEATURE,
+        column("rank", pa.int16(), "", "from 0, the strongest first"),
+        column("sign", pa.string(), "", "promoted or suppressed"),
+        column("token", pa.string(), "", "token text or class name"),
+        column(
+            "effect", pa.float64(), "logits", "direct effect of one unit of activation, the final norm's scale left out"
+        ),
+    ),
+)
+TOKENS = TableSchema(
+    "feature_tokens",
+    "one feature and one of the tokens it is most active on",
+    (
+        _FEATURE,
+        column("rank", pa.int16(), "", "from 0, the largest share first"),
+        column("token", pa.string(), "", "token text"),
+        column("share", pa.float64(), "fraction", "share of the feature's summed activation"),
+        column("n", pa.int64(), "tokens", "times active on this token"),
+    ),
+)
+SCHEMAS = (FEATURES, HEADS, EXAMPLES, HISTOGRAM, LOGITS, TOKENS)

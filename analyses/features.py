@@ -1,0 +1,303 @@
+"""What the features of a sparse autoencoder on attention outputs do (Kissane et al. 2024, arXiv 2406.17759).
+
+Two passes over the data: one that counts, and keeps for each feature its strongest sequences and a uniform sample of its
+activations; one over the chosen sequences only, for the context and the direct feature attribution of the examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from attlas.analyses.feature_examples import Example, choose, fill
+from attlas.analyses.feature_families import FamilyScore, example_shares, family
+from attlas.analyses.feature_stream import EDGES, N_BINS, FeatureStream
+from attlas.analyses.feature_tables import EXAMPLES, FEATURES, HEADS, HISTOGRAM, LOGITS, SCHEMAS, TOKENS
+from attlas.analyses.head_attribution import head_shares, head_spread
+from attlas.analyses.logit_effects import logit_effects
+from attlas.data.images import ImageDataset
+from attlas.data.progress import Track, no_track
+from attlas.data.text import TokenDataset
+from attlas.data.workspace import Ref, Run, Workspace
+from attlas.errors import ConfigError
+from attlas.interp import HookedModel
+from attlas.saes.base import SAE
+
+__all__ = ["SCHEMAS", "FeaturesConfig", "FeaturesResult", "features"]
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """How to interpret features.
+
+    Attributes:
+        batch_size: sequences or images at a time.
+        n_top: strongest examples kept of each feature, one a sequence.
+        n_sample: size of the uniform sample that the lower strata are drawn from.
+        per_band: examples of each lower stratum.
+        context: tokens shown before an example's position (a third as many after it).
+        n_logits: promoted and suppressed tokens kept.
+        skip_positions: leading positions (BOS, CLS) left out, as in training.
+        seed: of the sample.
+    """
+
+    batch_size: int = 16
+    n_top: int = 10
+    n_sample: int = 32
+    per_band: int = 3
+    context: int = 30
+    n_logits: int = 10
+    skip_positions: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "n_top", "n_sample", "per_band", "context", "n_logits"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} must be 1 or more")
+
+
+@dataclass(frozen=True)
+class FeaturesResult:
+    """Everything known of each feature.
+
+    Attributes:
+        stream: counts, histogram and token sums.
+        examples: chosen examples with context and attribution.
+        families: score of each feature that has attribution.
+        shares: float32 [F, heads], or None when the hook has no heads.
+        logits: promoted and suppressed values and ids [F, n], or None for a backbone.
+        names: text of token ids or classes.
+        n_tokens: tokens read.
+    """
+
+    stream: FeatureStream
+    examples: list[Example]
+    families: dict[int, FamilyScore]
+    shares: Tensor | None
+    logits: tuple[Tensor, Tensor, Tensor, Tensor] | None
+    names: dict[int, str]
+    token_names: dict[int, str]
+    top_tokens: dict[int, list[tuple[int, float, int]]]
+    config: FeaturesConfig
+
+    @property
+    def n_tokens(self) -> int:
+        return self.stream.n_tokens
+
+    @property
+    def density(self) -> np.ndarray:
+        """Share of tokens on which each feature is active, [F]."""
+        return self.stream.count.numpy() / max(1, self.n_tokens)
+
+    def tables(self) -> dict[str, pa.Table]:
+        """Tables features, heads, examples, histogram, logits and feature_tokens."""
+        return {
+            "features": FEATURES.table(list(self._feature_rows())),
+            "heads": HEADS.table(self._head_columns()),
+            "examples": EXAMPLES.table([self._example_row(e) for e in self.examples]),
+            "histogram": HISTOGRAM.table(self._histogram_columns()),
+            "logits": LOGITS.table(list(self._logit_rows())),
+            "feature_tokens": TOKENS.table(list(self._token_rows())),
+        }
+
+    def table(self) -> pa.Table:
+        """Table features."""
+        return FEATURES.table(list(self._feature_rows()))
+
+    def _feature_rows(self) -> Iterator[dict[str, Any]]:
+        count = self.stream.count.numpy()
+        mean = self.stream.total.numpy() / np.maximum(count, 1)
+        spread = head_spread(self.shares) if self.shares is not None else None
+        missing = FamilyScore(float("nan"), float("nan"), float("nan"), "unassigned")
+        for feature in range(self.stream.d_sae):
+            top = int(self.shares[feature].argmax()) if self.shares is not None else -1
+            score = self.families.get(feature, missing)
+            yield {
+                "feature": feature,
+                "density": float(self.density[feature]),
+                "n_active": int(count[feature]),
+                "mean_act": float(mean[feature]),
+                "max_act": float(self.stream.maximum[feature]),
+                "top_head": top,
+                "top_head_share": float(self.shares[feature, top]) if self.shares is not None else None,
+                "head_spread": float(spread[feature]) if spread is not None else None,
+                "promoted": self._joined(1, feature),
+                "suppressed": self._joined(3, feature),
+                "top_tokens": " | ".join(self.token_names[t] for t, _, _ in self.top_tokens.get(feature, [])),
+                "family": score.label,
+                "induction": score.induction,
+                "local": score.local,
+                "long_range": score.long_range,
+            }
+
+    def _joined(self, slot: int, feature: int) -> str:
+        if self.logits is None:
+            return ""
+        return " | ".join(self.names[i] for i in self.logits[slot][feature].tolist())
+
+    def _head_columns(self) -> dict[str, Any]:
+        if self.shares is None:
+            return {"feature": [], "head": [], "share": []}
+        F, H = self.shares.shape
+        return {
+            "feature": np.repeat(np.arange(F), H),
+            "head": np.tile(np.arange(H), F),
+            "share": self.shares.double().flatten().numpy(),
+        }
+
+    def _histogram_columns(self) -> dict[str, Any]:
+        counts = self.stream.histogram.view(-1, N_BINS)
+        feature, bins = torch.nonzero(counts, as_tuple=True)
+        return {
+            "feature": feature.numpy(),
+            "bin_left": EDGES[bins].double().numpy(),
+            "bin_right": EDGES[bins + 1].double().numpy(),
+            "count": counts[feature, bins].numpy(),
+        }
+
+    def _logit_rows(self) -> Iterator[dict[str, Any]]:
+        if self.logits is None:
+            return
+        up, up_ids, down, down_ids = (t.tolist() for t in self.logits)
+        for feature in torch.nonzero(self.stream.count).flatten().tolist():
+            for sign, effects, ids in (("promoted", up, up_ids), ("suppressed", down, down_ids)):
+                for rank, (effect, i) in enumerate(zip(effects[feature], ids[feature], strict=True)):
+                    yield {"feature": feature, "rank": rank, "sign": sign, "token": self.names[i], "effect": effect}
+
+    def _token_rows(self) -> Iterator[dict[str, Any]]:
+        for feature, entries in sorted(self.top_tokens.items()):
+            for rank, (token, share, n) in enumerate(entries):
+                yield {"feature": feature, "rank": rank, "token": self.token_names[token], "share": share, "n": n}
+
+    def _example_row(self, e: Example) -> dict[str, Any]:
+        shown = slice(e.start, e.start + len(e.activations))
+        return {
+            "feature": e.feature,
+            "rank": e.rank,
+            "stratum": e.stratum,
+            "activation": e.activation,
+            "sequence": e.sequence,
+            "position": e.position,
+            "context_start": e.start,
+            "tokens": e.tokens,
+            "activations": e.activations,
+            "dfa_sources": None if e.by_source is None else e.by_source[shown],
+            "dfa_outside": None if e.by_source is None else float(e.by_source[: e.start].sum()),
+            "dfa_heads": e.by_head,
+        }
+
+    def plot(self) -> Any:
+        """Histogram of log10 density over features that are ever active."""
+        import plotly.graph_objects as go
+
+        alive = self.density[self.density > 0]
+        figure = go.Figure(go.Histogram(x=np.log10(alive), nbinsx=60))
+        figure.update_layout(xaxis_title="log₁₀ density", yaxis_title="features", title="activation density")
+        return figure
+
+    def summary(self) -> dict[str, Any]:
+        """Headline numbers: features, dead fraction over the tokens read, families."""
+        labels = [score.label for score in self.families.values()]
+        return {
+            "n_features": self.stream.d_sae,
+            "n_tokens": self.n_tokens,
+            "dead_fraction": float((self.stream.count == 0).double().mean()),
+            "median_density": float(np.median(self.density)),
+            "families": {label: labels.count(label) for label in sorted(set(labels))},
+        }
+
+    def save(self, workspace: Workspace, model: Ref, data: Ref, parents: Sequence[str] = ()) -> Run:
+        """Write a run of kind "features"."""
+        with workspace.begin(
+            "features", model=model, data=data, config=self.config, seed=self.config.seed, parents=tuple(parents)
+        ) as run:
+            for name, table in self.tables().items():
+                run.table(name, table)
+            run.summary = self.summary()
+        return run.record
+
+
+@torch.no_grad()
+def features(
+    model: HookedModel,
+    sae: SAE,
+    data: TokenDataset | ImageDataset,
+    config: FeaturesConfig | None = None,
+    *,
+    hook: str | None = None,
+    track: Track = no_track,
+) -> FeaturesResult:
+    """Interpret every feature of an SAE.
+
+    Args:
+        model: the model the SAE was trained on.
+        sae: its features.
+        data: held-out text, or images.
+        hook: where the SAE sits; default its own record.
+
+    Raises:
+        ConfigError: the hook is unknown, or its width is not the SAE's d_in.
+    """
+    config = config or FeaturesConfig()
+    hook = hook or sae.cfg.hook_name
+    if not hook:
+        raise ConfigError("the SAE does not say which hook it was trained on; give the hook")
+    is_text = isinstance(data, TokenDataset)
+    skip = config.skip_positions
+    stream = FeatureStream(sae.cfg.d_sae, config.n_top, config.n_sample, config.seed)
+    for batch in track(data.batches(config.batch_size), "features"):
+        x = sae.flatten_heads(model.capture(batch, hook)[hook][:, skip:])
+        values, indices = sae.encode_sparse(x)
+        stream.add(values, indices, batch[:, skip:] if is_text else None, first_position=skip)
+    has_heads = hook.endswith("hook_z")
+    examples = choose(stream, config.per_band)
+    fill(
+        examples,
+        model,
+        sae,
+        data,
+        hook=hook,
+        context=config.context,
+        batch_size=config.batch_size,
+        attribute=has_heads,
+        track=track,
+    )
+    logits = logit_effects(model, sae.W_dec, hook, config.n_logits) if model.anatomy.unembed is not None else None
+    top_tokens = stream.top_tokens() if is_text else {}
+    ids = set() if logits is None else {int(i) for slot in (1, 3) for i in logits[slot].unique()}
+    spoken = {t for entries in top_tokens.values() for t, _, _ in entries}
+    return FeaturesResult(
+        stream=stream,
+        examples=examples,
+        families=_families(examples) if has_heads and model.cfg.causal else {},
+        shares=head_shares(sae.W_dec, model.cfg.n_heads).cpu() if has_heads else None,
+        logits=logits,
+        names=_names(model, data, ids),
+        token_names=_names(model, data, spoken),
+        top_tokens=top_tokens,
+        config=config,
+    )
+
+
+def _names(model: HookedModel, data: TokenDataset | ImageDataset, ids: set[int]) -> dict[int, str]:
+    if isinstance(data, TokenDataset):
+        return {i: model.to_str_tokens([i])[0] if model.tokenizer is not None else str(i) for i in ids}
+    classes = data.class_names
+    return {i: classes[i] if classes is not None and i < len(classes) else str(i) for i in ids}
+
+
+def _families(examples: list[Example]) -> dict[int, FamilyScore]:
+    shares: dict[int, list[tuple[float, float, float]]] = {}
+    for e in examples:
+        if e.stratum == "top" and e.by_source is not None and e.sequence_tokens is not None:
+            found = example_shares(e.by_source, e.sequence_tokens, e.position)
+            entries = shares.setdefault(e.feature, [])
+            if found is not None:
+                entries.append(found)
+    return {feature: family(entries) for feature, entries in shares.items()}
