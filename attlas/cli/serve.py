@@ -1,0 +1,46 @@
+"""`attlas serve`: the atlas in the browser."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+from attlas.cli.common import OutArgs, Output
+
+
+@dataclass(frozen=True)
+class Args(OutArgs):
+    """Serve a workspace's dashboard on this machine until interrupted (Ctrl-C).
+
+    Nothing is sent anywhere, and nothing but this workspace is read. The page follows the workspace: runs that appear
+    later are shown on the next click.
+
+    Example: attlas serve --workspace workspace --port 8050
+    """
+
+    port: int = 8050
+    """Port; 0 takes any free one."""
+    host: str = "127.0.0.1"
+    """Address to listen on; anything but 127.0.0.1 lets others read the workspace."""
+
+
+def run(args: Args, out: Output) -> dict[str, Any]:
+    """Serve; with --json the address is printed once, as soon as the server listens."""
+    from attlas.dashboard.app import serve
+
+    address = ""
+
+    def ready(url: str) -> None:
+        nonlocal address
+        address = url
+        if args.json:
+            print(json.dumps({"url": url, "workspace": str(args.workspace)}), file=sys.__stdout__, flush=True)
+        out.say(f"[bold]{url}[/bold]  (workspace {args.workspace}; Ctrl-C stops)")
+
+    try:
+        serve(args.workspace, port=args.port, host=args.host, ready=ready)
+    except KeyboardInterrupt:
+        out.say("stopped")
+    return {"url": address}

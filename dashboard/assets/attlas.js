@@ -1,0 +1,87 @@
+// Runs before Dash: the remembered (or the system's) theme is a cookie, so that the server draws the right one at once.
+(function () {
+  const remembered = document.cookie.match(/attlas-theme=(light|dark)/);
+  const theme = remembered ? remembered[1] : matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  const remember = (name) => {
+    document.cookie = `attlas-theme=${name}; path=/; max-age=31536000; SameSite=Lax`;
+    document.documentElement.setAttribute("data-mantine-color-scheme", name);
+  };
+  remember(theme);
+
+  const nothing = () => window.dash_clientside.no_update;
+  const go = (url) => {
+    history.pushState({}, "", url);
+    window.dispatchEvent(new CustomEvent("_dashprivate_pushstate"));
+    window.scrollTo(0, 0);
+  };
+
+  window.dash_clientside = Object.assign({}, window.dash_clientside, {
+    attlas: {
+      // Controls -> URL. A control at its default leaves the URL; changing a filter keeps everything else.
+      params: (values, ids) => {
+        const search = new URLSearchParams(window.location.search);
+        ids.forEach((id, i) => {
+          const value = values[i] === null || values[i] === undefined ? "" : String(values[i]);
+          if (value === id.default || value === "") search.delete(id.name);
+          else search.set(id.name, value);
+        });
+        const changed = ids.some((id) => id.name === "model") &&
+          (new URLSearchParams(window.location.search).get("model") || "") !== (search.get("model") || "");
+        if (changed) ["run", "id", "head", "layer", "family"].forEach((name) => search.delete(name));
+        const next = search.toString() ? "?" + search.toString() : "";
+        return next === window.location.search ? nothing() : next;
+      },
+      toggle: (clicks, now) => {
+        if (!clicks) return [nothing(), nothing()];
+        const next = now === "dark" ? "light" : "dark";
+        remember(next);
+        return [next, next];
+      },
+      // The grid's own sort order goes to the URL without drawing the page anew.
+      sort: (request) => {
+        if (!request) return nothing();
+        const search = new URLSearchParams(window.location.search);
+        const model = request.sortModel && request.sortModel[0];
+        if (model) search.set("sort", (model.sort === "desc" ? "-" : "") + model.colId);
+        else search.delete("sort");
+        const next = search.toString() ? "?" + search.toString() : "";
+        if (next !== window.location.search) history.replaceState({}, "", window.location.pathname + next);
+        return nothing();
+      },
+    },
+  });
+
+  const cells = (window.dashAgGridComponentFunctions = window.dashAgGridComponentFunctions || {});
+  cells.FeatureLink = (props) => {
+    if (!props.data) return null;
+    const run = props.colDef.cellRendererParams ? props.colDef.cellRendererParams.run : "";
+    const model = new URLSearchParams(window.location.search).get("model");
+    const href = `/feature?run=${encodeURIComponent(run)}&id=${props.value}` + (model ? `&model=${encodeURIComponent(model)}` : "");
+    return React.createElement("a", {
+      href, className: "feature-link",
+      onClick: (event) => {
+        if (event.metaKey || event.ctrlKey || event.shiftKey) return;
+        event.preventDefault();
+        go(href);
+      },
+    }, props.value);
+  };
+  cells.Share = (props) => {
+    if (props.value === null || props.value === undefined) return null;
+    const width = Math.max(0, Math.min(1, props.value)) * 100;
+    return React.createElement("span", { className: "share", title: props.value },
+      React.createElement("i", { style: { width: width + "%" } }), (props.value * 100).toFixed(0) + " %");
+  };
+  const numbers = (window.dashAgGridFunctions = window.dashAgGridFunctions || {});
+  numbers.sig = (value) => value === null || value === undefined ? "" :
+    value === 0 ? "0" : Math.abs(value) < 1e-3 ? value.toExponential(1) : Number(value.toPrecision(3)).toLocaleString("en");
+
+  // "/" goes to the search box, [ and ] to the feature before and after.
+  document.addEventListener("keydown", (event) => {
+    if (event.metaKey || event.ctrlKey || event.altKey || /INPUT|TEXTAREA|SELECT/.test(event.target.tagName)) return;
+    const press = (selector) => { const found = document.querySelector(selector); if (found) { event.preventDefault(); found.focus(); return found; } };
+    if (event.key === "/") press("input[type=search], .search input");
+    if (event.key === "[") { const a = press("[data-rel=prev] a"); if (a) a.click(); }
+    if (event.key === "]") { const a = press("[data-rel=next] a"); if (a) a.click(); }
+  });
+})();

@@ -1,0 +1,122 @@
+"""Cards, headings, pickers, small tables and the empty state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import dash_mantine_components as dmc
+from dash import dcc, html
+
+from attlas.dashboard.page import param_id
+
+
+def attributes(values: dict[str, str]) -> dict[str, Any]:
+    """HTML attributes with a dash in their name (aria-label, data-tip), to be passed as `**attributes({…})`."""
+    return dict(values)
+
+
+def short(value: Any, digits: int = 3) -> str:
+    """A number for reading: 3 significant digits, thin thousands, an em dash for nothing."""
+    if value is None:
+        return "—"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        if value == 0:
+            return "0"
+        if abs(value) < 1e-3 or abs(value) >= 1e6:
+            return f"{value:.{digits - 1}e}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+    return str(value)
+
+
+def heading(title: str, lead: str = "", *extra: Any) -> html.Header:
+    """A page's title, one sentence under it, and what stands at its right."""
+    left = html.Div([html.H1(title), html.P(lead, className="lead") if lead else None])
+    return html.Header([left, html.Div(list(extra), className="heading-extra")], className="heading")
+
+
+def card(title: str, *children: Any, note: str = "", controls: Any = None, span: int = 1) -> html.Section:
+    """A panel with a title; `note` says what is measured, in which unit."""
+    head = html.Div([html.H2(title), html.Div(controls, className="controls")], className="card-head")
+    parts = [head, html.P(note, className="note") if note else None, *children]
+    return html.Section(parts, className=f"card span-{span}")
+
+
+def columns(*children: Any) -> html.Div:
+    """Panels side by side where there is room."""
+    return html.Div([c for c in children if c is not None], className="columns")
+
+
+def metric_cards(items: Sequence[tuple[str, Any, str]]) -> html.Div:
+    """Headline numbers: (label, value, unit or remark)."""
+    cells = [
+        html.Div(
+            [
+                html.Div(label, className="metric-label"),
+                html.Div(short(value), className="metric-value"),
+                html.Div(remark, className="metric-note"),
+            ],
+            className="metric",
+        )
+        for label, value, remark in items
+        if value is not None
+    ]
+    return html.Div(cells, className="metrics")
+
+
+def tag(text: str, kind: str = "") -> html.Span:
+    """A small label."""
+    return html.Span(text, className=f"tag {kind}".strip())
+
+
+def button_link(text: str, href: str | None, rel: str = "") -> Any:
+    """A link that looks like a button; greyed out without a target."""
+    if href is None:
+        return html.Span(text, className="button off", **attributes({"aria-disabled": "true"}))
+    return html.Span(dcc.Link(text, href=href, className="button"), **attributes({"data-rel": rel} if rel else {}))
+
+
+def picker(name: str, label: str, options: Sequence[tuple[str, str]], value: str, default: str) -> dmc.Select:
+    """A choice that lives in the URL."""
+    return dmc.Select(
+        id=param_id(name, default),
+        data=[{"value": v, "label": text} for v, text in options],
+        value=value,
+        allowDeselect=False,
+        size="xs",
+        label=label,
+        className="picker",
+        comboboxProps={"withinPortal": True},
+    )
+
+
+def empty(what: str, why: str, command: str) -> html.Div:
+    """What a page shows before its analysis has run: what would be here, and the command that puts it here."""
+    return html.Div(
+        [
+            html.Div(className="empty-mark", **attributes({"aria-hidden": "true"})),
+            html.H2(what),
+            html.P(why),
+            html.Pre(html.Code(command), tabIndex=0),
+        ],
+        className="empty",
+    )
+
+
+def table(rows: Sequence[dict[str, Any]], names: dict[str, str], *, summary: str = "Table", open_: bool = False) -> Any:
+    """Rows in a foldable table: the numbers of a figure for those who cannot, or will not, hover."""
+    if not rows:
+        return None
+    shown = {k: v for k, v in names.items() if k in rows[0]}
+    head = html.Tr([html.Th(title, scope="col") for title in shown.values()])
+    body = [html.Tr([html.Td(_cell(row.get(k))) for k in shown]) for row in rows[:400]]
+    grid = html.Div(html.Table([html.Thead(head), html.Tbody(body)]), className="scroll", tabIndex=0)
+    return html.Details([html.Summary(summary), grid], open=open_, className="table")
+
+
+def _cell(value: Any) -> Any:
+    return short(value) if value is None or isinstance(value, (int, float, str)) else value

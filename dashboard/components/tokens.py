@@ -1,0 +1,86 @@
+"""Examples of a feature: tokens of a text, or patches of an image, tinted by activation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dash import html
+
+from attlas.dashboard.components.basic import attributes, short
+
+
+def visible(token: str) -> str:
+    """A token with its line breaks and blank self made visible."""
+    shown = token.replace("\n", "↵").replace("\t", "⇥").replace("\r", "␍")
+    return shown if shown.strip() else shown.replace(" ", "·")
+
+
+def example(row: dict[str, Any], scale: float) -> html.Li:
+    """One text example; `scale` is the activation that gets the full tint."""
+    tokens: Sequence[str] = row.get("tokens") or []
+    activations: Sequence[float] = row.get("activations") or []
+    start = row.get("context_start")
+    position = row.get("position")
+    peak = None
+    if isinstance(start, int) and isinstance(position, int) and 0 <= position - start < len(tokens):
+        peak = position - start
+    elif activations:
+        peak = max(range(len(activations)), key=lambda i: activations[i] or 0.0)
+    sources: Sequence[float] = row.get("dfa_sources") or []
+    source = max(range(len(sources)), key=lambda i: sources[i] or 0.0) if any(sources) else None
+    spans = [
+        _token(token, activations[i] if i < len(activations) else None, scale, i == peak, i == source)
+        for i, token in enumerate(tokens)
+    ]
+    where = f"sequence {row['sequence']}, position {position}" if row.get("sequence") is not None else ""
+    if source is not None:
+        outside = row.get("dfa_outside")
+        where += f" · source “{visible(tokens[source])}” gives {short(sources[source])}"
+        if outside is not None and outside > (sources[source] or 0.0):
+            where += f", text before this excerpt {short(outside)}"
+    return html.Li(
+        [
+            html.Div([html.B(short(row.get("activation"))), html.Span(where)], className="example-head"),
+            html.P(spans, className="tokens"),
+        ],
+        className="example",
+    )
+
+
+def _token(token: str, activation: float | None, scale: float, peak: bool, source: bool) -> html.Span:
+    strength = max(0.0, min(1.0, (activation or 0.0) / scale)) if scale > 0 else 0.0
+    mark = " source" if source else ""
+    if strength <= 0:
+        return html.Span(visible(token), className=f"token{mark}")
+    strong = " strong" if strength > 0.55 else ""
+    spoken = {"data-tip": f"{short(activation)}", "aria-label": f"{token}, activation {short(activation)}"}
+    return html.Span(
+        visible(token),
+        className=f"token lit{strong}{' peak' if peak else ''}{mark}",
+        style={"--heat": f"{strength * 100:.0f}%"},
+        tabIndex=0 if peak else None,
+        **attributes(spoken),
+    )
+
+
+def patches(row: dict[str, Any], scale: float, width: int | None = None) -> html.Li:
+    """One image example: the grid of its patches, tinted by activation."""
+    activations: Sequence[float] = row.get("activations") or []
+    side = width or max(1, round(len(activations) ** 0.5))
+    cells = [
+        html.Span(
+            className="patch",
+            style={"--heat": f"{max(0.0, min(1.0, (a or 0.0) / scale)) * 100 if scale > 0 else 0:.0f}%"},
+            title=f"row {i // side}, column {i % side}: {short(a)}",
+        )
+        for i, a in enumerate(activations)
+    ]
+    image = row.get("image", row.get("image_index", row.get("sequence")))
+    return html.Li(
+        [
+            html.Div([html.B(short(row.get("activation"))), html.Span(f"image {image}")], className="example-head"),
+            html.Div(cells, className="patches", style={"gridTemplateColumns": f"repeat({side}, 1fr)"}),
+        ],
+        className="example image",
+    )
