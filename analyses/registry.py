@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attlas.analyses import entropy, feature_tables, redundancy, vit
+from attlas.analyses import entropy, entropy_log, feature_tables, redundancy, vit
 from attlas.data.schema import TableSchema
 from attlas.saes import eval_schema, history, sweep
 
@@ -12,6 +12,7 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "sae_sweep": (sweep.PARETO,),
     "features": feature_tables.SCHEMAS,
     "entropy": entropy.SCHEMAS,
+    "tracker": entropy_log.SCHEMAS,
     "redundancy": redundancy.SCHEMAS,
     "vit": vit.SCHEMAS,
 }

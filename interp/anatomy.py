@@ -89,7 +89,8 @@ def find(module: nn.Module, *paths: str) -> nn.Module:
 def linear_weight(module: nn.Module) -> Tensor:
     """Weight of a Linear or a GPT-2 Conv1D as [in, out]."""
     weight: Tensor = module.weight  # type: ignore[assignment]
-    return weight if type(module).__name__ == "Conv1D" else weight.T
+    # By base classes, for parametrized ones too (torch makes a subclass named ParametrizedConv1D).
+    return weight if any(c.__name__ == "Conv1D" for c in type(module).__mro__) else weight.T
 
 
 def linear_bias(module: nn.Module, width: int) -> Tensor:
