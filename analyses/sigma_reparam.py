@@ -66,6 +66,7 @@ class SigmaReparam(nn.Module):
     def __init__(self, weight: Tensor, out_dim: int = 0, n_blocks: int = 1, init: Init = "one") -> None:
         super().__init__()
         self.out_dim, self.n_blocks = out_dim, n_blocks
+        self.place = 0  # of the weight among its module's parameters
         with torch.no_grad():
             blocks = self._blocks(weight).float()
             # A fixed start is deterministic on every rank; the top singular vector is almost surely not orthogonal to it.
@@ -166,7 +167,12 @@ def merge_sigma(model: nn.Module) -> nn.Module:
     with hold_power_iteration():
         for module in list(model.modules()):
             for name in parametrize_names(module):
+                listed: Any = module.parametrizations
+                place = listed[name][0].place
                 parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+                later = [key for key in list(module._parameters)[place:] if key != name]
+                for key in later:  # the weight came back last; optimizers and state dicts go by order
+                    module._parameters[key] = module._parameters.pop(key)
     return model
 
 
@@ -202,6 +208,7 @@ def sigma_reparam(
                 raise UnsupportedModelError(f"'{name}' has {weight.dtype} weights; σReparam needs floating point")
             part = SigmaReparam(weight.detach(), out_dim, n_blocks, init)
             part.train(module.training)
+            part.place = list(module._parameters).index(attribute)
             # unsafe: torch's check would run the forward pass, and with it a power-iteration step.
             parametrize.register_parametrization(module, attribute, part, unsafe=True)
     return Reparametrized(model, tuple(name for name, _ in targets))
