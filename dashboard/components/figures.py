@@ -135,6 +135,8 @@ def curve(
             hovertemplate=f"{x_title} %{{x}}<br><b>%{{y:.4g}}</b><extra>{name}</extra>",
         )
     style(figure, look, height)
-    figure.update_xaxes(title_text=x_title, showgrid=False)
+    whole = {x for xs, _ in series.values() for x in xs}
+    few = 1 < len(whole) <= 16 and all(isinstance(x, int) and x < 100 for x in whole)
+    figure.update_xaxes(title_text=x_title, showgrid=False, dtick=1 if few else None)
     figure.update_yaxes(title_text=y_title, type="log" if log_y else "linear")
     return graph(figure, f"{y_title} by {x_title}")

@@ -29,16 +29,19 @@ def example(row: dict[str, Any], scale: float) -> html.Li:
         peak = max(range(len(activations)), key=lambda i: activations[i] or 0.0)
     sources: Sequence[float] = row.get("dfa_sources") or []
     source = max(range(len(sources)), key=lambda i: sources[i] or 0.0) if any(sources) else None
+    outside = row.get("dfa_outside") or 0.0
+    elsewhere = source is not None and outside > (sources[source] or 0.0)
+    if elsewhere:
+        source = None
     spans = [
         _token(token, activations[i] if i < len(activations) else None, scale, i == peak, i == source)
         for i, token in enumerate(tokens)
     ]
     where = f"sequence {row['sequence']}, position {position}" if row.get("sequence") is not None else ""
     if source is not None:
-        outside = row.get("dfa_outside")
-        where += f" · source “{visible(tokens[source])}” gives {short(sources[source])}"
-        if outside is not None and outside > (sources[source] or 0.0):
-            where += f", text before this excerpt {short(outside)}"
+        where += f" · {short(sources[source])} of it from “{visible(tokens[source])}”"
+    elif elsewhere:
+        where += f" · {short(outside)} of it from text before this excerpt"
     return html.Li(
         [
             html.Div([html.B(short(row.get("activation"))), html.Span(where)], className="example-head"),

@@ -149,7 +149,6 @@ def _filters(data: Data, params: Params) -> Any:
                 placeholder="e.g. the, #12",
                 size="xs",
                 debounce=400,
-                type="search",
                 className="search",
             ),
             picker("head", "Top head", [("", "Any head"), *[(str(h), f"Head {h}") for h in data["heads"]]], head, ""),
@@ -169,7 +168,6 @@ def _number(name: str, label: str, params: Params) -> dmc.TextInput:
         label=label,
         size="xs",
         debounce=500,
-        inputMode="decimal",
         className="small-input",
     )
 
@@ -193,7 +191,7 @@ def _grid(data: Data) -> Any:
             id="grid",
             columnDefs=definitions,
             rowModelType="infinite",
-            getRowId="params.data.feature",
+            getRowId="params.data.feature.toString()",
             defaultColDef={"resizable": True, "suppressMovable": True, "sortingOrder": ["desc", "asc", None]},
             dashGridOptions={
                 "cacheBlockSize": 100,

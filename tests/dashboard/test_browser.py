@@ -1,0 +1,123 @@
+"""A person's way through the atlas, in a real browser, compared with the workspace's tables."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from attlas.data.workspace import Workspace
+
+CHROMIUM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
+ARGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
+
+
+@pytest.fixture(scope="module")
+def address(workspace: Workspace) -> Iterator[str]:
+    from werkzeug.serving import make_server
+
+    from attlas.dashboard.app import create_app
+
+    server = make_server("127.0.0.1", 0, create_app(workspace.path).server, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.port}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[object]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: object) -> Iterator[object]:
+    tab = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light").new_page()  # type: ignore[attr-defined]
+    tab.set_default_timeout(30_000)
+    tab.problems = []
+    tab.on("pageerror", lambda error: tab.problems.append(str(error)))
+    tab.on("console", lambda m: tab.problems.append(m.text) if m.type in ("error", "warning") else None)
+    yield tab
+    assert tab.problems == []
+    tab.context.close()
+
+
+def test_from_overview_to_a_feature(page, address: str, workspace: Workspace) -> None:  # type: ignore[no-untyped-def]
+    run = workspace.latest("features")
+    assert run is not None
+    features = workspace.read_table(run, "features").to_pandas()
+    examples = workspace.read_table(run, "examples").to_pandas()
+    logits = workspace.read_table(run, "logits").to_pandas()
+    page.goto(address)
+    page.get_by_role("navigation").get_by_role("link", name="Features", exact=True).click()
+    strongest = features.sort_values(["max_act", "feature"], ascending=[False, True]).iloc[0]
+    first = page.locator(".feature-link").first
+    first.wait_for()
+    assert first.inner_text() == str(int(strongest.feature))
+    first.click()
+    feature = int(strongest.feature)
+    page.get_by_role("heading", name=f"Feature {feature}", exact=True).wait_for()
+    assert f"id={feature}" in page.url
+    mine = examples[(examples.feature == feature) & (examples.stratum == "top")].sort_values("rank").iloc[0]
+    shown = page.locator(".example").first
+    assert shown.locator(".example-head b").inner_text() == f"{mine.activation:.3g}"
+    text = "".join(mine.tokens).replace("\n", "↵")
+    assert "".join(shown.locator(".tokens").inner_text().split()) == "".join(text.split())
+    peak = shown.locator(".token.peak").inner_text()
+    assert peak.strip() == mine.tokens[mine.position - mine.context_start].strip()
+    promoted = logits[(logits.feature == feature) & (logits.sign == "promoted")].sort_values("rank")
+    codes = page.locator(".logits > div").first.locator("code").all_inner_texts()
+    assert [c.replace("·", "").strip() for c in codes] == [t.replace("\n", "↵").strip() for t in promoted.token]
+
+
+def test_filters_live_in_the_url(page, address: str, workspace: Workspace) -> None:  # type: ignore[no-untyped-def]
+    run = workspace.latest("features")
+    assert run is not None
+    features = workspace.read_table(run, "features").to_pandas()
+    wanted = int(features.feature.iloc[5])
+    page.goto(f"{address}/features")
+    page.get_by_label("Token, or #feature").fill(f"#{wanted}")
+    page.wait_for_url(f"**/features?*q=%23{wanted}*")
+    page.wait_for_function("document.querySelectorAll('.feature-link').length === 1")
+    assert page.locator(".feature-link").first.inner_text() == str(wanted)
+    page.reload()
+    page.wait_for_function("document.querySelectorAll('.feature-link').length === 1")
+    page.go_back()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("path", ["/", "/features", "/feature?id=1", "/layers", "/vit", "/training", "/evaluation"])
+def test_pages_fit_and_take_both_themes(page, address: str, path: str, width: int) -> None:  # type: ignore[no-untyped-def]
+    page.set_viewport_size({"width": width, "height": 850})
+    page.goto(address + path)
+    page.locator("main h1").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.locator("#toggle").click()
+    page.wait_for_function(f"getComputedStyle(document.body).backgroundColor !== '{before}'")
+    assert page.locator("main h1").count() == 1
+
+
+def test_a_metric_is_picked(page, address: str) -> None:  # type: ignore[no-untyped-def]
+    page.goto(f"{address}/layers?model=gpt2-mini")
+    page.locator("main h1").wait_for()
+    page.get_by_role("textbox", name="Metric").click()
+    page.get_by_role("option", name="Sink mass").click()
+    page.wait_for_url("**metric=sink_mass**")
+    page.get_by_role("heading", name="Sink mass").wait_for()

@@ -1,0 +1,130 @@
+"""Pages: JSON equal to the tables, an empty state each, and no URL that breaks one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from attlas.dashboard.app import create_app, free_port
+from attlas.dashboard.pages import pages
+from attlas.dashboard.queries import Store, clean
+from attlas.dashboard.theme import theme
+from attlas.data.workspace import Workspace
+from attlas.errors import ConfigError, WorkspaceError
+
+NAMES = [
+    "run",
+    "id",
+    "model",
+    "metric",
+    "layer",
+    "head",
+    "sort",
+    "q",
+    "family",
+    "min",
+    "max",
+    "offset",
+    "limit",
+    "ablation",
+    "strength",
+]
+PAGES = {page.path: page for page in pages()}
+
+
+def _json(client: object, url: str) -> dict:
+    answer = client.get(url)  # type: ignore[attr-defined]
+    assert answer.status_code == 200, (url, answer.data[:300])
+    assert "script-src 'self'" in answer.headers["Content-Security-Policy"]
+    return json.loads(answer.data)
+
+
+def test_features_are_those_of_the_table(workspace: Workspace) -> None:
+    client = create_app(workspace.path).server.test_client()
+    run = workspace.latest("features")
+    assert run is not None
+    table = workspace.read_table(run, "features").to_pandas()
+    page = _json(client, "/api/features?sort=-density&limit=7&offset=2")
+    expected = table.sort_values(["density", "feature"], ascending=[False, True]).feature[2:9].tolist()
+    assert [r["feature"] for r in page["rows"]] == expected
+    assert page["total"] == len(table)
+    family = table.family.iloc[0]
+    assert _json(client, f"/api/features?family={family}")["total"] == int((table.family == family).sum())
+    low = _json(client, "/api/features?min=1")["total"]
+    assert low == int((table.density >= 0.01).sum())
+
+
+def test_a_feature_page_holds_its_rows(workspace: Workspace) -> None:
+    client = create_app(workspace.path).server.test_client()
+    run = workspace.latest("features")
+    assert run is not None
+    examples = workspace.read_table(run, "examples").to_pandas()
+    feature = int(examples.feature.iloc[0])
+    page = _json(client, f"/api/feature?id={feature}")
+    mine = examples[examples.feature == feature]
+    assert sorted(e["activation"] for e in page["examples"]) == pytest.approx(sorted(mine.activation))
+    assert sum(h["share"] for h in page["heads"]) == pytest.approx(1, abs=1e-5)
+    assert not _json(client, "/api/feature?id=999999")["found"]
+    assert not _json(client, "/api/feature")["found"]
+
+
+def test_layers_and_vit_show_the_tables(workspace: Workspace) -> None:
+    client = create_app(workspace.path).server.test_client()
+    entropy = workspace.latest("entropy")
+    assert entropy is not None
+    table = workspace.read_table(entropy, "head_entropy").to_pandas()
+    page = _json(client, "/api/layers?model=gpt2-mini")
+    assert [h["entropy"] for h in page["heads"]] == pytest.approx(table.sort_values(["layer", "head"]).entropy.tolist())
+    assert {r["module"] for r in page["redundancy"]} == {"attn", "mlp", "block"}
+    page = _json(client, "/api/vit?metric=js&ablation=mean&layer=2&head=3")
+    assert {r["ablation"] for r in page["importance"]} == {"mean"}
+    assert (page["layer"], page["head"]) == (2, 3)
+    assert sum(r["mass"] for r in page["rings"]) == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("path", PAGES)
+@pytest.mark.parametrize("look", ["light", "dark"])
+def test_every_page_draws_full_and_empty(path: str, look: str, workspace: Workspace, tmp_path: Path) -> None:
+    full, empty = Store(workspace.path), Store(tmp_path / "none")
+    for store, params in (
+        (full, {}),
+        (full, {"id": "3", "model": "gpt2-mini"}),
+        (full, {"model": "vit-mini"}),
+        (empty, {}),
+    ):
+        drawn = json.dumps(PAGES[path].view(clean(PAGES[path].data(store, params)), theme(look)), default=_plain)
+        assert "Traceback" not in drawn
+        if store is empty:
+            assert "attlas " in drawn  # the command that fills it
+
+
+def _plain(component: object) -> object:
+    return component.to_plotly_json()  # type: ignore[attr-defined]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    path=st.sampled_from(sorted(PAGES)),
+    params=st.dictionaries(
+        st.sampled_from(NAMES),
+        st.one_of(st.text(max_size=12), st.integers(-(10**12), 10**12).map(str), st.just("nan"), st.just("1e999")),
+    ),
+)
+def test_no_parameters_break_a_page(path: str, params: dict[str, str], workspace: Workspace) -> None:
+    page = PAGES[path]
+    page.view(clean(page.data(Store(workspace.path), params)), theme("light"))
+
+
+def test_what_cannot_be_served_is_said(workspace: Workspace, tmp_path: Path) -> None:
+    client = create_app(workspace.path).server.test_client()
+    assert client.get("/api/nothing").status_code == 404
+    assert set(_json(client, "/api")["pages"]) >= {"/api/overview", "/api/features"}
+    (tmp_path / "manifest.json").write_text('{"schema_version": 99, "runs": []}')
+    with pytest.raises(WorkspaceError):
+        create_app(tmp_path)
+    with pytest.raises(ConfigError):
+        free_port("127.0.0.1", 99999)
