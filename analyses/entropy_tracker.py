@@ -273,8 +273,10 @@ class EntropyTracker:
             if weight is not None:
                 flat = weight.transpose(0, 1).flatten(1) if weight.ndim == 3 else weight
                 known = self._vectors.get((index, name))
-                sigma, vector = spectral_norm(flat, known, n_iterations=30 if known is None else 4)
-                self._vectors[index, name] = vector
+                if bool(torch.isfinite(flat.sum())):
+                    sigma, self._vectors[index, name] = spectral_norm(
+                        flat, known, n_iterations=20 if known is None else 2
+                    )
             values["sigma_" + name[-1]] = sigma
         self._norms[index] = values
         return qk
