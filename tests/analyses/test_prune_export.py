@@ -9,12 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from attlas.analyses.drop_selection import Drop, masked
 from attlas.analyses.prune_export import export, load_pruned
+from attlas.analyses.prune_heads import plan_heads
 from attlas.data.images import ImageDataset
-from attlas.errors import ConfigError, LayerRangeError
+from attlas.errors import CheckpointError, ConfigError, LayerRangeError, UnsupportedModelError
 from attlas.interp import HookedModel, load_model
+from attlas.interp.config import ModelConfig
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 STRANGER = """
@@ -24,78 +28,102 @@ class Block:
         if name.split(".")[0] == "attlas":
             raise ImportError("attlas is not installed here")
 sys.meta_path.insert(0, Block())
-folder, inputs, out, auto, checkout = sys.argv[1:]
+jobs, checkout = sys.argv[1:]
 sys.path = [p for p in sys.path if p.rstrip("/") != checkout]
 import torch, transformers
-x = torch.load(inputs)
-model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
-with torch.no_grad():
-    result = {"logits": model(x).logits, "kv": 0, "equal": True}
-    if not x.is_floating_point():
-        cache = model(x, use_cache=True).past_key_values
-        result["kv"] = sum(l.keys.nbytes + l.values.nbytes for l in cache.layers if getattr(l, "keys", None) is not None)
-        a, b = (model.generate(x[:1, :8], max_new_tokens=8, do_sample=False, use_cache=u, pad_token_id=0, eos_token_id=None)
-                for u in (True, False))
-        result["equal"] = bool((a == b).all())
-torch.save(result, out)
+results = {}
+for case, (folder, x, auto) in torch.load(jobs).items():
+    model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
+    with torch.no_grad():
+        result = {"logits": model(x).logits, "kv": 0, "equal": True}
+        if not x.is_floating_point():
+            layers = model(x, use_cache=True).past_key_values.layers
+            result["kv"] = sum(l.keys.nbytes + l.values.nbytes for l in layers if getattr(l, "keys", None) is not None)
+            a, b = (model.generate(x[:1, :8], max_new_tokens=8, do_sample=False, use_cache=u, pad_token_id=0,
+                                   eos_token_id=None) for u in (True, False))
+            result["equal"] = bool((a == b).all())
+    results[case] = result
+torch.save(results, jobs + ".out")
 """
 
-
-def _stranger(folder: Path, inputs: torch.Tensor, tmp_path: Path, auto: str = "AutoModelForCausalLM") -> dict:
-    torch.save(inputs, tmp_path / "in.pt")
-    arguments = [str(folder), str(tmp_path / "in.pt"), str(tmp_path / "out.pt"), auto, str(CHECKOUT)]
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", STRANGER, *arguments], capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return torch.load(tmp_path / "out.pt")
-
-
-CASES = {
-    "compact": (Drop(attn=(0, 2), mlp=(1,)), "compact", 1 / 3),
-    "stock": (Drop(attn=(0,), mlp=(1,), heads=((2, 1),)), "stock", 1.0),
-    "blocks": (Drop(blocks=(1,), attn=(2,), heads=((0, 2),)), "compact", 1 / 3),
+# model → the drop, the format, the share of the KV cache that stays. The tiny Llama has 3 layers of 6 heads on 2 kv
+# heads (heads 0–2 share one), gpt2-mini and vit-mini 4 layers of 6 heads.
+ONE_HEAD_EACH = ((0, 1), (1, 5), (2, 0), (3, 3))
+GROUP_EACH = ((0, 3), (0, 4), (0, 5), (1, 0), (1, 1), (1, 2), (2, 3), (2, 4), (2, 5))
+CASES: dict[str, tuple[str, Drop, str, float]] = {
+    "llama compact": ("tiny_llama", Drop(attn=(0, 2), mlp=(1,)), "compact", 1 / 3),
+    "llama stock": ("tiny_llama", Drop(attn=(0,), mlp=(1,), heads=((2, 1),)), "stock", 1.0),
+    "llama blocks": ("tiny_llama", Drop(blocks=(1,), attn=(2,), heads=((0, 2),)), "compact", 1 / 3),
+    "llama heads": (
+        "tiny_llama",
+        Drop(heads=((0, 0), (0, 4), (1, 3), (1, 4), (1, 5), (2, 1))),
+        "compact",
+        (2 + 1 + 2) / 6,
+    ),
+    "llama heads stock": ("tiny_llama", Drop(heads=GROUP_EACH), "stock", 1 / 2),
+    "gpt2 compact": ("gpt2_mini", Drop(attn=(0, 2), mlp=(3,), heads=((1, 0), (1, 3))), "compact", (4 + 6) / 24),
+    "gpt2 stock": ("gpt2_mini", Drop(attn=(0,), mlp=(3,), heads=((1, 0), (1, 3))), "stock", 1.0),
+    "gpt2 blocks": ("gpt2_mini", Drop(blocks=(0, 3)), "stock", 1 / 2),
+    "vit compact": ("vit_mini", Drop(attn=(1,), mlp=(2,), heads=((0, 1), (2, 3), (2, 4))), "compact", 0),
+    "vit blocks": ("vit_mini", Drop(blocks=(1,)), "compact", 0),
+    "vit heads stock": ("vit_mini", Drop(heads=ONE_HEAD_EACH), "stock", 0),
 }
 
 
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, glyphs: ImageDataset) -> dict:
+    """Every case exported, then opened by one process without attlas: case → what it and the masked model computed."""
+    base = tmp_path_factory.mktemp("pruned")
+    torch.manual_seed(0)
+    jobs, facts = {}, {}
+    for index, (case, (name, drop, format, _)) in enumerate(CASES.items()):
+        model: HookedModel = request.getfixturevalue(name)
+        vision = model.cfg.family == "vit"
+        inputs = glyphs.pixels[:4] if vision else torch.randint(0, model.cfg.d_vocab, (2, 24))
+        auto = "AutoModelForImageClassification" if vision else "AutoModelForCausalLM"
+        with torch.no_grad():
+            dense = model(inputs)
+            with masked(model, drop):
+                expected = model(inputs)
+        done = export(model, drop, base / f"case{index}", format=format)
+        jobs[case] = (str(done.folder), inputs, auto)
+        facts[case] = {"dense": dense, "expected": expected, "done": done, "model": model}
+    torch.save(jobs, base / "jobs.pt")
+    environment = {**os.environ, "HF_HOME": str(base / "hf"), "HF_HUB_OFFLINE": "1"}
+    arguments = [sys.executable, "-c", STRANGER, str(base / "jobs.pt"), str(CHECKOUT)]
+    run = subprocess.run(arguments, capture_output=True, text=True, cwd=base, env=environment)
+    assert run.returncode == 0, run.stderr[-2000:]
+    found = torch.load(base / "jobs.pt.out")
+    return {case: {**facts[case], **found[case]} for case in CASES}
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_llama_opens_without_attlas(tiny_llama: HookedModel, tiny_llama_dir: Path, tmp_path: Path, case: str) -> None:
-    drop, format, share = CASES[case]
-    tokens = torch.randint(0, 101, (2, 16))
-    with torch.no_grad(), masked(tiny_llama, drop):
-        expected = tiny_llama(tokens)
-    dense = tiny_llama(tokens)
-    export(tiny_llama, drop, tmp_path / "out", format=format, source=tiny_llama_dir)
-    found = _stranger(tmp_path / "out", tokens, tmp_path)
-    assert (found["logits"] - expected).abs().max() < 1e-4 < (dense - expected).abs().max()
-    assert found["equal"]
-    assert found["kv"] == round(share * 3 * 2 * 2 * 16 * 2 * 8 * 4)
+def test_opens_without_attlas(opened: dict, case: str) -> None:
+    _, _, format, share = CASES[case]
+    it = opened[case]
+    cfg, done = it["model"].cfg, it["done"]
+    assert (it["logits"] - it["expected"]).abs().max() < 1e-4 < (it["dense"] - it["expected"]).abs().max()
+    assert it["equal"], "generate with and without cache differ"
+    assert it["kv"] == round(share * cfg.n_layers * cfg.n_kv_heads * cfg.d_head * 2 * 2 * 24 * 4)
+    smaller = done.n_parameters < sum(p.numel() for p in it["model"].hf.parameters())
+    assert smaller == (case not in ("llama stock", "gpt2 stock"))
+    assert done.format == format or case == "vit blocks"
 
 
-def test_gpt2_compact_opens_without_attlas(gpt2_mini: HookedModel, tmp_path: Path) -> None:
-    drop = Drop(attn=(0, 2), mlp=(3,))
+def test_compact_opens_with_attlas_alone(opened: dict) -> None:
+    it = opened["gpt2 compact"]
+    folder = it["done"].folder
     tokens = torch.randint(0, 4096, (2, 24))
-    with torch.no_grad(), masked(gpt2_mini, drop):
-        expected = gpt2_mini(tokens)
-    done = export(gpt2_mini, drop, tmp_path / "out")
-    found = _stranger(tmp_path / "out", tokens, tmp_path)
-    assert (found["logits"] - expected).abs().max() < 1e-4
-    assert found["equal"]
-    assert found["kv"] == 2 * 2 * 2 * 24 * 192 * 4
+    with torch.no_grad(), masked(it["model"], CASES["gpt2 compact"][1]):
+        expected = it["model"](tokens)
     with torch.no_grad():
-        assert (load_pruned(done.folder)(tokens).logits - expected).abs().max() < 1e-4
-    assert "attention of layers: 0, 2" in (done.folder / "README.md").read_text()
-
-
-@pytest.mark.parametrize("drop", [Drop(attn=(1,), mlp=(2,)), Drop(blocks=(1,))], ids=["compact", "blocks"])
-def test_vit_opens_without_attlas(vit_mini: HookedModel, glyphs: ImageDataset, tmp_path: Path, drop: Drop) -> None:
-    pixels = glyphs.pixels[:4]
-    with torch.no_grad(), masked(vit_mini, drop):
-        expected = vit_mini(pixels)
-    export(vit_mini, drop, tmp_path / "out")
-    found = _stranger(tmp_path / "out", pixels, tmp_path, "AutoModelForImageClassification")
-    assert (found["logits"] - expected).abs().max() < 1e-4
+        assert (load_pruned(folder)(tokens).logits - expected).abs().max() < 1e-4
+    card = (folder / "README.md").read_text()
+    assert "attention of layers: 0, 2" in card
+    assert "heads (layer.head): 1.0, 1.3" in card
+    assert "trust_remote_code=True" in card
+    assert "trust_remote_code" not in (opened["gpt2 blocks"]["done"].folder / "README.md").read_text()
+    assert "still cost time" in (opened["gpt2 stock"]["done"].folder / "README.md").read_text()
 
 
 def test_blocks_load_as_a_shorter_attlas_model(gpt2_mini: HookedModel, tmp_path: Path) -> None:
@@ -121,3 +149,53 @@ def test_bad_input_leaves_nothing(gpt2_mini: HookedModel, tmp_path: Path, monkey
     with pytest.raises(ConfigError, match="not empty"):
         export(gpt2_mini, Drop(attn=(0,)), out)
     assert (out / "mine.txt").read_text() == "keep"
+
+
+def test_a_crash_while_replacing_keeps_the_old_folder(
+    gpt2_mini: HookedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    rename = Path.rename
+    with monkeypatch.context() as patch:
+        calls: list[Path] = []
+
+        def once(path: Path, target: Path) -> Path:
+            calls.append(path)
+            if len(calls) == 2:
+                raise OSError("power cut")
+            return rename(path, target)
+
+        patch.setattr(Path, "rename", once)
+        with pytest.raises(CheckpointError, match="power cut"):
+            export(gpt2_mini, Drop(attn=(0,)), out, force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "mine.txt").read_text() == "keep"
+    export(gpt2_mini, Drop(attn=(0,)), out, force=True)
+    assert not (out / "mine.txt").exists()
+    assert "license: apache-2.0" in (out / "README.md").read_text()
+
+
+@given(
+    size=st.integers(1, 4),
+    n_kv=st.integers(1, 4),
+    dropped=st.sets(st.integers(0, 15)),
+)
+def test_head_plans_keep_groups_equal(size: int, n_kv: int, dropped: set[int]) -> None:
+    """Every kept kv head serves equally many query heads, in order; what was to go is gone or silent."""
+    cfg = ModelConfig("llama", "llama", 1, size * n_kv, n_kv, 8, 2, 8, 8)
+    gone = sorted(head for head in dropped if head < size * n_kv)
+    plan = plan_heads(cfg, gone)
+    share = len(plan.keep) // len(plan.keep_kv)
+    assert [head // size for head in plan.keep] == [kv for kv in plan.keep_kv for _ in range(share)]
+    assert set(plan.silent) | (set(range(size * n_kv)) - set(plan.keep)) == set(gone)
+    if size == 1 and len(gone) < n_kv:
+        assert not plan.silent
+
+
+def test_shared_kv_layers_are_refused(tiny_llama: HookedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiny_llama.hf.config, "num_kv_shared_layers", 2, raising=False)
+    with pytest.raises(UnsupportedModelError, match="2 layers that share"):
+        export(tiny_llama, Drop(attn=(0,)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
