@@ -8,39 +8,81 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attlas.analyses.bootstrap import bootstrap_mean
+from attlas.analyses.vit_readout import patch_grid
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.interp import HookedModel
 
+MEASURES = (
+    "cls_to_patch",
+    "patch_to_cls",
+    "patch_to_prefix",
+    "cls_to_registers",
+    "patch_to_registers",
+    "registers_to_patch",
+    "self",
+    "mean_distance_px",
+    "entropy",
+)
+
 
 @dataclass(frozen=True)
 class HeadStrength:
-    """Means over images and queries; all arrays are float64.
+    """How much attention goes where, for every head.
 
     Attributes:
+        per_image: measure → float32 [n_images, layer, head], means over an image's queries. Masses (shares of a
+            query's attention) are named source_to_destination: cls is the first prefix token, registers the other
+            ones (DeiT: the distillation token), prefix both; "self" is a patch's mass on itself; mean_distance_px is
+            the distance from a patch to where it looks, with weights renormalised over patches; entropy is in nats,
+            of patch queries over all tokens.
         ring_mass: [layer, head, hop] share of a patch's attention that falls on patches `hop` away (Chebyshev).
         ring_mean: [layer, head, hop] attention per patch of that ring; rings that a query lacks are left out.
-        cls_to_patch: [layer, head] mass from the first prefix token to all patches.
-        patch_to_cls: [layer, head] mass from a patch to the first prefix token.
-        patch_to_prefix: [layer, head] mass from a patch to all prefix tokens (CLS and registers).
-        self_mass: [layer, head] mass of a patch on itself.
-        distance: [layer, head] mean distance in pixels from a patch to where it looks, weights renormalised over patches.
-        entropy: [layer, head] entropy of patch queries over all tokens, nats.
         maps: [layer, head, 2·rows − 1, 2·columns − 1] mean attention recentred on the query patch.
         map_variation: [layer, head] share of the recentred map's variance that changes from image to image: near 0 the
             head is content-agnostic, near 1 content-relevant.
     """
 
+    per_image: dict[str, np.ndarray]
     ring_mass: np.ndarray
     ring_mean: np.ndarray
-    cls_to_patch: np.ndarray
-    patch_to_cls: np.ndarray
-    patch_to_prefix: np.ndarray
-    self_mass: np.ndarray
-    distance: np.ndarray
-    entropy: np.ndarray
     maps: np.ndarray
     map_variation: np.ndarray
+
+    def mean(self, measure: str) -> np.ndarray:
+        """Mean of a measure over images, float64 [layer, head]."""
+        values: np.ndarray = self.per_image[measure].mean(0, dtype=np.float64)
+        return values
+
+    @property
+    def distance(self) -> np.ndarray:
+        """Mean distance in pixels from a patch to where it looks, [layer, head]."""
+        return self.mean("mean_distance_px")
+
+
+@dataclass(frozen=True)
+class Trend:
+    """How a measure changes with depth: least-squares slope a layer of its mean over heads, with its interval."""
+
+    measure: str
+    slope: float
+    low: float
+    high: float
+    first_layer: float
+    last_layer: float
+
+
+def trend(strength: HeadStrength, *, seed: int = 0, n_samples: int = 1000) -> list[Trend]:
+    """Trend of every measure over layers; 95 % bootstrap intervals over images."""
+    found = []
+    for measure, values in strength.per_image.items():
+        by_layer = values.mean(-1, dtype=np.float64)  # [image, layer]
+        depth = np.arange(by_layer.shape[1]) - (by_layer.shape[1] - 1) / 2
+        slopes = by_layer @ depth / max((depth**2).sum(), 1e-12)
+        mean, low, high = (float(x[0]) for x in bootstrap_mean(slopes[:, None], seed=seed, n_samples=n_samples))
+        found.append(Trend(measure, mean, low, high, float(by_layer[:, 0].mean()), float(by_layer[:, -1].mean())))
+    return found
 
 
 def hop_matrix(rows: int, columns: int) -> tuple[Tensor, Tensor]:
@@ -79,50 +121,64 @@ class _Recentre:
 def head_strength(
     model: HookedModel, images: ImageDataset, *, batch_size: int = 32, track: Track = no_track
 ) -> HeadStrength:
-    """Measure every head. Maps of one batch are in memory at a time, at most about 256 MB of them."""
+    """Measure every head. Maps of one batch are in memory at a time, at most about 256 MB of them.
+
+    The images may be larger or smaller than the model's own size, where the model takes them (DINOv2 does).
+    """
     cfg = model.cfg
-    rows, columns = cfg.grid
+    rows, columns = patch_grid(model, images)
     n_patches, prefix = rows * columns, cfg.n_prefix_tokens
     per_image = 4 * cfg.n_layers * cfg.n_heads * (n_patches + prefix) ** 2
     batch_size = max(1, min(batch_size, 2**28 // per_image))
-    _, distances = hop_matrix(rows, columns)
+    distances = hop_matrix(rows, columns)[1].float() * cfg.patch_size
     recentre = _Recentre(rows, columns)
     shape = (cfg.n_layers, cfg.n_heads)
-    sums = {k: torch.zeros(*shape, dtype=torch.float64) for k in ("c2p", "p2c", "p2x", "self", "dist", "ent", "var")}
+    measured = {m: np.zeros((len(images), *shape), dtype=np.float32) for m in MEASURES}
     maps = torch.zeros(*shape, recentre.n_offsets, dtype=torch.float64)
+    squares = torch.zeros(*shape, dtype=torch.float64)
+    done = 0
     for pixels in track(images.batches(batch_size), "attention by distance"):
         cache = model.capture(pixels, "blocks.*.attn.hook_pattern")
         for layer in range(cfg.n_layers):
             pattern = cache.pop(f"blocks.{layer}.attn.hook_pattern").float().cpu()
-            patch = pattern[:, :, prefix:, prefix:]
-            if prefix:
-                sums["c2p"][layer] += pattern[:, :, 0, prefix:].sum(-1).sum(0)
-                sums["p2c"][layer] += pattern[:, :, prefix:, 0].mean(-1).sum(0)
-                sums["p2x"][layer] += pattern[:, :, prefix:, :prefix].sum(-1).mean(-1).sum(0)
-            sums["self"][layer] += patch.diagonal(dim1=-2, dim2=-1).mean(-1).sum(0)
-            reach = torch.einsum("bhqs,qs->bhq", patch, distances.float()) / patch.sum(-1).clamp_min(1e-12)
-            sums["dist"][layer] += reach.mean(-1).sum(0)
-            sums["ent"][layer] += torch.special.entr(pattern[:, :, prefix:]).sum(-1).mean(-1).sum(0)
-            centred = recentre(patch)
+            for name, value in _measure(pattern, prefix, distances).items():
+                measured[name][done : done + len(pixels), layer] = value.numpy()
+            centred = recentre(pattern[:, :, prefix:, prefix:])
             maps[layer] += centred.sum(0)
-            sums["var"][layer] += (centred / recentre.count).pow(2).sum(0).sum(-1)
+            squares[layer] += (centred / recentre.count).pow(2).sum(0).sum(-1)
+        done += len(pixels)
     n = len(images)
     ring_mass, ring_mean = _rings(maps / n, recentre.count, rows, columns)
     average = maps / n / recentre.count
-    within = sums["var"] / n - average.pow(2).sum(-1)  # variance over images, summed over offsets
+    within = squares / n - average.pow(2).sum(-1)  # variance over images, summed over offsets
     between = average.var(-1, correction=0) * recentre.n_offsets  # variance over offsets of the average map
     return HeadStrength(
+        per_image=measured,
         ring_mass=ring_mass,
         ring_mean=ring_mean,
-        cls_to_patch=(sums["c2p"] / n).numpy(),
-        patch_to_cls=(sums["p2c"] / n).numpy(),
-        patch_to_prefix=(sums["p2x"] / n).numpy(),
-        self_mass=(sums["self"] / n).numpy(),
-        distance=(sums["dist"] / n * cfg.patch_size).numpy(),
-        entropy=(sums["ent"] / n).numpy(),
         maps=average.reshape(*shape, 2 * rows - 1, 2 * columns - 1).numpy(),
         map_variation=(within / (within + between).clamp_min(1e-30)).clamp(0, 1).numpy(),
     )
+
+
+def _measure(pattern: Tensor, prefix: int, distances: Tensor) -> dict[str, Tensor]:
+    """Measure → [image, head], from patterns [image, head, query, source] and distances [n, n] in pixels."""
+    patch = pattern[:, :, prefix:, prefix:]
+    reach = torch.einsum("bhqs,qs->bhq", patch, distances) / patch.sum(-1).clamp_min(1e-12)
+    found = {
+        "self": patch.diagonal(dim1=-2, dim2=-1).mean(-1),
+        "mean_distance_px": reach.mean(-1),
+        "entropy": torch.special.entr(pattern[:, :, prefix:]).sum(-1).mean(-1),
+    }
+    if prefix:
+        found["cls_to_patch"] = pattern[:, :, 0, prefix:].sum(-1)
+        found["patch_to_cls"] = pattern[:, :, prefix:, 0].mean(-1)
+        found["patch_to_prefix"] = pattern[:, :, prefix:, :prefix].sum(-1).mean(-1)
+    if prefix > 1:
+        found["cls_to_registers"] = pattern[:, :, 0, 1:prefix].sum(-1)
+        found["patch_to_registers"] = pattern[:, :, prefix:, 1:prefix].sum(-1).mean(-1)
+        found["registers_to_patch"] = pattern[:, :, 1:prefix, prefix:].sum(-1).mean(-1)
+    return found
 
 
 def _rings(offset_sums: Tensor, count: Tensor, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:

@@ -40,12 +40,13 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     saved = result.save(workspace, model.ref, images.ref)
     values = result.heatmap(result.main_metric)
     strength = result.strength
+    assert strength is not None
     order = sorted(((float(v), i) for i, v in _flat(values)), reverse=True)[:8]
     out.table(
         f"{model.name}: heads by {result.main_metric} ({args.config.ablations[0]} ablation, {len(images)} images)",
         ["head", result.main_metric, "reach, px", "CLS → patches"],
         [
-            (f"{layer}.{head}", v, float(strength.distance[layer, head]), float(strength.cls_to_patch[layer, head]))
+            (f"{layer}.{head}", v, float(strength.distance[layer, head]), float(strength.mean("cls_to_patch")[layer, head]))
             for v, (layer, head) in order
         ],
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Vision transformers: ViT, DeiT and DINOv2 (with or without registers), which differ in names and the layer scale."""
+"""Vision transformers: ViT, DeiT, DINOv2 (with or without registers) and I-JEPA (no CLS token, patches are averaged)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from attlas.interp.anatomy import Anatomy, LayerParts, find
 from attlas.interp.config import ModelConfig
 
-MODEL_TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers")
+MODEL_TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers", "ijepa")
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -43,14 +43,15 @@ def describe(hf: Any) -> Anatomy:
     """Anatomy of a ViT, DeiT or DINOv2 model, with or without a classifier."""
     config = hf.config
     base: Any = hf
-    for name in ("vit", "deit", "dinov2", "dinov2_with_registers"):
+    for name in MODEL_TYPES:
         base = getattr(base, name, base)
     blocks: Any = getattr(base, "layers", None)
     if blocks is None:
         blocks = find(base.encoder, "layer", "layers")
     image, patch = _pair(config.image_size), _pair(config.patch_size)
     grid = (image[0] // patch[0], image[1] // patch[1])
-    n_prefix = 1 + int(config.model_type == "deit") + int(getattr(config, "num_register_tokens", 0) or 0)
+    n_cls = {"deit": 2, "ijepa": 0}.get(config.model_type, 1)  # DeiT has a distillation token beside CLS
+    n_prefix = n_cls + int(getattr(config, "num_register_tokens", 0) or 0)
     heads = config.num_attention_heads
     head = getattr(hf, "classifier", None) or getattr(hf, "cls_classifier", None)
     cfg = ModelConfig(

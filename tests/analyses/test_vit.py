@@ -98,7 +98,7 @@ def test_strength_equals_loops(vit_mini: HookedModel, glyphs: ImageDataset) -> N
         np.testing.assert_allclose(found.ring_mean[1, head], mass / pairs, atol=1e-6)
         np.testing.assert_allclose(found.distance[1, head], reach / total, atol=1e-4)
         np.testing.assert_allclose(found.maps[1, head], recentred / seen, atol=1e-6)
-    rows = found.ring_mass.sum(-1) + found.patch_to_prefix
+    rows = found.ring_mass.sum(-1) + found.mean("patch_to_prefix")
     np.testing.assert_allclose(rows, 1, atol=1e-5)
     assert ((found.map_variation >= 0) & (found.map_variation <= 1)).all()
 
@@ -137,7 +137,7 @@ def test_result_matches_the_card_and_is_saved(vit_mini: HookedModel, glyphs: Ima
 
 
 def test_bad_input(gpt2_mini: HookedModel, glyphs: ImageDataset) -> None:
-    with pytest.raises(UnsupportedModelError, match="needs a ViT"):
+    with pytest.raises(UnsupportedModelError, match="need a ViT"):
         vit(gpt2_mini, glyphs)
     with pytest.raises(ConfigError, match="choose from zero, mean"):
         VitConfig(ablations=("nothing",))

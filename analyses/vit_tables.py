@@ -1,0 +1,113 @@
+"""Tables of a "vit" run: importance and strength of every head."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from attlas.data.schema import TableSchema, column
+
+LAYER = column("layer", pa.int16(), "", "layer index, from 0")
+HEAD = column("head", pa.int16(), "", "head index, from 0")
+N_IMAGES = column("n_images", pa.int32(), "images", "images measured")
+_ABLATION = column("ablation", pa.string(), "", "what the head's z is set to: zero, or its mean over images and tokens")
+_METRIC = column(
+    "metric",
+    pa.string(),
+    "",
+    "js, prob_drop, accuracy_drop or cls_distance; backbones with labels: knn_drop, probe_drop",
+)
+_CLASS = column("class", pa.int32(), "", "label of the images")
+_CLASS_NAME = column("class_name", pa.string(), "", "name of the class, or its number where it has none")
+
+
+def interval(unit: str) -> tuple[pa.Field, pa.Field]:
+    """Columns low and high."""
+    return (
+        column("low", pa.float64(), unit, "95 % bootstrap interval over images, lower end"),
+        column("high", pa.float64(), unit, "95 % bootstrap interval over images, upper end"),
+    )
+
+
+def _mass(name: str, description: str) -> pa.Field:
+    return column(name, pa.float64(), "fraction", description)
+
+
+_VALUE = column("value", pa.float64(), "see metric", "mean over images; js in nats, the others in fractions")
+_DISTANCE = column("mean_distance_px", pa.float64(), "px", "mean distance from a patch to where it looks")
+_ENTROPY = column("entropy", pa.float64(), "nats", "entropy of patch queries")
+_CLS_TO_PATCH = _mass("cls_to_patch", "attention of the CLS token on all patches; 0 without CLS")
+_PATCH_TO_CLS = _mass("patch_to_cls", "attention of a patch on the CLS token; 0 without CLS")
+_SELF = _mass("self", "attention of a patch on itself")
+
+IMPORTANCE = TableSchema(
+    "importance",
+    "one head, one ablation, one metric",
+    (LAYER, HEAD, _ABLATION, _METRIC, _VALUE, *interval("see metric"), N_IMAGES),
+)
+IMPORTANCE_BY_CLASS = TableSchema(
+    "importance_by_class",
+    "one head, one ablation, one metric, over the images of one class",
+    (LAYER, HEAD, _ABLATION, _METRIC, _CLASS, _CLASS_NAME, _VALUE, *interval("see metric"), N_IMAGES),
+)
+AGREEMENT = TableSchema(
+    "agreement",
+    "two ways of measuring importance",
+    (
+        column("first", pa.string(), "", "ablation:metric"),
+        column("second", pa.string(), "", "ablation:metric"),
+        column("spearman", pa.float64(), "", "rank correlation over heads; null where one measure is constant"),
+        *interval(""),
+        column("n_heads", pa.int32(), "heads", "heads ranked"),
+    ),
+)
+RINGS = TableSchema(
+    "rings",
+    "one head, one ring of patches around the query",
+    (
+        LAYER,
+        HEAD,
+        column("hop", pa.int16(), "patches", "Chebyshev distance of the ring from the query patch"),
+        column("mass", pa.float64(), "fraction", "share of a patch query's attention on the ring, mean over queries"),
+        column("mean_per_patch", pa.float64(), "fraction", "attention per patch of the ring"),
+        N_IMAGES,
+    ),
+)
+STRENGTH = TableSchema(
+    "strength",
+    "one head",
+    (
+        LAYER,
+        HEAD,
+        _CLS_TO_PATCH,
+        _PATCH_TO_CLS,
+        _mass("patch_to_prefix", "attention of a patch on CLS and register tokens"),
+        _mass("cls_to_registers", "attention of CLS on the other prefix tokens; 0 without"),
+        _mass("patch_to_registers", "attention of a patch on prefix tokens other than CLS; 0 without"),
+        _mass("registers_to_patch", "attention of prefix tokens other than CLS on all patches; 0 without"),
+        _SELF,
+        _DISTANCE,
+        column("mean_distance_low", pa.float64(), "px", "95 % bootstrap interval over images, lower end"),
+        column("mean_distance_high", pa.float64(), "px", "95 % bootstrap interval over images, upper end"),
+        _ENTROPY,
+        _mass("content_relevance", "share of the recentred map's variance between images; near 0 content-agnostic"),
+        N_IMAGES,
+    ),
+)
+STRENGTH_BY_CLASS = TableSchema(
+    "strength_by_class",
+    "one head, over the images of one class",
+    (LAYER, HEAD, _CLASS, _CLASS_NAME, _CLS_TO_PATCH, _PATCH_TO_CLS, _SELF, _DISTANCE, _ENTROPY, N_IMAGES),
+)
+TREND = TableSchema(
+    "trend",
+    "one measure of strength, over layers",
+    (
+        column("measure", pa.string(), "", "a column of table strength"),
+        column("slope", pa.float64(), "unit a layer", "least-squares slope over layers of the mean over heads"),
+        *interval("unit a layer"),
+        column("first_layer", pa.float64(), "see measure", "mean over heads of the first layer"),
+        column("last_layer", pa.float64(), "see measure", "mean over heads of the last layer"),
+        N_IMAGES,
+    ),
+)
+SCHEMAS = (IMPORTANCE, IMPORTANCE_BY_CLASS, AGREEMENT, RINGS, STRENGTH, STRENGTH_BY_CLASS, TREND)
