@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attlas.analyses import entropy, entropy_log, feature_tables, redundancy, vit
+from attlas.analyses import entropy, entropy_log, feature_tables, redundancy, vit, vit_pruning
 from attlas.data.schema import TableSchema
 from attlas.saes import eval_schema, history, sweep
 
@@ -15,4 +15,5 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "tracker": entropy_log.SCHEMAS,
     "redundancy": redundancy.SCHEMAS,
     "vit": vit.SCHEMAS,
+    "vit_pruning": vit_pruning.SCHEMAS,
 }
