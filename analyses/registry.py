@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from attlas.analyses import entropy, entropy_log, feature_tables, redundancy, vit, vit_pruning
+from attlas.analyses import (
+    checkpoint_timeline,
+    collapse_demo,
+    entropy,
+    entropy_log,
+    feature_tables,
+    redundancy,
+    vit,
+    vit_pruning,
+)
 from attlas.data.schema import TableSchema
 from attlas.saes import eval_schema, history, sweep
 
@@ -13,7 +22,11 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "features": feature_tables.SCHEMAS,
     "entropy": entropy.SCHEMAS,
     "tracker": entropy_log.SCHEMAS,
+    "timeline": checkpoint_timeline.SCHEMAS,
+    "collapse": collapse_demo.SCHEMAS,
     "redundancy": redundancy.SCHEMAS,
+    "head_effects": head_effects.SCHEMAS,
+    "drop_curve": prune.SCHEMAS,
     "vit": vit.SCHEMAS,
     "vit_pruning": vit_pruning.SCHEMAS,
 }
