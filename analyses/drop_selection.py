@@ -12,8 +12,9 @@ from torch import Tensor
 from attlas.errors import ConfigError, LayerRangeError
 from attlas.interp import HookedModel
 
+# (module, layer), module being attn, mlp or block; or ("head", layer · n_heads + head)
 Unit = tuple[str, int]
-TARGETS = ("attn", "mlp", "joint", "block")
+TARGETS = ("attn", "mlp", "joint", "block", "head")
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,12 @@ class Drop:
     heads: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of(cls, units: Sequence[Unit]) -> Drop:
-        """From (module, layer) pairs, module being attn, mlp or block."""
-        pick = {m: tuple(sorted(layer for module, layer in units if module == m)) for m in ("attn", "mlp", "block")}
-        return cls(pick["attn"], pick["mlp"], pick["block"])
+    def of(cls, units: Sequence[Unit], n_heads: int = 0) -> Drop:
+        """From units; `n_heads` tells the layer of a head."""
+        kinds = ("attn", "mlp", "block", "head")
+        pick = {kind: sorted(number for module, number in units if module == kind) for kind in kinds}
+        heads = tuple((number // n_heads, number % n_heads) for number in pick["head"])
+        return cls(tuple(pick["attn"]), tuple(pick["mlp"]), tuple(pick["block"]), heads)
 
     def __bool__(self) -> bool:
         return bool(self.attn or self.mlp or self.blocks or self.heads)
@@ -53,14 +56,16 @@ class Drop:
                 model.layer(layer)
         if twice := set(self.blocks) & (set(self.attn) | set(self.mlp)):
             raise ConfigError(f"layer {min(twice)} is dropped whole and in part; name it once")
+        if len(set(self.heads)) != len(self.heads):
+            raise ConfigError(f"heads {[f'{layer}.{head}' for layer, head in self.heads]} name a head twice")
         for layer, head in self.heads:
             model.layer(layer)
             if not 0 <= head < model.cfg.n_heads:
                 raise LayerRangeError(f"head {head} is out of range; {model.name} has heads 0–{model.cfg.n_heads - 1}")
 
 
-def units(target: str, n_layers: int) -> list[Unit]:
-    """All droppable (module, layer) of a target: attn, mlp, joint (both) or block.
+def units(target: str, n_layers: int, n_heads: int = 0) -> list[Unit]:
+    """All droppable units of a target: attn, mlp, joint (both), block or head.
 
     Raises:
         ConfigError: the target is unknown.
@@ -68,7 +73,13 @@ def units(target: str, n_layers: int) -> list[Unit]:
     if target not in TARGETS:
         raise ConfigError(f"target '{target}' is unknown; choose {', '.join(TARGETS)}")
     modules = ("attn", "mlp") if target == "joint" else (target,)
-    return [(module, layer) for module in modules for layer in range(n_layers)]
+    return [(module, i) for module in modules for i in range(n_layers * (n_heads if target == "head" else 1))]
+
+
+def unit_name(unit: Unit, n_heads: int) -> str:
+    """attn.3, mlp.3, block.3, head.3.5"""
+    module, number = unit
+    return f"head.{number // n_heads}.{number % n_heads}" if module == "head" else f"{module}.{number}"
 
 
 def ranked(scores: dict[Unit, float]) -> list[Unit]:

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from attlas.analyses.drop_selection import Drop, Unit, last_first, masked, random_order, ranked, units
-from attlas.analyses.redundancy import RedundancyConfig, redundancy
+from attlas.analyses.drop_scores import Scores, iterative_order, quality
+from attlas.analyses.drop_selection import Drop, Unit, last_first, masked, random_order, ranked, unit_name, units
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.schema import TableSchema, column
@@ -23,14 +22,19 @@ DROP_CURVE = TableSchema(
     "drop_curve",
     "one pruned model: a target, an order, a draw, a number dropped",
     (
-        column("target", pa.string(), "", "attn, mlp, joint (attn and mlp ranked together), or block"),
+        column("target", pa.string(), "", "attn, mlp, joint (attn and mlp ranked together), block, or head"),
         column("order", pa.string(), "", "ranked, iterative, random, last or reversed"),
         column("draw", pa.int16(), "", "number of the random draw; 0 elsewhere"),
         column("n_dropped", pa.int16(), "modules", "modules dropped; 0 is the dense model"),
         column("loss", pa.float64(), "nats", "mean cross-entropy: next token, or class of the image"),
         column("delta", pa.float64(), "nats", "loss less that of the dense model"),
         column("accuracy", pa.float64(), "fraction", "how often the likeliest token or class is the right one"),
-        column("dropped", pa.list_(pa.string()), "", "what was dropped, as module.layer"),
+        column(
+            "dropped",
+            pa.list_(pa.string()),
+            "",
+            "what was dropped: module.layer or head.layer.head, first to last",
+        ),
         column("n_predictions", pa.int64(), "", "tokens or images judged"),
     ),
 )
@@ -43,10 +47,11 @@ class DropCurveConfig:
     """Which drops to measure.
 
     Attributes:
-        targets: of attn, mlp, joint, block.
+        targets: of attn, mlp, joint, block, head.
         counts: how many modules to drop, several.
         orders: of ranked (scores of the dense model), iterative (scored anew after each drop), random, last, reversed.
         n_random: draws of the random control.
+        head_score: what ranks heads: zero, mean or identity (exact ablations), or taylor (one gradient).
         batch_size: sequences or images at a time.
         seed: of the random draws.
     """
@@ -55,6 +60,7 @@ class DropCurveConfig:
     counts: tuple[int, ...] = (1, 2, 3)
     orders: tuple[str, ...] = ("ranked", "random", "last", "reversed")
     n_random: int = 5
+    head_score: str = "zero"
     batch_size: int = 8
     seed: int = 0
 
@@ -115,52 +121,6 @@ class DropCurveResult:
         return run.record
 
 
-@torch.no_grad()
-def quality(model: HookedModel, data: TokenDataset | ImageDataset, batch_size: int = 8) -> tuple[float, float, int]:
-    """(mean cross-entropy in nats, accuracy, predictions) of next tokens or image classes.
-
-    Raises:
-        ConfigError: a vision model without classifier or images without labels.
-    """
-    loss = right = 0.0
-    count = 0
-    labels = getattr(data, "labels", None)
-    if model.cfg.family == "vit" and (labels is None or not model.cfg.n_classes):
-        raise ConfigError(f"{model.name} needs a classifier and labelled images to measure what dropping costs")
-    for batch in data.batches(batch_size):
-        logits = model(batch).float()
-        if labels is not None:
-            target = labels[count : count + len(batch)].to(logits.device)
-        else:
-            target = batch[:, 1:].flatten().to(logits.device)
-            logits = logits[:, :-1].flatten(0, 1)
-        loss += torch.nn.functional.cross_entropy(logits, target, reduction="sum").item()
-        right += (logits.argmax(-1) == target).sum().item()
-        count += len(target)
-    return loss / count, right / count, count
-
-
-def score_units(
-    model: HookedModel, data: TokenDataset | ImageDataset, target: str, batch_size: int
-) -> dict[Unit, float]:
-    """Redundancy scores of a target's (module, layer) pairs."""
-    result = redundancy(model, data, RedundancyConfig(batch_size=batch_size, n_bootstrap=1))
-    modules = ("attn", "mlp") if target == "joint" else (target,)
-    return {(module, layer): score for layer, module, score in result.ranking(modules)}
-
-
-def iterative_order(
-    model: HookedModel, data: TokenDataset | ImageDataset, target: str, n: int, batch_size: int
-) -> list[Unit]:
-    """Drop the most redundant, score what is left, and so on (n scoring passes)."""
-    chosen: list[Unit] = []
-    for _ in range(n):
-        with masked(model, Drop.of(chosen)):
-            scores = score_units(model, data, target, batch_size)
-        chosen.append(next(unit for unit in ranked(scores) if unit not in chosen))
-    return chosen
-
-
 def drop_curve(
     model: HookedModel,
     calibration: TokenDataset | ImageDataset,
@@ -178,56 +138,60 @@ def drop_curve(
         ConfigError: a count is more than the target has.
     """
     config = config or DropCurveConfig()
+    n_heads = model.cfg.n_heads
+    orders = drop_orders(model, calibration, config, track)
     dense = quality(model, evaluation, config.batch_size)
-
-    def row(
-        target: str, order: str, draw: int, chosen: list[Unit], measured: tuple[float, float, int]
-    ) -> dict[str, Any]:
-        return {
-            "target": target,
-            "order": order,
-            "draw": draw,
-            "n_dropped": len(chosen),
-            "loss": measured[0],
-            "delta": measured[0] - dense[0],
-            "accuracy": measured[1],
-            "dropped": [f"{module}.{layer}" for module, layer in chosen],
-            "n_predictions": measured[2],
-        }
-
-    plans: list[tuple[str, str, int, list[Unit]]] = []
-    for target in config.targets:
-        candidates = units(target, model.cfg.n_layers)
-        if max(config.counts) > len(candidates):
-            raise ConfigError(f"cannot drop {max(config.counts)} of {len(candidates)} ({target}) in {model.name}")
-        best = ranked(score_units(model, calibration, target, config.batch_size))
-        for order in config.orders:
-            for draw in range(config.n_random if order == "random" else 1):
-                plans.append((target, order, draw, _order(order, draw, best, candidates, model, calibration, config)))
-    rows = [row("none", "dense", 0, [], dense)]
-    todo = [(*plan[:3], plan[3][:n]) for plan in plans for n in config.counts]
+    rows = [_row("none", "dense", 0, [], dense, dense)]
+    todo = [(*plan[:3], plan[3][:n]) for plan in orders for n in config.counts]
     for target, order, draw, chosen in track(todo, "drop curves"):
-        with masked(model, Drop.of(chosen)):
-            rows.append(row(target, order, draw, chosen, quality(model, evaluation, config.batch_size)))
+        with masked(model, Drop.of(chosen, n_heads)):
+            measured = quality(model, evaluation, config.batch_size)
+        rows.append(_row(target, order, draw, [unit_name(unit, n_heads) for unit in chosen], measured, dense))
     return DropCurveResult(tuple(rows), config)
 
 
-def _order(
+def drop_orders(
+    model: HookedModel, calibration: TokenDataset | ImageDataset, config: DropCurveConfig, track: Track = no_track
+) -> list[tuple[str, str, int, list[Unit]]]:
+    """(target, order, draw, units from the first to drop) of everything the config asks for.
+
+    Raises:
+        ConfigError: a count is more than the target has.
+    """
+    found: list[tuple[str, str, int, list[Unit]]] = []
+    scores = Scores(model, calibration, config.batch_size, config.head_score, track)
+    for target in config.targets:
+        candidates = units(target, model.cfg.n_layers, model.cfg.n_heads)
+        if max(config.counts) > len(candidates):
+            raise ConfigError(f"cannot drop {max(config.counts)} of {len(candidates)} ({target}) in {model.name}")
+        for order in config.orders:
+            if order == "random":
+                draws = range(config.n_random)
+                found += [(target, order, i, random_order(candidates, config.seed + i)) for i in draws]
+            elif order == "last":
+                found.append((target, order, 0, last_first(candidates)))
+            elif order == "iterative":
+                found.append((target, order, 0, iterative_order(scores, target, max(config.counts))))
+            else:
+                best = ranked(scores.of(target))
+                found.append((target, order, 0, best if order == "ranked" else best[::-1]))
+    return found
+
+
+def _row(
+    target: str,
     order: str,
     draw: int,
-    best: list[Unit],
-    candidates: list[Unit],
-    model: HookedModel,
-    calibration: TokenDataset | ImageDataset,
-    config: DropCurveConfig,
-) -> list[Unit]:
-    if order == "ranked":
-        return best
-    if order == "reversed":
-        return best[::-1]
-    if order == "last":
-        return last_first(candidates)
-    if order == "random":
-        return random_order(candidates, config.seed + draw)
-    target = "joint" if len({module for module, _ in candidates}) > 1 else candidates[0][0]
-    return iterative_order(model, calibration, target, max(config.counts), config.batch_size)
+    names: list[str],
+    measured: tuple[float, float, int],
+    dense: tuple[float, float, int],
+) -> dict[str, Any]:
+    loss, accuracy, count = measured
+    row = {"target": target, "order": order, "draw": draw, "n_dropped": len(names), "loss": loss}
+    return {
+        **row,
+        "delta": loss - dense[0],
+        "accuracy": accuracy,
+        "dropped": names,
+        "n_predictions": count,
+    }

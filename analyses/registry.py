@@ -8,6 +8,8 @@ from attlas.analyses import (
     entropy,
     entropy_log,
     feature_tables,
+    head_effects,
+    prune,
     redundancy,
     vit,
     vit_pruning,

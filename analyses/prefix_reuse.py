@@ -1,0 +1,78 @@
+"""Run only the last layers of a model from a residual stream kept earlier, so that many interventions share a prefix."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attlas.interp import HookedModel
+from attlas.interp.suffix import Suffix
+
+
+class Prefix:
+    """One dense forward pass, kept: the residual stream in front of every layer, and what else each layer was given.
+
+    Args:
+        model: a text model, or a vision model.
+        inputs: tokens int64 [B, T] or pixels [B, C, H, W].
+
+    Attributes:
+        residual: a tensor [B, T, d_model] a layer.
+        output: logits of the dense pass.
+    """
+
+    def __init__(self, model: HookedModel, inputs: Tensor) -> None:
+        self.model = model
+        self.n_rows = inputs.shape[0]
+        self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        self.residual: list[Tensor] = []
+        with self._recording():
+            self.output = model(inputs)
+
+    @contextlib.contextmanager
+    def _recording(self) -> Iterator[None]:
+        def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            kwargs = dict(kwargs)
+            self.residual.append(args[0] if args else kwargs.pop("hidden_states"))
+            self._calls.append((args[1:], kwargs))
+
+        handles = [p.block.register_forward_pre_hook(record, with_kwargs=True) for p in self.model.layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def run_from(self, layer: int, residual: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+        """Go on from `layer`.
+
+        Args:
+            residual: [n·B, T, d_model]: n copies of the batch, one after another.
+            read: logits of one copy → what is wanted of it; only one copy's logits are held at a time.
+
+        Returns: the n results, stacked.
+        """
+        copies = residual.shape[0] // self.n_rows
+        if self.model.cfg.family == "vit":
+            logits = Suffix(self.model, layer)(residual)[0]
+            return torch.stack([read(part) for part in logits.split(self.n_rows)])
+        for parts, (args, kwargs) in zip(self.model.layers[layer:], self._calls[layer:], strict=True):
+            args, kwargs = self._repeat(args, copies), self._repeat(kwargs, copies)
+            output = parts.block(residual, *args, **kwargs)
+            residual = output[0] if isinstance(output, tuple) else output
+        norm, unembed = self.model.final_norm, self.model.anatomy.unembed
+        assert unembed is not None
+        return torch.stack([read(unembed(norm(part))) for part in residual.split(self.n_rows)])
+
+    def _repeat(self, value: Any, copies: int) -> Any:
+        """Masks and rotations that hold one row a sequence follow the copies; those for all sequences stay."""
+        if isinstance(value, Tensor):
+            per_row = value.ndim > 1 and value.shape[0] == self.n_rows > 1
+            return value.repeat(copies, *[1] * (value.ndim - 1)) if per_row else value
+        if isinstance(value, dict):
+            return {key: self._repeat(item, copies) for key, item in value.items()}
+        return tuple(self._repeat(item, copies) for item in value) if isinstance(value, tuple) else value
