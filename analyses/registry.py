@@ -13,6 +13,7 @@ from attlas.analyses import (
     redundancy,
     vit,
     vit_pruning,
+    vit_tokens,
 )
 from attlas.data.schema import TableSchema
 from attlas.saes import eval_schema, history, sweep
@@ -31,4 +32,5 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "drop_curve": prune.SCHEMAS,
     "vit": vit.SCHEMAS,
     "vit_pruning": vit_pruning.SCHEMAS,
+    "vit_tokens": vit_tokens.SCHEMAS,
 }
