@@ -69,6 +69,18 @@ class KernelError(AttlasError, ValueError):
     """Arguments of a kernel do not fit together (shape, dtype, device, k)."""
 
 
+class PromptError(AttlasError, ValueError):
+    """Prompts do not line up, or an answer is not one token."""
+
+
+class TaskError(AttlasError, ValueError):
+    """A model cannot do a task, or its tokenizer lacks the words for it."""
+
+
+class ConservationError(AttlasError, ArithmeticError):
+    """The parts of an attribution do not add up to the whole."""
+
+
 class MissingExtraError(AttlasError, ImportError):
     """An optional dependency is needed and not installed."""
 
