@@ -97,11 +97,16 @@ class Birth:
 
 @dataclass(frozen=True)
 class TimelineResult:
-    """Columns [checkpoint, layer, head] by name, losses [checkpoint]."""
+    """Columns [checkpoint, layer, head] by name, losses [checkpoint].
+
+    Attributes:
+        model: the last checkpoint.
+    """
 
     checkpoints: tuple[Checkpoint, ...]
     columns: dict[str, np.ndarray]
     losses: dict[str, np.ndarray]
+    model: Ref
     config: TimelineConfig
 
     def table(self) -> pa.Table:
@@ -158,8 +163,9 @@ class TimelineResult:
                 found[f"{score}_score"] = first.score
         return found
 
-    def save(self, workspace: Workspace, model: Ref, data: Ref) -> Run:
-        """Write a run of kind "timeline"."""
+    def save(self, workspace: Workspace, model: Ref | None = None, data: Ref | None = None) -> Run:
+        """Write a run of kind "timeline", under the last checkpoint's name unless another is given."""
+        model = model or self.model
         with workspace.begin("timeline", model=model, data=data, config=self.config, seed=self.config.seed) as run:
             run.table("timeline", self.table())
             run.summary = self.summary()
@@ -245,6 +251,7 @@ def timeline(
         checkpoints,
         {name: np.stack([row[name] for row in rows]) for name in rows[0]},
         {name: np.array([loss[name] for loss in losses]) for name in losses[0]},
+        model.ref,
         config,
     )
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 from attlas.analyses import (
     checkpoint_timeline,
     collapse_demo,
+    cost_profile,
     entropy,
     entropy_log,
     feature_tables,
     head_effects,
+    map_anatomy,
     prune,
     redundancy,
+    selection_layers,
     vit,
     vit_pruning,
     vit_tokens,
+    window_loss,
 )
 from attlas.data.schema import TableSchema
 from attlas.saes import eval_schema, history, sweep
@@ -26,6 +30,10 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "entropy": entropy.SCHEMAS,
     "tracker": entropy_log.SCHEMAS,
     "timeline": checkpoint_timeline.SCHEMAS,
+    "anatomy": map_anatomy.SCHEMAS,
+    "selection": selection_layers.SCHEMAS,
+    "window_loss": window_loss.SCHEMAS,
+    "cost": cost_profile.SCHEMAS,
     "collapse": collapse_demo.SCHEMAS,
     "redundancy": redundancy.SCHEMAS,
     "head_effects": head_effects.SCHEMAS,

@@ -1,0 +1,198 @@
+"""What attention and the feed-forward network cost per layer, against sequence length (after RePaViT, FlashAttention-2).
+
+Each sub-layer is run by itself on random hidden states, so that lengths beyond the context window can be timed too. Next
+to seconds stand the operations and the least traffic of the arithmetic:
+
+- FLOPs of projections: 2·T per weight. FLOPs of mixing (attention): 4·T²·H·e, halved for causal models.
+- bytes: weights once, input and output once, and for attention q, k, v and z written and read once. No T × T traffic, as
+  with a fused kernel.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from attlas.data.progress import Track, no_track
+from attlas.data.schema import TableSchema, column
+from attlas.data.workspace import Ref, Run, Workspace
+from attlas.errors import ConfigError
+from attlas.interp import HookedModel
+from attlas.interp.anatomy import LayerParts
+
+_F = pa.float64()
+COST = TableSchema(
+    "cost",
+    "one sub-layer at one length",
+    (
+        column("layer", pa.int16(), "", "layer index, from 0"),
+        column("module", pa.string(), "", "attn or mlp, without the norm in front"),
+        column("seq_len", pa.int64(), "tokens", "T"),
+        column("batch_size", pa.int32(), "", "sequences"),
+        column("seconds", _F, "s", "median wall time of a forward pass"),
+        column("low", _F, "s", "first quartile"),
+        column("high", _F, "s", "third quartile"),
+        column("flops_projection", _F, "FLOP", "2·T per weight and sequence"),
+        column("flops_mixing", _F, "FLOP", "4·T²·heads·d_head per sequence (half when causal); 0 for mlp"),
+        column("bytes", _F, "B", "weights, input, output, q, k, v and z, each moved once"),
+    ),
+)
+SCHEMAS = (COST,)
+
+
+@dataclass(frozen=True)
+class CostConfig:
+    """What to time.
+
+    Attributes:
+        lengths: sequence lengths T (for vision models: tokens).
+        batch_size: sequences at a time.
+        repeats: timed passes of each; the median is reported. All sub-layers are run once a round, in turn.
+        n_layers: time the first so many layers (all have the same shapes); 0 for all.
+        seed: of the hidden states.
+    """
+
+    lengths: tuple[int, ...] = (128, 256, 512, 1024)
+    batch_size: int = 1
+    repeats: int = 7
+    n_layers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.lengths or min(self.lengths) < 1 or self.batch_size < 1 or self.repeats < 1 or self.n_layers < 0:
+            raise ConfigError(f"lengths {self.lengths}, batch_size and repeats must be ≥ 1, n_layers ≥ 0")
+
+
+@dataclass(frozen=True)
+class CostResult:
+    """Rows of table cost."""
+
+    rows: list[dict[str, Any]]
+    device: str
+    threads: int
+    config: CostConfig
+
+    def table(self) -> pa.Table:
+        return COST.table(self.rows)
+
+    def tables(self) -> dict[str, pa.Table]:
+        return {"cost": self.table()}
+
+    def share(self) -> dict[int, float]:
+        """Attention's share of the time of attention + FFN, by length."""
+        found = {}
+        for length in self.config.lengths:
+            time_of = {m: sum(r["seconds"] for r in self._of(m, length)) for m in ("attn", "mlp")}
+            found[length] = time_of["attn"] / (time_of["attn"] + time_of["mlp"])
+        return found
+
+    def _of(self, module: str, length: int) -> list[dict[str, Any]]:
+        return [r for r in self.rows if r["module"] == module and r["seq_len"] == length]
+
+    def plot(self) -> Any:
+        """Milliseconds a layer (median over layers) against T, attention beside FFN, both axes logarithmic."""
+        import plotly.graph_objects as go
+
+        figure = go.Figure()
+        for module in ("attn", "mlp"):
+            y = [1e3 * float(np.median([r["seconds"] for r in self._of(module, t)])) for t in self.config.lengths]
+            figure.add_scatter(x=self.config.lengths, y=y, name=module, mode="lines+markers")
+        figure.update_layout(title=f"time a layer ({self.device})", xaxis_title="tokens", yaxis_title="ms")
+        return figure.update_xaxes(type="log").update_yaxes(type="log")
+
+    def summary(self) -> dict[str, Any]:
+        """Attention's share by length, and the first length at which it takes more than the FFN."""
+        share = self.share()
+        more = [length for length, value in share.items() if value > 0.5]
+        return {
+            "device": self.device,
+            "threads": self.threads,
+            "attention_share": {str(k): v for k, v in share.items()},
+            "attention_dominates_from": min(more, default=None),
+        }
+
+    def save(self, workspace: Workspace, model: Ref) -> Run:
+        """Write a run of kind "cost"."""
+        with workspace.begin("cost", model=model, config=self.config, seed=self.config.seed) as run:
+            run.table("cost", self.table())
+            run.summary = self.summary()
+        return run.record
+
+
+@torch.no_grad()
+def cost_profile(model: HookedModel, config: CostConfig | None = None, track: Track = no_track) -> CostResult:
+    """Time attention and FFN of every layer at every length."""
+    config = config or CostConfig()
+    cfg = model.cfg
+    layers = range(min(config.n_layers, cfg.n_layers) or cfg.n_layers)
+    cuda = model.device.type == "cuda"
+    generator = torch.Generator().manual_seed(config.seed)
+    rows = []
+    for length in track(config.lengths, "cost profile"):
+        x = torch.randn(config.batch_size, length, cfg.d_model, generator=generator).to(model.device, model.dtype)
+        calls: dict[tuple[int, str], Callable[[], Any]] = {}
+        for layer in layers:
+            parts = model.layers[layer]
+            calls[layer, "attn"] = _attention_call(model, parts, x)
+            calls[layer, "mlp"] = functools.partial(parts.mlp, x)
+        times: dict[tuple[int, str], list[float]] = {key: [] for key in calls}
+        for repeat in range(config.repeats + 1):
+            for key, call in calls.items():
+                seconds = _timed(call, cuda)
+                if repeat:  # the first is warm-up
+                    times[key].append(seconds)
+        for (layer, module), found in times.items():
+            ordered = sorted(found)
+            row = {"layer": layer, "module": module, "seq_len": length, "batch_size": config.batch_size}
+            row |= {"seconds": statistics.median(found), "low": ordered[len(found) // 4]}
+            row |= {"high": ordered[-1 - len(found) // 4]}
+            rows.append(row | _arithmetic(model, model.layers[layer], module, length, config.batch_size))
+    device = torch.cuda.get_device_name() if cuda else "cpu"
+    return CostResult(rows, device, torch.get_num_threads(), config)
+
+
+def _attention_call(model: HookedModel, parts: LayerParts, x: Tensor) -> Callable[[], Any]:
+    """The attention module on hidden states x; Llama's wants its rotation, which is made outside the timing."""
+    attn: Any = parts.attn
+    if model.anatomy.rotary is None:
+        return lambda: attn(x)
+    base = getattr(model.hf, "model", model.hf)
+    positions = torch.arange(x.shape[1], device=x.device)[None]
+    rotation = base.rotary_emb(x, positions)
+    return lambda: attn(hidden_states=x, position_embeddings=rotation, attention_mask=None)
+
+
+def _timed(call: Callable[[], Any], cuda: bool) -> float:
+    if cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _arithmetic(model: HookedModel, parts: LayerParts, module: str, length: int, batch: int) -> dict[str, float]:
+    cfg = model.cfg
+    size = torch.finfo(model.dtype).bits // 8
+    modules: list[nn.Module] = [parts.mlp]
+    mixing, kept = 0.0, 0
+    if module == "attn":
+        modules = list({id(m): m for m in (parts.q, parts.k, parts.v, parts.out_proj)}.values())
+        mixing = batch * 4 * length**2 * cfg.n_heads * cfg.d_head * (0.5 if cfg.causal else 1)
+        kept = 2 * (2 * cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_head  # q, z and k, v: written and read
+    weights = sum(p.numel() for m in modules for p in m.parameters() if p.ndim == 2)
+    return {
+        "flops_projection": 2.0 * batch * length * weights,
+        "flops_mixing": mixing,
+        "bytes": float(size * (weights + batch * length * (2 * cfg.d_model + kept))),
+    }
