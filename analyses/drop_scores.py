@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from attlas.analyses.drop_selection import Drop, Unit, masked, ranked
 from attlas.analyses.head_effects import HeadEffectsConfig, head_effects
@@ -16,19 +19,28 @@ from attlas.interp import HookedModel
 
 
 @torch.no_grad()
-def quality(model: HookedModel, data: TokenDataset | ImageDataset, batch_size: int = 8) -> tuple[float, float, int]:
+def quality(
+    model: HookedModel,
+    data: TokenDataset | ImageDataset,
+    batch_size: int = 8,
+    forward: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[float, float, int]:
     """(mean cross-entropy in nats, accuracy, predictions) of next tokens or image classes.
+
+    Args:
+        forward: what gives logits; the model itself by default.
 
     Raises:
         ConfigError: a vision model without classifier or images without labels.
     """
+    forward = forward or model
     loss = right = 0.0
     count = 0
     labels = getattr(data, "labels", None)
     if model.cfg.family == "vit" and (labels is None or not model.cfg.n_classes):
         raise ConfigError(f"{model.name} needs a classifier and labelled images to measure what dropping costs")
     for batch in data.batches(batch_size):
-        logits = model(batch).float()
+        logits = forward(batch).float()
         if labels is not None:
             target = labels[count : count + len(batch)].to(logits.device)
         else:

@@ -141,12 +141,12 @@ def drop_curve(
     n_heads = model.cfg.n_heads
     orders = drop_orders(model, calibration, config, track)
     dense = quality(model, evaluation, config.batch_size)
-    rows = [_row("none", "dense", 0, [], dense, dense)]
+    rows = [drop_row("none", "dense", 0, [], dense, dense)]
     todo = [(*plan[:3], plan[3][:n]) for plan in orders for n in config.counts]
     for target, order, draw, chosen in track(todo, "drop curves"):
         with masked(model, Drop.of(chosen, n_heads)):
             measured = quality(model, evaluation, config.batch_size)
-        rows.append(_row(target, order, draw, [unit_name(unit, n_heads) for unit in chosen], measured, dense))
+        rows.append(drop_row(target, order, draw, [unit_name(unit, n_heads) for unit in chosen], measured, dense))
     return DropCurveResult(tuple(rows), config)
 
 
@@ -178,7 +178,7 @@ def drop_orders(
     return found
 
 
-def _row(
+def drop_row(
     target: str,
     order: str,
     draw: int,
@@ -186,6 +186,7 @@ def _row(
     measured: tuple[float, float, int],
     dense: tuple[float, float, int],
 ) -> dict[str, Any]:
+    """A row of the table drop_curve; `measured` and `dense` are what `quality` gave."""
     loss, accuracy, count = measured
     row = {"target": target, "order": order, "draw": draw, "n_dropped": len(names), "loss": loss}
     return {

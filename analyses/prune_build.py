@@ -144,6 +144,15 @@ def _cut_heads(model: HookedModel, hf: Any, drop: Drop, format: str) -> list[lis
     return [[len(plan.keep), len(plan.keep_kv)] for plan in plans]
 
 
+def forward_logits(hf: Any, inputs: Tensor) -> Tensor:
+    """Logits of a pruned module: tokens int64 [B, T] or pixels [B, C, H, W] in."""
+    parameter = next(hf.parameters())
+    inputs = inputs.to(parameter.device)
+    output = hf(inputs.to(parameter.dtype)) if inputs.is_floating_point() else hf(inputs, use_cache=False)
+    logits: Tensor = output.logits
+    return logits
+
+
 def silenced(hf: Any, drop: Drop) -> list[nn.Parameter]:
     """The parameters of a stock build that are zero so that a module is silent (healing must leave them so)."""
     parts = _parts(hf)

@@ -1,0 +1,173 @@
+"""`attlas prune`: drop modules, measure what it costs, export a smaller checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from attlas.analyses.drop_selection import Drop
+from attlas.analyses.prune import DropCurveConfig
+from attlas.analyses.prune_budget import Budget
+from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
+from attlas.cli.inputs import DataArgs, load_data
+from attlas.data.images import ImageDataset
+from attlas.data.text import TokenDataset, load_tokens
+from attlas.errors import ConfigError
+from attlas.interp import HookedModel
+
+BUDGETS = ("n", "max_delta_ce", "save_parameters", "save_kv", "save_time")
+
+
+@dataclass(frozen=True)
+class Args(DataArgs, ModelArgs, OutArgs):
+    """Drop attention, MLPs, blocks or heads: measure what it costs, and write a smaller checkpoint that transformers opens.
+
+    Three ways: name what goes (--drop), let scores choose (--target and one budget: --n, --max-delta-ce,
+    --save-parameters, --save-kv or --save-time), or, with neither, measure drop curves beside controls. Losses are taken
+    on --text, scores on --calibration; of images, one half calibrates and the other measures.
+
+    Example: attlas prune --model gpt2-mini --target attn --n 2 --format compact --out gpt2-mini-pruned
+    """
+
+    drop: tuple[str, ...] = ()
+    """What to drop, such as attn:2,5 mlp:3 block:1 head:0.4,1.2 (layers from 0; heads as layer.head)."""
+    target: Literal["attn", "mlp", "joint", "block", "head"] | None = None
+    """Let the scores choose among these."""
+    order: Literal["ranked", "iterative", "random", "last", "reversed"] = "ranked"
+    """In which order they go; iterative scores anew after each (slow), random, last and reversed are controls."""
+    n: int | None = None
+    """Budget: how many."""
+    max_delta_ce: float | None = None
+    """Budget: as many as keep the loss within so many nats of the whole model's."""
+    save_parameters: float | None = None
+    """Budget: this share of the parameters, 0–1."""
+    save_kv: float | None = None
+    """Budget: this share of the KV cache, 0–1."""
+    save_time: float | None = None
+    """Budget: this share of the time of a forward pass, 0–1, measured here."""
+    format: Literal["stock", "compact"] = "compact"
+    """stock loads anywhere, but modules dropped alone are only silenced; compact lacks them, with its own code."""
+    out: Path | None = None
+    """Folder for the pruned checkpoint; nothing is written without it."""
+    force: bool = False
+    """Replace what is in --out."""
+    calibration: str = "embedded:train"
+    """Text that scores are taken on and healing trains on."""
+    calibration_tokens: int = 16_384
+    """How much of it."""
+    heal_steps: int = 0
+    """Train the pruned model for so many steps on the calibration data before it is written."""
+    heal_objective: Literal["distill", "ce"] = "distill"
+    """Learn from the whole model's outputs, or from the text (labels) itself."""
+    heal_lr: float = 3e-4
+    """Peak learning rate of healing."""
+    curve: Annotated[DropCurveConfig, tyro.conf.arg(name="")] = field(default_factory=DropCurveConfig)
+
+
+def run(args: Args, out: Output) -> dict[str, Any]:
+    """Compute, save, show, export."""
+    from attlas.analyses.prune_export import check_folder
+
+    named, budget = parse_drop(args.drop), _budget(args)
+    if args.out is not None:
+        if not (named or args.target):
+            raise ConfigError(f"nothing to write to '{args.out}': say what goes with --drop, or --target and a budget")
+        check_folder(args.out, args.force)
+    if args.heal_steps and not (named or args.target):
+        raise ConfigError("healing needs a pruned model: give --drop, or --target and a budget")
+    workspace = open_workspace(args)
+    model = open_model(args, out)
+    named.check(model)
+    calibration, evaluation = _data(model, args)
+    if not named and args.target is None:
+        return _curve(model, calibration, evaluation, args, workspace, out)
+    from attlas.cli.prune_one import prune_one
+
+    return prune_one(model, calibration, evaluation, named, budget, args, workspace, out)
+
+
+def parse_drop(parts: tuple[str, ...]) -> Drop:
+    """`attn:2,5` … → Drop.
+
+    Raises:
+        ConfigError: a part does not read so.
+    """
+    found: dict[str, list[Any]] = {"attn": [], "mlp": [], "block": [], "head": []}
+    for part in parts:
+        module, _, numbers = part.partition(":")
+        if module not in found or not numbers:
+            raise ConfigError(f"--drop '{part}' is not understood; write attn:2,5 or mlp:3, block:1, head:0.4,1.2")
+        for number in numbers.split(","):
+            try:
+                found[module].append(tuple(int(n) for n in number.split(".", 1)) if module == "head" else int(number))
+                if module == "head" and len(found[module][-1]) != 2:
+                    raise ValueError
+            except ValueError:
+                kind = "layer.head" if module == "head" else "a layer"
+                raise ConfigError(f"--drop '{part}': '{number}' is not {kind} number") from None
+    return Drop(*(tuple(found[module]) for module in ("attn", "mlp", "block", "head")))
+
+
+def _budget(args: Args) -> Budget | None:
+    given = [name for name in BUDGETS if getattr(args, name) is not None]
+    if args.target is None:
+        if given:
+            raise ConfigError(f"--{given[0].replace('_', '-')} needs --target: attn, mlp, joint, block or head")
+        return None
+    if args.drop:
+        raise ConfigError("give --drop or --target, not both")
+    if len(given) != 1:
+        flags = ", ".join("--" + name.replace("_", "-") for name in BUDGETS)
+        raise ConfigError(f"--target needs exactly one budget of {flags}")
+    return Budget(args.n, args.save_parameters, args.save_kv, args.save_time, args.max_delta_ce)
+
+
+def _data(model: HookedModel, args: Args) -> tuple[TokenDataset | ImageDataset, TokenDataset | ImageDataset]:
+    """(calibration, evaluation)"""
+    evaluation = load_data(model, args, args.curve.seed)
+    if isinstance(evaluation, ImageDataset):
+        half = len(evaluation) // 2
+        if not half:
+            raise ConfigError("one image cannot both calibrate and measure; give --n-images 2 or more")
+        return _images(evaluation, slice(0, half)), _images(evaluation, slice(half, None))
+    seq_len = model.cfg.sequence_length(args.seq_len)
+    calibration = load_tokens(
+        args.calibration, model.tokenizer, seq_len=seq_len, n_tokens=args.calibration_tokens, seed=args.curve.seed
+    )
+    return calibration, evaluation
+
+
+def _images(images: ImageDataset, rows: slice) -> ImageDataset:
+    labels = None if images.labels is None else images.labels[rows]
+    part = f"{images.hash[:12]}{rows.start:x}-"[:16]
+    return dataclasses.replace(
+        images, pixels=images.pixels[rows], thumbnails=images.thumbnails[rows], labels=labels, hash=part
+    )
+
+
+def _curve(
+    model: HookedModel, calibration: Any, evaluation: Any, args: Args, workspace: Any, out: Output
+) -> dict[str, Any]:
+    import numpy as np
+
+    from attlas.analyses.prune import drop_curve
+
+    result = drop_curve(model, calibration, evaluation, args.curve, track=out.track)
+    saved = result.save(workspace, model.ref, evaluation.ref)
+    rows = []
+    for target in args.curve.targets:
+        for order in args.curve.orders:
+            deltas = [float(np.mean(result.delta(target, order, n))) for n in args.curve.counts]
+            rows.append((f"{target}, {order}", *deltas))
+    out.table(
+        f"{model.name}: Δ loss in nats (whole model {result.rows[0]['loss']:.4f}; {result.rows[0]['n_predictions']:,} "
+        "predictions; random is a mean of draws)",
+        ["dropped", *[str(n) for n in args.curve.counts]],
+        rows,
+    )
+    out.say(f"wrote run {saved.id} to {workspace.path}")
+    return {"run": saved.id, **result.summary(), "rows": result.rows}

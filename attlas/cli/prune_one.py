@@ -1,0 +1,164 @@
+"""The part of `attlas prune` that makes one pruned model: choose, build, heal, measure, write."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attlas.analyses.drop_scores import Scores, quality
+from attlas.analyses.drop_selection import Drop, Unit, last_first, random_order, ranked, unit_name, units
+from attlas.analyses.prune import DROP_CURVE, drop_row
+from attlas.analyses.prune_budget import Budget, kv_bytes_per_token, n_parameters, select
+from attlas.analyses.prune_build import build, check_prunable, forward_logits, silenced
+from attlas.analyses.prune_export import export
+from attlas.analyses.prune_heal import HealConfig, HealResult, heal
+from attlas.cli.common import Output
+from attlas.data.images import ImageDataset
+from attlas.data.models_catalog import resolve_model
+from attlas.data.text import TokenDataset
+from attlas.data.workspace import Run, Workspace
+from attlas.errors import ConfigError
+from attlas.interp import HookedModel
+
+if TYPE_CHECKING:
+    from attlas.cli.prune import Args
+
+Data = TokenDataset | ImageDataset
+
+
+def prune_one(
+    model: HookedModel,
+    calibration: Data,
+    evaluation: Data,
+    named: Drop,
+    budget: Budget | None,
+    args: Args,
+    workspace: Workspace,
+    out: Output,
+) -> dict[str, Any]:
+    """Choose what goes (or take what was named), then build, heal, measure, save and export."""
+    chosen: list[Unit] = []
+    scores: dict[Unit, float] = {}
+    drop = named
+    if budget is not None and args.target is not None:
+        order, scores = _order(model, calibration, budget, args, out)
+        picked = select(
+            model, order, budget, evaluation, format=args.format, batch_size=args.curve.batch_size, track=out.track
+        )
+        chosen, drop = list(picked.units), Drop.of(picked.units, model.cfg.n_heads)
+    check_prunable(model, drop, args.format)
+    hf, written = build(model, drop, args.format)
+    dense = quality(model, evaluation, args.curve.batch_size)
+    pruned = quality(model, evaluation, args.curve.batch_size, lambda x: forward_logits(hf, x))
+    names = [unit_name(unit, model.cfg.n_heads) for unit in chosen] or _names(drop)
+    target, order_name = (args.target, args.order) if args.target else ("named", "named")
+    rows = [
+        drop_row("none", "dense", 0, [], dense, dense),
+        drop_row(str(target), order_name, 0, names, pruned, dense),
+    ]
+    healing = None
+    if args.heal_steps:
+        config = HealConfig(args.heal_steps, args.heal_lr, objective=args.heal_objective, seed=args.curve.seed)
+        frozen = silenced(hf, drop) if written == "stock" else ()
+        healing = heal(hf, model, calibration, evaluation, config, frozen=frozen, track=out.track)
+        healed = quality(model, evaluation, args.curve.batch_size, lambda x: forward_logits(hf, x))
+        rows.append(drop_row(str(target), "healed", 0, names, healed, dense))
+    facts = _facts(model, hf, rows, calibration, evaluation, args)
+    if scores:
+        kind = f"Δ loss, {args.curve.head_score}" if args.target == "head" else "1 − cosine"
+        listed = [f"{name} {scores[unit]:.4g}" for name, unit in zip(names, chosen, strict=True)]
+        facts[f"scores ({kind})"] = ", ".join(listed)
+    result: dict[str, Any] = {"dropped": names, "format": written, **facts}
+    if args.out is not None:
+        folder = resolve_model(args.model).folder
+        done = export(model, drop, args.out, format=args.format, force=args.force, source=folder, facts=facts, hf=hf)
+        result["out"] = str(done.folder)
+    saved = _save(model, evaluation, args, rows, healing, result, workspace)
+    out.table(
+        f"{model.name} without {', '.join(names)}",
+        ["", "whole", "pruned", *(["healed"] if healing else [])],
+        [
+            ("loss, nats", *[row["loss"] for row in rows]),
+            ("accuracy", *[row["accuracy"] for row in rows]),
+            ("parameters", n_parameters(model.hf), n_parameters(hf)),
+            *([("KV bytes a token", facts["kv_bytes_before"], facts["kv_bytes_after"])] if model.cfg.causal else []),
+        ],
+    )
+    if args.out is not None:
+        how = "trust_remote_code=True" if written == "compact" else "stock transformers"
+        out.say(f"wrote {args.out} ({written}: opens with {how})")
+    out.say(f"wrote run {saved.id} to {workspace.path}")
+    return {"run": saved.id, **result}
+
+
+def _order(
+    model: HookedModel, calibration: Data, budget: Budget, args: Args, out: Output
+) -> tuple[list[Unit], dict[Unit, float]]:
+    """All units of the target, the first to drop first; their scores, where scores made the order."""
+    assert args.target is not None
+    candidates = units(args.target, model.cfg.n_layers, model.cfg.n_heads)
+    if budget.n is not None and budget.n > len(candidates):
+        raise ConfigError(f"cannot drop {budget.n} of {len(candidates)} ({args.target}) in {model.name}")
+    if args.order == "random":
+        return random_order(candidates, args.curve.seed), {}
+    if args.order == "last":
+        return last_first(candidates), {}
+    scores = Scores(model, calibration, args.curve.batch_size, args.curve.head_score, out.track)
+    if args.order == "iterative":
+        from attlas.analyses.drop_scores import iterative_order
+
+        return iterative_order(scores, args.target, budget.n or len(candidates) - 1), scores.of(args.target)
+    best = ranked(scores.of(args.target))
+    return (best if args.order == "ranked" else best[::-1]), scores.of(args.target)
+
+
+def _names(drop: Drop) -> list[str]:
+    pairs = (("attn", drop.attn), ("mlp", drop.mlp), ("block", drop.blocks))
+    return [f"{module}.{layer}" for module, layers in pairs for layer in layers] + [
+        f"head.{layer}.{head}" for layer, head in drop.heads
+    ]
+
+
+def _facts(
+    model: HookedModel, hf: Any, rows: list[dict[str, Any]], calibration: Data, evaluation: Data, args: Args
+) -> dict[str, Any]:
+    """What the model card and the run record."""
+    facts: dict[str, Any] = {
+        "chosen_by": f"{args.order} {args.target} on {calibration.name} ({calibration.hash})"
+        if args.target
+        else "name",
+        "measured_on": f"{evaluation.name} ({evaluation.hash}), {rows[0]['n_predictions']} predictions",
+        "loss_before": rows[0]["loss"],
+        "loss_after": rows[-1]["loss"],
+        "accuracy_before": rows[0]["accuracy"],
+        "accuracy_after": rows[-1]["accuracy"],
+        "parameters_before": n_parameters(model.hf),
+        "parameters_after": n_parameters(hf),
+    }
+    if args.heal_steps:
+        facts["loss_before_healing"] = rows[1]["loss"]
+        facts["healing"] = f"{args.heal_steps} steps, {args.heal_objective}, on {calibration.name}"
+    if model.cfg.causal:
+        facts["kv_bytes_before"] = kv_bytes_per_token(model.hf)
+        facts["kv_bytes_after"] = kv_bytes_per_token(hf)
+    return facts
+
+
+def _save(
+    model: HookedModel,
+    evaluation: Data,
+    args: Args,
+    rows: list[dict[str, Any]],
+    healing: HealResult | None,
+    summary: dict[str, Any],
+    workspace: Workspace,
+) -> Run:
+    """A run of kind "prune"."""
+    config = {name: getattr(args, name) for name in ("drop", "target", "order", "n", "max_delta_ce", "format")}
+    config |= {name: getattr(args, name) for name in ("save_parameters", "save_kv", "save_time", "calibration")}
+    config |= {name: getattr(args, name) for name in ("calibration_tokens", "heal_steps", "heal_objective", "heal_lr")}
+    with workspace.begin("prune", model=model.ref, data=evaluation.ref, config=config, seed=args.curve.seed) as run:
+        run.table("drop_curve", DROP_CURVE.table(rows))
+        if healing is not None:
+            run.table("healing", healing.table())
+        run.summary = summary
+    return run.record

@@ -1,0 +1,109 @@
+"""`attlas prune` from the command line: budgets, healing, and one line with status 2 for every bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from attlas.analyses.drop_selection import Drop
+from attlas.cli import main
+from attlas.cli.prune import parse_drop
+from attlas.data.workspace import Workspace
+from attlas.errors import ConfigError
+from attlas.interp import load_model
+
+SMALL = ["--n-tokens", "1024", "--calibration-tokens", "1024", "--seq-len", "128"]
+
+
+def _run(capsys: pytest.CaptureFixture[str], tmp_path: Path, *argv: str) -> tuple[int, dict, str]:
+    status = main(["prune", *argv, "--workspace", str(tmp_path / "w"), "--json"])
+    streams = capsys.readouterr()
+    return status, json.loads(streams.out) if streams.out else {}, streams.err
+
+
+def test_chosen_by_scores_healed_and_written(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    argv = ["--target", "block", "--n", "1", "--out", str(out), "--heal-steps", "2", *SMALL]
+    status, result, _ = _run(capsys, tmp_path, *argv)
+    assert status == 0
+    assert result["format"] == "stock"
+    assert result["parameters_after"] < result["parameters_before"]
+    assert result["kv_bytes_after"] * 4 == result["kv_bytes_before"] * 3
+    assert result["loss_after"] < result["loss_before_healing"]
+    assert load_model(out, device="cpu").cfg.n_layers == 3
+    assert (out / "tokenizer.json").is_file()
+    card = (out / "README.md").read_text()
+    assert "license: apache-2.0" in card
+    assert result["dropped"][0] in card
+    workspace = Workspace(tmp_path / "w")
+    assert workspace.read_table(result["run"], "drop_curve").column("order").to_pylist() == [
+        "dense",
+        "ranked",
+        "healed",
+    ]
+    assert workspace.read_table(result["run"], "healing").num_rows == 3
+
+
+def test_curve_is_saved(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    argv = ["--targets", "attn", "--counts", "1", "--n-random", "2", *SMALL]
+    status, result, _ = _run(capsys, tmp_path, *argv)
+    assert status == 0
+    assert len(result["rows"]) == 1 + 2 + 3
+    assert Workspace(tmp_path / "w").latest("drop_curve") is not None
+
+
+def test_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    argv = ["--model", "vit-mini", "--n-images", "40", "--target", "mlp", "--n", "1", "--out", str(tmp_path / "v")]
+    status, result, _ = _run(capsys, tmp_path, *argv)
+    assert status == 0
+    assert "20 predictions" in result["measured_on"]
+    assert (tmp_path / "v" / "preprocessor_config.json").is_file()
+
+
+BAD = {
+    "more than there are": (["--target", "attn", "--n", "9"], "cannot drop 9 of 4"),
+    "all attention": (["--target", "attn", "--n", "4"], "keep at least one"),
+    "no such layer": (["--drop", "attn:7"], "layer 7 is out of range"),
+    "no such head": (["--drop", "head:1.9"], "head 9"),
+    "twice": (["--drop", "attn:1,1"], "twice"),
+    "in whole and part": (["--drop", "attn:1", "block:1"], "name it once"),
+    "unreadable": (["--drop", "attention:1"], "not understood"),
+    "no number": (["--drop", "attn:x"], "'x'"),
+    "no budget": (["--target", "attn"], "exactly one budget"),
+    "two budgets": (["--target", "attn", "--n", "1", "--save-kv", "0.5"], "exactly one budget"),
+    "no target": (["--n", "2"], "needs --target"),
+    "both": (["--drop", "attn:1", "--target", "mlp", "--n", "1"], "not both"),
+    "share": (["--target", "attn", "--save-kv", "2"], "between 0 and 1"),
+    "heal nothing": (["--heal-steps", "5"], "needs a pruned model"),
+    "write nothing": (["--out", "OUT"], "nothing to write"),
+    "not empty": (["--drop", "attn:1", "--out", "FULL"], "not empty"),
+    "no such model": (["--drop", "attn:1", "--model", "gpt9"], "no model"),
+    "missing text": (["--drop", "attn:1", "--calibration", "nowhere.txt"], "nowhere.txt"),
+    "short text": (["--drop", "attn:1", "--calibration", "SHORT"], "fewer than one sequence"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], tmp_path: Path, case: str) -> None:
+    argv, message = BAD[case]
+    (tmp_path / "FULL").mkdir()
+    (tmp_path / "FULL" / "mine").write_text("keep")
+    (tmp_path / "SHORT").write_text("Too short.")
+    argv = [str(tmp_path / a) if a in ("OUT", "FULL", "SHORT") else a for a in argv]
+    status, result, errors = _run(capsys, tmp_path, *argv, *SMALL)
+    assert status == 2
+    assert result == {}
+    lines = [line for line in errors.splitlines() if line.strip()]
+    assert message in lines[-1]
+    assert sum(line.startswith("attlas prune:") for line in lines) == 1
+    assert not (tmp_path / "OUT").exists()
+    assert not (tmp_path / "w").exists()
+    assert (tmp_path / "FULL" / "mine").read_text() == "keep"
+
+
+def test_parse_drop() -> None:
+    assert parse_drop(("attn:2,5", "head:0.4,1.2", "attn:0")) == Drop((2, 5, 0), heads=((0, 4), (1, 2)))
+    with pytest.raises(ConfigError, match=r"layer\.head"):
+        parse_drop(("head:3",))
