@@ -1,0 +1,302 @@
+"""Patching: what a metric does when one place of the forward pass is changed, place by place.
+
+Zero, mean and resample ablation, and activation patching from other prompts (Meng et al. 2022, arXiv 2202.05262; Wang et
+al. 2022, arXiv 2211.00593; Zhang & Nanda 2023, arXiv 2309.16042), each beside its estimate from gradients. Patching
+`hook_attn_out` by layer between two prompts localises the attention layers that carry their difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from attlas.analyses.bootstrap import bootstrap_mean
+from attlas.analyses.circuit_attribution_patching import correlation, estimate, path_gradients, rank_features
+from attlas.analyses.circuit_metrics import Metric, unit_of
+from attlas.analyses.circuit_saes import SAEs, check_saes
+from attlas.analyses.circuit_sites import MODES, Edit, Site, check_site, edited, grid, replacement
+from attlas.analyses.circuit_tasks import Task
+from attlas.data.progress import Track, no_track
+from attlas.data.schema import TableSchema, column
+from attlas.data.workspace import Ref, Run, Workspace
+from attlas.errors import ConfigError, PromptError, UnsupportedModelError
+from attlas.interp import HookedModel
+
+PARTS = {
+    "resid_pre": "hook_resid_pre",
+    "resid_mid": "hook_resid_mid",
+    "attn_out": "hook_attn_out",
+    "mlp_out": "hook_mlp_out",
+    "z": "attn.hook_z",
+    "q": "attn.hook_q",
+    "k": "attn.hook_k",
+    "v": "attn.hook_v",
+}
+BY = ("layer", "position", "head", "feature")
+
+PATCHING = TableSchema(
+    "patching",
+    "one place that was changed",
+    (
+        column("hook", pa.string(), "", "hook name"),
+        column("layer", pa.int16(), "", "layer index; −1 for embeddings"),
+        column("head", pa.int16(), "", "head index; −1 for all"),
+        column("position", pa.int32(), "tokens", "token position; −1 for all, or for a role that differs by prompt"),
+        column("feature", pa.int32(), "", "SAE feature; −1 for none, −2 for the SAE's error"),
+        column("effect", pa.float64(), "metric", "mean over prompts of metric(changed run) − metric(base run)"),
+        column("low", pa.float64(), "metric", "95 % bootstrap interval over prompts, lower end"),
+        column("high", pa.float64(), "metric", "95 % bootstrap interval over prompts, upper end"),
+        column(
+            "normalized", pa.float64(), "fraction", "effect / (metric of the source prompts − base); null if they tie"
+        ),
+        column("estimate", pa.float64(), "metric", "the effect estimated from gradients"),
+        column("n_prompts", pa.int32(), "prompts", "prompts measured"),
+    ),
+)
+SCHEMAS = (PATCHING,)
+
+
+@dataclass(frozen=True)
+class PatchingConfig:
+    """What to change and how.
+
+    Attributes:
+        mode: "patch" (the other prompts' activation), "zero", "mean" (over the other prompts, at each position) or
+            "resample" (another one of the other prompts).
+        by: "layer", "position" (layer × position), "head" (layer × head) or "feature" (SAE features, and the error).
+        part: what is changed in each layer: resid_pre, resid_mid, attn_out, mlp_out, z, q, k, v; "head" takes z.
+        direction: "noise": the clean run is changed with activations of the corrupted prompts (what is needed?);
+            "denoise": the corrupted run with those of the clean prompts (what suffices?).
+        n_features: features of each SAE that are patched exactly: those with the largest estimate.
+        ig_steps: 0 estimates with the gradient of the base run; m > 0 with m steps of integrated gradients.
+        seed: of the resampling and of the bootstrap.
+    """
+
+    mode: str = "patch"
+    by: str = "head"
+    part: str = "resid_pre"
+    direction: str = "noise"
+    n_features: int = 20
+    ig_steps: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        choices = {"mode": MODES, "by": BY, "part": tuple(PARTS), "direction": ("noise", "denoise")}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise ConfigError(f"{name} '{getattr(self, name)}' is unknown; use one of {', '.join(known)}")
+        for name in ("n_features", "ig_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} {getattr(self, name)} must be 0 or more")
+
+    @property
+    def hook_end(self) -> str:
+        """The part patched; heads live on z unless q, k or v was asked for."""
+        heads_elsewhere = self.by == "head" and self.part not in ("z", "q", "k", "v")
+        return PARTS["z" if heads_elsewhere else self.part]
+
+
+@dataclass(frozen=True)
+class PatchingResult:
+    """Effects of all sites.
+
+    Attributes:
+        sites: n of them.
+        effects: float64 [n, B], metric of the changed run − that of the base run.
+        estimates: float64 [n, B], the same from gradients.
+        base, source: float64 [B], the metric of the base and of the source prompts.
+        unit: of the metric.
+        tokens: text of the first base prompt's tokens.
+    """
+
+    sites: tuple[Site, ...]
+    effects: np.ndarray
+    estimates: np.ndarray
+    base: np.ndarray
+    source: np.ndarray
+    unit: str
+    tokens: tuple[str, ...]
+    config: PatchingConfig
+
+    @property
+    def correlation(self) -> tuple[float, float]:
+        """Pearson's and Spearman's correlation of exact and estimated mean effects over sites."""
+        return correlation(self.effects.mean(1), self.estimates.mean(1))
+
+    def normalized(self) -> np.ndarray:
+        """Mean effect as a share of the metric's difference between source and base, [n]; NaN where they tie."""
+        gap = float(self.source.mean() - self.base.mean())
+        return self.effects.mean(1) / gap if abs(gap) > 1e-9 else np.full(len(self.sites), np.nan)
+
+    def table(self) -> pa.Table:
+        """Table patching."""
+        mean, low, high = bootstrap_mean(self.effects.T, seed=self.config.seed)
+        share = self.normalized()
+        rows = []
+        for i, site in enumerate(self.sites):
+            rows.append(
+                {
+                    "hook": site.hook,
+                    "layer": site.layer,
+                    "head": -1 if site.head is None else site.head,
+                    "position": site.position if isinstance(site.position, int) else -1,
+                    "feature": -2 if site.error else -1 if site.feature is None else site.feature,
+                    "effect": float(mean[i]),
+                    "low": float(low[i]),
+                    "high": float(high[i]),
+                    "normalized": None if np.isnan(share[i]) else float(share[i]),
+                    "estimate": float(self.estimates[i].mean()),
+                    "n_prompts": self.effects.shape[1],
+                }
+            )
+        return PATCHING.table(rows)
+
+    def tables(self) -> dict[str, pa.Table]:
+        return {"patching": self.table()}
+
+    def ranking(self, n: int = 10) -> list[tuple[str, float]]:
+        """(site, mean effect), the largest by size first."""
+        mean = self.effects.mean(1)
+        return [(self.sites[i].label(), float(mean[i])) for i in np.argsort(-np.abs(mean))[:n]]
+
+    def heatmap(self) -> np.ndarray:
+        """Mean effects as [layer, position] or [layer, head]; [layer, 1] by layer, [1, n] by feature."""
+        mean = self.effects.mean(1)
+        if self.config.by == "feature":
+            return mean[None]
+        return mean.reshape(len({site.layer for site in self.sites}), -1)
+
+    def plot(self) -> Any:
+        """Heatmap of mean effects; blue lowers the metric, red raises it."""
+        import plotly.graph_objects as go
+
+        z = self.heatmap()
+        x = None
+        if self.config.by == "position":
+            x = [f"{i} {token!r}" for i, token in enumerate(self.tokens)]
+        elif self.config.by == "feature":
+            x = [site.label() for site in self.sites]
+        limit = float(np.abs(z).max()) or 1.0
+        figure = go.Figure(go.Heatmap(z=z, x=x, zmin=-limit, zmax=limit, colorscale="RdBu_r"))
+        title = (
+            f"{self.config.mode} {self.config.hook_end} ({self.config.direction}): change of the metric, {self.unit}"
+        )
+        figure.update_layout(title=title, xaxis_title=self.config.by, yaxis_title="layer")
+        return figure
+
+    def summary(self) -> dict[str, Any]:
+        """Headline numbers."""
+        pearson, spearman = self.correlation
+        return {
+            "base": float(self.base.mean()),
+            "source": float(self.source.mean()),
+            "unit": self.unit,
+            "n_prompts": len(self.base),
+            "n_sites": len(self.sites),
+            "strongest": self.ranking(5),
+            "estimate_pearson": pearson,
+            "estimate_spearman": spearman,
+        }
+
+    def save(self, workspace: Workspace, model: Ref, data: Ref | None = None, parents: Sequence[str] = ()) -> Run:
+        """Write a run of kind "patching"."""
+        with workspace.begin(
+            "patching", model=model, data=data, config=self.config, seed=self.config.seed, parents=tuple(parents)
+        ) as run:
+            run.table("patching", self.table())
+            run.summary = self.summary()
+        return run.record
+
+
+def require_text_model(model: HookedModel) -> None:
+    """Circuits are told in tokens.
+
+    Raises:
+        UnsupportedModelError: a vision model, or a backbone with no unembedding.
+    """
+    if model.cfg.family == "vit" or model.anatomy.unembed is None:
+        raise UnsupportedModelError(f"{model.name} ({model.cfg.family}) predicts no next token; give a language model")
+
+
+def patching(
+    model: HookedModel,
+    task: Task,
+    config: PatchingConfig | None = None,
+    *,
+    saes: SAEs | None = None,
+    metric: Metric | None = None,
+    sites: Sequence[Site] | None = None,
+    track: Track = no_track,
+) -> PatchingResult:
+    """Change one place after the other and measure.
+
+    Args:
+        model: a language model.
+        task: clean and corrupted prompts of equal length (see make_task and task_from_prompts).
+        config: what to change; its grid of sites is used unless `sites` are given.
+        saes: hook → SAE, for features.
+        metric: logits [B, T, V] → [B]; default the task's own.
+        sites: places to change instead of the grid.
+
+    Raises:
+        PromptError: clean and corrupted prompts differ in length.
+        ConfigError: a site is not there.
+    """
+    config = config or PatchingConfig()
+    require_text_model(model)
+    checked = check_saes(model, saes or {})
+    if task.tokens.shape != task.corrupted.shape:
+        raise PromptError(f"clean prompts are {list(task.tokens.shape)}, corrupted {list(task.corrupted.shape)}")
+    metric = metric or task.metric_fn()
+    pair = (task.tokens, task.corrupted) if config.direction == "noise" else (task.corrupted, task.tokens)
+    base_tokens, source_tokens = (t.to(model.device) for t in pair)
+    if config.by == "feature" and not checked and sites is None:
+        raise ConfigError("patching features needs SAEs; give saes={hook: sae}")
+    n_positions = base_tokens.shape[1]
+    chosen = list(sites) if sites is not None else grid(model, config.hook_end, config.by, n_positions, {})
+    for site in chosen:
+        check_site(model, site, checked, n_positions)
+    hooks = list(checked) if config.by == "feature" and sites is None else list(dict.fromkeys(s.hook for s in chosen))
+    with torch.no_grad():
+        base_logits, base = model.run_with_cache(base_tokens, hooks)
+        source_logits, source = model.run_with_cache(source_tokens, hooks)
+        base_metric, source_metric = metric(base_logits), metric(source_logits)
+    order = _derangement(len(task), config.seed)
+    targets = {hook: replacement(source[hook], Site(hook), None, config.mode, order) for hook in hooks}
+    slopes = path_gradients(model, base_tokens, metric, base, targets, config.ig_steps, track)
+    if config.by == "feature" and sites is None:
+        ranked = {
+            hook: rank_features(slopes[hook], base[hook], source[hook], hook, checked, config.mode, config.n_features)
+            for hook in hooks
+        }
+        chosen = grid(model, "", "feature", n_positions, ranked)
+    effects, estimates = [], []
+    for site in track(chosen, "patching"):
+        value = replacement(source[site.hook], site, checked.get(site.hook), config.mode, order)
+        with torch.no_grad(), edited(model, [Edit(site, value)], checked):
+            effects.append((metric(model(base_tokens)) - base_metric).double().cpu().numpy())
+        estimates.append(estimate(slopes[site.hook], base[site.hook], site, value, checked).double().cpu().numpy())
+    return PatchingResult(
+        sites=tuple(chosen),
+        effects=np.stack(effects),
+        estimates=np.stack(estimates),
+        base=base_metric.double().cpu().numpy(),
+        source=source_metric.double().cpu().numpy(),
+        unit=unit_of(metric),
+        tokens=tuple(model.to_str_tokens(base_tokens[0])) if model.tokenizer is not None else (),
+        config=config,
+    )
+
+
+def _derangement(n: int, seed: int) -> Tensor:
+    """A permutation without fixed points where there can be one: a shuffled cycle."""
+    cycle = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    order = torch.empty(n, dtype=torch.int64)
+    order[cycle] = cycle.roll(1)
+    return order
