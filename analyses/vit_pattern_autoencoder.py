@@ -1,0 +1,112 @@
+"""A small autoencoder of attention maps, with scikit-learn's fit/transform (after Li et al. 2023, arXiv 2303.13731)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attlas.data.progress import Track, no_track
+from attlas.errors import ConfigError
+
+
+def hellinger(maps: np.ndarray) -> np.ndarray:
+    """Maps [n, …] of non-negative weights → unit vectors √(m/Σm) [n, cells] float32.
+
+    Squared distances are then twice the squared Hellinger distance, so that one bright cell does not drown the rest
+    *(ours)*. A map without mass becomes a flat one.
+    """
+    flat = maps.reshape(len(maps), -1).astype(np.float32)
+    total = flat.sum(1, keepdims=True)
+    flat = np.where(total > 1e-12, flat / np.maximum(total, 1e-12), 1 / flat.shape[1])
+    root: np.ndarray = np.sqrt(flat).astype(np.float32)
+    return root
+
+
+@dataclass
+class PatternAutoencoder:
+    """MLP autoencoder: cells → hidden → latent → hidden → cells, GELU, mean squared error on Hellinger vectors.
+
+    Attributes:
+        n_latent: size of the latent.
+        n_hidden: width of the hidden layers.
+        n_epochs, batch_size, learning_rate: Adam, one-cycle.
+        seed: of starting weights and order; equal seeds give equal latents on a CPU.
+        losses_: mean loss of each epoch, once fitted.
+    """
+
+    n_latent: int = 8
+    n_hidden: int = 128
+    n_epochs: int = 30
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    seed: int = 0
+    losses_: list[float] = field(default_factory=list)
+
+    def fit(self, maps: np.ndarray, track: Track = no_track) -> PatternAutoencoder:
+        """Train on maps [n, rows, columns] (or [n, cells])."""
+        if len(maps) < 2:
+            raise ConfigError(f"an autoencoder needs at least 2 maps, not {len(maps)}")
+        x = torch.from_numpy(hellinger(maps))
+        self._mean = x.mean(0)
+        x = x - self._mean
+        generator = torch.Generator().manual_seed(self.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            self._encoder = nn.Sequential(
+                nn.Linear(x.shape[1], self.n_hidden), nn.GELU(), nn.Linear(self.n_hidden, self.n_latent)
+            )
+            self._decoder = nn.Sequential(
+                nn.Linear(self.n_latent, self.n_hidden), nn.GELU(), nn.Linear(self.n_hidden, x.shape[1])
+            )
+        parameters = [*self._encoder.parameters(), *self._decoder.parameters()]
+        optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
+        n_steps = self.n_epochs * -(-len(x) // self.batch_size)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=n_steps + 1)
+        self.losses_ = []
+        with torch.enable_grad():
+            for _ in track(range(self.n_epochs), "pattern autoencoder", self.n_epochs):
+                total = 0.0
+                for rows in torch.randperm(len(x), generator=generator).split(self.batch_size):
+                    optimizer.zero_grad()
+                    loss = (self._decoder(self._encoder(x[rows])) - x[rows]).square().sum(-1).mean()
+                    loss.backward()
+                    optimizer.step()
+                    schedule.step()
+                    total += float(loss.detach()) * len(rows)
+                self.losses_.append(total / len(x))
+        return self
+
+    def _centred(self, maps: np.ndarray) -> Tensor:
+        if not self.losses_:
+            raise ConfigError("the autoencoder is not fitted; call fit(maps) first")
+        x = torch.from_numpy(hellinger(maps))
+        if x.shape[1] != len(self._mean):
+            raise ConfigError(f"maps of {x.shape[1]} cells do not fit an autoencoder of {len(self._mean)}")
+        return x - self._mean
+
+    @torch.no_grad()
+    def transform(self, maps: np.ndarray) -> np.ndarray:
+        """Latents float32 [n, n_latent]."""
+        latents: np.ndarray = self._encoder(self._centred(maps)).numpy()
+        return latents
+
+    def fit_transform(self, maps: np.ndarray, track: Track = no_track) -> np.ndarray:
+        """fit, then transform."""
+        return self.fit(maps, track).transform(maps)
+
+    @torch.no_grad()
+    def inverse_transform(self, latents: np.ndarray) -> np.ndarray:
+        """Latents → maps [n, cells] that sum to 1."""
+        root = (self._decoder(torch.from_numpy(latents)) + self._mean).clamp_min(0).square()
+        maps: np.ndarray = (root / root.sum(-1, keepdim=True).clamp_min(1e-12)).numpy()
+        return maps
+
+    @torch.no_grad()
+    def score(self, maps: np.ndarray) -> float:
+        """Explained variance of maps: 1 − Σ‖x − x̂‖² / Σ‖x − x̄‖², x̄ the mean of the maps it was fitted on."""
+        x = self._centred(maps)
+        error = (self._decoder(self._encoder(x)) - x).square().sum()
+        return float(1 - error / x.square().sum().clamp_min(1e-12))

@@ -1,0 +1,342 @@
+"""What patterns do ViT heads draw? Single-query attention maps, coded, clustered and laid out (Li et al. 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from attlas.analyses.vit import require_vit
+from attlas.analyses.vit_pattern_clusters import (
+    DESCRIPTORS,
+    Quality,
+    describe,
+    encode_and_cluster,
+    layout,
+    medoids,
+    name_cluster,
+    prototypes,
+)
+from attlas.analyses.vit_pattern_sample import PatternSample, sample_patterns
+from attlas.analyses.vit_tables import HEAD, LAYER
+from attlas.data.images import ImageDataset
+from attlas.data.progress import Track, no_track
+from attlas.data.schema import TableSchema, column
+from attlas.data.workspace import Ref, Run, Workspace
+from attlas.errors import ConfigError
+from attlas.interp import HookedModel
+
+_CLUSTER = column("cluster", pa.int16(), "", "cluster, the largest is 0")
+_NEAR = "attention on the eight patches around, of the mass on patches"
+_DESCRIPTOR_COLUMNS = (
+    column("self", pa.float64(), "fraction", "attention on the query itself, of the mass on patches"),
+    column("near", pa.float64(), "fraction", _NEAR),
+    column(
+        "same_row", pa.float64(), "fraction", "attention on the query's row, itself left out, of the mass on patches"
+    ),
+    column("same_column", pa.float64(), "fraction", "attention on the query's column, itself left out"),
+    column("evenness", pa.float64(), "fraction", "entropy over patches, over log of their number"),
+    column("patch_mass", pa.float64(), "fraction", "attention on patches; the rest is on CLS and registers"),
+)
+PATTERNS = TableSchema(
+    "patterns",
+    "one query's attention map",
+    (
+        column("map", pa.int32(), "", "index into the arrays maps and latents"),
+        LAYER,
+        HEAD,
+        column("image", pa.int32(), "", "index of the image in the image set"),
+        column("thumbnail", pa.int32(), "", "index into the array thumbnails"),
+        column("row", pa.int16(), "patches", "row of the query patch, from the top"),
+        column("column", pa.int16(), "patches", "column of the query patch, from the left"),
+        column("x", pa.float32(), "", "place in the plane of latents"),
+        column("y", pa.float32(), "", "place in the plane of latents"),
+        _CLUSTER,
+        *_DESCRIPTOR_COLUMNS,
+    ),
+)
+CLUSTERS = TableSchema(
+    "clusters",
+    "one cluster of maps; its prototype is in the array prototypes",
+    (
+        _CLUSTER,
+        column("name", pa.string(), "", "self, near, row, column, even, spots or broad, by the mean descriptors"),
+        column("n_maps", pa.int32(), "maps", "members"),
+        column("share", pa.float64(), "fraction", "members of all maps"),
+        column("n_heads", pa.int16(), "heads", "heads with at least a tenth of their maps in it"),
+        column("medoid", pa.int32(), "", "the map nearest to the cluster's mean latent"),
+        *_DESCRIPTOR_COLUMNS,
+    ),
+)
+HEAD_CLUSTERS = TableSchema(
+    "head_clusters",
+    "one head, one cluster",
+    (
+        LAYER,
+        HEAD,
+        _CLUSTER,
+        column("share", pa.float64(), "fraction", "the head's maps that are in the cluster"),
+        column("n_maps", pa.int32(), "maps", "the head's maps"),
+    ),
+)
+QUALITY = TableSchema(
+    "pattern_quality",
+    "one way of coding maps",
+    (
+        column("method", pa.string(), "", "autoencoder; controls: pca of the same size, untrained encoder"),
+        column("n_latent", pa.int16(), "", "size of the code"),
+        column("explained", pa.float64(), "fraction", "variance of held-out maps explained, mean over seeds"),
+        column("explained_low", pa.float64(), "fraction", "lowest over seeds"),
+        column("explained_high", pa.float64(), "fraction", "highest over seeds"),
+        column("ari", pa.float64(), "", "adjusted Rand index of clusters between seeds, mean over pairs"),
+        column("ari_low", pa.float64(), "", "lowest over pairs of seeds"),
+        column("silhouette", pa.float64(), "", "mean silhouette of the clusters in their code"),
+        column("n_maps", pa.int32(), "maps", "maps coded"),
+        column("n_seeds", pa.int16(), "", "seeds"),
+    ),
+)
+SCHEMAS = (PATTERNS, CLUSTERS, HEAD_CLUSTERS, QUALITY)
+
+
+@dataclass(frozen=True)
+class VitPatternsConfig:
+    """How attention maps are drawn, coded and clustered.
+
+    Attributes:
+        n_maps: maps to draw, equally many of every head.
+        frame: "query" moves each map so that its query is in the middle; "grid" leaves it on the image.
+        n_latent: size of the autoencoder's code.
+        n_clusters: clusters (k-means).
+        n_epochs: of the autoencoder.
+        n_seeds: starts of the autoencoder, for the stability of clusters.
+        layout: "tsne" or "pca", how codes become points in the plane.
+        seed: of the draw; the first of the starts.
+    """
+
+    n_maps: int = 4800
+    frame: str = "query"
+    n_latent: int = 8
+    n_clusters: int = 8
+    n_epochs: int = 30
+    n_seeds: int = 3
+    layout: str = "tsne"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.frame not in ("query", "grid"):
+            raise ConfigError(f"frame '{self.frame}' is not known; choose query or grid")
+        if self.layout not in ("tsne", "pca"):
+            raise ConfigError(f"layout '{self.layout}' is not known; choose tsne or pca")
+        for name, least in (("n_maps", 20), ("n_latent", 1), ("n_clusters", 2), ("n_epochs", 1), ("n_seeds", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} {getattr(self, name)} must be {least} or more")
+
+
+@dataclass(frozen=True)
+class VitPatternsResult:
+    """Maps with their codes and clusters.
+
+    Attributes:
+        sample: the maps.
+        latents: float32 [n, n_latent].
+        plane: float32 [n, 2].
+        labels: int [n] clusters.
+        prototypes: float32 [cluster, 2·rows − 1, 2·columns − 1] mean recentred map.
+        quality: the autoencoder and its controls.
+        thumbnails: uint8 [m, h, w, 3] of the images that occur, `thumbnail_of` [m] their indices in the image set.
+        config: what was asked for.
+    """
+
+    sample: PatternSample
+    latents: np.ndarray
+    plane: np.ndarray
+    labels: np.ndarray
+    prototypes: np.ndarray
+    quality: list[Quality]
+    thumbnails: np.ndarray
+    thumbnail_of: np.ndarray
+    config: VitPatternsConfig
+
+    def names(self) -> list[str]:
+        """A word for each cluster."""
+        return [name_cluster(means) for means in self._cluster_means()]
+
+    def _cluster_means(self) -> list[dict[str, float]]:
+        described = describe(self.sample)
+        n = int(self.labels.max()) + 1
+        return [{k: float(v[self.labels == c].mean()) for k, v in described.items()} for c in range(n)]
+
+    def head_shares(self) -> np.ndarray:
+        """Share of each head's maps in each cluster, [layer, head, cluster]."""
+        shape = (int(self.sample.layer.max()) + 1, int(self.sample.head.max()) + 1, int(self.labels.max()) + 1)
+        counts = np.zeros(shape)
+        np.add.at(counts, (self.sample.layer, self.sample.head, self.labels), 1)
+        shares: np.ndarray = counts / counts.sum(-1, keepdims=True)
+        return shares
+
+    def tables(self) -> dict[str, pa.Table]:
+        """Tables patterns, clusters, head_clusters and pattern_quality."""
+        return {
+            "patterns": PATTERNS.table(self._pattern_columns()),
+            "clusters": CLUSTERS.table(list(self._cluster_rows())),
+            "head_clusters": HEAD_CLUSTERS.table(list(self._head_rows())),
+            "pattern_quality": QUALITY.table([self._quality_row(q) for q in self.quality]),
+        }
+
+    def _pattern_columns(self) -> dict[str, Any]:
+        s = self.sample
+        rows, columns = np.divmod(s.query, s.grid[1])
+        return {
+            "map": np.arange(len(s)),
+            "layer": s.layer,
+            "head": s.head,
+            "image": s.image,
+            "thumbnail": np.searchsorted(self.thumbnail_of, s.image),
+            "row": rows,
+            "column": columns,
+            "x": self.plane[:, 0],
+            "y": self.plane[:, 1],
+            "cluster": self.labels,
+            **{k: v.astype(np.float64) for k, v in describe(s).items()},
+        }
+
+    def _cluster_rows(self) -> Iterator[dict[str, Any]]:
+        shares, centres = self.head_shares(), medoids(self.latents, self.labels)
+        for cluster, means in enumerate(self._cluster_means()):
+            n_maps = int((self.labels == cluster).sum())
+            yield {
+                "cluster": cluster,
+                "name": name_cluster(means),
+                "n_maps": n_maps,
+                "share": n_maps / len(self.labels),
+                "n_heads": int((shares[..., cluster] >= 0.1).sum()),
+                "medoid": int(centres[cluster]),
+                **{k: means[k] for k in DESCRIPTORS},
+            }
+
+    def _head_rows(self) -> Iterator[dict[str, Any]]:
+        shares = self.head_shares()
+        per_head = len(self.labels) // (shares.shape[0] * shares.shape[1])
+        for (layer, head, cluster), share in np.ndenumerate(shares):
+            yield {"layer": layer, "head": head, "cluster": cluster, "share": float(share), "n_maps": per_head}
+
+    def _quality_row(self, q: Quality) -> dict[str, Any]:
+        return {
+            "method": q.method,
+            "n_latent": q.n_latent,
+            "explained": float(np.mean(q.explained)) if q.explained else None,
+            "explained_low": min(q.explained, default=None),
+            "explained_high": max(q.explained, default=None),
+            "ari": float(np.mean(q.ari)),
+            "ari_low": min(q.ari),
+            "silhouette": q.silhouette,
+            "n_maps": len(self.sample),
+            "n_seeds": self.config.n_seeds,
+        }
+
+    def plot(self) -> Any:
+        """The plane of maps, coloured by cluster."""
+        import plotly.graph_objects as go
+
+        figure = go.Figure()
+        for cluster, name in enumerate(self.names()):
+            m = self.labels == cluster
+            text = [f"{a}.{b}" for a, b in zip(self.sample.layer[m], self.sample.head[m], strict=True)]
+            x, y = self.plane[m].T
+            figure.add_scattergl(x=x, y=y, mode="markers", marker={"size": 4}, name=f"{cluster} {name}", text=text)
+        figure.update_layout(title="attention maps of single queries", xaxis_title="", yaxis_title="")
+        return figure
+
+    def plot_prototypes(self) -> Any:
+        """Mean recentred map of each cluster, the query in the middle."""
+        import plotly.graph_objects as go
+        from plotly.subplots import make_subplots
+
+        titles = [f"{c} {name}" for c, name in enumerate(self.names())]
+        columns = min(4, len(titles))
+        figure = make_subplots(-(-len(titles) // columns), columns, subplot_titles=titles)
+        for c, map_ in enumerate(self.prototypes):
+            heat = go.Heatmap(z=np.sqrt(map_), colorscale="Viridis", showscale=False)
+            figure.add_trace(heat, row=c // columns + 1, col=c % columns + 1)
+        figure.update_xaxes(visible=False).update_yaxes(visible=False, autorange="reversed", scaleanchor="x")
+        return figure
+
+    def summary(self) -> dict[str, Any]:
+        """Explained variance of autoencoder and PCA, stability of clusters, and the names of clusters."""
+        found = {q.method: q for q in self.quality}
+        return {
+            "n_maps": len(self.sample),
+            "explained_autoencoder": float(np.mean(found["autoencoder"].explained)),
+            "explained_pca": float(np.mean(found["pca"].explained)),
+            "ari_autoencoder": float(np.mean(found["autoencoder"].ari)),
+            "ari_pca": float(np.mean(found["pca"].ari)),
+            "clusters": self.names(),
+        }
+
+    def save(self, workspace: Workspace, model: Ref, data: Ref) -> Run:
+        """Write a run of kind "vit_patterns"; arrays `patterns` holds maps (float16), latents, prototypes,
+        thumbnails."""
+        with workspace.begin("vit_patterns", model=model, data=data, config=self.config, seed=self.config.seed) as run:
+            for name, table in self.tables().items():
+                run.table(name, table)
+            arrays = {
+                "maps": self.sample.maps.astype(np.float16),
+                "latents": self.latents,
+                "prototypes": self.prototypes.astype(np.float32),
+                "thumbnails": self.thumbnails,
+            }
+            run.arrays("patterns", arrays)
+            run.summary = self.summary()
+        return run.record
+
+
+def vit_patterns(
+    model: HookedModel, images: ImageDataset, config: VitPatternsConfig | None = None, track: Track = no_track
+) -> VitPatternsResult:
+    """Draw single-query maps of all heads, code them, cluster them, lay them out.
+
+    A fifth of the maps is held out of training, to tell how much of their variance the codes explain.
+
+    Raises:
+        UnsupportedModelError: the model is no vision model.
+    """
+    config = config or VitPatternsConfig()
+    require_vit(model, images)
+    sample = sample_patterns(model, images, n_maps=config.n_maps, seed=config.seed, track=track)
+    maps = sample.recentred() if config.frame == "query" else sample.maps
+    held_out = np.random.default_rng(config.seed).permutation(len(maps)) % 5 == 0
+    _, latents, labels, quality = encode_and_cluster(
+        maps,
+        held_out,
+        n_latent=config.n_latent,
+        n_clusters=config.n_clusters,
+        n_epochs=config.n_epochs,
+        seeds=tuple(range(config.seed, config.seed + config.n_seeds)),
+        track=track,
+    )
+    used = np.unique(sample.image)
+    return VitPatternsResult(
+        sample=sample,
+        latents=latents,
+        plane=layout(latents, config.layout, config.seed),
+        labels=labels,
+        prototypes=prototypes(sample, labels),
+        quality=quality,
+        thumbnails=_shrink(images.thumbnails[used]),
+        thumbnail_of=used,
+        config=config,
+    )
+
+
+def _shrink(thumbnails: np.ndarray, longest: int = 64) -> np.ndarray:
+    """uint8 [m, h, w, 3] averaged down to at most `longest` pixels a side."""
+    step = -(-max(thumbnails.shape[1:3]) // longest)
+    if step == 1:
+        return thumbnails
+    m, h, w, c = thumbnails.shape
+    cut = thumbnails[:, : h // step * step, : w // step * step]
+    means: np.ndarray = cut.reshape(m, h // step, step, w // step, step, c).mean((2, 4)).astype(np.uint8)
+    return means
