@@ -1,0 +1,60 @@
+"""`attlas bench`: our speed beside our peers', measured here and now."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from attlas.cli.common import Output
+from attlas.errors import ConfigError, nearest
+
+NAMES = ("sae_step", "encode", "attention_stats", "capture")
+
+
+@dataclass(frozen=True)
+class Args:
+    """Measure training step, encode, attention statistics and capture beside SAELens, torch and TransformerLens.
+
+    Contestants run in interleaved rounds in one process; the table shows median, quartiles, best, each one's median
+    slowdown against ours, and the memory a run adds. Needs a checkout: the benchmarks are not part of the wheel.
+
+    For example:
+
+        attlas bench sae_step encode --rounds 5
+    """
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """sae_step, encode, attention_stats, capture; all when none is named."""
+    rounds: int = 7
+    """How often each contestant runs."""
+    json: bool = False
+    """Print the numbers as JSON on stdout."""
+
+
+def run(args: Args, out: Output) -> dict[str, Any]:
+    unknown = [name for name in args.names if name not in NAMES]
+    if unknown:
+        raise ConfigError(f"no benchmark '{unknown[0]}'{nearest(unknown[0], NAMES)} (there are {', '.join(NAMES)})")
+    if args.rounds < 1:
+        raise ConfigError(f"rounds is {args.rounds}; it must be at least 1")
+    folder = _folder()
+    sys.path.insert(0, str(folder))
+    try:
+        environment = importlib.import_module("common").environment()
+        results = {name: importlib.import_module(name).run(args.rounds) for name in args.names or NAMES}
+    finally:
+        sys.path.remove(str(folder))
+    return {"environment": environment, **results}
+
+
+def _folder() -> Path:
+    """The checkout's benchmarks/: beside the package, or below the working folder."""
+    for root in (Path(__file__).resolve().parents[2], Path.cwd()):
+        if (root / "benchmarks" / "common.py").exists():
+            return root / "benchmarks"
+    raise ConfigError("no benchmarks/ folder here; run `attlas bench` in a checkout of the repository")

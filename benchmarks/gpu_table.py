@@ -1,0 +1,147 @@
+"""The GPU table of docs/performance.md; needs torch, triton, numpy and this checkout alone.
+
+    PYTHONPATH=. python benchmarks/gpu_table.py > gpu_table.json
+
+(or from an installed package). Prints device and versions, then a line a measurement; medians of CUDA events.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+
+def rooms() -> None:
+    """Make `attlas.kernels` importable from a checkout that is not installed."""
+    root = Path(__file__).resolve().parents[1]
+    sys.path.insert(0, str(root))
+    import attlas
+
+    attlas.__path__.append(str(root))
+
+
+def timed(run: Callable[[], object], repeats: int = 20) -> dict[str, float]:
+    """Milliseconds by CUDA events: median, quartiles; and the allocator's peak above the start, MB."""
+    for _ in range(3):
+        run()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    times = []
+    for _ in range(repeats):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    low, median, high = statistics.quantiles(times, n=4)
+    return {"ms": median, "low": low, "high": high, "peak_mb": (torch.cuda.max_memory_allocated() - before) / 1e6}
+
+
+def show(rows: list[dict], job: str, ours: dict[str, float], peer: str, other: dict[str, float], target: str) -> None:
+    ratio = ours["ms"] / other["ms"]
+    rows.append({"job": job, "peer": peer, "ours": ours, "other": other, "ours_over_peer": ratio, "target": target})
+    print(
+        f"{job:44} ours {ours['ms']:8.3f} ms ({ours['low']:.3f}..{ours['high']:.3f}, {ours['peak_mb']:.0f} MB)"
+        f"  {peer} {other['ms']:8.3f} ms ({other['peak_mb']:.0f} MB)  ours/peer {ratio:.2f}  target {target}",
+        file=sys.stderr,
+    )
+
+
+def encode_rows(rows: list[dict]) -> None:
+    from attlas.kernels import topk_encode
+
+    N, k = 8192, 32
+    for D in (768, 2048, 4096):
+        for F in (24576, 65536, 262144):
+            x = torch.randn(N, D, device="cuda", dtype=torch.bfloat16)
+            W = torch.randn(D, F, device="cuda", dtype=torch.bfloat16) / D**0.5
+            b = torch.zeros(F, device="cuda", dtype=torch.bfloat16)
+            values, indices = topk_encode(x, W, b, k)
+            check = x[:64].float() @ W.float()
+            worst = (check.gather(1, indices[:64]) - check.topk(k).values).abs().max()
+            assert float(worst) < 1e-2, f"encode is wrong by {float(worst)}"
+            gemm = timed(lambda x=x, W=W: x @ W)  # type: ignore[misc]
+            ours = timed(lambda x=x, W=W, b=b: topk_encode(x, W, b, k))  # type: ignore[misc]
+            show(rows, f"encode N {N} D {D} F {F} k {k} bf16", ours, "bf16 GEMM", gemm, "<= 1.15")
+            del x, W, b, values, indices
+
+
+def step_rows(rows: list[dict]) -> None:
+    from attlas.kernels import StepOptions, TopKStep
+
+    for D, F, k, N in ((768, 24576, 32, 4096), (2048, 65536, 64, 4096)):
+        W_dec = torch.nn.functional.normalize(torch.randn(F, D, device="cuda"), dim=-1)
+        params = [W_dec.t().clone(), torch.zeros(F, device="cuda"), W_dec, torch.zeros(D, device="cuda")]
+        x = torch.randn(N, D, device="cuda")
+        fused = TopKStep(*params, StepOptions(k=k))
+        leaves = [p.clone().requires_grad_() for p in params]
+        adam = torch.optim.Adam(leaves, lr=1e-4)
+        name = "dense torch step"
+
+        def dense(x=x, leaves=leaves, adam=adam, k=k) -> None:
+            adam.zero_grad()
+            top = ((x - leaves[3]) @ leaves[0] + leaves[1]).topk(k)
+            f = x.new_zeros(x.shape[0], leaves[1].shape[0]).scatter(1, top.indices, top.values.relu())
+            (f @ leaves[2] + leaves[3] - x).square().sum(-1).mean().backward()
+            adam.step()
+
+        peer: Callable[[], object] = dense
+        try:
+            from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+            from sae_lens.saes.sae import TrainStepInput
+
+            sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=D, d_sae=F, k=k, device="cuda"))
+            optimiser = torch.optim.Adam(sae.parameters(), lr=1e-4)
+
+            def saelens(x=x, sae=sae, optimiser=optimiser) -> None:
+                optimiser.zero_grad()
+                sae.training_forward_pass(TrainStepInput(x, {}, None, 0, False)).loss.backward()
+                optimiser.step()
+
+            peer, name = saelens, "SAELens step"
+        except ImportError:
+            print("sae-lens: not installed; the peer is a dense torch step", file=sys.stderr)
+        ours = timed(lambda fused=fused, x=x: fused.step(x))  # type: ignore[misc]
+        show(rows, f"step N {N} D {D} F {F} k {k} float32", ours, name, timed(peer), "<= 0.20")
+
+
+def stats_rows(rows: list[dict]) -> None:
+    from attlas.kernels import attention_stats
+
+    B, H, K, T, e = 1, 32, 8, 8192, 128
+    q = torch.randn(B, H, T, e, device="cuda", dtype=torch.bfloat16)
+    k, v = (torch.randn(B, K, T, e, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    sdpa = timed(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
+    ours = timed(lambda: attention_stats(q, k, causal=True))
+    show(rows, f"statistics T {T} H {H} K {K} e {e} bf16", ours, "SDPA forward", sdpa, "<= 1.5")
+
+
+def main() -> int:
+    if not torch.cuda.is_available():
+        print("gpu_table: no CUDA device here; run this on a machine with one", file=sys.stderr)
+        return 2
+    rooms()
+    import triton
+
+    about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
+    print(about, file=sys.stderr)
+    rows: list[dict] = []
+    for part in (encode_rows, step_rows, stats_rows):
+        try:
+            part(rows)
+        except Exception as error:  # one failing part must not lose the others' numbers
+            print(f"{part.__name__} failed: {error!r}", file=sys.stderr)
+            rows.append({"job": part.__name__, "error": repr(error)})
+    print(json.dumps({"environment": about, "rows": rows}))
+    return 1 if any("error" in row for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
