@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -42,6 +43,9 @@ def notebook_curve() -> OnStep | None:
         figure = training_figure(rows)
         state = f"{progress.step:,} of {progress.n_steps:,} steps, {progress.tokens_per_second:,.0f} tokens/s"
         figure.update_layout(title={"text": state, "font": {"size": 13}})
-        handle.update(figure)
+        bundle = {"application/vnd.plotly.v1+json": json.loads(figure.to_json()), "text/plain": state}
+        if last:  # with whatever else the reader's renderer adds, such as a still picture
+            bundle |= figure._repr_mimebundle_() or {}
+        handle.update(bundle, raw=True)  # in place; a Figure itself would be shown once more
 
     return draw

@@ -128,7 +128,7 @@ def _heads(data: Data, look: Theme) -> Any:
     heads = data["heads"]
     if not heads:
         return card("Heads", html.P("This hook has no heads.", className="note"))
-    top = next((e for e in data["examples"] if e["stratum"] == "top"), {})
+    top: dict[str, Any] = next((e for e in data["examples"] if e["stratum"] == "top"), {})
     attributed = [{"head": i, "dfa": value} for i, value in enumerate(top.get("dfa_heads") or []) if value is not None]
     parts = [
         bars(heads, "head", "share", look, y_title="share of ‖W_dec‖²", height=210),
