@@ -5,6 +5,7 @@ python benchmarks/sae_step.py
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -56,12 +57,40 @@ def contestants(D: int, F: int, k: int, N: int) -> dict[str, Callable[[], object
 
     found["torch eager, dense, fused Adam"] = eager
     found["the encoder's GEMM alone"] = lambda: x @ start[0]
-    for package in ("sparsify", "dictionary_learning"):
-        try:
-            __import__(package)
-        except ImportError:
-            print(f"{package}: not installed", file=sys.stderr)
-    return found
+    return found | _sparsify(x, F, k) | _dictionary_learning(x, F, k)
+
+
+def _sparsify(x: torch.Tensor, F: int, k: int) -> dict[str, Callable[[], object]]:
+    """EleutherAI's: its fused encoder and decoder, fused Adam, decoder rows back to norm 1."""
+    if not torch.cuda.is_available():
+        os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # else its decoder calls Triton on the CPU, and fails
+    try:
+        from sparsify import SparseCoder, SparseCoderConfig
+    except ImportError as error:
+        print(f"sparsify: not installed ({error}); pip install 'attlas[formats]'", file=sys.stderr)
+        return {}
+    sae = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=F, k=k))
+    adam = torch.optim.Adam(sae.parameters(), lr=1e-4, fused=True)
+
+    def step() -> None:
+        adam.zero_grad()
+        sae(x).fvu.backward()
+        sae.remove_gradient_parallel_to_decoder_directions()
+        adam.step()
+        sae.set_decoder_norm_to_unit_norm()
+
+    return {"sparsify": step}
+
+
+def _dictionary_learning(x: torch.Tensor, F: int, k: int) -> dict[str, Callable[[], object]]:
+    """Its own TopKTrainer's update."""
+    try:
+        from dictionary_learning.trainers.top_k import TopKTrainer
+    except ImportError as error:
+        print(f"dictionary_learning: not installed ({error}); pip install 'attlas[formats]'", file=sys.stderr)
+        return {}
+    trainer = TopKTrainer(10**6, x.shape[1], F, k, layer=0, lm_name="none", lr=1e-4, device="cpu")
+    return {"dictionary_learning": lambda: trainer.update(1, x)}
 
 
 def run(rounds: int = 7) -> dict:

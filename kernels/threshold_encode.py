@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attlas.errors import KernelError
 from attlas.kernels.dispatch import require, require_encoder, use_triton
-from attlas.kernels.topk_encode import TILE_COLUMNS, TILE_ELEMENTS, topk_encode
+from attlas.kernels.topk_encode import TILE_COLUMNS, TILE_ROWS, topk_encode
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _threshold_torch(
     """Tiles of rows and columns; entries of a row tile are put back in order of row when it took several column tiles."""
     N, F = x_ND.shape[0], W_enc.shape[1]
     columns = min(max(F, 1), TILE_COLUMNS)
-    rows = min(max(N, 1), max(64, TILE_ELEMENTS // columns))
+    rows = min(max(N, 1), TILE_ROWS)
     values, indices = [x_ND.new_zeros(0)], [torch.zeros(0, dtype=torch.int64, device=x_ND.device)]
     counts = torch.zeros(N, dtype=torch.int64, device=x_ND.device)
     total = 0

@@ -15,11 +15,13 @@ from torch import Tensor
 from attlas.kernels.dispatch import require, require_encoder, use_triton
 from attlas.kernels.sparse_decode import FeatureOrder, decode_rows
 
-# Elements of a tile of pre-activations, and the most columns in one.
-TILE_ELEMENTS = 1 << 22
-TILE_COLUMNS = 1 << 14
+# The most rows and columns of a tile of pre-activations, and the columns one matrix product computes: a panel that narrow
+# is still in cache when its block maxima are taken.
+TILE_ROWS = 1 << 9
+TILE_COLUMNS = 1 << 13
+PANEL_COLUMNS = 1 << 10
 # Columns a block in the first stage of the selection.
-BLOCK = 32
+BLOCK = 64
 
 
 def topk_encode(
@@ -93,7 +95,7 @@ def select_torch(x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Te
     """Tiles of rows and columns; the top k of a column tile merge with those of the tiles before it."""
     N, F = x_ND.shape[0], W_enc.shape[1]
     columns = max(min(F, TILE_COLUMNS), min(F, 2 * k))
-    rows = min(N, max(64, TILE_ELEMENTS // columns))
+    rows = min(N, TILE_ROWS)
     values = x_ND.new_empty(N, k)
     indices = torch.empty(N, k, dtype=torch.int64, device=x_ND.device)
     buffer = x_ND.new_empty(rows, columns)
@@ -103,9 +105,9 @@ def select_torch(x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Te
         for low in range(0, F, columns):
             high = min(F, low + columns)
             tile = buffer.view(-1)[: x.shape[0] * (high - low)].view(x.shape[0], high - low)
-            torch.mm(x, W_enc[:, low:high], out=tile)
-            tile += b_enc[low:high]
-            top_values, top_indices = topk_stable(tile, min(k, high - low))
+            wanted = min(k, high - low)
+            maxima = pre_activations(x, W_enc[:, low:high], b_enc[low:high], tile, blocks=_in_blocks(tile, wanted))
+            top_values, top_indices = topk_stable(tile, wanted, maxima)
             top_indices += low
             if best is not None:
                 # Earlier tiles stand first and have lower indices, so a stable order keeps the tie rule.
@@ -118,16 +120,33 @@ def select_torch(x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Te
     return values, indices
 
 
-def topk_stable(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """`torch.topk` along the last axis of a matrix, with ties to the lower index. Two stages when rows are long.
+def pre_activations(x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, out: Tensor, *, blocks: bool) -> Tensor | None:
+    """x·W_enc + b_enc into `out` [N, F], panel by panel; with `blocks`, the maxima of each `BLOCK` columns."""
+    N, F = out.shape
+    maxima = out.new_empty(N, F // BLOCK) if blocks else None
+    for low in range(0, F, PANEL_COLUMNS):
+        high = min(F, low + PANEL_COLUMNS)
+        panel = out[:, low:high]
+        torch.addmm(b_enc[low:high], x_ND, W_enc[:, low:high], out=panel)
+        if maxima is not None:
+            torch.amax(panel.unflatten(1, (-1, BLOCK)), -1, out=maxima[:, low // BLOCK : high // BLOCK])
+    return maxima
+
+
+def _in_blocks(pre: Tensor, k: int) -> bool:
+    """Whether the top k of these rows are worth finding in two stages."""
+    return pre.device.type == "cpu" and pre.shape[1] % BLOCK == 0 and pre.shape[1] // BLOCK >= 3 * (k + 1)
+
+
+def topk_stable(pre: Tensor, k: int, maxima: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """`torch.topk` along the last axis of a matrix, with ties to the lower index; in two stages given block maxima.
 
     The k + 1 blocks of columns with the largest maxima hold the k + 1 largest entries, so the second stage looks at those
     alone. Only a tie between places k and k + 1 makes a choice arbitrary; such rows are chosen again in full.
     """
     N, F = pre.shape
     wanted, n_blocks = min(k + 1, F), F // BLOCK
-    if pre.device.type == "cpu" and F % BLOCK == 0 and n_blocks >= 4 * wanted:
-        maxima = pre.view(N, n_blocks, BLOCK).amax(-1)
+    if maxima is not None:
         block = maxima.topk(wanted, dim=-1, sorted=False).indices
         flat = (block + torch.arange(0, N * n_blocks, n_blocks).unsqueeze(1)).view(-1)
         candidates = pre.view(N * n_blocks, BLOCK).index_select(0, flat).view(N, wanted * BLOCK)

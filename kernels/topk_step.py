@@ -12,6 +12,7 @@ move only at steps with a gradient. (Dense Adam also moves idle rows by their fa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -138,14 +139,11 @@ class TopKStep:
     def _adam(self, grads: list[Tensor], active: Tensor) -> None:
         """Adam on all parameters; rows alone where lazy. Then decoder rows back to norm 1."""
         self.n_steps += 1
-        if self.options.unit_norm:  # rows have norm 1, so the radial part is (g·w)w
-            radial = torch.linalg.vecdot(grads[1], self.W_dec).unsqueeze(-1)
-            grads[1].addcmul_(radial, self.W_dec, value=-1)
         if not self.options.lazy:
-            self._fused(range(4), grads)
-            if self.options.unit_norm:
-                normalise_rows_(self.W_dec)
+            self._dense_adam(grads)
             return
+        if self.options.unit_norm:
+            remove_radial_(grads[1], self.W_dec)
         rows = active.nonzero().squeeze(1)
         self._fused(range(3, 4), grads)
         age = (self.n_steps - 1 - self._touched[rows]).to(self.encoder.dtype)
@@ -161,14 +159,28 @@ class TopKStep:
             self._params[i][rows] = normalise_rows_(new) if i == 1 and self.options.unit_norm else new
         self._touched[rows] = self.n_steps
 
-    def _fused(self, which: range, grads: list[Tensor]) -> None:
+    def _dense_adam(self, grads: list[Tensor]) -> None:
+        """All rows. The decoder's go through projection, update and norm while they are in cache."""
+        if not self.options.unit_norm:
+            self._fused(range(4), grads)
+            return
+        self._fused((0, 2, 3), grads)
+        F, D = self.W_dec.shape
+        height = F if self.W_dec.is_cuda else max(1, GATHER_ELEMENTS // D)
+        for start in range(0, F, height):
+            rows = slice(start, start + height)
+            remove_radial_(grads[1][rows], self.W_dec[rows])
+            self._fused((1,), grads, rows)
+            normalise_rows_(self.W_dec[rows])
+
+    def _fused(self, which: Sequence[int], grads: list[Tensor], rows: slice = slice(None)) -> None:
         """torch's fused Adam: one pass over parameter, gradient and both moments."""
         step = torch.full((), float(self.n_steps - 1), device=self.encoder.device)
         adam(
-            [self._params[i] for i in which],
-            [grads[i] for i in which],
-            [self._exp_avg[i] for i in which],
-            [self._exp_avg_sq[i] for i in which],
+            [self._params[i][rows] for i in which],
+            [grads[i][rows] for i in which],
+            [self._exp_avg[i][rows] for i in which],
+            [self._exp_avg_sq[i][rows] for i in which],
             [],
             [step.clone() for _ in which],
             fused=True,
@@ -180,6 +192,11 @@ class TopKStep:
             eps=self.options.eps,
             maximize=False,
         )
+
+
+def remove_radial_(grad: Tensor, matrix: Tensor) -> None:
+    """Take from each row of the gradient its part along the row of the matrix, of norm 1: g − (g·w)w, in place."""
+    grad.addcmul_(torch.linalg.vecdot(grad, matrix).unsqueeze(-1), matrix, value=-1)
 
 
 def normalise_rows_(matrix: Tensor) -> Tensor:
