@@ -8,16 +8,17 @@ TORCH ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo 'torch>=2.11' || 
 WORKSPACE ?= workspace
 PORT ?= 8050
 SERVE ?= 1
-PYTEST_ARGS ?=
+# Two workers of one thread each use two cores better than one worker of two threads.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 SOURCES = $(shell git ls-files '*.py' 2>/dev/null || find . -name '*.py' -not -path './$(VENV)/*')
 
-.PHONY: demo test lint check-types unit browser install clean docs
+.PHONY: demo test lint check-types unit notebooks browser install clean docs
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo            install, run the whole job on the embedded models, open http://127.0.0.1:$(PORT)"
 	@echo "make demo SERVE=0    the same, without the server"
-	@echo "make test            install, lint, type-check, run all tests"
+	@echo "make test            install, lint, type-check, run all tests and notebooks"
 	@echo "make docs            write docs/workspace.md anew from the table schemas"
 
 $(VENV)/.torch:
@@ -61,9 +62,13 @@ check-types: install
 	$(BIN)/mypy -p attlas
 
 unit: install browser
-	$(BIN)/pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS)
 
-test: lint check-types unit
+# Every notebook, executed from top to bottom.
+notebooks: install
+	OMP_NUM_THREADS=1 $(BIN)/pytest --nbmake --nbmake-timeout=600 --timeout=900 $(PYTEST_ARGS) notebooks
+
+test: lint check-types unit notebooks
 
 docs: install
 	$(BIN)/python -m attlas.cli.schema_docs docs/workspace.md
