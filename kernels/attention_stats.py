@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attlas.kernels.dispatch import require, require_like, use_triton
+from attlas.kernels.dispatch import or_torch, require, require_like, use_triton
 
 # Logits in one tile, over all heads of one batch row and a block of queries (never fewer than one query).
 TILE_ELEMENTS = 1 << 20
@@ -144,7 +144,10 @@ def attention_stats(
         if use_triton(q) and mask is None and not tops and 0 < len(windows) <= 4 and q.shape[-1] <= 256 and q.numel():
             from attlas.kernels.attention_stats_triton import attention_stats_triton
 
-            return attention_stats_triton(q, k, causal, scale, token_ids, windows, column)
+            return or_torch(
+                lambda: attention_stats_triton(q, k, causal, scale, token_ids, windows, column),
+                lambda: _stats_torch(q, k, causal, scale, mask, token_ids, windows, tops, column),
+            )
         return _stats_torch(q, k, causal, scale, mask, token_ids, windows, tops, column)
 
 

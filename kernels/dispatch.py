@@ -6,12 +6,15 @@ import functools
 import importlib.util
 import logging
 import os
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from attlas.errors import KernelError
 
+T = TypeVar("T")
 _log = logging.getLogger("attlas.kernels")
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -47,6 +50,17 @@ def use_triton(tensor: Tensor) -> bool:
 def warn_once(message: str) -> None:
     """Log a fallback the first time it happens."""
     _log.warning(message)
+
+
+def or_torch(kernel: Callable[[], T], plain: Callable[[], T]) -> T:
+    """Run `kernel`; where the device has too few resources (shared memory, registers) for its tiles, `plain` instead."""
+    try:
+        return kernel()
+    except Exception as error:
+        if type(error).__name__ != "OutOfResources":  # by name: Triton is not imported here
+            raise
+        warn_once(f"Triton: {str(error).splitlines()[0]}; torch takes over for this shape")
+        return plain()
 
 
 def require(condition: bool, message: str) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attlas.errors import KernelError
-from attlas.kernels.dispatch import require, require_encoder, use_triton
+from attlas.kernels.dispatch import or_torch, require, require_encoder, use_triton
 from attlas.kernels.topk_encode import TILE_COLUMNS, TILE_ROWS, topk_encode
 
 
@@ -91,7 +91,10 @@ def threshold_encode(
         if use_triton(x_ND) and len(x_ND):
             from attlas.kernels.threshold_encode_triton import threshold_triton
 
-            values, indices, counts = threshold_triton(x_ND, W_enc, b_enc, limit, capacity)
+            values, indices, counts = or_torch(
+                lambda: threshold_triton(x_ND, W_enc, b_enc, limit, capacity),
+                lambda: _threshold_torch(x_ND, W_enc, b_enc, limit, capacity),
+            )
         else:
             values, indices, counts = _threshold_torch(x_ND, W_enc, b_enc, limit, capacity)
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])

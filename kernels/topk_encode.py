@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attlas.kernels.dispatch import require, require_encoder, use_triton
+from attlas.kernels.dispatch import or_torch, require, require_encoder, use_triton
 from attlas.kernels.sparse_decode import FeatureOrder, decode_rows
 
 # The most rows and columns of a tile of pre-activations, and the columns one matrix product computes: a panel that narrow
@@ -87,7 +87,10 @@ def select(x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, 
     if use_triton(x_ND) and k <= 512:
         from attlas.kernels.topk_encode_triton import select_triton
 
-        return select_triton(x_ND, W_enc, b_enc, k)
+        return or_torch(
+            lambda: select_triton(x_ND, W_enc, b_enc, k),
+            lambda: select_torch(x_ND, W_enc, b_enc, k),
+        )
     return select_torch(x_ND, W_enc, b_enc, k)
 
 

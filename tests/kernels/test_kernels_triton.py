@@ -51,3 +51,28 @@ def test_choice_errors(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(KernelError, match=r"CPU|not installed"):
         topk_encode(torch.randn(2, 4), torch.randn(4, 8), torch.zeros(8), 2)
+
+
+def test_too_few_resources_fall_back_and_log_once(caplog):
+    from attlas.kernels.dispatch import or_torch, warn_once
+
+    class OutOfResources(Exception):
+        """As Triton's own: raised at launch."""
+
+    def kernel():
+        raise OutOfResources("out of resource: shared memory, Required: 300000, Hardware limit: 232448.")
+
+    warn_once.cache_clear()
+    with caplog.at_level("WARNING", logger="attlas.kernels"):
+        assert [or_torch(kernel, lambda: 7) for _ in range(3)] == [7, 7, 7]
+    assert len(caplog.records) == 1
+    assert "shared memory" in caplog.text
+    with pytest.raises(ZeroDivisionError):
+        or_torch(lambda: 1 // 0, lambda: 7)
+
+
+@needs_triton
+def test_the_error_is_named_as_triton_names_it():
+    from triton.runtime.errors import OutOfResources
+
+    assert OutOfResources.__name__ == "OutOfResources"

@@ -1,0 +1,42 @@
+"""`attlas bench`: ours beside the peers that are installed, in one process."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from attlas.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_capture_beside_transformer_lens(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "capture", "--rounds", "2", "--json"]) == 0
+    captured = capsys.readouterr()
+    (result,) = json.loads(captured.out)["capture"]["results"]
+    ours, peer = result["rows"]
+    assert peer["name"].startswith("TransformerBridge")
+    assert ours["ratio"] == 1
+    assert peer["ratio"] > 0
+    assert ours["low"] <= ours["median"] <= ours["high"]
+    assert "x ours" in captured.err
+
+
+def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "encod"]) == 2
+    assert "did you mean 'encode'" in capsys.readouterr().err
+    assert main(["bench", "capture", "--rounds", "0"]) == 2
+    assert "at least 1" in capsys.readouterr().err
+
+
+def test_every_contestant_of_the_step_runs_and_ours_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    found = importlib.import_module("sae_step").contestants(16, 64, 4, 128)
+    assert any(name.startswith("SAELens") for name in found)
+    for run in found.values():
+        run()
+    losses = [float(found["attlas TopKStep"]().loss) for _ in range(40)]
+    assert losses[-1] < losses[0]
