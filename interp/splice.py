@@ -20,7 +20,7 @@ def splice(model: HookedModel, saes: Mapping[str, Any], use_error_term: bool = T
 
     Args:
         model: the model.
-        saes: hook name → anything with encode, decode and cfg.d_in.
+        saes: hook name → anything that maps [..., d_in] to its reconstruction and has cfg.d_in.
         use_error_term: add what the reconstruction misses (without gradient), so that the clean run is exact and only
             interventions on features change the output.
 
@@ -33,7 +33,7 @@ def splice(model: HookedModel, saes: Mapping[str, Any], use_error_term: bool = T
             flat = tensor.flatten(-2) if name.endswith(("hook_z", "hook_q", "hook_k", "hook_v")) else tensor
             if flat.shape[-1] != sae.cfg.d_in:
                 raise ConfigError(f"the SAE for '{name}' has d_in {sae.cfg.d_in}, the hook is {flat.shape[-1]} wide")
-            x_hat = sae.decode(sae.encode(flat)).to(flat.dtype)
+            x_hat = sae(flat).to(flat.dtype)  # the whole forward: some SAEs normalise each token
             if use_error_term:
                 x_hat = x_hat + (flat - x_hat).detach()
             return x_hat.reshape(tensor.shape)

@@ -129,6 +129,10 @@ class SAE(nn.Module):
         """Reconstruction from features, [..., F] → [..., D] (before any per-token normalisation is undone)."""
         return f @ self.W_dec + self.b_dec
 
+    def decode_like(self, f: Tensor, x: Tensor) -> Tensor:
+        """Reconstruction of x [..., D] from its features, edited or not, any per-token normalisation undone."""
+        return self._normalise(x.to(self.W_enc.dtype))[1](self.decode(f))
+
     def decode_sparse(self, values: Tensor, indices: Tensor) -> Tensor:
         """Reconstruction from `encode_sparse`'s answer: twice [..., k] → [..., D]."""
         return sparse_decode(values, indices, self.W_dec, self.b_dec)

@@ -40,8 +40,8 @@ def sae_hook(sae: SAE, use_error_term: bool = False, edit: Callable[[Tensor], Te
             return sae(activation)
         x = sae.flatten_heads(activation)
         f = sae.encode(x)
-        plain = sae.decode(f)
-        changed = plain if edit is None else sae.decode(edit(f))
+        plain = sae.decode_like(f, x)
+        changed = plain if edit is None else sae.decode_like(edit(f), x)
         out = x.detach() + (changed - plain.detach()) if use_error_term else changed
         return out.reshape(activation.shape).to(activation.dtype)
 

@@ -192,6 +192,28 @@ def test_error_term_leaves_the_run_exactly_clean(gpt2_mini: HookedModel, tokens:
     assert not torch.allclose(changed, clean, atol=1e-2)
 
 
+@pytest.mark.parametrize("normalisation", ["layer_norm", "constant_norm_rescale"])
+def test_token_normalisation_is_undone_when_spliced(
+    gpt2_mini: HookedModel, tokens: torch.Tensor, normalisation: str
+) -> None:
+    torch.manual_seed(0)
+    sae = SAE.create(SAEConfig(d_in=192, d_sae=64, k=64, hook_name=HOOK, normalisation=normalisation))
+    seen = {}
+    with torch.no_grad():
+        z = gpt2_mini.capture(tokens, [HOOK])[HOOK]
+        expected = sae(z)
+        for name, hooks in {
+            "with_saes": gpt2_mini.with_saes({HOOK: sae}, use_error_term=False),
+            "edited": gpt2_mini.hooks({HOOK: sae_hook(sae, edit=lambda f: f)}),
+        }.items():
+            with hooks:
+                seen[name] = gpt2_mini.run_with_cache(tokens, names=[HOOK])[1][HOOK]
+    norms = z.flatten(-2).norm(dim=-1)
+    assert norms.std() / norms.mean() > 0.1  # or undoing it would hardly show
+    for name, value in seen.items():
+        torch.testing.assert_close(value, expected, msg=name)
+
+
 def test_edits_change_only_what_the_feature_wrote(sae: SAE) -> None:
     z = torch.randn(2, 5, 6, 32)
     f = sae.encode(z)
