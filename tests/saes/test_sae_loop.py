@@ -342,10 +342,11 @@ def test_notebook_curve_redraws(monkeypatch: pytest.MonkeyPatch) -> None:
     from attlas.saes import live
 
     class Handle:
-        shown: list[object] = []  # noqa: RUF012
+        shown: list[dict] = []  # noqa: RUF012
 
-        def update(self, figure: object) -> None:
-            self.shown.append(figure)
+        def update(self, bundle: dict, raw: bool = False) -> None:
+            assert raw  # a bundle in place; anything else is displayed once more
+            self.shown.append(bundle)
 
     assert live.notebook_curve() is None
     monkeypatch.setattr(live, "in_notebook", lambda: True)
@@ -356,5 +357,7 @@ def test_notebook_curve_redraws(monkeypatch: pytest.MonkeyPatch) -> None:
     train_loop(trainees, buffer, config, on_step=live.notebook_curve())
     assert len(Handle.shown) == 10
     last = Handle.shown[-1]
-    assert "50 of 50 steps" in last.layout.title.text  # type: ignore[attr-defined]
-    assert len(last.data) == 8  # type: ignore[attr-defined]
+    figure = last["application/vnd.plotly.v1+json"]
+    assert "50 of 50 steps" in figure["layout"]["title"]["text"]
+    assert "50 of 50 steps" in last["text/plain"]
+    assert len(figure["data"]) == 8
