@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attlas.analyses import (
     checkpoint_timeline,
+    circuit_dla,
     circuit_patching,
     collapse_demo,
     cost_profile,
@@ -41,6 +42,7 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "head_effects": head_effects.SCHEMAS,
     "drop_curve": prune.SCHEMAS,
     "patching": circuit_patching.SCHEMAS,
+    "dla": circuit_dla.SCHEMAS,
     "prune": (*prune.SCHEMAS, *prune_heal.SCHEMAS),
     "vit": vit.SCHEMAS,
     "vit_pruning": vit_pruning.SCHEMAS,

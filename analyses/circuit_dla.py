@@ -1,0 +1,255 @@
+"""Direct logit attribution: what each component, head or feature adds to the answer's logit difference by itself.
+
+The final norm's scale is frozen at the value it has in the run, so the logit difference is linear in the residual
+stream and the parts add up to it (Elhage et al. 2021, "A mathematical framework for transformer circuits"). The logit
+lens (nostalgebraist 2020) is the same sum cut off after each layer, with that same frozen scale *(ours)*: it shows how
+the final answer is put together, not what a model cut there would say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from attlas.analyses.bootstrap import bootstrap_mean
+from attlas.analyses.circuit_frozen import FrozenPass, Part
+from attlas.analyses.circuit_saes import SAEs
+from attlas.analyses.circuit_tasks import Task
+from attlas.data.progress import Track, no_track
+from attlas.data.schema import TableSchema, column
+from attlas.data.workspace import Ref, Run, Workspace
+from attlas.errors import ConfigError, ConservationError
+from attlas.interp import HookedModel
+
+BY = ("component", "head", "feature")
+TOLERANCE = 1e-4
+
+_INTERVAL = (
+    column("low", pa.float64(), "logits", "95 % bootstrap interval over prompts, lower end"),
+    column("high", pa.float64(), "logits", "95 % bootstrap interval over prompts, upper end"),
+    column("n_prompts", pa.int32(), "prompts", "prompts measured"),
+)
+DLA = TableSchema(
+    "dla",
+    "one component, head or feature",
+    (
+        column("name", pa.string(), "", "what it is, such as head 3.0 or feature 2/831"),
+        column("kind", pa.string(), "", "embed, position, attention, head, feature, error, mlp, bias"),
+        column("layer", pa.int16(), "", "layer index; −1 for embeddings and the final norm's bias"),
+        column("head", pa.int16(), "", "head index; −1 for none"),
+        column("feature", pa.int32(), "", "SAE feature; −1 for none"),
+        column("contribution", pa.float64(), "logits", "mean over prompts of its part of the logit difference"),
+        *_INTERVAL,
+    ),
+)
+LENS = TableSchema(
+    "logit_lens",
+    "the residual stream after one layer",
+    (
+        column("layer", pa.int16(), "", "layers done; 0 is the embeddings alone"),
+        column("value", pa.float64(), "logits", "logit difference read there, the final norm's scale frozen"),
+        *_INTERVAL,
+    ),
+)
+SCHEMAS = (DLA, LENS)
+
+
+@dataclass(frozen=True)
+class DLAConfig:
+    """How to split the logit difference.
+
+    Attributes:
+        by: "component" (attention and MLP of each layer), "head", or "feature" (needs SAEs; layers without one by head).
+        seed: of the bootstrap.
+    """
+
+    by: str = "head"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.by not in BY:
+            raise ConfigError(f"by '{self.by}' is unknown; use one of {', '.join(BY)}")
+
+
+@dataclass(frozen=True)
+class DLAResult:
+    """Contributions at the answer's position.
+
+    Attributes:
+        parts: m components (their position is −1: each prompt's own).
+        contributions: float64 [n_prompts, m], logits; a feature that is not active adds 0.
+        lens: float64 [n_prompts, n_layers + 1], logits.
+        values: the model's logit difference, float64 [n_prompts].
+        gap: largest |Σ contributions − value| over prompts, logits.
+    """
+
+    parts: tuple[Part, ...]
+    contributions: np.ndarray
+    lens: np.ndarray
+    values: np.ndarray
+    gap: float
+    config: DLAConfig
+
+    def ranking(self, n: int = 10) -> list[tuple[str, float]]:
+        """(name, mean contribution), the largest by size first."""
+        mean = self.contributions.mean(0)
+        return [(name_of(self.parts[i]), float(mean[i])) for i in np.argsort(-np.abs(mean))[:n]]
+
+    def table(self) -> pa.Table:
+        """Table dla."""
+        mean, low, high = bootstrap_mean(self.contributions, seed=self.config.seed)
+        rows = []
+        for i, part in enumerate(self.parts):
+            row = {"name": name_of(part), "kind": part.kind, "layer": part.layer, "head": part.head}
+            numbers = {"contribution": float(mean[i]), "low": float(low[i]), "high": float(high[i])}
+            rows.append({**row, "feature": part.feature, **numbers, "n_prompts": len(self.values)})
+        return DLA.table(rows)
+
+    def lens_table(self) -> pa.Table:
+        """Table logit_lens."""
+        mean, low, high = bootstrap_mean(self.lens, seed=self.config.seed)
+        return LENS.table(
+            [
+                {
+                    "layer": layer,
+                    "value": float(mean[layer]),
+                    "low": float(low[layer]),
+                    "high": float(high[layer]),
+                    "n_prompts": len(self.values),
+                }
+                for layer in range(self.lens.shape[1])
+            ]
+        )
+
+    def tables(self) -> dict[str, pa.Table]:
+        return {"dla": self.table(), "logit_lens": self.lens_table()}
+
+    def plot(self, n: int = 20) -> Any:
+        """The largest contributions with their intervals; by head, a heatmap layer × head."""
+        import plotly.graph_objects as go
+
+        heads = [p for p in self.parts if p.kind == "head"]
+        mean, low, high = bootstrap_mean(self.contributions, seed=self.config.seed)
+        if self.config.by == "head":
+            grid = np.zeros((1 + max(p.layer for p in heads), 1 + max(p.head for p in heads)))
+            for part, value in zip(self.parts, mean, strict=True):
+                if part.kind == "head":
+                    grid[part.layer, part.head] = value
+            figure = go.Figure(go.Heatmap(z=grid, colorscale="RdBu_r", zmid=0, colorbar={"title": "logits"}))
+            figure.update_layout(title="Direct logit attribution by head", xaxis_title="head", yaxis_title="layer")
+            return figure
+        order = np.argsort(-np.abs(mean))[:n][::-1]
+        error = {"type": "data", "array": (high - mean)[order], "arrayminus": (mean - low)[order]}
+        names = [name_of(self.parts[i]) for i in order]
+        figure = go.Figure(go.Bar(x=mean[order], y=names, orientation="h", error_x=error))
+        figure.update_layout(title="Direct logit attribution", xaxis_title="logits")
+        return figure
+
+    def plot_lens(self) -> Any:
+        """The logit difference as it is put together, layer by layer."""
+        import plotly.graph_objects as go
+
+        mean, low, high = bootstrap_mean(self.lens, seed=self.config.seed)
+        error = {"type": "data", "array": high - mean, "arrayminus": mean - low}
+        figure = go.Figure(go.Scatter(y=mean, error_y=error, mode="lines+markers"))
+        figure.update_layout(
+            title="Logit lens, the final norm frozen", xaxis_title="layers done", yaxis_title="logit difference"
+        )
+        return figure
+
+    def summary(self) -> dict[str, Any]:
+        """Headline numbers."""
+        return {
+            "logit_difference": float(self.values.mean()),
+            "unit": "logits",
+            "n_prompts": len(self.values),
+            "gap": self.gap,
+            "strongest": self.ranking(5),
+        }
+
+    def save(self, workspace: Workspace, model: Ref, data: Ref | None = None, parents: Sequence[str] = ()) -> Run:
+        """Write a run of kind "dla"."""
+        with workspace.begin(
+            "dla", model=model, data=data, config=self.config, seed=self.config.seed, parents=tuple(parents)
+        ) as run:
+            for name, table in self.tables().items():
+                run.table(name, table)
+            run.summary = self.summary()
+        return run.record
+
+
+def name_of(part: Part) -> str:
+    """A part's name without its position."""
+    return part.id.rsplit(" @", 1)[0]
+
+
+def answers(task: Task, row: int) -> tuple[int, list[int], list[int]]:
+    """(position, right ids, wrong ids) of one prompt."""
+    right, wrong = ([int(i) for i in ids[row] if i >= 0] for ids in (task.right, task.wrong))
+    return int(task.positions[row]), right, wrong
+
+
+def dla(
+    model: HookedModel,
+    task: Task,
+    config: DLAConfig | None = None,
+    *,
+    saes: SAEs | None = None,
+    track: Track = no_track,
+) -> DLAResult:
+    """Split each clean prompt's logit difference (mean right − mean wrong logit) into what wrote it.
+
+    Raises:
+        ConservationError: the parts do not add up to the model's own logits to 1e-4 of their size.
+        ConfigError: by "feature" without SAEs.
+    """
+    config = config or DLAConfig()
+    if config.by == "feature" and not saes:
+        raise ConfigError("attribution to features needs SAEs; give saes={hook: sae}, or use by='head'")
+    found: list[dict[Part, float]] = []
+    lens, values, gap = [], [], 0.0
+    for row in track(range(len(task)), "direct logit attribution"):
+        frozen = FrozenPass(model, task.tokens[row], saes if config.by == "feature" else None)
+        position, right, wrong = answers(task, row)
+        covector, constant, value = frozen.logit_covector(position, right, wrong)
+        parts, vectors = frozen.parts(position, model.cfg.n_layers)
+        amounts = vectors @ covector
+        layers = np.array([part.layer for part in parts])
+        lens.append([float(amounts[layers < layer].sum()) + constant for layer in range(model.cfg.n_layers + 1)])
+        gap = max(gap, check_sum(float(amounts.sum()) + constant, value, float(amounts.abs().sum()), "the logits"))
+        sums: dict[Part, float] = {}
+        for part, amount in zip(parts, amounts.tolist(), strict=True):
+            key = _key(part, config.by)
+            sums[key] = sums.get(key, 0.0) + amount
+        final = Part("bias", -1, -1)
+        sums[final] = constant
+        found.append(sums)
+        values.append(value)
+    names = tuple(sorted({part for sums in found for part in sums}, key=lambda p: (p.layer, p.kind, p.head, p.feature)))
+    contributions = np.array([[sums.get(part, 0.0) for part in names] for sums in found])
+    return DLAResult(names, contributions, np.array(lens), np.array(values), gap, config)
+
+
+def _key(part: Part, by: str) -> Part:
+    """The component a part is counted under."""
+    if by == "component" and part.kind in ("head", "bias"):
+        return Part("attention", part.layer, -1)
+    return Part(part.kind, part.layer, -1, part.head, part.feature)
+
+
+def check_sum(total: float, value: float, size: float, what: str) -> float:
+    """|total − value|, when it is within 1e-4 of the value, or within float32's reach of the parts' sizes.
+
+    Raises:
+        ConservationError: it is larger; says both.
+    """
+    gap = abs(total - value)
+    if not gap <= max(TOLERANCE * abs(value), 1e-6 * size, 1e-6):
+        raise ConservationError(
+            f"the parts of {what} add up to {total:.6g}, not {value:.6g}; load the model in float32 to attribute"
+        )
+    return gap
