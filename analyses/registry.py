@@ -5,6 +5,7 @@ from __future__ import annotations
 from attlas.analyses import (
     checkpoint_timeline,
     circuit_dla,
+    circuit_graph,
     circuit_patching,
     collapse_demo,
     cost_profile,
@@ -43,6 +44,7 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "drop_curve": prune.SCHEMAS,
     "patching": circuit_patching.SCHEMAS,
     "dla": circuit_dla.SCHEMAS,
+    "circuit": circuit_graph.SCHEMAS,
     "prune": (*prune.SCHEMAS, *prune_heal.SCHEMAS),
     "vit": vit.SCHEMAS,
     "vit_pruning": vit_pruning.SCHEMAS,

@@ -1,0 +1,215 @@
+"""A circuit as a graph: nodes that hold amounts, edges that say how much of one node comes from another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from attlas.analyses.circuit_frozen import Part
+from attlas.data.schema import TableSchema, column
+from attlas.data.workspace import Ref, Run, Workspace
+from attlas.errors import ConfigError
+
+NODES = TableSchema(
+    "circuit_nodes",
+    "one node of the graph",
+    (
+        column("id", pa.string(), "", "unique name, such as feature 2/831 @5"),
+        column(
+            "kind",
+            pa.string(),
+            "",
+            "logits, feature, head, error, mlp, embed, position, bias, constant (of norms and biases) or remainder",
+        ),
+        column("layer", pa.int16(), "", "layer; −1 for embeddings, the number of layers for logits"),
+        column("position", pa.int32(), "tokens", "token position; −1 for constants and remainders"),
+        column("token", pa.string(), "", "text of the token there"),
+        column("head", pa.int16(), "", "head; −1 for none"),
+        column("feature", pa.int32(), "", "feature; −1 for none"),
+        column("value", pa.float64(), "mixed", "logits, a feature's activation, or for the rest its influence"),
+        column("influence", pa.float64(), "target", "what reaches the target through the graph's edges"),
+        column("followed", pa.bool_(), "", "whether it was traced further back"),
+        column("gap", pa.float64(), "fraction", "|Σ incoming − value| / |value| before pruning; null if not followed"),
+        column("n_terms", pa.int32(), "", "remainders: how many terms were cut off; otherwise 0"),
+        column("cut", pa.float64(), "target", "remainders: Σ |influence| of the terms cut off; otherwise 0"),
+    ),
+)
+EDGES = TableSchema(
+    "circuit_edges",
+    "one edge of the graph",
+    (
+        column("source", pa.string(), "", "id of the upstream node"),
+        column("target", pa.string(), "", "id of the node it feeds"),
+        column("weight", pa.float64(), "target node", "its part of the target node's value"),
+        column("influence", pa.float64(), "target", "its part of the graph's target"),
+        column(
+            "loadings",
+            pa.list_(pa.float64()),
+            "target node",
+            "the weight by head: of the layer that reads it, or"
+            " into the logits of the layer that wrote it; empty where no head carries it",
+        ),
+    ),
+)
+SCHEMAS = (NODES, EDGES)
+
+
+@dataclass(frozen=True)
+class Node:
+    """See the columns of circuit_nodes."""
+
+    id: str
+    kind: str
+    layer: int
+    position: int
+    head: int = -1
+    feature: int = -1
+    value: float = 0.0
+    influence: float = 0.0
+    followed: bool = False
+    gap: float | None = None
+    n_terms: int = 0
+    cut: float = 0.0
+
+    @property
+    def part(self) -> Part:
+        """The term of the residual stream that it is."""
+        return Part(self.kind, self.layer, self.position, self.head, self.feature)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """See the columns of circuit_edges."""
+
+    source: str
+    target: str
+    weight: float
+    influence: float
+    loadings: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class CircuitGraph:
+    """What a trace found.
+
+    Attributes:
+        target: id of the node that was traced.
+        nodes, edges: the target first, then from late layers to early ones.
+        tokens: token ids and their text.
+        model: name and hash.
+        saes: layer → hash of the autoencoder used there.
+        settings: threshold, top_n and so on.
+        warnings: what a reader should know, such as that the graph was cut at its largest size.
+        answers: for a logit target, token ids right and wrong.
+    """
+
+    target: str
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+    tokens: tuple[int, ...]
+    token_text: tuple[str, ...]
+    model: Ref
+    saes: dict[int, str]
+    settings: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    right: tuple[int, ...] = ()
+    wrong: tuple[int, ...] = ()
+
+    def node(self, id: str) -> Node:
+        """A node by its name.
+
+        Raises:
+            ConfigError: there is none of that name; says near ones.
+        """
+        for node in self.nodes:
+            if node.id == id:
+                return node
+        from attlas.errors import nearest
+
+        raise ConfigError(f"the graph has no node '{id}'{nearest(id, [n.id for n in self.nodes])}")
+
+    def into(self, id: str) -> list[Edge]:
+        """Edges that feed a node, the largest by size first."""
+        return sorted((e for e in self.edges if e.target == id), key=lambda e: -abs(e.weight))
+
+    def out_of(self, id: str) -> list[Edge]:
+        """Edges that a node feeds, the largest by size first."""
+        return sorted((e for e in self.edges if e.source == id), key=lambda e: -abs(e.influence))
+
+    def text(self, position: int) -> str:
+        """The token at a position, "" where there is none."""
+        return self.token_text[position] if 0 <= position < len(self.token_text) else ""
+
+    @property
+    def gap(self) -> float:
+        """Largest relative gap of all followed nodes before pruning."""
+        return max((n.gap for n in self.nodes if n.gap is not None), default=0.0)
+
+    def heads(self) -> dict[tuple[int, int], float]:
+        """(layer, head) → Σ |influence| it carries: head nodes by themselves, features by their edges' loadings."""
+        found: dict[tuple[int, int], float] = {}
+        by_id = {node.id: node for node in self.nodes}
+        for node in self.nodes:
+            if node.kind == "head":
+                key = (node.layer, node.head)
+                found[key] = found.get(key, 0.0) + abs(node.influence)
+        for edge in self.edges:
+            target = by_id[edge.target]
+            if target.kind != "feature" or not edge.loadings or edge.weight == 0:
+                continue
+            for head, loading in enumerate(edge.loadings):
+                key = (target.layer, head)
+                found[key] = found.get(key, 0.0) + abs(loading * edge.influence / edge.weight)
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    def nodes_table(self) -> pa.Table:
+        """Table circuit_nodes."""
+        names = [c.name for c in NODES.columns if c.name != "token"]
+        return NODES.table(
+            [{**{name: getattr(n, name) for name in names}, "token": self.text(n.position)} for n in self.nodes]
+        )
+
+    def edges_table(self) -> pa.Table:
+        """Table circuit_edges."""
+        return EDGES.table([{**vars(e), "loadings": list(e.loadings)} for e in self.edges])
+
+    def tables(self) -> dict[str, pa.Table]:
+        return {"circuit_nodes": self.nodes_table(), "circuit_edges": self.edges_table()}
+
+    def summary(self) -> dict[str, Any]:
+        """Headline numbers."""
+        target = self.nodes[0]
+        rest = [n for n in self.nodes if n.kind == "remainder"]
+        return {
+            "target": self.target,
+            "value": target.value,
+            "n_nodes": len(self.nodes),
+            "n_edges": len(self.edges),
+            "gap": self.gap,
+            "remainder_terms": sum(n.n_terms for n in rest),
+            "remainder": sum(n.influence for n in rest),
+            "heads": [f"{layer}.{head}" for layer, head in list(self.heads())[:5]],
+            "warnings": list(self.warnings),
+        }
+
+    def plot(self) -> Any:
+        """The graph over token positions and layers; green adds to the target, purple takes away."""
+        from attlas.analyses.circuit_graph_plot import plot
+
+        return plot(self)
+
+    def save(self, workspace: Workspace, data: Ref | None = None, parents: Sequence[str] = ()) -> Run:
+        """Write a run of kind "circuit": both tables, and the graph as graph/graph.json."""
+        from attlas.analyses.circuit_graph_files import save_json
+
+        with workspace.begin(
+            "circuit", model=self.model, data=data, config=self.settings, seed=0, parents=tuple(parents)
+        ) as run:
+            for name, table in self.tables().items():
+                run.table(name, table)
+            save_json(self, run.subfolder("graph") / "graph.json")
+            run.summary = {**self.summary(), "tokens": list(self.token_text)}
+        return run.record
