@@ -8,7 +8,11 @@ from typing import Any
 import dash_mantine_components as dmc
 from dash import dcc, html
 
+from attlas.dashboard.components.grid import grid
 from attlas.dashboard.page import param_id
+
+# Dash renders every cell as a component of its own, which takes time in the square of their number.
+MOST_CELLS = 240
 
 
 def attributes(values: dict[str, str]) -> dict[str, Any]:
@@ -112,10 +116,13 @@ def table(rows: Sequence[dict[str, Any]], names: dict[str, str], *, summary: str
     if not rows:
         return None
     shown = {k: v for k, v in names.items() if k in rows[0]}
+    plain = all(row.get(k) is None or isinstance(row[k], (int, float, str)) for row in rows for k in shown)
+    if plain and len(rows) * len(shown) > MOST_CELLS:
+        return html.Details([html.Summary(summary), grid(rows, shown)], open=open_, className="table")
     head = html.Tr([html.Th(title, scope="col") for title in shown.values()])
     body = [html.Tr([html.Td(_cell(row.get(k))) for k in shown]) for row in rows[:400]]
-    grid = html.Div(html.Table([html.Thead(head), html.Tbody(body)]), className="scroll", tabIndex=0)
-    return html.Details([html.Summary(summary), grid], open=open_, className="table")
+    inner = html.Div(html.Table([html.Thead(head), html.Tbody(body)]), className="scroll", tabIndex=0)
+    return html.Details([html.Summary(summary), inner], open=open_, className="table")
 
 
 def _cell(value: Any) -> Any:

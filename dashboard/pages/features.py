@@ -9,6 +9,7 @@ import dash_mantine_components as dmc
 from dash import html
 
 from attlas.dashboard.components import card, empty, heading, histogram, metric_cards, picker
+from attlas.dashboard.components.grid import THEME
 from attlas.dashboard.page import Data, Page, Params, integer, number, param_id
 from attlas.dashboard.queries import FeatureFilter, Store
 from attlas.dashboard.theme import Theme
@@ -22,14 +23,6 @@ COLUMNS = (
     ("family", "Family", 116),
     ("top_tokens", "Fires on", 250),
     ("promoted", "Promotes", 260),
-)
-
-# The grid takes the page's colours from the style sheet, so that it follows the light and the dark theme.
-GRID_THEME = (
-    "themeQuartz.withParams({backgroundColor: 'var(--surface)', foregroundColor: 'var(--ink)', "
-    "headerBackgroundColor: 'var(--sunk)', headerTextColor: 'var(--muted)', borderColor: 'var(--line)', "
-    "accentColor: 'var(--accent)', rowHoverColor: 'var(--sunk)', browserColorScheme: 'inherit', "
-    "fontFamily: 'inherit', fontSize: 13.5, wrapperBorderRadius: 10})"
 )
 
 
@@ -87,6 +80,7 @@ def data(store: Store, params: Params) -> Data:
         "params": dict(params),
         "total": total,
         "rows": rows,
+        "has_text": not rows or any(row.get("top_tokens") or row.get("promoted") for row in rows),
         "density_histogram": store.density_histogram(run, wanted),
     }
 
@@ -176,6 +170,8 @@ def _grid(data: Data) -> Any:
     number_format = {"function": "sig(params.value)"}
     definitions: list[dict[str, Any]] = []
     for field, title, width in COLUMNS:
+        if field in ("family", "top_tokens", "promoted") and not data["has_text"]:
+            continue
         column: dict[str, Any] = {"field": field, "headerName": title, "width": width, "sortable": True}
         if field == "feature":
             column |= {"cellRenderer": "FeatureLink", "cellRendererParams": {"run": data["run"]}, "pinned": "left"}
@@ -199,7 +195,7 @@ def _grid(data: Data) -> Any:
                 "rowHeight": 34,
                 "headerHeight": 36,
                 "infiniteInitialRowCount": min(100, max(1, data["total"])),
-                "theme": {"function": GRID_THEME},
+                "theme": {"function": THEME},
             },
             style={"height": "560px", "width": "100%"},
         ),

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attlas.dashboard.app import create_app, free_port
+from attlas.dashboard.components import table
 from attlas.dashboard.pages import pages
 from attlas.dashboard.queries import Store, clean
 from attlas.dashboard.theme import theme
@@ -128,3 +129,21 @@ def test_what_cannot_be_served_is_said(workspace: Workspace, tmp_path: Path) -> 
         create_app(tmp_path)
     with pytest.raises(ConfigError):
         free_port("127.0.0.1", 99999)
+
+
+def _count(component: object) -> int:
+    children = getattr(component, "children", None)
+    inner = children if isinstance(children, (list, tuple)) else [children]
+    return 1 + sum(_count(child) for child in inner if child is not None)
+
+
+@pytest.mark.parametrize("n_rows", [5, 300])
+def test_large_tables_are_one_component(n_rows: int) -> None:
+    """Dash takes time in the square of the number of components: 4,000 cells would block the browser for minutes."""
+    rows = [{"layer": i // 9, "head": i % 9, **{f"m{j}": i / 7 for j in range(14)}} for i in range(n_rows)]
+    shown = table(rows, {name: name for name in rows[0]}, summary="The numbers")
+    assert _count(shown) < 300
+    if n_rows == 300:
+        grid = shown.children[1].children
+        assert grid.rowData == rows
+        assert [d["field"] for d in grid.columnDefs] == list(rows[0])
