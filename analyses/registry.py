@@ -5,6 +5,7 @@ from __future__ import annotations
 from attlas.analyses import (
     checkpoint_timeline,
     circuit_dla,
+    circuit_faithfulness,
     circuit_graph,
     circuit_patching,
     circuit_qk,
@@ -47,6 +48,7 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "dla": circuit_dla.SCHEMAS,
     "circuit": circuit_graph.SCHEMAS,
     "qk": circuit_qk.SCHEMAS,
+    "faithfulness": circuit_faithfulness.SCHEMAS,
     "prune": (*prune.SCHEMAS, *prune_heal.SCHEMAS),
     "vit": vit.SCHEMAS,
     "vit_pruning": vit_pruning.SCHEMAS,
