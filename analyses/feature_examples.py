@@ -128,7 +128,7 @@ def _fill_tokens(here: list[tuple[int, Example]], batch: Tensor, model: HookedMo
         ids = batch[row].tolist()
         example.sequence_tokens = np.asarray(ids)
         for token in set(ids) - text.keys():
-            text[token] = model.to_str_tokens([token])[0]
+            text[token] = model.to_str_tokens([token])[0] if model.tokenizer is not None else str(token)
         example.tokens = [text[i] for i in ids[example.start : example.start + len(example.activations)]]
 
 

@@ -93,4 +93,42 @@ TOKENS = TableSchema(
         column("n", pa.int64(), "tokens", "times active on this token"),
     ),
 )
-SCHEMAS = (FEATURES, HEADS, EXAMPLES, HISTOGRAM, LOGITS, TOKENS)
+_RANK = column("rank", pa.int16(), "", "from 0, the strongest first")
+NEIGHBOURS = TableSchema(
+    "neighbours",
+    "one feature and one whose decoder row points alike",
+    (
+        _FEATURE,
+        _RANK,
+        column("other", pa.int32(), "", "the other feature"),
+        column("cosine", pa.float64(), "", "cosine of the two decoder rows"),
+    ),
+)
+COACTIVATION = TableSchema(
+    "coactivation",
+    "one feature and one that fires on the same tokens, three of them at least",
+    (
+        _FEATURE,
+        _RANK,
+        column("other", pa.int32(), "", "the other feature"),
+        column("phi", pa.float64(), "", "correlation of being active (φ)"),
+        column("jaccard", pa.float64(), "fraction", "tokens with both / tokens with either"),
+        column("lift", pa.float64(), "", "tokens with both / tokens expected if they were independent"),
+        column("n_both", pa.int64(), "tokens", "tokens with both"),
+        column("n_tokens", pa.int64(), "tokens", "tokens counted, the first of the data"),
+    ),
+)
+NGRAMS = TableSchema(
+    "ngrams",
+    "one feature and a phrase that two or more of its kept examples share",
+    (
+        _FEATURE,
+        _RANK,
+        column("place", pa.string(), "", "ends here: the phrase ends where it fires; comes next: the token after"),
+        column("text", pa.string(), "", "the phrase"),
+        column("n_tokens", pa.int16(), "tokens", "its length"),
+        column("n_examples", pa.int32(), "examples", "kept examples that share it"),
+        column("share", pa.float64(), "fraction", "of the feature's kept examples, all strata"),
+    ),
+)
+SCHEMAS = (FEATURES, HEADS, EXAMPLES, HISTOGRAM, LOGITS, TOKENS, NEIGHBOURS, COACTIVATION, NGRAMS)

@@ -17,8 +17,20 @@ from torch import Tensor
 
 from attlas.analyses.feature_examples import Example, choose, fill
 from attlas.analyses.feature_families import FamilyScore, example_shares, family
+from attlas.analyses.feature_relations import Coactivation, neighbours, phrases
 from attlas.analyses.feature_stream import EDGES, N_BINS, FeatureStream
-from attlas.analyses.feature_tables import EXAMPLES, FEATURES, HEADS, HISTOGRAM, LOGITS, SCHEMAS, TOKENS
+from attlas.analyses.feature_tables import (
+    COACTIVATION,
+    EXAMPLES,
+    FEATURES,
+    HEADS,
+    HISTOGRAM,
+    LOGITS,
+    NEIGHBOURS,
+    NGRAMS,
+    SCHEMAS,
+    TOKENS,
+)
 from attlas.analyses.head_attribution import head_shares, head_spread
 from attlas.analyses.logit_effects import logit_effects
 from attlas.data.images import ImageDataset
@@ -43,6 +55,8 @@ class FeaturesConfig:
         per_band: examples of each lower stratum.
         context: tokens shown before an example's position (a third as many after it).
         n_logits: promoted and suppressed tokens kept.
+        n_related: neighbours and co-active features kept.
+        coactivation_tokens: tokens, the first of the data, over which co-activation is counted.
         skip_positions: leading positions (BOS, CLS) left out, as in training.
         seed: of the sample.
     """
@@ -53,11 +67,22 @@ class FeaturesConfig:
     per_band: int = 3
     context: int = 30
     n_logits: int = 10
+    n_related: int = 8
+    coactivation_tokens: int = 32_768
     skip_positions: int = 1
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "n_top", "n_sample", "per_band", "context", "n_logits"):
+        for name in (
+            "batch_size",
+            "n_top",
+            "n_sample",
+            "per_band",
+            "context",
+            "n_logits",
+            "n_related",
+            "coactivation_tokens",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must be 1 or more")
 
@@ -72,6 +97,8 @@ class FeaturesResult:
         families: score of each feature that has attribution.
         shares: float32 [F, heads], or None when the hook has no heads.
         logits: promoted and suppressed values and ids [F, n], or None for a backbone.
+        neighbours: decoder cosines and indices of the features that point alike, [F, n_related].
+        coactivation: which features fire together.
         names: text of token ids or classes.
         n_tokens: tokens read.
     """
@@ -81,6 +108,8 @@ class FeaturesResult:
     families: dict[int, FamilyScore]
     shares: Tensor | None
     logits: tuple[Tensor, Tensor, Tensor, Tensor] | None
+    neighbours: tuple[Tensor, Tensor]
+    coactivation: Coactivation
     names: dict[int, str]
     token_names: dict[int, str]
     top_tokens: dict[int, list[tuple[int, float, int]]]
@@ -96,7 +125,7 @@ class FeaturesResult:
         return self.stream.count.numpy() / max(1, self.n_tokens)
 
     def tables(self) -> dict[str, pa.Table]:
-        """Tables features, heads, examples, histogram, logits and feature_tokens."""
+        """Tables features, heads, examples, histogram, logits, feature_tokens, neighbours, coactivation, ngrams."""
         return {
             "features": FEATURES.table(list(self._feature_rows())),
             "heads": HEADS.table(self._head_columns()),
@@ -104,6 +133,9 @@ class FeaturesResult:
             "histogram": HISTOGRAM.table(self._histogram_columns()),
             "logits": LOGITS.table(list(self._logit_rows())),
             "feature_tokens": TOKENS.table(list(self._token_rows())),
+            "neighbours": NEIGHBOURS.table(self._neighbour_columns()),
+            "coactivation": COACTIVATION.table(list(self.coactivation.strongest(self.config.n_related))),
+            "ngrams": NGRAMS.table(list(phrases(self.examples, self.token_names))),
         }
 
     def table(self) -> pa.Table:
@@ -174,6 +206,16 @@ class FeaturesResult:
         for feature, entries in sorted(self.top_tokens.items()):
             for rank, (token, share, n) in enumerate(entries):
                 yield {"feature": feature, "rank": rank, "token": self.token_names[token], "share": share, "n": n}
+
+    def _neighbour_columns(self) -> dict[str, Any]:
+        cosine, other = self.neighbours
+        F, n = other.shape
+        return {
+            "feature": np.repeat(np.arange(F), n),
+            "rank": np.tile(np.arange(n), F),
+            "other": other.flatten().numpy(),
+            "cosine": cosine.double().flatten().numpy(),
+        }
 
     def _example_row(self, e: Example) -> dict[str, Any]:
         shown = slice(e.start, e.start + len(e.activations))
@@ -251,10 +293,12 @@ def features(
     is_text = isinstance(data, TokenDataset)
     skip = config.skip_positions
     stream = FeatureStream(sae.cfg.d_sae, config.n_top, config.n_sample, config.seed)
+    coactivation = Coactivation(sae.cfg.d_sae, config.coactivation_tokens)
     for batch in track(data.batches(config.batch_size), "features"):
         x = sae.flatten_heads(model.capture(batch, hook)[hook][:, skip:])
         values, indices = sae.encode_sparse(x)
         stream.add(values, indices, batch[:, skip:] if is_text else None, first_position=skip)
+        coactivation.add(values, indices)
     has_heads = hook.endswith("hook_z")
     examples = choose(stream, config.per_band)
     fill(
@@ -272,12 +316,17 @@ def features(
     top_tokens = stream.top_tokens() if is_text else {}
     ids = set() if logits is None else {int(i) for slot in (1, 3) for i in logits[slot].unique()}
     spoken = {t for entries in top_tokens.values() for t, _, _ in entries}
+    for e in examples:
+        if e.sequence_tokens is not None:  # phrases reach three tokens back and one ahead
+            spoken |= {int(t) for t in e.sequence_tokens[max(0, e.position - 2) : e.position + 2]}
     return FeaturesResult(
         stream=stream,
         examples=examples,
         families=_families(examples) if has_heads and model.cfg.causal else {},
         shares=head_shares(sae.W_dec, model.cfg.n_heads).cpu() if has_heads else None,
         logits=logits,
+        neighbours=neighbours(sae.W_dec, config.n_related),
+        coactivation=coactivation,
         names=_names(model, data, ids),
         token_names=_names(model, data, spoken),
         top_tokens=top_tokens,

@@ -1,0 +1,133 @@
+"""How features relate: decoder rows that point alike, activity on the same tokens, phrases they fire on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attlas.analyses.feature_examples import Example
+
+
+def neighbours(W_dec: Tensor, n: int = 8, chunk: int = 1024) -> tuple[Tensor, Tensor]:
+    """The n features with the largest decoder cosine to each: cosines float32 [F, n] and indices [F, n].
+
+    Rows are compared `chunk` at a time, so that F × F is never held.
+    """
+    unit = torch.nn.functional.normalize(W_dec.detach().float(), dim=-1)
+    n = min(n, len(unit) - 1)
+    cosines, indices = [], []
+    for start in range(0, len(unit), chunk):
+        block = unit[start : start + chunk] @ unit.T
+        block[torch.arange(len(block)), torch.arange(start, start + len(block))] = -torch.inf  # not itself
+        best = block.topk(n, dim=1)
+        cosines.append(best.values.cpu())
+        indices.append(best.indices.cpu())
+    return torch.cat(cosines), torch.cat(indices)
+
+
+@dataclass
+class Coactivation:
+    """Which features are active on the same tokens, over the first `n_tokens` tokens of the stream (in seed order).
+
+    Held: one int32 pair for each activation, k · n_tokens of them; counting makes at most k² · n_tokens pairs.
+    """
+
+    d_sae: int
+    n_tokens: int = 32_768
+    seen: int = 0
+    _tokens: list[np.ndarray] = field(default_factory=list)
+    _features: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, values: Tensor, indices: Tensor) -> None:
+        """Sparse codes [B, T, k]; what lies past `n_tokens` is left out."""
+        room = self.n_tokens - self.seen
+        if room <= 0:
+            return
+        v, i = values.reshape(-1, values.shape[-1])[:room], indices.reshape(-1, indices.shape[-1])[:room]
+        token, slot = torch.nonzero(v > 0, as_tuple=True)
+        self._tokens.append((token + self.seen).int().cpu().numpy())
+        self._features.append(i[token, slot].int().cpu().numpy())
+        self.seen += len(v)
+
+    def strongest(self, n: int = 8, least: int = 3) -> Iterator[dict[str, Any]]:
+        """For each feature the n others with the largest φ among those it shares `least` tokens with."""
+        from scipy.sparse import csr_matrix
+
+        if not self._tokens:
+            return
+        token, feature = np.concatenate(self._tokens), np.concatenate(self._features)
+        active = csr_matrix((np.ones(len(token), np.int32), (token, feature)), shape=(self.seen, self.d_sae))
+        active.data[:] = 1  # a sparse code may name a feature once only; be sure of it
+        count = np.asarray(active.sum(0)).ravel().astype(np.float64)
+        both = (active.T @ active).tocsr()
+        N = float(self.seen)
+        for a in range(self.d_sae):
+            at = slice(both.indptr[a], both.indptr[a + 1])
+            others, shared = both.indices[at], both.data[at].astype(np.float64)
+            keep = (others != a) & (shared >= least)
+            others, shared = others[keep], shared[keep]
+            spread = np.sqrt(count[a] * (N - count[a]) * count[others] * (N - count[others]))
+            phi = (N * shared - count[a] * count[others]) / np.maximum(spread, 1e-12)
+            for rank, j in enumerate(np.lexsort((others, -phi))[:n]):
+                b = int(others[j])
+                yield {
+                    "feature": a,
+                    "rank": rank,
+                    "other": b,
+                    "phi": float(phi[j]),
+                    "jaccard": float(shared[j] / (count[a] + count[b] - shared[j])),
+                    "lift": float(shared[j] * N / (count[a] * count[b])),
+                    "n_both": int(shared[j]),
+                    "n_tokens": self.seen,
+                }
+
+
+def phrases(
+    examples: Iterable[Example], names: dict[int, str], sizes: Sequence[int] = (1, 2, 3), n: int = 4, least: int = 2
+) -> Iterator[dict[str, Any]]:
+    """What the kept examples of each feature have in common: n-grams that end where it fires, and the token after.
+
+    An n-gram stands when at least `least` examples share it, and gives way to a longer one that as many share.
+    """
+    of: dict[int, list[Example]] = {}
+    for example in examples:
+        if example.sequence_tokens is not None:
+            of.setdefault(example.feature, []).append(example)
+    for feature, mine in sorted(of.items()):
+        counts: Counter[tuple[str, tuple[int, ...]]] = Counter()
+        for e in mine:
+            tokens, at = e.sequence_tokens, e.position
+            assert tokens is not None
+            for size in sizes:
+                if at + 1 >= size:
+                    counts["ends here", tuple(int(t) for t in tokens[at + 1 - size : at + 1])] += 1
+            if at + 1 < len(tokens):
+                counts["comes next", (int(tokens[at + 1]),)] += 1
+        kept = [(key, c) for key, c in counts.items() if c >= least and not _contained(key, c, counts)]
+        kept.sort(key=lambda entry: (-entry[1], -len(entry[0][1]), entry[0]))
+        for rank, ((place, ids), c) in enumerate(kept[:n]):
+            text = "".join(names.get(t, str(t)) for t in ids)
+            yield {
+                "feature": feature,
+                "rank": rank,
+                "place": place,
+                "text": text,
+                "n_tokens": len(ids),
+                "n_examples": c,
+                "share": c / len(mine),
+            }
+
+
+def _contained(key: tuple[str, tuple[int, ...]], count: int, counts: Counter[tuple[str, tuple[int, ...]]]) -> bool:
+    """Whether a longer n-gram with the same end has as many examples."""
+    place, ids = key
+    return any(
+        other[0] == place and len(other[1]) > len(ids) and other[1][-len(ids) :] == ids and c == count
+        for other, c in counts.items()
+    )
