@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from attlas.analyses.circuit_patching import PatchingConfig
+from attlas.cli.circuit_attribution import Dla, Qk, Trace, run_dla, run_qk, run_trace
 from attlas.cli.circuit_inputs import PromptArgs, SAEArgs, load_saes, load_task
 from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
 
@@ -50,13 +51,25 @@ class Patch(SAEArgs, PromptArgs, ModelArgs, OutArgs):
     patching: Annotated[PatchingConfig, tyro.conf.arg(name="")] = field(default_factory=PatchingConfig)
 
 
-Args = Annotated[Tasks, tyro.conf.subcommand("tasks")] | Annotated[Patch, tyro.conf.subcommand("patch")]
+Args = (
+    Annotated[Tasks, tyro.conf.subcommand("tasks")]
+    | Annotated[Patch, tyro.conf.subcommand("patch")]
+    | Annotated[Dla, tyro.conf.subcommand("dla")]
+    | Annotated[Trace, tyro.conf.subcommand("trace")]
+    | Annotated[Qk, tyro.conf.subcommand("qk")]
+)
 DEFAULT_ARGV = ["tasks"]
 
 
-def run(args: Tasks | Patch, out: Output) -> dict[str, Any]:
+def run(args: Tasks | Patch | Dla | Trace | Qk, out: Output) -> dict[str, Any]:
     """Do what the sub-verb says."""
-    return _tasks(args, out) if isinstance(args, Tasks) else _patch(args, out)
+    if isinstance(args, Tasks):
+        return _tasks(args, out)
+    if isinstance(args, Patch):
+        return _patch(args, out)
+    if isinstance(args, Dla):
+        return run_dla(args, out)
+    return run_trace(args, out) if isinstance(args, Trace) else run_qk(args, out)
 
 
 def _tasks(args: Tasks, out: Output) -> dict[str, Any]:
