@@ -1,0 +1,67 @@
+"""Layer 3 of gpt2-mini has induction features once it has induction heads, and none before they are born."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import attlas
+from attlas.analyses.features import FeaturesConfig, FeaturesResult, features
+from attlas.data.models_catalog import EMBEDDED_DIR
+from attlas.data.text import load_tokens
+from attlas.interp import HookedModel, load_model
+from attlas.saes import TrainConfig
+
+HOOK = "blocks.3.attn.hook_z"
+EARLY = EMBEDDED_DIR / "gpt2-mini" / "checkpoints" / "step-00250"
+
+
+def _interpret(model: HookedModel, name: str, tokenizer: object) -> FeaturesResult:
+    trained = attlas.train_sae(TrainConfig(model=name, hooks=(HOOK,), k=16, d_sae=512, n_tokens=100_000))
+    text = load_tokens("embedded:val", tokenizer, seq_len=256, n_tokens=16_384, seed=0)
+    return features(model, trained.saes[HOOK], text, FeaturesConfig(n_top=8))
+
+
+@pytest.fixture(scope="module")
+def late(gpt2_mini: HookedModel) -> FeaturesResult:
+    return _interpret(gpt2_mini, "gpt2-mini", gpt2_mini.tokenizer)
+
+
+def _induction_features(found: FeaturesResult) -> list[int]:
+    return [f for f, score in found.families.items() if score.label == "induction"]
+
+
+def test_they_are_there_at_the_end_and_not_at_the_start(gpt2_mini: HookedModel, late: FeaturesResult) -> None:
+    early = _interpret(load_model(EARLY, device="cpu"), str(EARLY), gpt2_mini.tokenizer)
+    assert len(_induction_features(late)) > 50
+    assert not _induction_features(early)
+    n_scored = sum(not np.isnan(score.induction) for score in early.families.values())
+    assert n_scored > 200  # as many were looked at
+
+
+def test_attribution_points_at_the_token_after_the_earlier_occurrence(late: FeaturesResult) -> None:
+    chosen, hits, chance = set(_induction_features(late)), [], []
+    for e in late.examples:
+        if e.feature not in chosen or e.by_source is None:
+            continue
+        tokens = e.sequence_tokens
+        assert tokens is not None
+        source = int(e.by_source[1 : e.position + 1].argmax()) + 1
+        after_copy = tokens[: e.position] == tokens[e.position]
+        hits.append(after_copy[source - 1])
+        chance.append(after_copy.mean())  # a source drawn at random
+    assert len(hits) > 300
+    assert np.mean(hits) > 0.5
+    assert np.mean(chance) < 0.1
+
+
+def test_the_induction_heads_carry_them(late: FeaturesResult) -> None:
+    """Heads 3.0 and 3.4 have the induction scores of the layer (0.54 and 0.51); their features' attribution is theirs."""
+    chosen = set(_induction_features(late))
+    by_head = {True: np.zeros(6), False: np.zeros(6)}
+    for e in late.examples:
+        if e.by_head is not None:
+            by_head[e.feature in chosen] += np.clip(e.by_head, 0, None)
+    share = {kind: (v[0] + v[4]) / v.sum() for kind, v in by_head.items()}
+    assert share[True] > 0.5
+    assert share[True] > share[False] + 0.1
