@@ -43,8 +43,14 @@ EDGES = TableSchema(
     (
         column("source", pa.string(), "", "id of the upstream node"),
         column("target", pa.string(), "", "id of the node it feeds"),
-        column("weight", pa.float64(), "target node", "its part of the target node's value"),
-        column("influence", pa.float64(), "target", "its part of the graph's target"),
+        column(
+            "via",
+            pa.string(),
+            "",
+            "value: a part of the target node's value; key, query: a part of why its head looks where it looks",
+        ),
+        column("weight", pa.float64(), "target node", "its part of the value, or of the score (less the mean score)"),
+        column("influence", pa.float64(), "target", "its part of the graph's target; 0 for keys and queries"),
         column(
             "loadings",
             pa.list_(pa.float64()),
@@ -89,6 +95,7 @@ class Edge:
     weight: float
     influence: float
     loadings: tuple[float, ...] = ()
+    via: str = "value"
 
 
 @dataclass(frozen=True)
@@ -158,7 +165,7 @@ class CircuitGraph:
                 found[key] = found.get(key, 0.0) + abs(node.influence)
         for edge in self.edges:
             target = by_id[edge.target]
-            if target.kind != "feature" or not edge.loadings or edge.weight == 0:
+            if target.kind != "feature" or edge.via != "value" or not edge.loadings or edge.weight == 0:
                 continue
             for head, loading in enumerate(edge.loadings):
                 key = (target.layer, head)

@@ -125,8 +125,8 @@ def to_circuit_tracer(graph: CircuitGraph, slug: str = "attlas") -> dict[str, An
     """The graph in the JSON that circuit-tracer's viewer reads (metadata, qParams, nodes, links).
 
     What that format has no word for is told in its own: heads, errors and MLPs become "mlp reconstruction error" nodes
-    with their name in `clerp`, features become "cross layer transcoder" nodes, and head loadings and constants are
-    left out (remainders stay, as error nodes). Links hold the influence on the target.
+    with their name in `clerp`, features become "cross layer transcoder" nodes; head loadings, constants, keys and queries
+    are left out (remainders stay, as error nodes). Links hold the influence on the target.
     """
     kinds = {"embed": "embedding", "position": "embedding", "feature": "cross layer transcoder", "logits": "logit"}
     n_layers = max(node.layer for node in graph.nodes)
@@ -157,7 +157,7 @@ def to_circuit_tracer(graph: CircuitGraph, slug: str = "attlas") -> dict[str, An
     links = [
         {"source": names[e.source], "target": names[e.target], "weight": e.influence}
         for e in graph.edges
-        if e.source in names
+        if e.source in names and e.via == "value"
     ]
     return {
         "metadata": {

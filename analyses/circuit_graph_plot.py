@@ -18,7 +18,7 @@ COLOURS = {
     "constant": "#cbd5e0",
     "remainder": "#cbd5e0",
 }
-POSITIVE, NEGATIVE = "#1b7f5c", "#7b4fa3"
+POSITIVE, NEGATIVE, ATTENTION = "#1b7f5c", "#7b4fa3", "#d69e2e"
 
 
 def layout(graph: CircuitGraph) -> dict[str, tuple[float, float]]:
@@ -46,7 +46,8 @@ def label(graph: CircuitGraph, node: Node) -> str:
 
 
 def plot(graph: CircuitGraph) -> Any:
-    """Plotly figure; line width is the edge's influence, constants are left out, remainders are hollow."""
+    """Plotly figure; line width is the edge's influence, dotted are keys and queries; constants are
+    left out, remainders are hollow."""
     import plotly.graph_objects as go
 
     where = layout(graph)
@@ -58,7 +59,9 @@ def plot(graph: CircuitGraph) -> Any:
         (x0, y0), (x1, y1) = where[edge.source], where[edge.target]
         size = abs(edge.influence) / scale
         colour = POSITIVE if edge.influence > 0 else NEGATIVE
-        line = {"width": 0.5 + 5 * size, "color": colour}
+        line: dict[str, Any] = {"width": 0.5 + 5 * size, "color": colour}
+        if edge.via != "value":
+            size, line = 0.5, {"width": 1.5, "color": ATTENTION, "dash": "dot"}
         figure.add_scatter(
             x=[x0, x1],
             y=[y0, y1],

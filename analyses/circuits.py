@@ -5,6 +5,7 @@ The names of the modules circuit_*.py in one place: `from attlas.analyses import
 
 from __future__ import annotations
 
+from attlas.analyses.circuit_attention import AttentionConfig, explain_attention
 from attlas.analyses.circuit_dla import DLAConfig, DLAResult, dla
 from attlas.analyses.circuit_faithfulness import FaithfulnessConfig, FaithfulnessResult, faithfulness
 from attlas.analyses.circuit_frozen import FrozenPass, Part
@@ -19,6 +20,7 @@ from attlas.analyses.circuit_tasks import Task, TaskConfig, make_task, require_a
 from attlas.analyses.circuit_trace import FeatureTarget, LogitTarget, TraceConfig, direct_attribution, trace
 
 __all__ = [
+    "AttentionConfig",
     "CircuitGraph",
     "CrossEntropy",
     "DLAConfig",
@@ -44,6 +46,7 @@ __all__ = [
     "TraceConfig",
     "direct_attribution",
     "dla",
+    "explain_attention",
     "faithfulness",
     "key_contrast",
     "load_json",

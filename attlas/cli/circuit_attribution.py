@@ -52,6 +52,8 @@ class Trace(SAEArgs, PromptArgs, ModelArgs, OutArgs):
     """Which of the task's prompts."""
     feature: str | None = None
     """Trace this feature instead of the answer: layer/feature@position, such as 2/831@5."""
+    attention: bool = True
+    """Also explain where the strongest heads look, by keys and queries."""
     faithful: bool = False
     """Also trace every prompt of the task, and ablate what is outside the circuits, what is inside, and random ones."""
     out: Path | None = None
@@ -120,15 +122,13 @@ def _row(task: Task, row: int) -> int:
 
 def run_trace(args: Trace, out: Output) -> dict[str, Any]:
     """Trace, save, show."""
-    from attlas.analyses.circuit_trace import trace
-
     if args.out is not None and args.out.suffix not in FORMATS:
         raise ConfigError(f"--out '{args.out}' should end in .json, .graphml or .ct.json")
     workspace, model = open_workspace(args), open_model(args, out)
     task = load_task(model, args, args.seed, out)
     saes = load_saes(model, args, workspace, out)
     row = _row(task, args.row)
-    graph = trace(model, task.tokens[row], _target(args, task, row), args.config, saes=saes, track=out.track)
+    graph = _trace_one(model, task, row, _target(args, task, row), args, saes, out)
     saved = graph.save(workspace)
     found: dict[str, Any] = {"run": saved.id, "task": task.name, **graph.summary()}
     nodes = sorted(graph.nodes[1:], key=lambda n: -abs(n.influence))[:15]
@@ -146,6 +146,18 @@ def run_trace(args: Trace, out: Output) -> dict[str, Any]:
         found["faithfulness"] = result.summary()
     out.say(f"wrote run {saved.id} to {workspace.path}")
     return found
+
+
+def _trace_one(
+    model: HookedModel, task: Task, row: int, target: Any, args: Trace, saes: dict[str, Any], out: Output
+) -> CircuitGraph:
+    from attlas.analyses.circuit_attention import explain_attention
+    from attlas.analyses.circuit_frozen import FrozenPass
+    from attlas.analyses.circuit_trace import trace
+
+    frozen = FrozenPass(model, task.tokens[row], saes)
+    graph = trace(model, task.tokens[row], target, args.config, frozen=frozen, track=out.track)
+    return explain_attention(frozen, graph) if args.attention else graph
 
 
 def _target(args: Trace, task: Task, row: int) -> Any:
@@ -174,16 +186,15 @@ def _faithful(
     model: HookedModel, task: Task, args: Trace, saes: dict[str, Any], out: Output, workspace: Workspace
 ) -> FaithfulnessResult:
     from attlas.analyses.circuit_faithfulness import FaithfulnessConfig, faithfulness
-    from attlas.analyses.circuit_trace import LogitTarget, trace
+    from attlas.analyses.circuit_trace import LogitTarget
 
     if bool((task.tokens == task.corrupted).all()):
         raise ConfigError("--faithful needs corrupted prompts to ablate with: give --corrupted, or use --task")
     graphs = []
     for row in out.track(range(len(task)), "tracing prompts"):
         position, right, wrong = answers(task, row)
-        graphs.append(
-            trace(model, task.tokens[row], LogitTarget(tuple(right), tuple(wrong), position), args.config, saes=saes)
-        )
+        target = LogitTarget(tuple(right), tuple(wrong), position)
+        graphs.append(_trace_one(model, task, row, target, args, saes, out))
     config = FaithfulnessConfig(seed=args.seed)
     result = faithfulness(model, task, graphs, config, saes=saes, metric=task.logit_difference(), track=out.track)
     result.save(workspace, model.ref)
