@@ -57,23 +57,16 @@ class Coactivation:
 
     def strongest(self, n: int = 8, least: int = 3) -> Iterator[dict[str, Any]]:
         """For each feature the n others with the largest φ among those it shares `least` tokens with."""
-        from scipy.sparse import csr_matrix
-
         if not self._tokens:
             return
-        token, feature = np.concatenate(self._tokens), np.concatenate(self._features)
-        active = csr_matrix((np.ones(len(token), np.int32), (token, feature)), shape=(self.seen, self.d_sae))
-        active.data[:] = 1  # a sparse code may name a feature once only; be sure of it
-        count = np.asarray(active.sum(0)).ravel().astype(np.float64)
-        both = (active.T @ active).tocsr()
+        both, count = self._counts()
         N = float(self.seen)
         for a in range(self.d_sae):
             at = slice(both.indptr[a], both.indptr[a + 1])
             others, shared = both.indices[at], both.data[at].astype(np.float64)
             keep = (others != a) & (shared >= least)
             others, shared = others[keep], shared[keep]
-            spread = np.sqrt(count[a] * (N - count[a]) * count[others] * (N - count[others]))
-            phi = (N * shared - count[a] * count[others]) / np.maximum(spread, 1e-12)
+            phi = _phi(shared, count[a], count[others], N)
             for rank, j in enumerate(np.lexsort((others, -phi))[:n]):
                 b = int(others[j])
                 yield {
@@ -86,6 +79,35 @@ class Coactivation:
                     "n_both": int(shared[j]),
                     "n_tokens": self.seen,
                 }
+
+    def phi_matrix(self) -> Any:
+        """φ of all pairs that are ever active together, sparse [F, F] (scipy CSR); other pairs are 0, though theirs is
+        a little below."""
+        if not self._tokens:
+            from scipy.sparse import csr_matrix
+
+            return csr_matrix((self.d_sae, self.d_sae), dtype=np.float64)
+        both, count = self._counts()
+        row = np.repeat(np.arange(self.d_sae), np.diff(both.indptr))
+        phi = both.astype(np.float64)
+        phi.data = _phi(phi.data, count[row], count[both.indices], float(self.seen))
+        return phi
+
+    def _counts(self) -> tuple[Any, np.ndarray]:
+        """Tokens on which two features are active, sparse [F, F], and on which each is, [F]."""
+        from scipy.sparse import csr_matrix
+
+        token, feature = np.concatenate(self._tokens), np.concatenate(self._features)
+        active = csr_matrix((np.ones(len(token), np.int32), (token, feature)), shape=(self.seen, self.d_sae))
+        active.data[:] = 1
+        return (active.T @ active).tocsr(), np.asarray(active.sum(0)).ravel().astype(np.float64)
+
+
+def _phi(both: np.ndarray, a: np.ndarray, b: np.ndarray, n: float) -> np.ndarray:
+    """Correlation of two indicators from their counts: together, apart, and of all."""
+    spread = np.sqrt(a * (n - a) * b * (n - b))
+    phi: np.ndarray = (n * both - a * b) / np.maximum(spread, 1e-12)
+    return phi
 
 
 def phrases(

@@ -1,9 +1,9 @@
-"""`attlas features`: what a sparse autoencoder's features do."""
+"""`attlas features`: what a sparse autoencoder's features do, whose heads' they are, and what another makes of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -11,33 +11,59 @@ from attlas.analyses.features import FeaturesConfig, features
 from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
 from attlas.cli.export import find_sae
 from attlas.cli.inputs import DataArgs, load_data
+from attlas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from attlas.data.workspace import Run, Workspace
+    from attlas.interp import HookedModel
 
 
 @dataclass(frozen=True)
 class Args(DataArgs, ModelArgs, OutArgs):
     """Interpret a sparse autoencoder: examples, heads, attribution, logits, families.
 
-    Example: attlas features --workspace workspace --n-tokens 100000
+    describe: all of that for every feature (the default). survey: each head's top features, in groups, over all of the
+    workspace's autoencoders of this model: how many unrelated things does a head do? match: which features of --sae are
+    the same, split or absorbed in --other.
+
+    For example:
+
+        attlas features --workspace workspace --n-tokens 100000
+        attlas features survey --workspace workspace
+        attlas features match --sae RUN --other OTHER-RUN
     """
 
+    what: Annotated[Literal["describe", "survey", "match"], tyro.conf.Positional] = "describe"
+    """What to do."""
     sae: str | None = None
     """A run id of the workspace, a path, or saelens:RELEASE/ID; by default the newest SAE of the workspace."""
     hook: str | None = None
     """Where it sits; by default the hook it was trained on."""
+    other: str | None = None
+    """match: the autoencoder to compare with, named as --sae is."""
     config: Annotated[FeaturesConfig, tyro.conf.arg(name="")] = field(default_factory=FeaturesConfig)
 
 
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
+    return _RUN[args.what](args, out)
+
+
+def _open(args: Args, parent: Run | None, out: Output) -> HookedModel:
+    """The model that is named, or else the one the autoencoder was trained on."""
+    name = args.model
+    if parent is not None and args.model == Args.model:
+        name = str(parent.config.get("model", args.model))
+    return open_model(ModelArgs(model=name, device=args.device, dtype=args.dtype), out)
+
+
+def _describe(args: Args, out: Output) -> dict[str, Any]:
     from attlas.saes.formats import load_sae
 
     workspace = open_workspace(args)
     source, parent = find_sae(workspace, args.sae)
     sae = load_sae(source)
-    name = args.model
-    if parent is not None and args.model == Args.model:
-        name = str(parent.config.get("model", args.model))
-    model = open_model(ModelArgs(model=name, device=args.device, dtype=args.dtype), out)
+    model = _open(args, parent, out)
     data = load_data(model, args, args.config.seed)
     result = features(model, sae.to(model.device), data, args.config, hook=args.hook, track=out.track)
     saved = result.save(workspace, model.ref, data.ref, parents=(parent.id,) if parent else ())
@@ -52,3 +78,91 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     )
     out.say(f"wrote run {saved.id} to {workspace.path}")
     return {"run": saved.id, **result.summary()}
+
+
+def _survey(args: Args, out: Output) -> dict[str, Any]:
+    from attlas.analyses.head_survey import HeadSurveyConfig, head_survey
+    from attlas.data.text import TokenDataset
+    from attlas.saes.formats import load_sae
+
+    workspace = open_workspace(args)
+    _, first = find_sae(workspace, args.sae)
+    model = _open(args, first, out)
+    runs: dict[str, Run] = {}
+    for run_ in workspace.runs("sae"):  # the newest first
+        hook = str(run_.summary.get("hook", ""))
+        mine = run_.model is not None and run_.model.hash == model.ref.hash
+        if mine and hook.endswith("hook_z") and (args.hook is None or hook == args.hook):
+            runs.setdefault(hook, run_)
+    if not runs:
+        raise ConfigError(
+            f"'{workspace.path}' holds no autoencoder on hook_z of {model.name}; train one (attlas train)"
+        )
+    data = load_data(model, args, args.config.seed)
+    if not isinstance(data, TokenDataset):
+        raise ConfigError(f"{model.name} is a vision model; the survey reads features by their tokens")
+    saes = {hook: load_sae(str(workspace.folder(r))).to(model.device) for hook, r in runs.items()}
+    families = {hook: _families(workspace, r) for hook, r in runs.items()}
+    config = HeadSurveyConfig(
+        batch_size=args.config.batch_size, skip_positions=args.config.skip_positions, seed=args.config.seed
+    )
+    result = head_survey(model, saes, data, config, families=families, track=out.track)
+    saved = result.save(workspace, model.ref, data.ref, parents=tuple(r.id for r in runs.values()))
+    rows = [
+        (
+            f"{r['layer']}.{r['head']}",
+            r["n_groups"],
+            r["largest_group"],
+            f"{r['control_groups']:.1f} ({r['control_low']:.0f}–{r['control_high']:.0f})",
+            "yes" if r["polysemantic"] else "no",
+        )
+        for r in result.heads
+    ]
+    share, low, high = result.polysemantic()
+    out.table(
+        f"{model.name}: {share:.0%} of {len(rows)} heads are polysemantic ({low:.0%}–{high:.0%}); "
+        f"{config.n_features} features a head, {result.n_tokens:,} tokens",
+        ["head", "groups", "largest", "at random", "polysemantic"],
+        rows,
+    )
+    if not all(families.values()):
+        out.say("run `attlas features` for each autoencoder first, and induction features count as one group")
+    out.say(f"wrote run {saved.id} to {workspace.path}")
+    return {"run": saved.id, **result.summary()}
+
+
+def _families(workspace: Workspace, sae_run: Run) -> dict[int, str]:
+    """feature → family, from the newest features run of this autoencoder; empty without one."""
+    for found in workspace.runs("features"):
+        if sae_run.id in found.parents:
+            table = workspace.read_table(found, "features").select(["feature", "family"]).to_pydict()
+            return dict(zip(table["feature"], table["family"], strict=True))
+    return {}
+
+
+def _match(args: Args, out: Output) -> dict[str, Any]:
+    from attlas.analyses.sae_matching import MatchingConfig, sae_matching
+    from attlas.saes.formats import load_sae
+
+    if args.other is None:
+        raise ConfigError("match needs --other, the autoencoder to compare --sae with")
+    workspace = open_workspace(args)
+    source, parent = find_sae(workspace, args.sae)
+    other_source, other_parent = find_sae(workspace, args.other)
+    model = _open(args, parent, out)
+    first, second = (load_sae(s).to(model.device) for s in (source, other_source))
+    data = load_data(model, args, args.config.seed)
+    config = MatchingConfig(
+        batch_size=args.config.batch_size, skip_positions=args.config.skip_positions, seed=args.config.seed
+    )
+    result = sae_matching(model, first, second, data, config, hook=args.hook, track=out.track)
+    saved = result.save(workspace, model.ref, data.ref, tuple(p.id for p in (parent, other_parent) if p is not None))
+    summary = result.summary()
+    kept = ("same", "split", "absorbed", "mean_cosine", "mean_cosine_control", "mean_correlation")
+    title = f"{summary['n_active_features']} features of {first.cfg.d_sae} against {second.cfg.d_sae}"
+    out.table(title, ["what", "value"], [(name.replace("_", " "), summary[name]) for name in kept])
+    out.say(f"wrote run {saved.id} to {workspace.path}")
+    return {"run": saved.id, **summary}
+
+
+_RUN = {"describe": _describe, "survey": _survey, "match": _match}

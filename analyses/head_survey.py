@@ -1,0 +1,275 @@
+"""What each head is for, by the features it writes most; and how many unrelated things that is.
+
+Kissane et al. 2024 (arXiv 2406.17759, §4) read each head's ten features of largest weight attribution by hand. Here they
+are grouped: two features belong together when the head writes the same direction for both (cosine of their decoder rows'
+slices), when they fire on the same tokens (φ), or when both are induction features, which differ by token alone and do
+one thing. A head is polysemantic when more than one group remains. Thresholds are ours. The control draws as many
+features at random from the same autoencoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from attlas.analyses.bootstrap import bootstrap_mean
+from attlas.analyses.feature_relations import Coactivation
+from attlas.analyses.feature_stream import FeatureStream
+from attlas.analyses.head_attribution import head_shares
+from attlas.analyses.logit_effects import logit_effects
+from attlas.data.progress import Track, no_track
+from attlas.data.schema import TableSchema, column
+from attlas.data.text import TokenDataset
+from attlas.data.workspace import Ref, Run, Workspace
+from attlas.errors import ConfigError, UnsupportedModelError
+from attlas.interp import HookedModel
+from attlas.saes.base import SAE
+
+_HEAD = (column("layer", pa.int16(), "", "layer index"), column("head", pa.int16(), "", "head index"))
+SURVEY = TableSchema(
+    "head_survey",
+    "one head",
+    (
+        *_HEAD,
+        column("n_features", pa.int16(), "features", "features grouped: the head's top ones by weight attribution"),
+        column("n_groups", pa.int16(), "groups", "groups that remain"),
+        column("largest_group", pa.int16(), "features", "size of the largest"),
+        column("polysemantic", pa.bool_(), "", "more than one group remains"),
+        column("control_groups", pa.float64(), "groups", "groups among as many features drawn at random, mean"),
+        column("control_low", pa.float64(), "groups", "2.5 % quantile over draws"),
+        column("control_high", pa.float64(), "groups", "97.5 % quantile over draws"),
+    ),
+)
+HEAD_FEATURES = TableSchema(
+    "head_features",
+    "one head and one of its top features",
+    (
+        *_HEAD,
+        column("rank", pa.int16(), "", "from 0, the largest share first"),
+        column("feature", pa.int32(), "", "feature index in the autoencoder of the layer"),
+        column("share", pa.float64(), "fraction", "the head's part of the decoder row's norm"),
+        column("group", pa.int16(), "", "group within the head, the largest is 0"),
+        column("induction", pa.bool_(), "", "an induction feature, where families are known"),
+        column("density", pa.float64(), "fraction", "share of tokens on which it is active"),
+        column("top_tokens", pa.string(), "", "tokens with the largest shares of its activation, joined by ' | '"),
+        column("promoted", pa.string(), "", "tokens it promotes most, joined by ' | '"),
+    ),
+)
+SCHEMAS = (SURVEY, HEAD_FEATURES)
+
+
+@dataclass(frozen=True)
+class HeadSurveyConfig:
+    """How heads are surveyed.
+
+    Attributes:
+        n_features: top features of each head.
+        least_active: tokens on which a feature must be active to count.
+        min_cosine: of the head's slices of two decoder rows, from which they belong together.
+        min_phi: correlation of activity, from which they belong together.
+        n_draws: random draws of the control.
+        batch_size: sequences at a time.
+        skip_positions: leading positions (BOS) left out.
+        seed: of the control and the bootstrap.
+    """
+
+    n_features: int = 10
+    least_active: int = 10
+    min_cosine: float = 0.5
+    min_phi: float = 0.3
+    n_draws: int = 200
+    batch_size: int = 16
+    skip_positions: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("n_features", "least_active", "n_draws", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} must be 1 or more")
+
+
+def groups(related: np.ndarray) -> np.ndarray:
+    """Connected components of a symmetric relation [n, n], numbered by size, the largest 0: int [n]."""
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    _, label = connected_components(csr_matrix(related), directed=False)
+    order = np.argsort(-np.bincount(label), kind="stable")
+    renumber = np.empty_like(order)
+    renumber[order] = np.arange(len(order))
+    numbered: np.ndarray = renumber[label]
+    return numbered
+
+
+@dataclass(frozen=True)
+class HeadSurveyResult:
+    """Rows of both tables, and the share of polysemantic heads."""
+
+    heads: list[dict[str, Any]]
+    features: list[dict[str, Any]]
+    n_tokens: int
+    config: HeadSurveyConfig
+
+    def tables(self) -> dict[str, pa.Table]:
+        """Tables head_survey and head_features."""
+        return {"head_survey": SURVEY.table(self.heads), "head_features": HEAD_FEATURES.table(self.features)}
+
+    def table(self) -> pa.Table:
+        """Table head_survey."""
+        return SURVEY.table(self.heads)
+
+    def polysemantic(self) -> tuple[float, float, float]:
+        """Share of heads with more than one group, with a 95 % bootstrap interval over heads."""
+        flags = np.array([[float(row["polysemantic"])] for row in self.heads])
+        mean, low, high = bootstrap_mean(flags, seed=self.config.seed)
+        return float(mean[0]), float(low[0]), float(high[0])
+
+    def plot(self) -> Any:
+        """Groups by head, beside the control's interval."""
+        import plotly.graph_objects as go
+
+        names = [f"{row['layer']}.{row['head']}" for row in self.heads]
+        figure = go.Figure()
+        figure.add_bar(x=names, y=[row["n_groups"] for row in self.heads], name="its top features")
+        low, mean, high = (
+            np.array([row[k] for row in self.heads]) for k in ("control_low", "control_groups", "control_high")
+        )
+        error = {"type": "data", "array": high - mean, "arrayminus": mean - low}
+        figure.add_scatter(x=names, y=mean, error_y=error, mode="markers", name="as many at random")
+        figure.update_layout(xaxis_title="head", yaxis_title="groups", xaxis_type="category")
+        return figure
+
+    def summary(self) -> dict[str, Any]:
+        """Share of polysemantic heads with interval; mean groups of heads and of the control."""
+        share, low, high = self.polysemantic()
+        return {
+            "n_heads": len(self.heads),
+            "n_tokens": self.n_tokens,
+            "polysemantic": share,
+            "polysemantic_low": low,
+            "polysemantic_high": high,
+            "mean_groups": float(np.mean([row["n_groups"] for row in self.heads])),
+            "mean_groups_control": float(np.mean([row["control_groups"] for row in self.heads])),
+        }
+
+    def save(self, workspace: Workspace, model: Ref, data: Ref, parents: tuple[str, ...] = ()) -> Run:
+        """Write a run of kind "head_survey"."""
+        with workspace.begin(
+            "head_survey", model=model, data=data, config=self.config, seed=self.config.seed, parents=parents
+        ) as run:
+            for name, table in self.tables().items():
+                run.table(name, table)
+            run.summary = self.summary()
+        return run.record
+
+
+@torch.no_grad()
+def head_survey(
+    model: HookedModel,
+    saes: Mapping[str, SAE],
+    data: TokenDataset,
+    config: HeadSurveyConfig | None = None,
+    *,
+    families: Mapping[str, Mapping[int, str]] | None = None,
+    track: Track = no_track,
+) -> HeadSurveyResult:
+    """Survey every head of the layers that have an autoencoder on hook_z, in one pass over the text.
+
+    Args:
+        saes: hook → SAE.
+        families: hook → feature → family (see `attlas.analyses.features`); without it induction features are told apart
+            like any others.
+
+    Raises:
+        ConfigError: a hook is not an attention output (hook_z), where heads can be told apart.
+        UnsupportedModelError: a vision model.
+    """
+    config = config or HeadSurveyConfig()
+    if model.cfg.family == "vit":
+        raise UnsupportedModelError(f"{model.name} is a vision model; the survey reads features by their tokens")
+    for hook in saes:
+        if not hook.endswith("hook_z"):
+            raise ConfigError(f"'{hook}' has no heads to survey; give SAEs on attn.hook_z")
+    streams = {hook: FeatureStream(sae.cfg.d_sae, 1, 1, config.seed) for hook, sae in saes.items()}
+    together = {hook: Coactivation(sae.cfg.d_sae, data.n_tokens) for hook, sae in saes.items()}
+    for batch in track(data.batches(config.batch_size), "head survey"):
+        cache = model.capture(batch, list(saes))
+        for hook, sae in saes.items():
+            values, indices = sae.encode_sparse(sae.flatten_heads(cache[hook][:, config.skip_positions :]))
+            streams[hook].add(values, indices, batch[:, config.skip_positions :])
+            together[hook].add(values, indices)
+    heads: list[dict[str, Any]] = []
+    features: list[dict[str, Any]] = []
+    for hook in sorted(saes, key=lambda h: int(h.split(".")[1])):
+        induction = np.zeros(saes[hook].cfg.d_sae, bool)
+        for feature, label in (families or {}).get(hook, {}).items():
+            induction[feature] = label == "induction"
+        for head, rows in _survey_layer(model, hook, saes[hook], streams[hook], together[hook], induction, config):
+            heads.append(head)
+            features += rows
+    return HeadSurveyResult(heads, features, next(iter(streams.values())).n_tokens if streams else 0, config)
+
+
+def _survey_layer(
+    model: HookedModel,
+    hook: str,
+    sae: SAE,
+    stream: FeatureStream,
+    together: Coactivation,
+    induction: np.ndarray,
+    config: HeadSurveyConfig,
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    layer, n_heads = int(hook.split(".")[1]), model.cfg.n_heads
+    shares = head_shares(sae.W_dec, n_heads).cpu().numpy()
+    slices = sae.W_dec.detach().float().cpu().numpy().reshape(len(shares), n_heads, -1)
+    phi = together.phi_matrix()
+    alive = np.flatnonzero(stream.count.numpy() >= config.least_active)
+    tokens = stream.top_tokens()
+    logits = logit_effects(model, sae.W_dec, hook, 5) if model.anatomy.unembed is not None else None
+    generator = np.random.default_rng(config.seed)
+    n = min(config.n_features, len(alive))
+
+    def grouped(head: int, chosen: np.ndarray) -> np.ndarray:
+        rows = slices[chosen, head]
+        unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+        related = (unit @ unit.T >= config.min_cosine) | (phi[chosen][:, chosen].toarray() >= config.min_phi)
+        return groups(related | (induction[chosen, None] & induction[chosen]))
+
+    for head in range(n_heads):
+        chosen = alive[np.argsort(-shares[alive, head], kind="stable")[:n]]
+        if not len(chosen):
+            continue
+        label = grouped(head, chosen)
+        draws = [int(grouped(head, generator.choice(alive, n, replace=False)).max()) + 1 for _ in range(config.n_draws)]
+        at = {"layer": layer, "head": head}
+        row = at | {
+            "n_features": n,
+            "n_groups": int(label.max()) + 1,
+            "largest_group": int(np.bincount(label).max()),
+            "polysemantic": bool(label.max() > 0),
+            "control_groups": float(np.mean(draws)),
+            "control_low": float(np.quantile(draws, 0.025)),
+            "control_high": float(np.quantile(draws, 0.975)),
+        }
+        yield (
+            row,
+            [
+                at
+                | {
+                    "rank": rank,
+                    "feature": int(f),
+                    "share": float(shares[f, head]),
+                    "group": int(label[rank]),
+                    "induction": bool(induction[f]),
+                    "density": float(stream.count[f]) / max(1, stream.n_tokens),
+                    "top_tokens": " | ".join(model.to_str_tokens([t])[0] for t, _, _ in tokens.get(int(f), [])),
+                    "promoted": "" if logits is None else " | ".join(model.to_str_tokens(logits[1][f])),
+                }
+                for rank, f in enumerate(chosen)
+            ],
+        )
