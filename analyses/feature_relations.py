@@ -55,10 +55,20 @@ class Coactivation:
         self._features.append(i[token, slot].int().cpu().numpy())
         self.seen += len(v)
 
+    def pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """(token, feature) of every activation kept, int32 each."""
+        if len(self._tokens) != 1:
+            empty = [np.zeros(0, np.int32)]
+            self._tokens = [np.concatenate(self._tokens or empty)]
+            self._features = [np.concatenate(self._features or empty)]
+        return self._tokens[0], self._features[0]
+
+    def set_pairs(self, token: np.ndarray, feature: np.ndarray, seen: int) -> None:
+        """Take up what `pairs` gave."""
+        self._tokens, self._features, self.seen = [token], [feature], seen
+
     def strongest(self, n: int = 8, least: int = 3) -> Iterator[dict[str, Any]]:
         """For each feature the n others with the largest φ among those it shares `least` tokens with."""
-        if not self._tokens:
-            return
         both, count = self._counts()
         N = float(self.seen)
         for a in range(self.d_sae):
@@ -83,10 +93,6 @@ class Coactivation:
     def phi_matrix(self) -> Any:
         """φ of all pairs that are ever active together, sparse [F, F] (scipy CSR); other pairs are 0, though theirs is
         a little below."""
-        if not self._tokens:
-            from scipy.sparse import csr_matrix
-
-            return csr_matrix((self.d_sae, self.d_sae), dtype=np.float64)
         both, count = self._counts()
         row = np.repeat(np.arange(self.d_sae), np.diff(both.indptr))
         phi = both.astype(np.float64)
@@ -97,7 +103,7 @@ class Coactivation:
         """Tokens on which two features are active, sparse [F, F], and on which each is, [F]."""
         from scipy.sparse import csr_matrix
 
-        token, feature = np.concatenate(self._tokens), np.concatenate(self._features)
+        token, feature = self.pairs()
         active = csr_matrix((np.ones(len(token), np.int32), (token, feature)), shape=(self.seen, self.d_sae))
         active.data[:] = 1
         return (active.T @ active).tocsr(), np.asarray(active.sum(0)).ravel().astype(np.float64)

@@ -1,8 +1,9 @@
 """Accumulators over a stream of sparse codes: everything a feature table needs, in memory that does not grow with tokens.
 
 Held for F features: counts and sums [F], a histogram [F, bins], the best `n_top` sequences of each feature and a
-uniform sample of `n_sample` of its activations, [n, F] each; a batch of B sequences adds 2·B·F numbers while it is
-merged. Token counts grow with the number of distinct (feature, token) pairs.
+uniform sample of `n_sample` of its activations, [n, F] each: F · (28 + 8 · bins + 16 · (n_top + n_sample)) bytes; a batch
+of B sequences adds about 40 · B · F while it is merged. Token counts take 24 bytes a distinct (feature, token) pair, at
+most min(tokens · k, F · d_vocab) of them, and as much again for `PENDING` new ones.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 N_BINS = 40
+# New (feature, token) entries gathered before they are merged into the counts.
+PENDING = 1 << 21
 # Histogram edges: 40 bins of equal width in log2 from 2^-10 to 2^10; values outside fall into the first or last bin.
 EDGES = torch.logspace(-10, 10, N_BINS + 1, base=2.0)
 
@@ -74,8 +77,9 @@ class FeatureStream:
         self.histogram = torch.zeros(self.d_sae * N_BINS, dtype=torch.int64)
         self.top = Kept.empty(self.n_top, self.d_sae)
         self.sample = Kept.empty(self.n_sample, self.d_sae)
-        self._generator = torch.Generator().manual_seed(self.seed)
+        self.generator = torch.Generator().manual_seed(self.seed)
         self._pairs: dict[str, np.ndarray] = {}
+        self._pending: list[tuple[np.ndarray, np.ndarray]] = []
 
     def add(self, values: Tensor, indices: Tensor, tokens: Tensor | None = None, first_position: int = 0) -> None:
         """One batch of sequences.
@@ -96,7 +100,7 @@ class FeatureStream:
         bins = (torch.bucketize(v, EDGES) - 1).clamp(0, N_BINS - 1)
         self.histogram += torch.bincount(f * N_BINS + bins, minlength=self.d_sae * N_BINS)
         self._merge(self.top, v, v, b, t + first_position, f, B)
-        self._merge(self.sample, torch.rand(len(v), generator=self._generator), v, b, t + first_position, f, B)
+        self._merge(self.sample, torch.rand(len(v), generator=self.generator), v, b, t + first_position, f, B)
         if tokens is not None and len(v):
             self._add_pairs(f.numpy(), tokens[b.to(tokens.device), t.to(tokens.device)].cpu().numpy(), v.numpy())
         self.n_tokens += B * T
@@ -116,32 +120,44 @@ class FeatureStream:
         kept.merge(best.view(shape), value.view(shape), sequence, position.view(shape))
 
     def _add_pairs(self, f: np.ndarray, tokens: np.ndarray, v: np.ndarray) -> None:
-        """Add up activation by (feature, token)."""
-        keys = f.astype(np.int64) << 32 | tokens.astype(np.int64)
-        if self._pairs:
-            keys = np.concatenate([self._pairs["key"], keys])
-            v = np.concatenate([self._pairs["sum"], v])
-            n = np.concatenate([self._pairs["n"], np.ones(len(f), dtype=np.int64)])
-        else:
-            n = np.ones(len(f), dtype=np.int64)
-        unique, inverse = np.unique(keys, return_inverse=True)
-        self._pairs = {
-            "key": unique,
-            "sum": np.bincount(inverse, weights=v, minlength=len(unique)),
-            "n": np.bincount(inverse, weights=n, minlength=len(unique)).astype(np.int64),
-        }
+        """Gather activation by (feature, token); merged when `PENDING` have come together."""
+        self._pending.append((f.astype(np.int64) << 32 | tokens.astype(np.int64), v.astype(np.float64)))
+        if sum(len(keys) for keys, _ in self._pending) >= PENDING:
+            self.pairs()
+
+    def pairs(self) -> dict[str, np.ndarray]:
+        """Activation summed (`sum`) and counted (`n`) by `key` = feature · 2³² + token, sorted by key."""
+        if self._pending:
+            keys, v = (np.concatenate(column) for column in zip(*self._pending, strict=True))
+            self._pending = []
+            n = np.ones(len(keys), dtype=np.int64)
+            if self._pairs:
+                keys = np.concatenate([self._pairs["key"], keys])
+                v, n = np.concatenate([self._pairs["sum"], v]), np.concatenate([self._pairs["n"], n])
+            unique, inverse = np.unique(keys, return_inverse=True)
+            self._pairs = {
+                "key": unique,
+                "sum": np.bincount(inverse, weights=v, minlength=len(unique)),
+                "n": np.bincount(inverse, weights=n, minlength=len(unique)).astype(np.int64),
+            }
+        return self._pairs
+
+    def set_pairs(self, pairs: dict[str, np.ndarray]) -> None:
+        """Take up counts that `pairs` gave."""
+        self._pairs, self._pending = (pairs if len(pairs["key"]) else {}), []
 
     def top_tokens(self, n: int = 5) -> dict[int, list[tuple[int, float, int]]]:
         """feature → (token id, share of the feature's total activation, times active), the largest shares first."""
         found: dict[int, list[tuple[int, float, int]]] = {}
-        if not self._pairs:
+        pairs = self.pairs()
+        if not pairs:
             return found
-        feature, token = self._pairs["key"] >> 32, self._pairs["key"] & 0xFFFFFFFF
-        order = np.lexsort((-self._pairs["sum"], feature))
+        feature, token = pairs["key"] >> 32, pairs["key"] & 0xFFFFFFFF
+        order = np.lexsort((-pairs["sum"], feature))
         total = self.total.numpy()
         for at in order:
             entries = found.setdefault(int(feature[at]), [])
             if len(entries) < n:
-                share = float(self._pairs["sum"][at] / total[feature[at]])
-                entries.append((int(token[at]), share, int(self._pairs["n"][at])))
+                share = float(pairs["sum"][at] / total[feature[at]])
+                entries.append((int(token[at]), share, int(pairs["n"][at])))
         return found

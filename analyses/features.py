@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.feature_checkpoint import load_pass, save_pass
 from attlas.analyses.feature_examples import Example, choose, fill
 from attlas.analyses.feature_families import FamilyScore, example_shares, family
 from attlas.analyses.feature_relations import Coactivation, neighbours, phrases
@@ -40,6 +42,9 @@ from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.saes.base import SAE
+
+# Batches between two states of the first pass.
+SAVE_EVERY = 50
 
 __all__ = ["SCHEMAS", "FeaturesConfig", "FeaturesResult", "features"]
 
@@ -273,6 +278,7 @@ def features(
     config: FeaturesConfig | None = None,
     *,
     hook: str | None = None,
+    checkpoint: Path | None = None,
     track: Track = no_track,
 ) -> FeaturesResult:
     """Interpret every feature of an SAE.
@@ -282,9 +288,13 @@ def features(
         sae: its features.
         data: held-out text, or images.
         hook: where the SAE sits; default its own record.
+        checkpoint: file that holds the state of the first pass, written every `SAVE_EVERY` batches; when it is there,
+            the pass goes on from it, to the same result. Deleted at the end.
+
+    Memory is that of the stream (see `attlas.analyses.feature_stream`), whatever the number of tokens.
 
     Raises:
-        ConfigError: the hook is unknown, or its width is not the SAE's d_in.
+        ConfigError: the hook is unknown, or its width is not the SAE's d_in; or the checkpoint is of another pass.
     """
     config = config or FeaturesConfig()
     hook = hook or sae.cfg.hook_name
@@ -294,11 +304,17 @@ def features(
     skip = config.skip_positions
     stream = FeatureStream(sae.cfg.d_sae, config.n_top, config.n_sample, config.seed)
     coactivation = Coactivation(sae.cfg.d_sae, config.coactivation_tokens)
-    for batch in track(data.batches(config.batch_size), "features"):
+    key = f"{model.weight_hash}/{sae.hash}/{data.hash}/{hook}/{config}"
+    done = load_pass(checkpoint, key, stream, coactivation) if checkpoint is not None else 0
+    for n, batch in enumerate(track(data.batches(config.batch_size), "features"), 1):
+        if n <= done:
+            continue
         x = sae.flatten_heads(model.capture(batch, hook)[hook][:, skip:])
         values, indices = sae.encode_sparse(x)
         stream.add(values, indices, batch[:, skip:] if is_text else None, first_position=skip)
         coactivation.add(values, indices)
+        if checkpoint is not None and n % SAVE_EVERY == 0:
+            save_pass(checkpoint, key, n, stream, coactivation)
     has_heads = hook.endswith("hook_z")
     examples = choose(stream, config.per_band)
     fill(
@@ -315,6 +331,8 @@ def features(
     logits = logit_effects(model, sae.W_dec, hook, config.n_logits) if model.anatomy.unembed is not None else None
     top_tokens = stream.top_tokens() if is_text else {}
     ids = set() if logits is None else {int(i) for slot in (1, 3) for i in logits[slot].unique()}
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
     spoken = {t for entries in top_tokens.values() for t, _, _ in entries}
     for e in examples:
         if e.sequence_tokens is not None:  # phrases reach three tokens back and one ahead

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -41,6 +42,8 @@ class Args(DataArgs, ModelArgs, OutArgs):
     """Where it sits; by default the hook it was trained on."""
     other: str | None = None
     """match: the autoencoder to compare with, named as --sae is."""
+    checkpoint: Path | None = None
+    """describe: file to keep the state of a long pass in; the same command goes on from it."""
     config: Annotated[FeaturesConfig, tyro.conf.arg(name="")] = field(default_factory=FeaturesConfig)
 
 
@@ -65,7 +68,9 @@ def _describe(args: Args, out: Output) -> dict[str, Any]:
     sae = load_sae(source)
     model = _open(args, parent, out)
     data = load_data(model, args, args.config.seed)
-    result = features(model, sae.to(model.device), data, args.config, hook=args.hook, track=out.track)
+    result = features(
+        model, sae.to(model.device), data, args.config, hook=args.hook, checkpoint=args.checkpoint, track=out.track
+    )
     saved = result.save(workspace, model.ref, data.ref, parents=(parent.id,) if parent else ())
     rows = sorted(result.table().to_pylist(), key=lambda r: -r["max_act"] if r["n_active"] >= 10 else 0.0)[:10]
     out.table(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import itertools
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 
 from attlas.analyses.feature_families import example_shares, family
 from attlas.analyses.feature_relations import Coactivation, neighbours
+from attlas.analyses.feature_stream import FeatureStream
 from attlas.analyses.features import FeaturesConfig, FeaturesResult, features
 from attlas.analyses.head_attribution import head_shares, head_spread
 from attlas.data.images import ImageDataset
@@ -247,6 +250,69 @@ def test_phrases_are_in_the_examples(found: FeaturesResult) -> None:
             hits += text == row["text"]
         assert hits >= row["n_examples"] >= 2
         assert row["share"] == pytest.approx(row["n_examples"] / len(mine))
+
+
+# -- long passes -------------------------------------------------------------------------------------------------------
+
+
+def test_a_pass_that_was_cut_off_goes_on_to_the_same_tables(
+    gpt2_mini: HookedModel,
+    sae: SAE,
+    val_tokens: TokenDataset,
+    found: FeaturesResult,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state = tmp_path / "state.safetensors"
+    module = sys.modules["attlas.analyses.features"]
+    monkeypatch.setattr(module, "SAVE_EVERY", 1)
+    whole = FeatureStream.add
+    calls = 0
+
+    def cut(self: FeatureStream, *args: Any, **kwargs: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        whole(self, *args, **kwargs)
+
+    monkeypatch.setattr(FeatureStream, "add", cut)
+    with pytest.raises(KeyboardInterrupt):
+        features(gpt2_mini, sae, val_tokens, CONFIG, checkpoint=state)
+    assert state.exists()
+    with pytest.raises(ConfigError, match="state of another pass"):
+        features(gpt2_mini, sae, val_tokens.take(5), CONFIG, checkpoint=state)
+    again = features(gpt2_mini, sae, val_tokens, CONFIG, checkpoint=state)
+    assert calls == 4  # three batches in all, of which two were done
+    for name, table in found.tables().items():
+        assert again.tables()[name].equals(table), name
+    assert not state.exists()
+    state.write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match="no state of a features pass"):
+        features(gpt2_mini, sae, val_tokens, CONFIG, checkpoint=state)
+
+
+def test_memory_does_not_grow_with_tokens() -> None:
+    """Ten times the tokens, the same accumulators: only (feature, token) pairs grow, to at most F · vocabulary."""
+
+    def size(n_batches: int) -> int:
+        stream = FeatureStream(64, 4, 8)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(n_batches):
+            values = torch.rand(4, 32, 5, generator=generator)
+            indices = torch.randint(0, 64, (4, 32, 5), generator=generator)
+            stream.add(values, indices, torch.randint(0, 50, (4, 32), generator=generator))
+        sums = (stream.count, stream.total, stream.maximum, stream.histogram)
+        kept = [
+            getattr(k, name) for k in (stream.top, stream.sample) for name in ("key", "value", "sequence", "position")
+        ]
+        pairs = stream.pairs()
+        assert len(pairs["key"]) <= 64 * 50
+        return sum(t.nbytes for t in (*sums, *kept)) + sum(v.nbytes for v in pairs.values())
+
+    assert size(200) <= size(20) * 1.02
+    fixed = 64 * (28 + 8 * 40 + 16 * 12)
+    assert size(200) <= fixed + 24 * 64 * 50
 
 
 # -- families ----------------------------------------------------------------------------------------------------------
