@@ -1,0 +1,87 @@
+"""`attlas circuit`: each sub-verb's JSON, files, and refusals in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from attlas.analyses.circuit_graph_files import load_json
+from attlas.cli import main
+from attlas.data.workspace import Workspace
+
+SMALL = ["--task", "induction", "--n-prompts", "4", "--min-accuracy", "0"]
+
+
+def _run(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict[str, Any], str]:
+    capsys.readouterr()
+    status = main(["circuit", *argv])
+    captured = capsys.readouterr()
+    return status, json.loads(captured.out) if captured.out.startswith("{") else {}, captured.err
+
+
+def test_tasks_are_listed_and_scored(capsys: pytest.CaptureFixture[str]) -> None:
+    status, found, _ = _run(capsys, "tasks", "--json")
+    assert status == 0
+    assert "ioi" in found["tasks"]
+    status, found, _ = _run(capsys, "tasks", "--task", "induction-natural", "--n-prompts", "8", "--json")
+    assert status == 0
+    assert 0.7 <= found["scores"]["induction-natural"]["accuracy"] <= 1
+
+
+def test_every_sub_verb_writes_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ["-w", str(tmp_path / "w"), "--json"]
+    status, patch, err = _run(capsys, "patch", *SMALL, "--by", "head", *where)
+    assert status == 0, err
+    assert len(patch["rows"]) == 24
+    status, dla, err = _run(capsys, "dla", *SMALL, *where)
+    assert status == 0, err
+    assert sum(row["contribution"] for row in dla["rows"]) == pytest.approx(dla["logit_difference"], abs=1e-3)
+    out = tmp_path / "g.json"
+    status, trace, err = _run(capsys, "trace", *SMALL, "--row", "3", "--faithful", "--out", str(out), *where)
+    assert status == 0, err
+    assert trace["gap"] < 1e-4
+    assert trace["faithfulness"]["n_prompts"] == 4
+    graph = load_json(out)
+    assert graph.nodes[0].value == trace["value"]
+    assert any(edge.via == "key" for edge in graph.edges)
+    status, qk, err = _run(capsys, "qk", *SMALL, "--layer", "3", "--head", "0", *where)
+    assert status == 0, err
+    assert qk["gap"] < 1e-4
+    runs = {run.id for run in Workspace(tmp_path / "w").runs()}
+    assert {patch["run"], dla["run"], trace["run"], qk["run"]} <= runs
+
+
+def test_a_prompt_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "g.ct.json"
+    argv = ["--prompt", " the man went to the", "-w", str(tmp_path / "w"), "--out", str(out), "--json"]
+    status, found, err = _run(capsys, "trace", *argv)
+    assert status == 0, err
+    assert found["target"] == "logits"
+    assert json.loads(out.read_text())["metadata"]["slug"] == "g"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trace", "--feature", "2/3", "--n-prompts", "2", "--min-accuracy", "0"], "layer/feature@position"),
+        (["trace", "--feature", "2/3@1", "--n-prompts", "2", "--min-accuracy", "0"], "no autoencoder"),
+        (["trace", "--row", "9", "--n-prompts", "2", "--min-accuracy", "0"], "prompts 0–1"),
+        (["trace", "--out", "x.png"], ".graphml"),
+        (["trace", "--prompt", " the man", "--faithful"], "--corrupted"),
+        (["qk", *SMALL, "--layer", "7"], "0–3"),
+        (["qk", *SMALL, "--head", "7"], "0–5"),
+        (["patch", "--answer", " a"], "belongs to --prompt"),
+        (["patch", "--task", "docstring"], "cannot do 'docstring'"),
+        (["patch", "--prompt", " the man", "--corrupted", " extraordinary things happened"], "equal lengths"),
+    ],
+)
+def test_bad_input_is_one_line(
+    argv: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = _run(capsys, *argv, "-w", str(tmp_path / "w"))
+    assert status == 2
+    assert message in " ".join(err.split())
+    assert "Traceback" not in err
