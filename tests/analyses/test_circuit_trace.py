@@ -199,3 +199,19 @@ def test_bad_input_is_named(gpt2_mini: HookedModel, vit_mini: HookedModel, rando
         TraceConfig(threshold=1.5)
     with pytest.raises(ConservationError, match="float32"):
         trace(load_model("gpt2-mini", device="cpu", dtype="bfloat16"), tokens, LogitTarget((3,)))
+
+
+@pytest.mark.downloads
+def test_smollm2_is_conserved_too(smollm2: HookedModel) -> None:
+    """30 layers, grouped keys, rotary positions, and residual streams with entries in the thousands."""
+    from attlas.analyses.circuit_qk import QKConfig, qk_attribution
+    from attlas.analyses.circuit_tasks import TaskConfig, make_task
+
+    task = make_task(smollm2, TaskConfig(task="ioi", n_prompts=1))
+    frozen = FrozenPass(smollm2, task.tokens[0])
+    target = LogitTarget((int(task.right[0, 0]),), (int(task.wrong[0, 0]),))
+    graph = trace(smollm2, task.tokens[0], target, TraceConfig(threshold=0.02, top_n=10), frozen=frozen)
+    _conserved(graph)
+    for layer, head in ((23, 3), (29, 8)):
+        result = qk_attribution(smollm2, task.tokens[0], QKConfig(layer, head, -1, 2), frozen=frozen)
+        assert result.gap < 1e-4
