@@ -23,6 +23,7 @@ from attlas.analyses import (
     sae_matching,
     selection_layers,
     vit,
+    vit_patterns,
     vit_pruning,
     vit_tokens,
     window_loss,
@@ -55,6 +56,7 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "faithfulness": circuit_faithfulness.SCHEMAS,
     "prune": (*prune.SCHEMAS, *prune_heal.SCHEMAS),
     "vit": vit.SCHEMAS,
+    "vit_patterns": vit_patterns.SCHEMAS,
     "vit_pruning": vit_pruning.SCHEMAS,
     "vit_tokens": vit_tokens.SCHEMAS,
 }

@@ -95,7 +95,8 @@ DESCRIPTORS = ("self", "near", "same_row", "same_column", "evenness", "patch_mas
 
 def describe(sample: PatternSample) -> dict[str, np.ndarray]:
     """Descriptors of every map, [n], shares of the mass on patches: self; near (at most one hop away, self left out);
-    same_row and same_column (self left out); evenness, entropy over log(n patches); patch_mass, not on prefix tokens."""
+    same_row and same_column (self left out); evenness, entropy over log(n patches); patch_mass, not on prefix tokens;
+    down and right, mean displacement from the query to where it looks, as a share of the grid's height and width."""
     rows, columns = sample.grid
     total = sample.maps.sum((1, 2))
     p = sample.maps / np.maximum(total, 1e-12)[:, None, None]
@@ -111,6 +112,8 @@ def describe(sample: PatternSample) -> dict[str, np.ndarray]:
         "same_column": (p * ((dx == 0) & (dy > 0))).sum((1, 2)),
         "evenness": entropy / np.log(max(2, rows * columns)),
         "patch_mass": total,
+        "down": ((p.sum(2) * np.arange(rows)).sum(1) - y) / rows,
+        "right": ((p.sum(1) * np.arange(columns)).sum(1) - x) / columns,
     }
 
 
@@ -124,7 +127,15 @@ def name_cluster(means: dict[str, float]) -> str:
         ("even", means["evenness"] > 0.9),
         ("spots", means["evenness"] < 0.6),
     )
-    return next((name for name, holds in rules if holds), "broad")
+    named = next((name for name, holds in rules if holds), "")
+    if named:
+        return named
+    down, right = means["down"], means["right"]
+    if max(abs(down), abs(right)) < 0.1:
+        return "broad"
+    if abs(down) > abs(right):
+        return "below" if down > 0 else "above"
+    return "right" if right > 0 else "left"
 
 
 def prototypes(sample: PatternSample, labels: np.ndarray) -> np.ndarray:

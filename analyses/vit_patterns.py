@@ -40,6 +40,8 @@ _DESCRIPTOR_COLUMNS = (
     column("same_column", pa.float64(), "fraction", "attention on the query's column, itself left out"),
     column("evenness", pa.float64(), "fraction", "entropy over patches, over log of their number"),
     column("patch_mass", pa.float64(), "fraction", "attention on patches; the rest is on CLS and registers"),
+    column("down", pa.float64(), "fraction", "mean way down from the query to where it looks, of the grid's height"),
+    column("right", pa.float64(), "fraction", "mean way right from the query to where it looks, of its width"),
 )
 PATTERNS = TableSchema(
     "patterns",
@@ -63,7 +65,7 @@ CLUSTERS = TableSchema(
     "one cluster of maps; its prototype is in the array prototypes",
     (
         _CLUSTER,
-        column("name", pa.string(), "", "self, near, row, column, even, spots or broad, by the mean descriptors"),
+        column("name", pa.string(), "", "self, near, row, column, even, spots, above, below, left, right or broad"),
         column("n_maps", pa.int32(), "maps", "members"),
         column("share", pa.float64(), "fraction", "members of all maps"),
         column("n_heads", pa.int16(), "heads", "heads with at least a tenth of their maps in it"),

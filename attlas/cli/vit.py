@@ -1,24 +1,36 @@
-"""`attlas vit`: which heads of a vision model matter, and how far they look."""
+"""`attlas vit`: which heads of a vision model matter, how far they look, what they draw, which patches they need."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from attlas.analyses.vit import VitConfig, vit
 from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
 from attlas.cli.inputs import image_source
-from attlas.data.images import load_images
+from attlas.data.images import ImageDataset, load_images
+from attlas.data.workspace import Run, Workspace
+from attlas.interp import HookedModel
 
 
 @dataclass(frozen=True)
 class Args(ModelArgs, OutArgs):
     """Rank the heads of a vision model by pruning them one at a time, and measure how far each looks.
 
-    Example: attlas vit --model vit-mini --n-images 500 --workspace workspace
+    heads: just that (the default). pruning: remove heads in groups, greedily, by rank and at random. tokens: attention
+    received by patches, accuracy without them, attention rollout on trial. patterns: single-query maps of all heads, coded,
+    clustered, laid out.
+
+    For example:
+
+        attlas vit --model vit-mini --n-images 500 --workspace workspace
+        attlas vit patterns --model vit-mini --n-maps 4800
     """
+
+    what: Annotated[Literal["heads", "pruning", "tokens", "patterns"], tyro.conf.Positional] = "heads"
+    """What to measure."""
 
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "vit-mini"
     """vit-mini, dinov2-small (after `attlas models get`), a local Hugging Face folder, or a hub id."""
@@ -27,6 +39,18 @@ class Args(ModelArgs, OutArgs):
     n_images: int = 2000
     """How many images, drawn by the seed."""
     config: Annotated[VitConfig, tyro.conf.arg(name="")] = field(default_factory=VitConfig)
+    max_heads: int = 0
+    """pruning: heads to remove; 0 goes on until none is left."""
+    n_candidates: int = 8
+    """pruning: heads tried a step, those that cost least when last tried; 0 tries all (slow)."""
+    remove_at: tuple[int, ...] = ()
+    """tokens: layers before which patches are removed; none given takes the first and the middle one."""
+    n_maps: int = 4800
+    """patterns: maps to draw, equally many of every head."""
+    n_clusters: int = 8
+    """patterns: clusters."""
+    n_latent: int = 8
+    """patterns: size of the autoencoder's code."""
 
 
 def run(args: Args, out: Output) -> dict[str, Any]:
@@ -36,6 +60,15 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     images = load_images(
         image_source(model, args.images), model.image_spec, n_images=args.n_images, seed=args.config.seed
     )
+    saved, summary = _RUN[args.what](args, out, model, images, workspace)
+    out.say(f"wrote run {saved.id} to {workspace.path}")
+    return {"run": saved.id, **summary}
+
+
+Done = tuple[Run, dict[str, Any]]
+
+
+def _heads(args: Args, out: Output, model: HookedModel, images: ImageDataset, workspace: Workspace) -> Done:
     result = vit(model, images, args.config, track=out.track)
     saved = result.save(workspace, model.ref, images.ref)
     values = result.heatmap(result.main_metric)
@@ -50,8 +83,68 @@ def run(args: Args, out: Output) -> dict[str, Any]:
             for v, (layer, head) in order
         ],
     )  # fmt: skip
-    out.say(f"wrote run {saved.id} to {workspace.path}")
-    return {"run": saved.id, **result.summary()}
+    return saved, result.summary()
+
+
+def _pruning(args: Args, out: Output, model: HookedModel, images: ImageDataset, workspace: Workspace) -> Done:
+    from attlas.analyses.vit_pruning import VitPruningConfig, vit_pruning
+
+    config = VitPruningConfig(
+        n_search=min(200, max(1, len(images) // 2)),
+        n_candidates=args.n_candidates,
+        max_heads=args.max_heads,
+        batch_size=args.config.batch_size,
+        seed=args.config.seed,
+    )
+    result = vit_pruning(model, images, config, track=out.track)
+    saved, summary = result.save(workspace, model.ref, images.ref), result.summary()
+    shown = [(name.replace("_", " "), value) for name, value in summary.items()]
+    out.table(f"{model.name}: {summary['metric']} over the removal of heads", ["what", "value"], shown)
+    return saved, summary
+
+
+def _tokens(args: Args, out: Output, model: HookedModel, images: ImageDataset, workspace: Workspace) -> Done:
+    from attlas.analyses.vit_tokens import VitTokensConfig, vit_tokens
+
+    config = VitTokensConfig(remove_at=args.remove_at, batch_size=args.config.batch_size, seed=args.config.seed)
+    result = vit_tokens(model, images, config, track=out.track)
+    saved, summary = result.save(workspace, model.ref, images.ref), result.summary()
+    shown = [(name.replace("_", " "), value) for name, value in summary.items()]
+    out.table(f"{model.name}: patches removed, and rollout against chance", ["what", "value"], shown)
+    return saved, summary
+
+
+def _patterns(args: Args, out: Output, model: HookedModel, images: ImageDataset, workspace: Workspace) -> Done:
+    from attlas.analyses.vit_patterns import VitPatternsConfig, vit_patterns
+
+    config = VitPatternsConfig(
+        n_maps=args.n_maps, n_clusters=args.n_clusters, n_latent=args.n_latent, seed=args.config.seed
+    )
+    result = vit_patterns(model, images, config, track=out.track)
+    saved, summary = result.save(workspace, model.ref, images.ref), result.summary()
+    clusters = result.tables()["clusters"].to_pylist()
+    out.table(
+        f"{model.name}: variance of held-out maps explained {summary['explained_autoencoder']:.2f} "
+        f"(PCA {summary['explained_pca']:.2f}), agreement of seeds {summary['ari_autoencoder']:.2f} (ARI)",
+        ["cluster", "name", "share", "heads", "near", "row", "column", "evenness"],
+        [
+            (
+                c["cluster"],
+                c["name"],
+                c["share"],
+                c["n_heads"],
+                c["near"],
+                c["same_row"],
+                c["same_column"],
+                c["evenness"],
+            )
+            for c in clusters
+        ],
+    )
+    return saved, summary
+
+
+_RUN = {"heads": _heads, "pruning": _pruning, "tokens": _tokens, "patterns": _patterns}
 
 
 def _flat(values: Any) -> list[tuple[tuple[int, int], float]]:
