@@ -6,9 +6,13 @@ the page again; so every state can be shared as a link.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import logging
 import socket
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, html,
 
 from attlas.dashboard.components import empty
 from attlas.dashboard.layout import footer, frame, shell
-from attlas.dashboard.page import Page, parse
+from attlas.dashboard.page import Page, link, number, parse
 from attlas.dashboard.pages import pages as all_pages
 from attlas.dashboard.pages.features import grid_rows
 from attlas.dashboard.queries import Store, clean
@@ -25,15 +29,23 @@ from attlas.dashboard.theme import theme
 from attlas.errors import AttlasError, ConfigError
 
 COOKIE = "attlas-theme"
+LOCAL = ("127.0.0.1", "localhost", "::1")
+SLOW_MS = 4000  # how often a page that follows a training is drawn again
+MOST_WAIT_S = 120.0  # of ?wait= in the JSON twin
+_FIGURES = {"type": "figure", "name": ALL, "pick": ALL, "brush": ALL, "path": ALL}
 
 
-def create_app(workspace: str | Path) -> Dash:
+def create_app(workspace: str | Path, models: Mapping[str, str] | None = None, host: str = "127.0.0.1") -> Dash:
     """Build the app over a workspace folder (which may not exist yet).
+
+    Args:
+        models: name → folder, of models for live work that are neither embedded nor fetched.
+        host: address it will listen on; on a local one, requests under another name are refused.
 
     Raises:
         WorkspaceError: the folder is there and is not a workspace.
     """
-    store = Store(workspace)
+    store = Store(workspace, models)
     pages = all_pages()
     app = Dash(
         "attlas.dashboard",
@@ -45,7 +57,8 @@ def create_app(workspace: str | Path) -> Dash:
     )
     app.layout = lambda: shell(theme(_cookie()))
     _route(app, store, pages)
-    _serve_json(app.server, store, pages)
+    _act(app, store)
+    _serve_json(app.server, store, pages, host)
     return app
 
 
@@ -60,28 +73,41 @@ def _route(app: Dash, store: Store, pages: tuple[Page, ...]) -> None:
         Output("frame", "children"),
         Output("page", "children"),
         Output("tick", "disabled"),
+        Output("tick", "interval"),
         Output("announce", "children"),
+        Output("seen", "data"),
         Input("url", "pathname"),
         Input("url", "search"),
         Input("theme", "data"),
         Input("tick", "n_intervals"),
+        Input("acted", "data"),
+        State("seen", "data"),
     )
-    def draw(path: str | None, search: str | None, look: str | None, _tick: int | None) -> tuple[Any, ...]:
+    def draw(
+        path: str | None, search: str | None, look: str | None, _tick: int | None, _acted: Any, seen: str | None
+    ) -> tuple[Any, ...]:
         path = path or "/"
         params = parse(search)
         page = by_path.get(path)
         if page is None:
             lost = empty("No such page", f"Nothing is at {path}.", "attlas serve --help")
-            return frame(store, pages, path, params), lost, True, "No such page"
+            return frame(store, pages, path, params), lost, True, SLOW_MS, "No such page", None
         try:
             data = clean(page.data(store, params))
-            body = page.view(data, theme(look))
         except AttlasError as error:
             data, body = {}, empty("This page cannot be shown", str(error), "attlas doctor")
-        if ctx.triggered_id == "tick" and data.get("live"):
-            return no_update, [body, footer(store, path, search or "")], False, no_update
-        shown = html.Div([body, footer(store, path, search or "")], className="content", key=f"{path}{search}")
-        return frame(store, pages, path, params), shown, not data.get("live"), page.title
+        else:
+            now = _fingerprint(path, search, look, data)
+            if ctx.triggered_id == "tick" and now == seen:  # a page that waits is left alone until there is news
+                return no_update, no_update, no_update, no_update, no_update, no_update
+            body = page.view(data, theme(look))
+        live = data.get("live")
+        # A page of live work is changed in place, so that clicks and figures outlast the drawing; others are made anew.
+        key = path if "job" in data else f"{path}{search}"
+        shown = html.Div([body, footer(store, path, search or "")], className="content", key=key)
+        around = no_update if ctx.triggered_id == "tick" else frame(store, pages, path, params)
+        every = SLOW_MS if live is True or not live else int(live)
+        return around, shown, not live, every, page.title, _fingerprint(path, search, look, data)
 
     @app.callback(
         Output("grid", "getRowsResponse"),
@@ -101,6 +127,15 @@ def _route(app: Dash, store: Store, pages: tuple[Page, ...]) -> None:
         prevent_initial_call=True,
     )
     app.clientside_callback(
+        ClientsideFunction(local, "pick"),
+        Output("url", "pathname", allow_duplicate=True),
+        Output("url", "search", allow_duplicate=True),
+        Input(_FIGURES, "clickData"),
+        Input(_FIGURES, "selectedData"),
+        State(_FIGURES, "id"),
+        prevent_initial_call=True,
+    )
+    app.clientside_callback(
         ClientsideFunction(local, "toggle"),
         Output("theme", "data"),
         Output("mantine", "forceColorScheme"),
@@ -116,7 +151,44 @@ def _route(app: Dash, store: Store, pages: tuple[Page, ...]) -> None:
     )
 
 
-def _serve_json(server: flask.Flask, store: Store, pages: tuple[Page, ...]) -> None:
+def _fingerprint(path: str, search: str | None, look: str | None, data: Any) -> str:
+    told = json.dumps([path, search, look, data], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _act(app: Dash, store: Store) -> None:
+    """Buttons that stop or repeat live work, and uploads; everything else about a page is in its URL."""
+
+    @app.callback(
+        Output("acted", "data"),
+        Input({"type": "job", "action": ALL, "key": ALL}, "n_clicks"),
+        prevent_initial_call=True,
+    )
+    def act(clicks: list[int | None]) -> Any:
+        button = ctx.triggered_id
+        if not any(clicks) or not button:
+            return no_update
+        (store.live.cancel if button["action"] == "cancel" else store.live.forget)(button["key"])
+        return time.time()
+
+    @app.callback(
+        Output("url", "search", allow_duplicate=True),
+        Input({"type": "upload", "name": ALL}, "contents"),
+        State("url", "search"),
+        prevent_initial_call=True,
+    )
+    def uploaded(contents: list[str | None], search: str | None) -> Any:
+        target, found = ctx.triggered_id, next((c for c in contents if c), None)
+        if not found or not target:
+            return no_update
+        try:
+            kept = store.live.keep_upload(base64.b64decode(found.partition(",")[2]))
+        except (AttlasError, ValueError):
+            kept = "refused"  # the page says that there is no such upload
+        return link("", **{**parse(search), target["name"]: kept})
+
+
+def _serve_json(server: flask.Flask, store: Store, pages: tuple[Page, ...], listens_on: str) -> None:
     by_name = {page.path.strip("/") or "overview": page for page in pages}
 
     @server.get("/api")
@@ -129,10 +201,24 @@ def _serve_json(server: flask.Flask, store: Store, pages: tuple[Page, ...]) -> N
         page = by_name.get(name)
         if page is None:
             return _json({"error": f"no page '{name}'", "pages": sorted(by_name)}, 404)
+        params = flask.request.args.to_dict()
+        until = time.monotonic() + min(MOST_WAIT_S, max(0.0, number(params, "wait") or 0.0))
         try:
-            return _json(clean(page.data(store, flask.request.args.to_dict())))
+            data = page.data(store, params)
+            while data.get("job") and data.get("live") and time.monotonic() < until:
+                time.sleep(0.05)
+                data = page.data(store, params)
+            return _json(clean(data))
         except AttlasError as error:
             return _json({"error": str(error)}, 400)
+
+    @server.before_request
+    def same_host() -> flask.Response | None:
+        """A page of another site whose name was pointed at this address (DNS rebinding) gets nothing."""
+        host = flask.request.host.rsplit(":", 1)[0].strip("[]")
+        if listens_on in LOCAL and host not in LOCAL:
+            return _json({"error": f"this server answers to 127.0.0.1 and localhost, not to {host}"}, 403)
+        return None
 
     @server.after_request
     def local_only(response: flask.Response) -> flask.Response:
@@ -166,8 +252,15 @@ def free_port(host: str, port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def serve(workspace: str | Path, port: int = 8050, host: str = "127.0.0.1", *, ready: Any = print) -> None:
-    """Serve a workspace until interrupted; `ready` is called with the address first.
+def serve(
+    workspace: str | Path,
+    port: int = 8050,
+    host: str = "127.0.0.1",
+    *,
+    models: Mapping[str, str] | None = None,
+    ready: Any = print,
+) -> None:
+    """Serve a workspace until interrupted; `ready` is called with the address first; the rest as `create_app`.
 
     Raises:
         ConfigError: the port is taken.
@@ -175,7 +268,7 @@ def serve(workspace: str | Path, port: int = 8050, host: str = "127.0.0.1", *, r
     """
     from werkzeug.serving import make_server
 
-    app = create_app(workspace)
+    app = create_app(workspace, models, host)
     server = make_server(host, free_port(host, port), app.server, threaded=True)
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     ready(f"http://{host}:{server.port}/")

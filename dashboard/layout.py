@@ -20,6 +20,8 @@ def shell(look: Theme) -> Any:
             [
                 dcc.Location(id="url", refresh="callback-nav"),
                 dcc.Store(id="theme", data=look.name),
+                dcc.Store(id="seen"),
+                dcc.Store(id="acted"),
                 html.A("Skip to content", href="#page", className="skip"),
                 html.Div(id="frame"),
                 html.Main(id="page", tabIndex=-1),

@@ -17,6 +17,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
+from attlas.dashboard.live import Live
 from attlas.data.workspace import Run, Workspace
 from attlas.errors import WorkspaceError
 
@@ -63,10 +64,12 @@ class Store:
 
     Args:
         path: the workspace folder; it may not exist yet.
+        models: name → folder, of models for live work that are neither embedded nor fetched.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, models: Mapping[str, str] | None = None) -> None:
         self.workspace = Workspace(path)
+        self.live = Live(models)
         self._db = duckdb.connect(
             ":memory:", config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
         )

@@ -14,8 +14,8 @@ from attlas.cli.common import OutArgs, Output
 class Args(OutArgs):
     """Serve a workspace's dashboard on this machine until interrupted (Ctrl-C).
 
-    Nothing is sent anywhere, and nothing but this workspace is read. The page follows the workspace: runs that appear
-    later are shown on the next click.
+    Nothing is sent anywhere. The page follows the workspace: runs that appear later are shown on the next click. Some
+    pages run a model on what you type or drop there: embedded and fetched ones, and those named with --models.
 
     Example: attlas serve --workspace workspace --port 8050
     """
@@ -24,12 +24,17 @@ class Args(OutArgs):
     """Port; 0 takes any free one."""
     host: str = "127.0.0.1"
     """Address to listen on; anything but 127.0.0.1 lets others read the workspace."""
+    models: tuple[str, ...] = ()
+    """Folders of further models of this workspace, for pages that run them."""
 
 
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Serve; with --json the address is printed once, as soon as the server listens."""
     from attlas.dashboard.app import serve
+    from attlas.data.models_catalog import resolve_model
 
+    found = [resolve_model(name) for name in args.models]
+    models = {model.name: str(model.folder) for model in found}
     address = ""
 
     def ready(url: str) -> None:
@@ -40,7 +45,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         out.say(f"[bold]{url}[/bold]  (workspace {args.workspace}; Ctrl-C stops)")
 
     try:
-        serve(args.workspace, port=args.port, host=args.host, ready=ready)
+        serve(args.workspace, port=args.port, host=args.host, models=models, ready=ready)
     except KeyboardInterrupt:
         out.say("stopped")
     return {"url": address}

@@ -31,6 +31,27 @@
         const next = search.toString() ? "?" + search.toString() : "";
         return next === window.location.search ? nothing() : next;
       },
+      // A click on a figure's point, or a box around points -> URL (see components/figures.py).
+      pick: (clicked, selected, ids) => {
+        const context = window.dash_clientside.callback_context;
+        const changed = context.triggered[0];
+        if (!changed || !changed.value || !changed.value.points) return [nothing(), nothing()];
+        const id = context.triggered_id, points = changed.value.points;
+        const search = new URLSearchParams(window.location.search);
+        const put = (name, value) => (value === null || value === undefined ? search.delete(name) : search.set(name, value));
+        if (changed.prop_id.endsWith(".selectedData")) {
+          if (!id.brush) return [nothing(), nothing()];
+          const chosen = [...new Set(points.map((p) => p.customdata && p.customdata[id.brush]).filter((v) => v !== undefined && v !== null))];
+          put(id.brush, chosen.length ? chosen.slice(0, 200).join(",") : null);
+        } else {
+          if (!id.pick || !points.length) return [nothing(), nothing()];
+          if (id.pick === "*") Object.entries(points[0].customdata || {}).forEach(([name, value]) => put(name, value));
+          else id.pick.split(",").forEach((name, i) => { if (name) put(name, i ? points[0].y : points[0].x); });
+        }
+        const path = id.path || window.location.pathname, next = search.toString() ? "?" + search.toString() : "";
+        if (path === window.location.pathname && next === window.location.search) return [nothing(), nothing()];
+        return [path === window.location.pathname ? nothing() : path, next];
+      },
       toggle: (clicks, now) => {
         if (!clicks) return [nothing(), nothing()];
         const next = now === "dark" ? "light" : "dark";
@@ -76,6 +97,10 @@
   numbers.sig = (value) => value === null || value === undefined ? "" :
     value === 0 ? "0" : Math.abs(value) < 1e-3 ? value.toExponential(1) : Number(value.toPrecision(3)).toLocaleString("en");
 
+  // Ctrl-Enter takes a text box over, as leaving it does.
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.tagName === "TEXTAREA") event.target.blur();
+  });
   // "/" goes to the search box, [ and ] to the feature before and after.
   document.addEventListener("keydown", (event) => {
     if (event.metaKey || event.ctrlKey || event.altKey || /INPUT|TEXTAREA|SELECT/.test(event.target.tagName)) return;

@@ -14,6 +14,7 @@ from attlas.dashboard.components.basic import (
     tag,
 )
 from attlas.dashboard.components.figures import bars, curve, graph, heatmap, histogram
+from attlas.dashboard.components.live import job_panel, slider, text_box, upload
 from attlas.dashboard.components.tokens import example, patches
 
 __all__ = [
@@ -29,10 +30,14 @@ __all__ = [
     "heading",
     "heatmap",
     "histogram",
+    "job_panel",
     "metric_cards",
     "patches",
     "picker",
     "short",
+    "slider",
     "table",
     "tag",
+    "text_box",
+    "upload",
 ]

@@ -12,9 +12,23 @@ from attlas.dashboard.components.basic import attributes
 from attlas.dashboard.theme import Theme, style
 
 
-def graph(figure: go.Figure, label: str) -> html.Div:
-    """A figure on the page, with a text for screen readers."""
-    inner = dcc.Graph(figure=figure, config={"displayModeBar": False, "responsive": True}, className="graph")
+def graph(
+    figure: go.Figure, label: str, *, pick: str | None = None, brush: str | None = None, path: str = ""
+) -> html.Div:
+    """A figure on the page, with a text for screen readers.
+
+    Args:
+        pick: makes points clickable. "x,y": a click sets the URL parameters x and y to the point's place ("head,layer" in a
+            heatmap of layers × heads; either may be left out). "*": each point's customdata is a dict of parameters to set.
+        brush: a box or lasso around points sets this URL parameter to customdata[brush] of each, joined by commas; give the
+            figure dragmode "select" or "lasso".
+        path: page that a click goes to; this page when empty.
+    """
+    names: dict[str, Any] = {}
+    if pick or brush:
+        names["id"] = {"type": "figure", "name": label, "pick": pick or "", "brush": brush or "", "path": path}
+    kind = "graph" + (" clickable" if pick else "")
+    inner = dcc.Graph(figure=figure, config={"displayModeBar": False, "responsive": True}, className=kind, **names)
     return html.Div(inner, role="img", **attributes({"aria-label": label}))
 
 
@@ -28,8 +42,13 @@ def heatmap(
     unit: str = "",
     signed: bool = False,
     height: int | None = None,
+    pick: bool = False,
+    path: str = "",
 ) -> html.Div:
-    """Layers × heads (or any two whole-number columns); a cell without a row stays empty."""
+    """Layers × heads (or any two whole-number columns); a cell without a row stays empty.
+
+    With `pick`, a click on a cell sets the URL parameters named as the columns, on the page at `path` (else this one).
+    """
     xs = sorted({row[x] for row in rows})
     ys = sorted({row[y] for row in rows})
     cells = {(row[y], row[x]): row.get(value) for row in rows}
@@ -50,7 +69,7 @@ def heatmap(
     style(figure, look, height or max(180, min(560, 70 + 34 * len(ys))), margin={"l": 44, "r": 8, "t": 8, "b": 40})
     figure.update_xaxes(title_text=x, type="category", showgrid=False)
     figure.update_yaxes(title_text=y, type="category", showgrid=False, autorange="reversed")
-    return graph(figure, f"heatmap of {value} by {y} and {x}")
+    return graph(figure, f"heatmap of {value} by {y} and {x}", pick=f"{x},{y}" if pick else None, path=path)
 
 
 def bars(
