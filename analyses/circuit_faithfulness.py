@@ -9,6 +9,7 @@ look into them. The control is circuits of as many units, drawn at random layer 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ from attlas.data.schema import TableSchema, column
 from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
+from attlas.saes.base import SAE
 
 MODES = ("corrupted", "mean", "zero")
 
@@ -197,7 +199,9 @@ def faithfulness(
         metric: default the task's own.
 
     Raises:
-        ConfigError: the graphs are neither one nor one a prompt, or were traced with other autoencoders.
+        ConfigError: the graphs are neither one nor one a prompt, or have autoencoders on other layers.
+
+    Warns: a layer's autoencoder is not the one of the trace; says both.
     """
     config = config or FaithfulnessConfig()
     found = [graphs] * len(task) if isinstance(graphs, CircuitGraph) else list(graphs)
@@ -210,6 +214,7 @@ def faithfulness(
                 f"the graph has autoencoders on layers {sorted(graph.saes)}, given are {sorted(ablation.saes)}; "
                 "give those it was traced with"
             )
+    _same_saes(found, ablation.saes)
     circuit = ablation.units(found)
     everything = {layer: torch.ones_like(keep) for layer, keep in circuit.items()}
     sets: dict[str, Keep] = {
@@ -227,6 +232,18 @@ def faithfulness(
         metrics[name] = ablation.run(keep, metric)
         n_units[name] = ablation.count(keep)
     return FaithfulnessResult(metrics, n_units, unit_of(metric), config)
+
+
+def _same_saes(graphs: Sequence[CircuitGraph], saes: dict[int, tuple[str, SAE]]) -> None:
+    """Warn when features of the graphs are those of other autoencoders than the given ones."""
+    for layer, (_, sae) in saes.items():
+        traced = {graph.saes[layer] for graph in graphs} - {sae.hash, ""}
+        if traced:
+            warnings.warn(
+                f"layer {layer} was traced with autoencoder {', '.join(sorted(traced))} and is ablated with {sae.hash}: "
+                "their features are not the same",
+                stacklevel=3,
+            )
 
 
 class _Ablation:

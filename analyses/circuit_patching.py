@@ -245,7 +245,7 @@ def patching(
         sites: places to change instead of the grid.
 
     Raises:
-        PromptError: clean and corrupted prompts differ in length.
+        PromptError: clean and corrupted prompts differ in length, or are the same, so that nothing could change.
         ConfigError: a site is not there.
     """
     config = config or PatchingConfig()
@@ -253,6 +253,13 @@ def patching(
     checked = check_saes(model, saes or {})
     if task.tokens.shape != task.corrupted.shape:
         raise PromptError(f"clean prompts are {list(task.tokens.shape)}, corrupted {list(task.corrupted.shape)}")
+    if torch.equal(task.tokens, task.corrupted) and (
+        config.mode == "patch" or (config.mode != "zero" and len(task) == 1)
+    ):
+        raise PromptError(
+            f"clean and corrupted prompts are the same, so mode '{config.mode}' would change nothing; give a corrupted "
+            "prompt of the same length, or use mode zero"
+        )
     metric = metric or task.metric_fn()
     pair = (task.tokens, task.corrupted) if config.direction == "noise" else (task.corrupted, task.tokens)
     base_tokens, source_tokens = (t.to(model.device) for t in pair)

@@ -54,9 +54,11 @@ def load_task(model: HookedModel, args: PromptArgs, seed: int, out: Output) -> T
         TaskError: the model cannot do the task; says its accuracy.
         PromptError: the prompts do not line up, or an answer is not one token.
     """
+    from attlas.analyses.circuit_patching import require_text_model
     from attlas.analyses.circuit_prompts import task_from_prompts
     from attlas.analyses.circuit_tasks import TaskConfig, make_task, require_ability
 
+    require_text_model(model)
     if args.prompt is not None:
         answer = args.answer if args.answer is not None else likely_next(model, args.prompt)
         if args.answer is None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +123,23 @@ def open_workspace(args: OutArgs) -> Workspace:
     return Workspace(args.workspace)
 
 
+@contextlib.contextmanager
+def _short_warnings(verb: str) -> Iterator[None]:
+    """Warnings as one line, without the place in the code that gave them."""
+    usual = warnings.formatwarning
+
+    def one_line(message: Any, category: type[Warning], *where: Any, **more: Any) -> str:
+        if category is not UserWarning:
+            return usual(message, category, *where, **more)
+        return f"attlas {verb}: warning: {message}\n"
+
+    warnings.formatwarning = one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
+
+
 def run_verb(verb: str, module: ModuleType, argv: Sequence[str]) -> int:
     """Parse a verb's arguments, run it, print its result, turn errors into one line and a status."""
     try:
@@ -132,7 +150,8 @@ def run_verb(verb: str, module: ModuleType, argv: Sequence[str]) -> int:
             config=(tyro.conf.OmitArgPrefixes,),
         )
         out = Output(as_json=getattr(args, "json", False))
-        with contextlib.redirect_stdout(sys.stderr) if out.as_json else contextlib.nullcontext():
+        quiet = contextlib.redirect_stdout(sys.stderr) if out.as_json else contextlib.nullcontext()
+        with quiet, _short_warnings(verb):
             result = module.run(args, out)
     except AttlasError as error:
         print(f"attlas {verb}: {error}", file=sys.stderr)

@@ -91,6 +91,9 @@ def test_features_and_error_are_units(gpt2_mini: HookedModel, random_task: Any, 
     np.testing.assert_allclose(result.metrics["circuit"], expected, atol=2e-5)
     with pytest.raises(ConfigError, match=r"layers \[2\], given are \[\]"):
         faithfulness(model, task, graph)
+    other_graph = _graph(model, task, nodes, {2: "0" * 16})
+    with pytest.warns(UserWarning, match=f"{'0' * 16} and is ablated with {sae.hash}"):
+        faithfulness(model, task, other_graph, FaithfulnessConfig(n_random=0), saes={hook: sae})
 
 
 def test_a_traced_circuit_beats_random_ones(gpt2_mini: HookedModel, tmp_path: Path) -> None:

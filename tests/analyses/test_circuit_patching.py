@@ -279,6 +279,17 @@ def test_prompts_that_do_not_line_up_name_their_tokens(gpt2_mini: HookedModel) -
     torch.testing.assert_close(metric(logits), logits[:, -1, alone.right[0, 0]])
 
 
+def test_patching_a_prompt_from_itself_is_refused(gpt2_mini: HookedModel) -> None:
+    alone = task_from_prompts(gpt2_mini, " the man went", " the")
+    for mode in ("patch", "mean", "resample"):
+        with pytest.raises(PromptError, match=f"mode '{mode}' would change nothing"):
+            patching(gpt2_mini, alone, PatchingConfig(mode=mode))
+    assert abs(patching(gpt2_mini, alone, PatchingConfig(mode="zero")).effects).min() > 0
+    task = _task(101)
+    same = Task("same", task.tokens, task.tokens, task.right, task.wrong, task.positions)
+    assert abs(patching(gpt2_mini, same, PatchingConfig(mode="resample")).effects).max() > 0
+
+
 def test_an_autoencoder_of_another_model_or_hook_warns(gpt2_mini: HookedModel, sae: SAE) -> None:
     task, hook = _task(101), "blocks.1.attn.hook_z"
     sae.cfg = type(sae.cfg)(**{**sae.cfg.__dict__, "model_hash": "0" * 16})

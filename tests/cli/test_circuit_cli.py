@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,15 @@ def test_a_prompt_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert json.loads(out.read_text())["metadata"]["slug"] == "g"
 
 
+def test_a_graph_that_is_too_large_says_so_in_one_line(tmp_path: Path) -> None:
+    argv = ["circuit", "trace", "--prompt", " the man went to the", "--max-nodes", "8", "-w", str(tmp_path / "w")]
+    code = f"import sys; from attlas.cli import main; sys.exit(main({argv!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "attlas circuit: warning: the graph reached 8 nodes" in done.stderr
+    assert "contextlib" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
@@ -76,6 +87,8 @@ def test_a_prompt_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["patch", "--answer", " a"], "belongs to --prompt"),
         (["patch", "--task", "docstring"], "cannot do 'docstring'"),
         (["patch", "--prompt", " the man", "--corrupted", " extraordinary things happened"], "equal lengths"),
+        (["patch", "--prompt", " the man"], "would change nothing"),
+        (["trace", "--model", "vit-mini", "--prompt", " the man"], "give a language model"),
     ],
 )
 def test_bad_input_is_one_line(
