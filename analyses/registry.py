@@ -26,6 +26,7 @@ from attlas.analyses import (
     vit_patterns,
     vit_pruning,
     vit_tokens,
+    what_dies,
     window_loss,
 )
 from attlas.data.schema import TableSchema
@@ -49,6 +50,7 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "redundancy": redundancy.SCHEMAS,
     "head_effects": head_effects.SCHEMAS,
     "drop_curve": prune.SCHEMAS,
+    "what_dies": what_dies.SCHEMAS,
     "patching": circuit_patching.SCHEMAS,
     "dla": circuit_dla.SCHEMAS,
     "circuit": circuit_graph.SCHEMAS,

@@ -31,6 +31,7 @@ class Args(DataArgs, ModelArgs, OutArgs):
     on --text, scores on --calibration; of images, one half calibrates and the other measures.
 
     Example: attlas prune --model gpt2-mini --target attn --n 2 --format compact --out gpt2-mini-pruned
+    Example: attlas prune --model gpt2-mini --drop attn:2 --what-dies --sae RUN
     """
 
     drop: tuple[str, ...] = ()
@@ -65,6 +66,12 @@ class Args(DataArgs, ModelArgs, OutArgs):
     """Learn from the whole model's outputs, or from the text (labels) itself."""
     heal_lr: float = 3e-4
     """Peak learning rate of healing."""
+    what_dies: bool = False
+    """Also tell what the pruned model loses (before healing): features of --sae, tasks, and what heads do."""
+    sae: tuple[str, ...] = ()
+    """Autoencoders for --what-dies: run ids of the workspace, folders, or saelens:RELEASE/ID."""
+    n_prompts: int = 32
+    """Prompts of each task for --what-dies."""
     curve: Annotated[DropCurveConfig, tyro.conf.arg(name="")] = field(default_factory=DropCurveConfig)
 
 
@@ -79,6 +86,10 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         check_folder(args.out, args.force)
     if args.heal_steps and not (named or args.target):
         raise ConfigError("healing needs a pruned model: give --drop, or --target and a budget")
+    if args.sae and not args.what_dies:
+        raise ConfigError("--sae belongs to --what-dies; give both")
+    if args.what_dies and not (named or args.target):
+        raise ConfigError("--what-dies needs a pruned model: give --drop, or --target and a budget")
     workspace = open_workspace(args)
     model = open_model(args, out)
     named.check(model)

@@ -72,6 +72,10 @@ def prune_one(
         folder = resolve_model(args.model).folder
         done = export(model, drop, args.out, format=args.format, force=args.force, source=folder, facts=facts, hf=hf)
         result["out"] = str(done.folder)
+    if args.what_dies:
+        from attlas.cli.prune_what_dies import tell_what_dies
+
+        result["what_dies"] = tell_what_dies(model, drop, evaluation, args, workspace, out)
     saved = _save(model, evaluation, args, rows, healing, result, workspace)
     out.table(
         f"{model.name} without {', '.join(names)}",
