@@ -196,6 +196,11 @@ class Live:
 
     # -- what the work takes ---------------------------------------------------------------------------------------
 
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """Names of the models that were named to the server."""
+        return tuple(self._folders)
+
     def model(self, name: str) -> HookedModel:
         """The model of a name, loaded once; to be called by work. Cancelling takes effect at each of its layers.
 
