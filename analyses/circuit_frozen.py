@@ -8,6 +8,7 @@ are not looked into: they are sources. All sums are taken in float64 from the mo
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,31 @@ class Part:
         if self.kind == "head":
             return f"head {self.layer}.{self.head}{where}"
         return self.kind + ("" if self.layer < 0 else f" {self.layer}") + where
+
+
+_IDS = (
+    ("feature", re.compile(r"(?:feature )?(\d{1,4})/(\d{1,9}) ?@(\d{1,9})")),
+    ("head", re.compile(r"(?:head )?(\d{1,4})\.(\d{1,4}) ?@(\d{1,9})")),
+    ("layer", re.compile(r"(error|mlp|bias) (\d{1,4}) ?@(\d{1,9})")),
+)
+
+
+def parse_part(id: str) -> Part:
+    """The part of an id: "feature 2/831 @5" (or "2/831@5"), "head 3.0 @7" ("3.0@7"), "mlp 2 @4", "error 2 @4".
+
+    Raises:
+        ConfigError: it is none of these.
+    """
+    for kind, pattern in _IDS:
+        found = pattern.fullmatch(id.strip())
+        if not found:
+            continue
+        if kind == "feature":
+            return Part(kind, int(found[1]), int(found[3]), feature=int(found[2]))
+        if kind == "head":
+            return Part(kind, int(found[1]), int(found[3]), head=int(found[2]))
+        return Part(found[1], int(found[2]), int(found[3]))
+    raise ConfigError(f"'{id}' names no part; write 2/831@5 (feature), 3.0@7 (head), mlp 2 @4 or error 2 @4")
 
 
 class FrozenPass:
@@ -188,6 +214,12 @@ class FrozenPass:
         W_dec = sae.W_dec.detach().double()
         amounts, bias = split.amounts[0].double(), split.bias[0].double()
         return amounts, bias, x - bias - amounts @ W_dec, W_dec
+
+    def strongest(self, layer: int, position: int, n: int) -> list[tuple[int, float]]:
+        """(feature, amount) of the n strongest active features of a layer's autoencoder at a position."""
+        amounts = self.decomposed(layer, position)[0]
+        top = amounts.topk(min(n, len(amounts)))
+        return [(int(f), float(a)) for a, f in zip(top.values, top.indices, strict=True) if a > 0]
 
     # -- covectors back through norms and attention ----------------------------------------------------------------
 

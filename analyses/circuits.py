@@ -5,10 +5,11 @@ The names of the modules circuit_*.py in one place: `from attlas.analyses import
 
 from __future__ import annotations
 
+from attlas.analyses.circuit_ablation import AblationResult, ablate
 from attlas.analyses.circuit_attention import AttentionConfig, explain_attention
 from attlas.analyses.circuit_dla import DLAConfig, DLAResult, dla
 from attlas.analyses.circuit_faithfulness import FaithfulnessConfig, FaithfulnessResult, faithfulness
-from attlas.analyses.circuit_frozen import FrozenPass, Part
+from attlas.analyses.circuit_frozen import FrozenPass, Part, parse_part
 from attlas.analyses.circuit_graph import CircuitGraph, Edge, Node
 from attlas.analyses.circuit_graph_files import load_json, save_circuit_tracer, save_graphml, save_json
 from attlas.analyses.circuit_metrics import CrossEntropy, KLDivergence, LogitDifference, ProbabilityDifference
@@ -20,6 +21,7 @@ from attlas.analyses.circuit_tasks import Task, TaskConfig, make_task, require_a
 from attlas.analyses.circuit_trace import FeatureTarget, LogitTarget, TraceConfig, direct_attribution, trace
 
 __all__ = [
+    "AblationResult",
     "AttentionConfig",
     "CircuitGraph",
     "CrossEntropy",
@@ -44,6 +46,7 @@ __all__ = [
     "Task",
     "TaskConfig",
     "TraceConfig",
+    "ablate",
     "direct_attribution",
     "dla",
     "explain_attention",
@@ -51,6 +54,7 @@ __all__ = [
     "key_contrast",
     "load_json",
     "make_task",
+    "parse_part",
     "patching",
     "qk_attribution",
     "require_ability",
