@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from attlas.analyses.block_runs import BLOCK_RUNS, BlockRuns, angles
 from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
@@ -38,7 +39,7 @@ REDUNDANCY = TableSchema(
         column("n_tokens", pa.int64(), "tokens", "tokens (or image patches) measured"),
     ),
 )
-SCHEMAS = (REDUNDANCY,)
+SCHEMAS = (REDUNDANCY, BLOCK_RUNS)
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,14 @@ class RedundancyResult:
     Attributes:
         scores, low, high: float64 [layer, module], modules in the order attn, mlp, block.
         n_tokens: tokens measured.
+        runs: runs of blocks by angular distance.
     """
 
     scores: np.ndarray
     low: np.ndarray
     high: np.ndarray
     n_tokens: int
+    runs: BlockRuns
     config: RedundancyConfig
 
     def table(self) -> pa.Table:
@@ -92,7 +95,7 @@ class RedundancyResult:
         return REDUNDANCY.table(rows)
 
     def tables(self) -> dict[str, pa.Table]:
-        return {"redundancy": self.table()}
+        return {"redundancy": self.table(), "block_runs": self.runs.table()}
 
     def ranking(self, modules: tuple[str, ...] = ("attn", "mlp")) -> list[tuple[int, str, float]]:
         """(layer, module, score), the most redundant first: the joint layer drop's order."""
@@ -123,6 +126,8 @@ class RedundancyResult:
             layer, _, score = self.ranking((module,))[0]
             found[f"most_redundant_{module}"] = layer
             found[f"most_redundant_{module}_score"] = score
+        for length in range(2, min(6, self.scores.shape[0])):
+            found[f"best_run_of_{length}"] = self.runs.best(length)
         found["mean_attn"] = float(self.scores[:, 0].mean())
         found["mean_mlp"] = float(self.scores[:, 1].mean())
         return found
@@ -130,7 +135,8 @@ class RedundancyResult:
     def save(self, workspace: Workspace, model: Ref, data: Ref) -> Run:
         """Write a run of kind "redundancy"."""
         with workspace.begin("redundancy", model=model, data=data, config=self.config, seed=self.config.seed) as run:
-            run.table("redundancy", self.table())
+            for name, table in self.tables().items():
+                run.table(name, table)
             run.summary = self.summary()
         return run.record
 
@@ -146,7 +152,9 @@ def redundancy(
     config = config or RedundancyConfig()
     n_layers = model.cfg.n_layers
     per_sequence: list[np.ndarray] = []
+    turned: list[np.ndarray] = []
     n_tokens = 0
+    token = 0 if model.cfg.family == "vit" else -1
     names = ["*.hook_resid_pre", "*.hook_resid_mid", "*.hook_resid_post"]
     for batch in track(data.batches(config.batch_size), "redundancy"):
         cache = model.capture(batch, names)
@@ -157,6 +165,9 @@ def redundancy(
                 cosine = torch.nn.functional.cosine_similarity(before, after, dim=-1)
                 scores[:, layer, slot] = 1 - cosine.mean(-1).cpu().numpy()
         per_sequence.append(scores)
+        depths = [cache[f"blocks.{layer}.hook_resid_pre"] for layer in range(n_layers)]
+        turned.append(angles([x[:, token] for x in (*depths, cache[f"blocks.{n_layers - 1}.hook_resid_post"])]))
         n_tokens += before.shape[0] * before.shape[1]
     mean, low, high = bootstrap_mean(np.concatenate(per_sequence), seed=config.seed, n_samples=config.n_bootstrap)
-    return RedundancyResult(mean, low, high, n_tokens, config)
+    runs = BlockRuns.of(np.concatenate(turned), config.seed, config.n_bootstrap)
+    return RedundancyResult(mean, low, high, n_tokens, runs, config)

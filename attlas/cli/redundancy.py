@@ -1,8 +1,9 @@
-"""`attlas redundancy`: which layers do little."""
+"""`attlas redundancy`: which layers do little, which heads matter, and since when."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -10,20 +11,38 @@ import tyro
 from attlas.analyses.redundancy import RedundancyConfig, redundancy
 from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
 from attlas.cli.inputs import DataArgs, load_data
+from attlas.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class Args(DataArgs, ModelArgs, OutArgs):
     """Score how much every attention, MLP and block turns the residual stream; a low score marks a redundant one.
 
-    Example: attlas redundancy --model gpt2-mini --n-tokens 65536 --workspace workspace
+    With --heads also what every head is worth, by ablation and by gradients; with --checkpoints the scores over a
+    training.
+
+    For example:
+
+        attlas redundancy --model gpt2-mini --n-tokens 65536 --workspace workspace
+        attlas redundancy --heads --n-tokens 8192
+        attlas redundancy --checkpoints data/models/gpt2-mini/checkpoints
     """
 
     config: Annotated[RedundancyConfig, tyro.conf.arg(name="")] = field(default_factory=RedundancyConfig)
+    heads: bool = False
+    """Also measure every head: zero, mean and identity ablation, and first order from one gradient."""
+    checkpoints: Path | None = None
+    """Folder of Hugging Face checkpoints such as checkpoint-500/: score each; --model is not read."""
+    final_step: int | None = None
+    """--checkpoints: step of the model in that folder or its parent, where its files do not say."""
 
 
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
+    if args.checkpoints is not None:
+        if args.heads:
+            raise ConfigError("--heads measures one model; leave out --checkpoints")
+        return _timeline(args, args.checkpoints, out)
     workspace = open_workspace(args)
     model = open_model(args, out)
     data = load_data(model, args, args.config.seed)
@@ -36,4 +55,64 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         [(f"{module} {layer}", score) for layer, module, score in ranking[:10]],
     )
     out.say(f"wrote run {saved.id} to {workspace.path}")
-    return {"run": saved.id, **result.summary(), "ranking": ranking}
+    found: dict[str, Any] = {"run": saved.id, **result.summary(), "ranking": ranking}
+    if args.heads:
+        found["heads"] = _heads(model, data, args, workspace, out)
+    return found
+
+
+def _heads(model: Any, data: Any, args: Args, workspace: Any, out: Output) -> dict[str, Any]:
+    from attlas.analyses.head_effects import HeadEffectsConfig, head_effects
+
+    config = HeadEffectsConfig(
+        batch_size=min(8, args.config.batch_size), seed=args.config.seed, n_bootstrap=args.config.n_bootstrap
+    )
+    result = head_effects(model, data, config, track=out.track)
+    saved = result.save(workspace, model.ref, data.ref)
+    rows: dict[tuple[int, int], dict[str, float]] = {}
+    for row in result.table().to_pylist():
+        rows.setdefault((row["layer"], row["head"]), {})[row["ablation"]] = row["delta"]
+    order = sorted(rows, key=lambda head: -rows[head]["zero"])[:10]
+    out.table(
+        f"{model.name}: heads that matter most (Δ loss in nats; taylor estimates zero)",
+        ["head", *config.ablations],
+        [(f"{layer}.{head}", *[rows[layer, head][name] for name in config.ablations]) for layer, head in order],
+    )
+    summary = result.summary()
+    out.say(f"first order ranks heads as zero ablation does: Spearman {summary['rank_correlation_taylor']:.2f}")
+    out.say(f"wrote run {saved.id} to {workspace.path}")
+    return {"run": saved.id, **summary}
+
+
+def _timeline(args: Args, folder: Path, out: Output) -> dict[str, Any]:
+    from attlas.analyses.checkpoint_timeline import find_checkpoints
+    from attlas.analyses.redundancy_timeline import redundancy_timeline
+
+    workspace = open_workspace(args)
+    checkpoints = find_checkpoints(folder, args.final_step)
+    used: list[Any] = []
+
+    def data(model: Any) -> Any:
+        used.append(load_data(model, args, args.config.seed))
+        return used[0]
+
+    result = redundancy_timeline(checkpoints, data, args.config, track=out.track, device=args.device)
+    saved = result.save(workspace, data=used[0].ref)
+    scores, agreement = result.scores, {module: result.agreement(module) for module in ("attn", "mlp")}
+    out.table(
+        "1 − cosine over training (low = redundant); ρ: ranking of layers against the last checkpoint's",
+        ["step", "loss", *[f"attn {layer}" for layer in range(scores.shape[1])], "ρ attn", "mean mlp", "ρ mlp"],
+        [
+            (
+                checkpoint.step,
+                result.losses[i],
+                *map(float, scores[i, :, 0]),
+                agreement["attn"][i],
+                float(scores[i, :, 1].mean()),
+                agreement["mlp"][i],
+            )
+            for i, checkpoint in enumerate(checkpoints)
+        ],
+    )
+    out.say(f"wrote run {saved.id} to {workspace.path}")
+    return {"run": saved.id, **result.summary()}

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from attlas.analyses.checkpoint_timeline import find_checkpoints
 from attlas.analyses.redundancy import MODULES, RedundancyConfig, redundancy
+from attlas.analyses.redundancy_timeline import redundancy_timeline
+from attlas.cli import main
 from attlas.data.images import ImageDataset
+from attlas.data.models_catalog import EMBEDDED_DIR
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError
-from attlas.interp import HookedModel
+from attlas.interp import HookedModel, load_model
 
 
 def _literal(model: HookedModel, inputs: object) -> np.ndarray:
@@ -57,9 +63,68 @@ def test_saved_run_holds_the_table(gpt2_mini: HookedModel, val_tokens: TokenData
     run = result.save(workspace, gpt2_mini.ref, val_tokens.ref)
     assert run.kind == "redundancy"
     assert workspace.read_table(run, "redundancy").num_rows == 3 * gpt2_mini.cfg.n_layers
+    assert workspace.read_table(run, "block_runs").num_rows == 4 + 3 + 2
     assert len(result.plot().data) == 3
 
 
 def test_batch_size_must_be_positive() -> None:
     with pytest.raises(ConfigError, match="batch_size 0"):
         RedundancyConfig(batch_size=0)
+
+
+def test_block_runs_equal_the_formula(
+    gpt2_mini: HookedModel, vit_mini: HookedModel, val_tokens: TokenDataset, glyphs: ImageDataset
+) -> None:
+    """arccos(cos(x_l, x_{l+n}))/π of the last token, or of the class token of an image, a sequence at a time."""
+    for model, data, inputs, token in (
+        (gpt2_mini, val_tokens.take(3), val_tokens.tokens[:3], -1),
+        (vit_mini, glyphs.take(3), glyphs.pixels[:3], 0),
+    ):
+        rows = redundancy(model, data, RedundancyConfig(batch_size=2)).runs.table().to_pylist()
+        _, cache = model.run_with_cache(inputs, ["*.hook_resid_pre", "*.hook_resid_post"])
+        names = [f"blocks.{layer}.hook_resid_pre" for layer in range(4)] + ["blocks.3.hook_resid_post"]
+        x = [cache[name][:, token].detach().double().numpy() for name in names]
+        for row in rows:
+            before, after = x[row["start"]], x[row["start"] + row["length"]]
+            each = [
+                math.acos(u @ v / math.sqrt((u @ u) * (v @ v))) / math.pi for u, v in zip(before, after, strict=True)
+            ]
+            assert row["distance"] == pytest.approx(np.mean(each), abs=1e-6)
+            same = [r["distance"] for r in rows if r["length"] == row["length"]]
+            assert row["best"] == (row["distance"] == min(same))
+            assert row["low"] <= row["distance"] <= row["high"]
+
+
+def test_over_training(val_tokens: TokenDataset, tmp_path: Path) -> None:
+    """Each checkpoint is scored as it is by itself; attention of a trained model does more than at the start."""
+    checkpoints = find_checkpoints(EMBEDDED_DIR / "gpt2-mini" / "checkpoints")
+    chosen = (checkpoints[0], checkpoints[-1])
+    data = val_tokens.take(4)
+    result = redundancy_timeline(chosen, lambda _model: data, device="cpu")
+    alone = load_model(checkpoints[0].folder, device="cpu")
+    np.testing.assert_allclose(result.scores[0], redundancy(alone, data).scores, atol=1e-12)
+    loss = float(alone.cross_entropy(data.tokens).detach().double().mean())
+    assert result.losses[0] == pytest.approx(loss, abs=1e-5)
+    assert (result.scores[0, :, 0] < result.scores[1, :, 0]).all()
+    assert result.agreement("attn")[-1] == 1
+    run = result.save(Workspace(tmp_path / "w"), data=data.ref)
+    rows = Workspace(tmp_path / "w").read_table(run, "redundancy_timeline").to_pylist()
+    assert len(rows) == 2 * 4 * 3
+    last = sorted((r for r in rows if r["step"] == chosen[1].step and r["module"] == "attn"), key=lambda r: r["rank"])
+    assert [r["score"] for r in last] == sorted(r["score"] for r in last)
+    assert len(result.plot("mlp").data) == 4
+
+
+def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    common = ["--n-tokens", "512", "--seq-len", "128", "--workspace", str(tmp_path / "w"), "--json"]
+    assert main(["redundancy", "--heads", *common]) == 0
+    found = json.loads(capsys.readouterr().out)
+    workspace = Workspace(tmp_path / "w")
+    assert workspace.read_table(found["heads"]["run"], "head_effects").num_rows == 5 * 24
+    assert found["heads"]["rank_correlation_taylor"] > 0
+    assert found["best_run_of_2"] in (0, 1, 2)
+    folder = str(EMBEDDED_DIR / "gpt2-mini" / "checkpoints")
+    assert main(["redundancy", "--checkpoints", folder, "--heads", *common]) == 2
+    assert "one model" in capsys.readouterr().err
+    assert main(["redundancy", "--checkpoints", str(tmp_path / "none"), *common]) == 2
+    assert "not a folder" in capsys.readouterr().err
