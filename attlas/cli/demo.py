@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from attlas.cli.common import OutArgs, Output, open_workspace
 from attlas.data.images import load_images
-from attlas.data.text import TokenDataset, load_tokens
-from attlas.data.workspace import Ref, Run, Workspace
-from attlas.interp import HookedModel, load_model
+from attlas.data.models_catalog import EMBEDDED_DIR
+from attlas.data.text import load_tokens
+from attlas.data.workspace import Run
+from attlas.interp import load_model
 
 
 @dataclass(frozen=True)
 class Args(OutArgs):
-    """Train, evaluate and interpret a sparse autoencoder on gpt2-mini, measure its entropy and redundancy, rank the
-    heads of vit-mini, and open the atlas. Steps whose results are in the workspace already are skipped.
+    """Train, evaluate and interpret a sparse autoencoder on gpt2-mini; measure its entropy, its heads over training, its
+    redundancy and what dropping layers costs; patch its induction circuit; rank and draw the heads of vit-mini; and open
+    the atlas. Steps whose results are in the workspace already are skipped.
 
     Example: attlas demo --workspace workspace
     """
@@ -35,109 +38,180 @@ class Args(OutArgs):
     """Port of the dashboard on 127.0.0.1."""
 
 
-def run(args: Args, out: Output) -> dict[str, Any]:
-    """Five steps on text, one on images; then the dashboard."""
-    workspace = open_workspace(args)
-    model = load_model("gpt2-mini")
-    held_out = load_tokens("embedded:val", model.tokenizer, seq_len=256, n_tokens=65_536, seed=args.seed)
-    seconds: dict[str, float] = {}
-    runs: dict[str, str] = {}
+STEPS = {
+    "train": "sae",
+    "evaluate": "sae_eval",
+    "features": "features",
+    "head survey": "head_survey",
+    "entropy": "entropy",
+    "anatomy": "anatomy",
+    "timeline": "timeline",
+    "redundancy": "redundancy",
+    "drop curve": "drop_curve",
+    "patching": "patching",
+    "vit": "vit",
+    "vit patterns": "vit_patterns",
+}  # step -> kind of run
 
-    def step(name: str, compute: Any) -> Run:
+
+def run(args: Args, out: Output) -> dict[str, Any]:
+    """Every step that is not in the workspace yet; then the dashboard."""
+    demo = _Demo(args, out)
+    seconds: dict[str, float] = {}
+    for name in STEPS:
         out.say(f"[bold]{name}[/bold]")
         start = time.perf_counter()
-        record: Run = compute()
+        demo.runs[name] = demo.found(name) or getattr(demo, name.replace(" ", "_"))()
         seconds[name] = round(time.perf_counter() - start, 1)
-        runs[name] = record.id
-        return record
-
-    sae_run = step("train", lambda: _train(args, workspace, out))
-    step("evaluate", lambda: _evaluate(workspace, model, held_out, sae_run, out))
-    step("features", lambda: _features(workspace, model, held_out, sae_run, out))
-    step("entropy", lambda: _entropy(workspace, model, held_out, out))
-    step("redundancy", lambda: _redundancy(workspace, model, held_out, out))
-    step("vit", lambda: _vit(args, workspace, out))
-    out.table("attlas demo", ["step", "seconds", "run"], [(n, seconds[n], runs[n]) for n in seconds])
+    out.table("attlas demo", ["step", "seconds", "run"], [(n, seconds[n], demo.runs[n].id) for n in seconds])
     if args.serve:
         from attlas.dashboard.app import serve
 
-        serve(workspace.path, port=args.port)
-    return {"workspace": str(workspace.path), "seconds": seconds, "runs": runs}
+        serve(demo.workspace.path, port=args.port)
+    return {
+        "workspace": str(demo.workspace.path),
+        "seconds": seconds,
+        "runs": {name: saved.id for name, saved in demo.runs.items()},
+    }
 
 
-def _train(args: Args, workspace: Workspace, out: Output) -> Run:
-    from attlas.cli.train import training_bar
-    from attlas.saes.train import train_sae
-    from attlas.saes.train_config import TrainConfig
+class _Demo:
+    """The steps: each computes, saves and returns its run."""
 
-    config = TrainConfig(
-        model="gpt2-mini", hooks=(args.hook,), arch="topk", k=16, d_sae=1536, n_tokens=args.n_tokens, seed=args.seed
-    )
-    for found in workspace.runs("sae", model="gpt2-mini"):
-        if found.config.get("n_tokens") == args.n_tokens and args.hook in str(found.config.get("hooks")):
-            return found
-    with training_bar(out, config) as on_step:
-        result = train_sae(config, on_step=on_step)
-    return result.save(workspace)[0]
+    def __init__(self, args: Args, out: Output) -> None:
+        self.args, self.out = args, out
+        self.workspace = open_workspace(args)
+        self.model = load_model("gpt2-mini")
+        self.text = load_tokens("embedded:val", self.model.tokenizer, seq_len=256, n_tokens=65_536, seed=args.seed)
+        self.few = load_tokens("embedded:val", self.model.tokenizer, seq_len=256, n_tokens=8_192, seed=args.seed)
+        self.runs: dict[str, Run] = {}
 
+    def found(self, name: str) -> Run | None:
+        """The run that an earlier demo with the same arguments left here."""
+        of_sae = name in ("evaluate", "features", "head survey")
+        vision = name.startswith("vit")
+        data = None if name in ("train", "patching") else self.images if vision else self.text
+        if name in ("timeline", "drop curve"):
+            data = self.few
+        model = self.vit_model if vision else self.model
+        for run in self.workspace.runs(STEPS[name]):
+            if run.model != model.ref or (data is not None and run.data != data.ref):
+                continue
+            if of_sae and self.runs["train"].id not in run.parents:
+                continue
+            if name != "train" or self._trained_alike(run):
+                return run
+        return None
 
-def _evaluate(workspace: Workspace, model: HookedModel, data: TokenDataset, sae_run: Run, out: Output) -> Run:
-    from attlas.saes.evaluation import EvalConfig, evaluate
-    from attlas.saes.formats import load_sae
-    from attlas.saes.sources import Inputs
+    def _trained_alike(self, run: Run) -> bool:
+        return run.config.get("n_tokens") == self.args.n_tokens and self.args.hook in str(run.config.get("hooks"))
 
-    if found := _child(workspace, "sae_eval", sae_run):
-        return found
-    sae = load_sae(str(workspace.folder(sae_run)))
-    result = evaluate(sae, model, Inputs.of(data), EvalConfig(), track=out.track)
-    for row in result.rows:
-        if row["subject"] == "sae" and row["metric"] in (
-            "l0",
-            "explained_variance",
-            "ce_recovered",
-            "ce_loss_recovered",
-        ):
-            out.say(f"  {row['metric']}: {row['value']:.3f}")
-    return result.save(workspace, parents=(sae_run.id,))
+    @cached_property
+    def sae(self) -> Any:
+        from attlas.saes.formats import load_sae
 
+        return load_sae(str(self.workspace.folder(self.runs["train"]))).to(self.model.device)
 
-def _features(workspace: Workspace, model: HookedModel, data: TokenDataset, sae_run: Run, out: Output) -> Run:
-    from attlas.analyses.features import FeaturesConfig, features
-    from attlas.saes.formats import load_sae
+    @cached_property
+    def vit_model(self) -> Any:
+        return load_model("vit-mini")
 
-    if found := _child(workspace, "features", sae_run):
-        return found
-    sae = load_sae(str(workspace.folder(sae_run)))
-    result = features(model, sae, data, FeaturesConfig(), track=out.track)
-    return result.save(workspace, model.ref, data.ref, parents=(sae_run.id,))
+    @cached_property
+    def images(self) -> Any:
+        spec = self.vit_model.image_spec
+        return load_images("embedded:glyphs", spec, n_images=self.args.n_images, seed=self.args.seed)
 
+    def train(self) -> Run:
+        from attlas.cli.train import training_bar
+        from attlas.saes.train import train_sae
+        from attlas.saes.train_config import TrainConfig
 
-def _child(workspace: Workspace, kind: str, parent: Run) -> Run | None:
-    return next((r for r in workspace.runs(kind) if parent.id in r.parents), None)
+        args = self.args
+        config = TrainConfig(
+            model="gpt2-mini", hooks=(args.hook,), arch="topk", k=16, d_sae=1536, n_tokens=args.n_tokens, seed=args.seed
+        )
+        with training_bar(self.out, config) as on_step:
+            result = train_sae(config, on_step=on_step)
+        return result.save(self.workspace)[0]
 
+    def evaluate(self) -> Run:
+        from attlas.saes.evaluation import evaluate
+        from attlas.saes.sources import Inputs
 
-def _same(workspace: Workspace, kind: str, model: Ref, data: Ref) -> Run | None:
-    return next((r for r in workspace.runs(kind) if r.model == model and r.data == data), None)
+        result = evaluate(self.sae, self.model, Inputs.of(self.text), track=self.out.track)
+        shown = ("l0", "explained_variance", "ce_recovered")
+        for row in result.rows:
+            if row["subject"] == "sae" and row["metric"] in shown:
+                self.out.say(f"  {row['metric']}: {row['value']:.3f}")
+        return result.save(self.workspace, parents=(self.runs["train"].id,))
 
+    def features(self) -> Run:
+        from attlas.analyses.features import features
 
-def _entropy(workspace: Workspace, model: HookedModel, data: TokenDataset, out: Output) -> Run:
-    from attlas.analyses.entropy import entropy
+        result = features(self.model, self.sae, self.text, track=self.out.track)
+        return result.save(self.workspace, self.model.ref, self.text.ref, parents=(self.runs["train"].id,))
 
-    found = _same(workspace, "entropy", model.ref, data.ref)
-    return found or entropy(model, data, track=out.track).save(workspace, model.ref, data.ref)
+    def head_survey(self) -> Run:
+        from attlas.analyses.head_survey import head_survey
 
+        table = self.workspace.read_table(self.runs["features"], "features").select(["feature", "family"]).to_pydict()
+        families = {self.args.hook: dict(zip(table["feature"], table["family"], strict=True))}
+        saes = {self.args.hook: self.sae}
+        result = head_survey(self.model, saes, self.text, families=families, track=self.out.track)
+        return result.save(self.workspace, self.model.ref, self.text.ref, parents=(self.runs["train"].id,))
 
-def _redundancy(workspace: Workspace, model: HookedModel, data: TokenDataset, out: Output) -> Run:
-    from attlas.analyses.redundancy import redundancy
+    def entropy(self) -> Run:
+        from attlas.analyses.entropy import entropy
 
-    found = _same(workspace, "redundancy", model.ref, data.ref)
-    return found or redundancy(model, data, track=out.track).save(workspace, model.ref, data.ref)
+        return entropy(self.model, self.text, track=self.out.track).save(self.workspace, self.model.ref, self.text.ref)
 
+    def anatomy(self) -> Run:
+        from attlas.analyses.map_anatomy import map_anatomy
 
-def _vit(args: Args, workspace: Workspace, out: Output) -> Run:
-    from attlas.analyses.vit import vit
+        return map_anatomy(self.model, self.text, track=self.out.track).save(
+            self.workspace, self.model.ref, self.text.ref
+        )
 
-    model = load_model("vit-mini")
-    images = load_images("embedded:glyphs", model.image_spec, n_images=args.n_images, seed=args.seed)
-    found = _same(workspace, "vit", model.ref, images.ref)
-    return found or vit(model, images, track=out.track).save(workspace, model.ref, images.ref)
+    def timeline(self) -> Run:
+        from attlas.analyses.checkpoint_timeline import find_checkpoints, timeline
+
+        checkpoints = find_checkpoints(EMBEDDED_DIR / "gpt2-mini" / "checkpoints")
+        result = timeline(checkpoints, lambda _model: self.few, track=self.out.track)
+        return result.save(self.workspace, data=self.few.ref)
+
+    def redundancy(self) -> Run:
+        from attlas.analyses.redundancy import redundancy
+
+        return redundancy(self.model, self.text, track=self.out.track).save(
+            self.workspace, self.model.ref, self.text.ref
+        )
+
+    def drop_curve(self) -> Run:
+        from attlas.analyses.prune import drop_curve
+
+        calibration = load_tokens(
+            "embedded:train", self.model.tokenizer, seq_len=256, n_tokens=8_192, seed=self.args.seed
+        )
+        result = drop_curve(self.model, calibration, self.few, track=self.out.track)
+        return result.save(self.workspace, self.model.ref, self.few.ref)
+
+    def patching(self) -> Run:
+        from attlas.analyses.circuits import PatchingConfig, TaskConfig, make_task, patching
+
+        task = make_task(self.model, TaskConfig(task="induction", n_prompts=32, seed=self.args.seed))
+        result = patching(self.model, task, PatchingConfig(by="head", seed=self.args.seed), track=self.out.track)
+        return result.save(self.workspace, self.model.ref)
+
+    def vit(self) -> Run:
+        from attlas.analyses.vit import vit
+
+        return vit(self.vit_model, self.images, track=self.out.track).save(
+            self.workspace, self.vit_model.ref, self.images.ref
+        )
+
+    def vit_patterns(self) -> Run:
+        from attlas.analyses.vit_patterns import VitPatternsConfig, vit_patterns
+
+        config = VitPatternsConfig(n_maps=1_200, n_epochs=15, seed=self.args.seed)
+        result = vit_patterns(self.vit_model, self.images, config, track=self.out.track)
+        return result.save(self.workspace, self.vit_model.ref, self.images.ref)
