@@ -18,17 +18,19 @@ from attlas.errors import ConfigError
 class Args(DataArgs, ModelArgs, OutArgs):
     """Score how much every attention, MLP and block turns the residual stream; a low score marks a redundant one.
 
-    With --heads also what every head is worth, by ablation and by gradients; with --checkpoints the scores over a
-    training.
+    With --alone also the loss without each module alone; with --heads what every head is worth, by ablation and by
+    gradients; with --checkpoints the scores over a training.
 
     For example:
 
         attlas redundancy --model gpt2-mini --n-tokens 65536 --workspace workspace
-        attlas redundancy --heads --n-tokens 8192
+        attlas redundancy --alone --heads --n-tokens 8192
         attlas redundancy --checkpoints data/models/gpt2-mini/checkpoints
     """
 
     config: Annotated[RedundancyConfig, tyro.conf.arg(name="")] = field(default_factory=RedundancyConfig)
+    alone: bool = False
+    """Also measure the loss without each attention, MLP and block alone."""
     heads: bool = False
     """Also measure every head: zero, mean and identity ablation, and first order from one gradient."""
     checkpoints: Path | None = None
@@ -40,8 +42,8 @@ class Args(DataArgs, ModelArgs, OutArgs):
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
     if args.checkpoints is not None:
-        if args.heads:
-            raise ConfigError("--heads measures one model; leave out --checkpoints")
+        if args.heads or args.alone:
+            raise ConfigError("--heads and --alone measure one model; leave out --checkpoints")
         return _timeline(args, args.checkpoints, out)
     workspace = open_workspace(args)
     model = open_model(args, out)
@@ -56,9 +58,28 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     )
     out.say(f"wrote run {saved.id} to {workspace.path}")
     found: dict[str, Any] = {"run": saved.id, **result.summary(), "ranking": ranking}
+    if args.alone:
+        found["alone"] = _alone(model, data, result, args, workspace, out)
     if args.heads:
         found["heads"] = _heads(model, data, args, workspace, out)
     return found
+
+
+def _alone(model: Any, data: Any, scores: Any, args: Args, workspace: Any, out: Output) -> dict[str, Any]:
+    from attlas.analyses.module_effects import module_effects
+
+    result = module_effects(model, data, args.config, track=out.track)
+    saved = result.save(workspace, model.ref, data.ref)
+    agreement = {module: result.rank_correlation(scores, module) for module in ("attn", "mlp", "block")}
+    out.table(
+        f"{model.name}: Δ loss in nats without one module alone",
+        ["layer", "attn", "mlp", "block"],
+        [(layer, *map(float, row)) for layer, row in enumerate(result.delta)],
+    )
+    said = ", ".join(f"{module} {value:.2f}" for module, value in agreement.items())
+    out.say(f"scores rank layers as the losses do, Spearman: {said}")
+    out.say(f"wrote run {saved.id} to {workspace.path}")
+    return {"run": saved.id, **result.summary(), "rank_correlation_with_score": agreement}
 
 
 def _heads(model: Any, data: Any, args: Args, workspace: Any, out: Output) -> dict[str, Any]:

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from attlas.analyses.checkpoint_timeline import find_checkpoints
+from attlas.analyses.drop_scores import quality
+from attlas.analyses.drop_selection import Drop, masked
+from attlas.analyses.module_effects import module_effects
 from attlas.analyses.redundancy import MODULES, RedundancyConfig, redundancy
 from attlas.analyses.redundancy_timeline import redundancy_timeline
 from attlas.cli import main
@@ -95,6 +98,21 @@ def test_block_runs_equal_the_formula(
             assert row["low"] <= row["distance"] <= row["high"]
 
 
+@pytest.mark.parametrize("name", ["gpt2_mini", "vit_mini"])
+def test_modules_alone_equal_whole_passes_of_the_masked_model(
+    name: str, request: pytest.FixtureRequest, val_tokens: TokenDataset, glyphs: ImageDataset
+) -> None:
+    model: HookedModel = request.getfixturevalue(name)
+    data = val_tokens.take(3) if name == "gpt2_mini" else glyphs.take(5)
+    result = module_effects(model, data, RedundancyConfig(batch_size=2))
+    dense = quality(model, data)[0]
+    for unit in (("attn", 0), ("mlp", 2), ("block", 3), ("attn", 3)):
+        with masked(model, Drop.of([unit])):
+            expected = quality(model, data)[0] - dense
+        assert result.of(unit) == pytest.approx(expected, abs=2e-5)
+        assert abs(expected) > 1e-4
+
+
 def test_over_training(val_tokens: TokenDataset, tmp_path: Path) -> None:
     """Each checkpoint is scored as it is by itself; attention of a trained model does more than at the start."""
     checkpoints = find_checkpoints(EMBEDDED_DIR / "gpt2-mini" / "checkpoints")
@@ -117,11 +135,13 @@ def test_over_training(val_tokens: TokenDataset, tmp_path: Path) -> None:
 
 def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     common = ["--n-tokens", "512", "--seq-len", "128", "--workspace", str(tmp_path / "w"), "--json"]
-    assert main(["redundancy", "--heads", *common]) == 0
+    assert main(["redundancy", "--heads", "--alone", *common]) == 0
     found = json.loads(capsys.readouterr().out)
     workspace = Workspace(tmp_path / "w")
     assert workspace.read_table(found["heads"]["run"], "head_effects").num_rows == 5 * 24
     assert found["heads"]["rank_correlation_taylor"] > 0
+    assert workspace.read_table(found["alone"]["run"], "module_effects").num_rows == 12
+    assert set(found["alone"]["rank_correlation_with_score"]) == {"attn", "mlp", "block"}
     assert found["best_run_of_2"] in (0, 1, 2)
     folder = str(EMBEDDED_DIR / "gpt2-mini" / "checkpoints")
     assert main(["redundancy", "--checkpoints", folder, "--heads", *common]) == 2

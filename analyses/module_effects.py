@@ -1,0 +1,139 @@
+"""What each attention, MLP and block costs when it alone is dropped: Δ loss, exactly, with the prefix before it shared.
+
+The sum over several modules predicts what dropping them together costs, as far as they do not stand in for each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from attlas.analyses.bootstrap import bootstrap_mean
+from attlas.analyses.drop_selection import Drop, Unit, masked
+from attlas.analyses.head_effects import sequence_loss, spearman
+from attlas.analyses.prefix_reuse import Prefix
+from attlas.analyses.redundancy import MODULES, RedundancyConfig, RedundancyResult
+from attlas.data.images import ImageDataset
+from attlas.data.progress import Track, no_track
+from attlas.data.schema import TableSchema, column
+from attlas.data.text import TokenDataset
+from attlas.data.workspace import Ref, Run, Workspace
+from attlas.errors import ConfigError
+from attlas.interp import HookedModel
+
+MODULE_EFFECTS = TableSchema(
+    "module_effects",
+    "one module of one layer, dropped alone",
+    (
+        column("layer", pa.int16(), "", "layer index, from 0"),
+        column("module", pa.string(), "", "attn, mlp, or block (both)"),
+        column("delta", pa.float64(), "nats", "cross-entropy without the module less that of the whole model"),
+        column("low", pa.float64(), "nats", "95 % bootstrap interval over sequences (images), lower end"),
+        column("high", pa.float64(), "nats", "95 % bootstrap interval over sequences (images), upper end"),
+        column("n_sequences", pa.int64(), "", "sequences or images measured"),
+    ),
+)
+SCHEMAS = (MODULE_EFFECTS,)
+
+
+@dataclass(frozen=True)
+class ModuleEffectsResult:
+    """Δ loss of each sequence, float64 [n_sequences, layer, module], modules in the order attn, mlp, block."""
+
+    per_sequence: np.ndarray
+    config: RedundancyConfig
+
+    @property
+    def delta(self) -> np.ndarray:
+        """Mean Δ loss [layer, module]."""
+        found: np.ndarray = self.per_sequence.mean(0)
+        return found
+
+    def of(self, unit: Unit) -> float:
+        """Δ loss of a unit such as ("attn", 3)."""
+        return float(self.delta[unit[1], MODULES.index(unit[0])])
+
+    def table(self) -> pa.Table:
+        """Table module_effects."""
+        config = self.config
+        mean, low, high = bootstrap_mean(self.per_sequence, seed=config.seed, n_samples=config.n_bootstrap)
+        rows = []
+        for layer, slot in np.ndindex(*mean.shape):
+            row = {"layer": layer, "module": MODULES[slot], "delta": float(mean[layer, slot])}
+            interval = {"low": float(low[layer, slot]), "high": float(high[layer, slot])}
+            rows.append({**row, **interval, "n_sequences": len(self.per_sequence)})
+        return MODULE_EFFECTS.table(rows)
+
+    def tables(self) -> dict[str, pa.Table]:
+        return {"module_effects": self.table()}
+
+    def rank_correlation(self, scores: RedundancyResult, module: str) -> float:
+        """Spearman's ρ over layers between the redundancy score and what dropping the module costs."""
+        slot = MODULES.index(module)
+        return spearman(scores.scores[:, slot], self.delta[:, slot])
+
+    def plot(self) -> Any:
+        """Δ loss by layer, one line a module."""
+        import plotly.graph_objects as go
+
+        figure = go.Figure()
+        for slot, module in enumerate(MODULES):
+            figure.add_scatter(y=self.delta[:, slot], name=module, mode="lines+markers")
+        figure.update_layout(title="dropped alone", xaxis_title="layer", yaxis_title="Δ loss (nats)")
+        return figure
+
+    def summary(self) -> dict[str, Any]:
+        """The cheapest and the costliest layer of each module."""
+        found: dict[str, Any] = {}
+        for slot, module in enumerate(MODULES):
+            values = self.delta[:, slot]
+            found[f"cheapest_{module}"], found[f"costliest_{module}"] = int(values.argmin()), int(values.argmax())
+            found[f"cheapest_{module}_delta"] = float(values.min())
+        return found
+
+    def save(self, workspace: Workspace, model: Ref, data: Ref) -> Run:
+        """Write a run of kind "module_effects"."""
+        begun = workspace.begin("module_effects", model=model, data=data, config=self.config, seed=self.config.seed)
+        with begun as run:
+            run.table("module_effects", self.table())
+            run.summary = self.summary()
+        return run.record
+
+
+@torch.no_grad()
+def module_effects(
+    model: HookedModel,
+    data: TokenDataset | ImageDataset,
+    config: RedundancyConfig | None = None,
+    track: Track = no_track,
+) -> ModuleEffectsResult:
+    """Drop every module alone, sequence by sequence (text: mean next-token loss; images: loss of the true class).
+
+    Raises:
+        ConfigError: a vision model without classifier, or images without labels.
+    """
+    config = config or RedundancyConfig()
+    labels = getattr(data, "labels", None)
+    if model.cfg.family == "vit" and (labels is None or not model.cfg.n_classes):
+        raise ConfigError(f"{model.name} needs a classifier and labelled images for a loss; see `attlas vit`")
+    parts: list[np.ndarray] = []
+    start = 0
+    for batch in track(data.batches(config.batch_size), "modules alone"):
+        target = (batch if labels is None else labels[start : start + len(batch)]).to(model.device)
+        start += len(batch)
+        prefix = Prefix(model, batch)
+        clean = sequence_loss(model, target, prefix.output)
+        found = np.zeros((len(batch), model.cfg.n_layers, len(MODULES)))
+        for layer in range(model.cfg.n_layers):
+            for slot, module in enumerate(MODULES):
+                with masked(model, Drop.of([(module, layer)])):
+                    loss = prefix.run_from(
+                        layer, prefix.residual[layer], lambda x, t=target: sequence_loss(model, t, x)
+                    )
+                found[:, layer, slot] = (loss[0] - clean).double().cpu().numpy()
+        parts.append(found)
+    return ModuleEffectsResult(np.concatenate(parts), config)
