@@ -82,6 +82,7 @@ def _route(app: Dash, store: Store, pages: tuple[Page, ...]) -> None:
         Input("tick", "n_intervals"),
         Input("acted", "data"),
         State("seen", "data"),
+        running=[(Output("tick", "max_intervals"), 0, -1)],  # a tick during a slow drawing would throw the drawing away
     )
     def draw(
         path: str | None, search: str | None, look: str | None, _tick: int | None, _acted: Any, seen: str | None
@@ -133,6 +134,13 @@ def _route(app: Dash, store: Store, pages: tuple[Page, ...]) -> None:
         Input(_FIGURES, "clickData"),
         Input(_FIGURES, "selectedData"),
         State(_FIGURES, "id"),
+        prevent_initial_call=True,
+    )
+    app.clientside_callback(
+        ClientsideFunction(local, "tap"),
+        Output("url", "search", allow_duplicate=True),
+        Input({"type": "network", "name": ALL, "pick": ALL}, "tapNodeData"),
+        State({"type": "network", "name": ALL, "pick": ALL}, "id"),
         prevent_initial_call=True,
     )
     app.clientside_callback(
