@@ -237,7 +237,7 @@ def _train(
     if method == "sigma_reparam":
         sigma_reparam(model)
     steps, lr = (config.vit_steps, config.vit_lr) if name == "vit" else (config.lm_steps, config.lm_lr)
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     generator = torch.Generator().manual_seed(seed)
     batch_size, key = (32, "pixel_values") if name == "vit" else (16, "input_ids")
     inputs, labels = data

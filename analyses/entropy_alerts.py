@@ -22,7 +22,8 @@ class AlertConfig:
 
     Attributes:
         collapse: a head has collapsed when its entropy is below this fraction of the reference.
-        reference: "start" (the head's own first check) or "log_t" (uniform attention).
+        reference: "start" (the head's own first check) or "log_t" (uniform attention). Both are of normalised entropy, so
+            that batches of another length raise no alert.
         uniform: a head is uniform when its normalised entropy is above this.
         grace: checks before "uniform" counts; heads start near uniform, and being *stuck* there is what matters.
         patience: consecutive checks before an alert begins or ends.
@@ -60,7 +61,7 @@ class Alert:
         layer, head: which head; layer counts the tracker's sites.
         since: the step of the first of the consecutive checks that led here.
         step: the step of this check.
-        value, threshold: entropy in nats (collapse), or normalised entropy (uniform), and the line it crossed.
+        value, threshold: normalised entropy (for "nonfinite" the share of such queries), and the line it crossed.
     """
 
     kind: Kind
@@ -124,33 +125,30 @@ class AlertMonitor:
         """bool [layers, heads]: where an alert is on."""
         return self._latches[kind].on.copy()
 
-    def update(
-        self, step: int, entropy: np.ndarray, normalized: np.ndarray, nonfinite: np.ndarray | None = None
-    ) -> list[Alert]:
+    def update(self, step: int, normalized: np.ndarray, nonfinite: np.ndarray | None = None) -> list[Alert]:
         """Take in one check, give the alerts that begin or end with it.
 
         Args:
             step: of training.
-            entropy: [layers, heads] nats; NaN where nothing was measured.
-            normalized: [layers, heads].
+            normalized: [layers, heads] entropy over log(keys); NaN where no query had two keys or more.
             nonfinite: [layers, heads] share of queries whose statistics are NaN or infinite.
         """
         config = self.config
         self.n_checks += 1
-        self.start = np.where(np.isnan(self.start), entropy, self.start)
-        value, reference = (entropy, self.start) if config.reference == "start" else (normalized, 1.0)
-        floor = np.broadcast_to(config.collapse * np.asarray(reference, dtype=np.float64), entropy.shape)
+        self.start = np.where(np.isnan(self.start), normalized, self.start)
+        reference = self.start if config.reference == "start" else np.ones(normalized.shape)
+        floor = config.collapse * reference
         stuck = normalized > config.uniform
         if self.n_checks <= config.grace:
             stuck = np.zeros_like(stuck)
         loose = normalized < 1 - config.release * (1 - config.uniform)
         if config.uniform == 1:
             loose = normalized < 1
-        bad = np.zeros(entropy.shape) if nonfinite is None else nonfinite
+        bad = np.zeros(normalized.shape) if nonfinite is None else nonfinite
         checks: list[tuple[Kind, np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = [
-            ("collapse", value < floor, value > config.release * floor, value, floor),
-            ("uniform", stuck, loose, normalized, np.full(entropy.shape, config.uniform)),
-            ("nonfinite", bad > 0, bad == 0, bad, np.zeros(entropy.shape)),
+            ("collapse", normalized < floor, normalized > config.release * floor, normalized, floor),
+            ("uniform", stuck, loose, normalized, np.full(normalized.shape, config.uniform)),
+            ("nonfinite", bad > 0, bad == 0, bad, np.zeros(normalized.shape)),
         ]
         found = []
         for kind, enter, leave, values, line in checks:

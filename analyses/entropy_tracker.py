@@ -299,7 +299,7 @@ class EntropyTracker:
         columns = means_of(sums)
         norms = {i: {k: _plain(v) for k, v in n.items()} for i, n in self._norms.items()}
         self._log.add(self.steps, columns, norms, None if loss is None else float(torch.as_tensor(loss).detach()))
-        for alert in self.monitor.update(self.steps, columns["entropy"], columns["normalized"], columns["nonfinite"]):
+        for alert in self.monitor.update(self.steps, columns["normalized"], columns["nonfinite"]):
             self._raise_alert(alert)
 
     def _raise_alert(self, alert: Alert) -> None:

@@ -13,7 +13,7 @@ def _feed(monitor: AlertMonitor, entropies: list[float], log_t: float = 4.0) -> 
     found = []
     for step, value in enumerate(entropies):
         grid = np.array([[value, 3.0]])
-        found += monitor.update(10 * step, grid, grid / log_t)
+        found += monitor.update(10 * step, grid / log_t)
     return found
 
 
@@ -24,7 +24,7 @@ def test_collapse_begins_and_ends_with_the_step_it_began() -> None:
         ("collapse", True, 0, 0, 10, 30),
         ("collapse", False, 0, 0, 70, 90),
     ]
-    assert alerts[0].threshold == pytest.approx(0.3)
+    assert alerts[0].threshold == pytest.approx(0.1 * 3 / 4)
     assert "head 0.0" in str(alerts[0])
     assert "since step 10" in str(alerts[0])
 
@@ -55,11 +55,11 @@ def test_uniform_counts_after_the_grace_only() -> None:
 def test_nonfinite_and_absent_heads() -> None:
     monitor = AlertMonitor((1, 2), AlertConfig(patience=3))
     value = np.array([[np.nan, 3.0]])
-    alerts = monitor.update(0, value, value / 4, np.array([[1.0, 0.0]]))
+    alerts = monitor.update(0, value / 4, np.array([[1.0, 0.0]]))
     assert [(a.kind, a.head) for a in alerts] == [("nonfinite", 0)]
     silent = AlertMonitor((1, 2), AlertConfig(patience=1))
     for step in range(5):
-        assert silent.update(step, value, value / 4) == []
+        assert silent.update(step, value / 4) == []
 
 
 @pytest.mark.parametrize(
