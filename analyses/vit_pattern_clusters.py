@@ -17,7 +17,7 @@ class Quality:
     """How well one way of coding maps does.
 
     Attributes:
-        method: "autoencoder", "pca", or "untrained" (the autoencoder's random start).
+        method: "autoencoder", "pca", or "untrained" (an encoder of random weights).
         n_latent: size of the code.
         explained: explained variance of held-out maps (Hellinger vectors), by seed; empty for "untrained".
         ari: adjusted Rand index of the clusters of every two seeds, on all maps.
@@ -71,7 +71,9 @@ def encode_and_cluster(
     quality.append(_quality("pca", codes, [kmeans(codes, n_clusters, s) for s in seeds], (share,)))
 
     random = [
-        PatternAutoencoder(n_latent=n_latent, n_epochs=1, learning_rate=1e-12, seed=s).fit(maps[~held_out])
+        PatternAutoencoder(n_latent=n_latent, n_epochs=1, learning_rate=1e-12, start="random", seed=s).fit(
+            maps[~held_out]
+        )
         for s in seeds
     ]
     codes_by_seed = [c.transform(maps) for c in random]
@@ -90,7 +92,7 @@ def _quality(method: str, latents: np.ndarray, labels: list[np.ndarray], explain
     return Quality(method, latents.shape[1], explained, ari, float(silhouette))
 
 
-DESCRIPTORS = ("self", "near", "same_row", "same_column", "evenness", "patch_mass")
+DESCRIPTORS = ("self", "near", "same_row", "same_column", "evenness", "patch_mass", "down", "right")
 
 
 def describe(sample: PatternSample) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import tyro
 
 from attlas.analyses.vit import VitConfig, vit
@@ -72,17 +73,16 @@ def _heads(args: Args, out: Output, model: HookedModel, images: ImageDataset, wo
     result = vit(model, images, args.config, track=out.track)
     saved = result.save(workspace, model.ref, images.ref)
     values = result.heatmap(result.main_metric)
-    strength = result.strength
-    assert strength is not None
-    order = sorted(((float(v), i) for i, v in _flat(values)), reverse=True)[:8]
+    shown = [result.main_metric, *(m for m in ("mean_distance_px", "cls_to_patch") if m != result.main_metric)]
+    there = [m for m in shown if m == result.main_metric or result.strength is not None]
+    names = {"mean_distance_px": "reach, px", "cls_to_patch": "CLS → patches"}
+    order = sorted(((float(v), at) for at, v in np.ndenumerate(values)), reverse=True)[:8]
+    how = f"{args.config.ablations[0]} ablation, " if result.importance else ""
     out.table(
-        f"{model.name}: heads by {result.main_metric} ({args.config.ablations[0]} ablation, {len(images)} images)",
-        ["head", result.main_metric, "reach, px", "CLS → patches"],
-        [
-            (f"{layer}.{head}", v, float(strength.distance[layer, head]), float(strength.mean("cls_to_patch")[layer, head]))
-            for v, (layer, head) in order
-        ],
-    )  # fmt: skip
+        f"{model.name}: heads by {result.main_metric} ({how}{len(images)} images)",
+        ["head", *(names.get(m, m) for m in there)],
+        [(f"{at[0]}.{at[1]}", *(float(result.heatmap(m)[at]) for m in there)) for _, at in order],
+    )
     return saved, result.summary()
 
 
@@ -145,7 +145,3 @@ def _patterns(args: Args, out: Output, model: HookedModel, images: ImageDataset,
 
 
 _RUN = {"heads": _heads, "pruning": _pruning, "tokens": _tokens, "patterns": _patterns}
-
-
-def _flat(values: Any) -> list[tuple[tuple[int, int], float]]:
-    return [((layer, head), values[layer, head]) for layer in range(values.shape[0]) for head in range(values.shape[1])]

@@ -1,0 +1,176 @@
+"""Patterns of ViT heads: the draw, the codes and their controls, clusters and their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+from sklearn.metrics import adjusted_rand_score
+
+from attlas.analyses.vit_pattern_autoencoder import PatternAutoencoder, hellinger
+from attlas.analyses.vit_pattern_clusters import describe, encode_and_cluster, kmeans, name_cluster, prototypes
+from attlas.analyses.vit_pattern_sample import PatternSample, sample_patterns
+from attlas.analyses.vit_patterns import VitPatternsConfig, VitPatternsResult, vit_patterns
+from attlas.data.images import ImageDataset
+from attlas.data.workspace import Workspace
+from attlas.errors import ConfigError
+from attlas.interp import HookedModel
+
+GRID = (5, 6)
+
+
+def _drawn(kind: str, query: int) -> np.ndarray:
+    """A map of one of the shapes that clusters are named after, for a query on the grid."""
+    rows, columns = GRID
+    y, x = divmod(query, columns)
+    dy, dx = np.abs(np.arange(rows) - y)[:, None], np.abs(np.arange(columns) - x)[None]
+    hop = np.maximum(dy, dx)
+    shape = {
+        "self": hop == 0,
+        "near": hop == 1,
+        "row": (dy == 0) & (dx > 0),
+        "column": (dx == 0) & (dy > 0),
+        "even": hop >= 0,
+        "below": (np.arange(rows) > y)[:, None] & (dx >= 0),
+    }[kind].astype(float)
+    map_: np.ndarray = shape / max(shape.sum(), 1) * 0.8
+    return map_
+
+
+def _synthetic(kinds: tuple[str, ...], each: int = 40) -> tuple[PatternSample, np.ndarray]:
+    draw = np.random.default_rng(0)
+    truth = np.repeat(np.arange(len(kinds)), each)
+    queries = draw.integers(7, 22, size=len(truth))
+    maps = np.stack([_drawn(kinds[t], int(q)) for t, q in zip(truth, queries, strict=True)])
+    maps = (maps + draw.uniform(0, 0.004, size=maps.shape)).astype(np.float32)
+    nothing = np.zeros(len(truth), dtype=np.int16)
+    return PatternSample(maps, nothing, nothing, nothing, queries, GRID), truth
+
+
+def test_the_draw_is_even_and_reads_the_right_maps(vit_mini: HookedModel, glyphs: ImageDataset) -> None:
+    sample = sample_patterns(vit_mini, glyphs, n_maps=120, seed=3, batch_size=11)
+    counts = np.zeros((4, 6), int)
+    np.add.at(counts, (sample.layer, sample.head), 1)
+    assert (counts == 5).all()
+    cache = vit_mini.capture(glyphs.pixels, "blocks.*.attn.hook_pattern")
+    prefix, (rows, columns) = vit_mini.cfg.n_prefix_tokens, sample.grid
+    for i in range(0, len(sample), 7):
+        pattern = cache[f"blocks.{sample.layer[i]}.attn.hook_pattern"]
+        row = pattern[int(sample.image[i]), int(sample.head[i]), prefix + int(sample.query[i]), prefix:]
+        np.testing.assert_allclose(sample.maps[i].ravel(), row.numpy(), atol=2e-6)
+        y, x = divmod(int(sample.query[i]), columns)
+        moved = sample.recentred()[i]
+        for r in range(rows):
+            for c in range(columns):
+                assert moved[r - y + rows - 1, c - x + columns - 1] == sample.maps[i, r, c]
+        assert moved.sum() == pytest.approx(sample.maps[i].sum(), abs=1e-6)
+    again = sample_patterns(vit_mini, glyphs, n_maps=120, seed=3)
+    assert np.array_equal(again.query, sample.query)
+    assert not np.array_equal(sample_patterns(vit_mini, glyphs, n_maps=120, seed=4).query, sample.query)
+
+
+def test_autoencoder_fits_transforms_and_scores() -> None:
+    sample, truth = _synthetic(("self", "row", "column"))
+    coder = PatternAutoencoder(n_latent=2, n_hidden=32, n_epochs=40, batch_size=16)
+    with pytest.raises(ConfigError, match="not fitted"):
+        coder.transform(sample.maps)
+    latents = coder.fit_transform(sample.maps)
+    assert latents.shape == (len(truth), 2)
+    assert coder.losses_[-1] < 0.9 * coder.losses_[0]
+    linear = PCA(2).fit(hellinger(sample.maps)).explained_variance_ratio_.sum()
+    assert coder.score(sample.maps) > linear + 0.02  # it starts from PCA, and what is curved is left to the MLP
+    twin = PatternAutoencoder(n_latent=2, n_hidden=32, n_epochs=40, batch_size=16)
+    np.testing.assert_array_equal(twin.fit(sample.maps).transform(sample.maps), latents)
+    rebuilt = coder.inverse_transform(latents)
+    np.testing.assert_allclose(rebuilt.sum(1), 1, atol=1e-5)
+    x = hellinger(sample.maps).astype(np.float64)
+    decoded = coder._decoder(torch.from_numpy(latents)).detach().numpy() + coder._mean.numpy()
+    by_hand = 1 - np.square(x - decoded).sum() / np.square(x - x.mean(0)).sum()
+    assert coder.score(sample.maps) == pytest.approx(by_hand, abs=1e-4)
+    with pytest.raises(ConfigError, match="cells"):
+        coder.transform(sample.maps[:, :2])
+    with pytest.raises(ConfigError, match="at least 2"):
+        PatternAutoencoder().fit(sample.maps[:1])
+
+
+def test_hellinger_vectors_are_units_and_empty_maps_are_flat() -> None:
+    maps = np.stack([np.eye(3), np.zeros((3, 3))])
+    found = hellinger(maps)
+    np.testing.assert_allclose(np.square(found).sum(1), 1, atol=1e-6)
+    np.testing.assert_allclose(found[1], 1 / 3, atol=1e-6)
+
+
+def test_controls_and_stability_of_clusters() -> None:
+    kinds = ("self", "near", "row", "column")
+    sample, truth = _synthetic(kinds)
+    maps = sample.recentred()
+    held_out = np.arange(len(maps)) % 5 == 0
+    coder, _, labels, quality = encode_and_cluster(
+        maps, held_out, n_latent=3, n_clusters=4, n_epochs=40, seeds=(0, 1, 2)
+    )
+    found = {q.method: q for q in quality}
+    assert set(found) == {"autoencoder", "pca", "untrained"}
+    assert len(found["autoencoder"].explained) == 3
+    assert len(found["autoencoder"].ari) == 3
+    x = hellinger(maps).astype(np.float64)
+    pca = PCA(3, svd_solver="full").fit(x[~held_out])
+    codes = pca.transform(x)
+    back = pca.inverse_transform(codes[held_out])
+    rest = np.square(x[held_out] - x[~held_out].mean(0)).sum()
+    assert found["pca"].explained == pytest.approx((1 - np.square(x[held_out] - back).sum() / rest,), abs=1e-4)
+    assert min(found["autoencoder"].explained) > found["pca"].explained[0]
+    assert adjusted_rand_score(truth, labels) > 0.95
+    assert min(found["autoencoder"].ari) > 0.6
+    expected = [adjusted_rand_score(kmeans(codes, 4, a), kmeans(codes, 4, b)) for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert found["pca"].ari == pytest.approx(expected)
+    assert found["autoencoder"].explained[0] == pytest.approx(coder.score(maps[held_out]))
+    noise = np.random.default_rng(0).normal(size=(160, 3)).astype(np.float32)
+    assert adjusted_rand_score(kmeans(noise[:, :1], 4, 0), kmeans(noise[:, 1:], 4, 1)) < 0.2
+
+
+@pytest.mark.parametrize("kind", ["self", "near", "row", "column", "even", "below"])
+def test_clusters_are_named_by_what_they_look_at(kind: str) -> None:
+    sample, truth = _synthetic((kind,), each=30)
+    means = {name: float(values.mean()) for name, values in describe(sample).items()}
+    assert name_cluster(means) == kind
+    assert means["patch_mass"] == pytest.approx(float(sample.maps.sum((1, 2)).mean()), rel=1e-5)
+    middle = prototypes(sample, truth)[0]
+    assert middle.shape == (2 * GRID[0] - 1, 2 * GRID[1] - 1)
+    if kind == "self":
+        assert np.unravel_index(middle.argmax(), middle.shape) == (GRID[0] - 1, GRID[1] - 1)
+
+
+@pytest.fixture(scope="module")
+def small(vit_mini: HookedModel, glyphs: ImageDataset) -> VitPatternsResult:
+    config = VitPatternsConfig(n_maps=240, n_clusters=4, n_latent=3, n_epochs=3, n_seeds=2, layout="pca")
+    return vit_patterns(vit_mini, glyphs, config)
+
+
+def test_a_run_holds_what_its_tables_say(
+    small: VitPatternsResult, vit_mini: HookedModel, glyphs: ImageDataset, tmp_path: Path
+) -> None:
+    workspace = Workspace(tmp_path / "w")
+    run = small.save(workspace, vit_mini.ref, glyphs.ref)
+    patterns = workspace.read_table(run, "patterns").to_pandas()
+    clusters = workspace.read_table(run, "clusters").to_pandas()
+    arrays = workspace.read_arrays(run, "patterns")
+    assert len(patterns) == len(arrays["maps"]) == len(arrays["latents"]) == 240
+    assert clusters.n_maps.tolist() == patterns.groupby("cluster").size().tolist()
+    assert clusters.n_maps.is_monotonic_decreasing
+    for row in clusters.itertuples():
+        mine = patterns[patterns.cluster == row.cluster]
+        assert row.medoid in set(mine["map"])
+        assert row.down == pytest.approx(mine.down.mean(), abs=1e-6)
+        centre = arrays["latents"][mine["map"]].mean(0)
+        distance = np.square(arrays["latents"][mine["map"]] - centre).sum(1)
+        assert mine["map"].iloc[distance.argmin()] == row.medoid
+    heads = workspace.read_table(run, "head_clusters").to_pandas()
+    np.testing.assert_allclose(heads.groupby(["layer", "head"]).share.sum(), 1)
+    shown = glyphs.thumbnails[patterns.image]
+    np.testing.assert_array_equal(arrays["thumbnails"][patterns.thumbnail], shown)
+    assert {"explained_autoencoder", "explained_pca", "ari_autoencoder"} <= set(run.summary)
+    assert len(small.plot().data) == 4
+    assert len(small.plot_prototypes().data) == 4
