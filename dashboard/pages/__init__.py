@@ -6,7 +6,7 @@ import importlib
 
 from attlas.dashboard.page import Page
 
-MODULES = ("overview", "features", "feature", "layers", "vit", "training", "evaluation")
+MODULES = ("overview", "features", "feature", "layers", "vit", "image", "training", "evaluation")
 
 
 def pages() -> tuple[Page, ...]:
