@@ -4,11 +4,31 @@ from __future__ import annotations
 
 import pytest
 
+from attlas.analyses.checkpoint_timeline import find_checkpoints
+from attlas.analyses.circuits import (
+    FaithfulnessConfig,
+    LogitTarget,
+    PatchingConfig,
+    QKConfig,
+    TaskConfig,
+    TraceConfig,
+    dla,
+    faithfulness,
+    make_task,
+    patching,
+    qk_attribution,
+    trace,
+)
 from attlas.analyses.entropy import entropy
 from attlas.analyses.features import FeaturesConfig, features
+from attlas.analyses.module_effects import module_effects
+from attlas.analyses.prune import DropCurveConfig, drop_curve
 from attlas.analyses.redundancy import redundancy
+from attlas.analyses.redundancy_timeline import redundancy_timeline
 from attlas.analyses.vit import vit
+from attlas.cli import main
 from attlas.data.images import ImageDataset
+from attlas.data.models_catalog import EMBEDDED_DIR
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
@@ -36,5 +56,49 @@ def workspace(
     told.save(found, gpt2_mini.ref, val_tokens.ref, parents=(run.id,))
     entropy(gpt2_mini, val_tokens).save(found, gpt2_mini.ref, val_tokens.ref)
     redundancy(gpt2_mini, val_tokens).save(found, gpt2_mini.ref, val_tokens.ref)
+    _pruning(found, gpt2_mini, val_tokens.take(4), run.id)
     vit(vit_mini, glyphs).save(found, vit_mini.ref, glyphs.ref)
     return found
+
+
+@pytest.fixture(scope="session")
+def circuit_workspace(tmp_path_factory: pytest.TempPathFactory, gpt2_mini: HookedModel) -> Workspace:
+    """Two small autoencoders and a run of each circuit analysis."""
+    found = Workspace(tmp_path_factory.mktemp("circuits") / "workspace")
+    hooks = ("blocks.2.attn.hook_z", HOOK)
+    trained = train_sae(TrainConfig(model="gpt2-mini", hooks=hooks, k=8, d_sae=128, n_tokens=6_000))
+    trained.save(found)
+    task = make_task(gpt2_mini, TaskConfig(task="induction", n_prompts=3, min_accuracy=0))
+    for by in ("head", "position", "layer"):
+        patching(gpt2_mini, task, PatchingConfig(by=by)).save(found, gpt2_mini.ref)
+    chosen = PatchingConfig(by="feature", n_features=3)
+    patching(gpt2_mini, task, chosen, saes={HOOK: trained.saes[HOOK]}).save(found, gpt2_mini.ref)
+    dla(gpt2_mini, task).save(found, gpt2_mini.ref)
+    qk_attribution(gpt2_mini, task.tokens[0], QKConfig(3, 0, -1, 1)).save(found)
+    graph = trace(gpt2_mini, task.tokens[0], LogitTarget((int(task.right[0, 0]),)), TraceConfig(max_nodes=30, top_n=5))
+    graph.save(found)
+    faithfulness(gpt2_mini, task, graph, FaithfulnessConfig(n_random=2)).save(found, gpt2_mini.ref)
+    return found
+
+
+def _pruning(found: Workspace, model: HookedModel, text: TokenDataset, sae: str) -> None:
+    """What each module costs alone, drop curves, scores of two checkpoints, and a healed model with what it lost."""
+    module_effects(model, text).save(found, model.ref, text.ref)
+    curve = DropCurveConfig(("attn", "mlp"), (1, 2), ("ranked", "random", "reversed"), n_random=2)
+    drop_curve(model, text, text, curve).save(found, model.ref, text.ref)
+    checkpoints = find_checkpoints(EMBEDDED_DIR / "gpt2-mini" / "checkpoints")
+    redundancy_timeline(checkpoints[-2:], lambda _model: text, device="cpu").save(found, data=text.ref)
+    argv = [
+        "--drop",
+        "attn:2",
+        "--what-dies",
+        "--sae",
+        sae,
+        "--n-prompts",
+        "4",
+        "--heal-steps",
+        "2",
+        "--n-tokens",
+        "512",
+    ]
+    assert main(["prune", *argv, "--seq-len", "128", "--calibration-tokens", "1024", "-w", str(found.path)]) == 0

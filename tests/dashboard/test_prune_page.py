@@ -1,0 +1,95 @@
+"""The prune page: its JSON equals the tables, and its slider predicts and measures what the analyses do."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from attlas.analyses.drop_scores import quality
+from attlas.analyses.drop_selection import Drop, masked
+from attlas.dashboard.app import create_app
+from attlas.dashboard.pages.prune import on_curve, parse_units, ranking, sample
+from attlas.dashboard.pages.prune_view import series
+from attlas.data.workspace import Workspace
+from attlas.interp import HookedModel
+
+
+def _get(client: object, url: str) -> dict:
+    answer = client.get(url)  # type: ignore[attr-defined]
+    assert answer.status_code == 200, answer.data[:300]
+    found: dict = json.loads(answer.data)
+    return found
+
+
+def test_predictions_are_those_of_the_tables(workspace: Workspace) -> None:
+    client = create_app(workspace.path).server.test_client()
+    redundancy, alone, curve = (workspace.latest(kind) for kind in ("redundancy", "module_effects", "drop_curve"))
+    assert redundancy is not None and alone is not None and curve is not None  # noqa: PT018
+    scores = workspace.read_table(redundancy, "redundancy").to_pandas()
+    best = scores[scores.module == "mlp"].sort_values("score").layer.tolist()[:2]
+    costs = workspace.read_table(alone, "module_effects").to_pandas().set_index(["module", "layer"]).delta
+    points = workspace.read_table(curve, "drop_curve").to_pandas()
+    measured = points[(points.target == "mlp") & (points.order == "ranked")].set_index("n_dropped").delta
+    page = _get(client, "/api/prune?model=gpt2-mini&target=mlp&n=2")
+    it = page["what_if"]
+    assert it["units"] == [f"mlp.{layer}" for layer in best]
+    assert it["sum_alone"] == pytest.approx(sum(costs["mlp", layer] for layer in best))
+    assert it["on_curve"] == pytest.approx(measured[2])
+    assert it["measured"] is None
+    assert page["live"] is False
+    assert _get(client, "/api/prune?target=mlp&n=4")["what_if"]["on_curve"] is None
+    assert _get(client, "/api/prune?target=attn&n=99")["what_if"]["n"] == 3
+    joint = _get(client, "/api/prune?target=joint&n=3")["what_if"]["units"]
+    both = scores[scores.module != "block"].sort_values("score")[:3]
+    assert joint == [f"{module}.{layer}" for module, layer in zip(both.module, both.layer, strict=True)]
+
+
+def test_the_slider_measures_the_masked_model(workspace: Workspace, gpt2_mini: HookedModel) -> None:
+    client = create_app(workspace.path).server.test_client()
+    page = _get(client, "/api/prune?model=gpt2-mini&target=attn&n=2&measure=1&wait=60")
+    assert page["job"]["state"] == "done"
+    data = sample(gpt2_mini)
+    with torch.no_grad():
+        whole = quality(gpt2_mini, data)
+        with masked(gpt2_mini, parse_units(page["what_if"]["units"])):
+            expected = quality(gpt2_mini, data)
+    assert page["what_if"]["measured"]["delta"] == pytest.approx(expected[0] - whole[0], abs=1e-5)
+    assert page["what_if"]["measured"]["accuracy"] == pytest.approx(expected[1])
+    assert page["what_if"]["measured"]["delta"] > 0.01
+
+
+def test_a_pruned_model_is_told_with_what_it_lost(workspace: Workspace) -> None:
+    client = create_app(workspace.path).server.test_client()
+    lost, pruned = workspace.latest("what_dies"), workspace.latest("prune")
+    assert lost is not None and pruned is not None  # noqa: PT018
+    features = workspace.read_table(lost, "features_lost").to_pandas()
+    page = _get(client, "/api/prune?model=gpt2-mini&state=weaker")
+    assert page["pruned_run"] == pruned.id
+    assert page["pruned_summary"]["dropped"] == ["attn.2"]
+    assert [r["step"] for r in page["healing"]] == [0, 1, 2]
+    it = page["what_dies"]
+    weaker = features[features.state == "weaker"].sort_values(["size_before", "feature"], ascending=[False, True])
+    assert [r["feature"] for r in it["rows"]] == weaker.feature.tolist()[:200]
+    assert sum(it["features"]["blocks.3.attn.hook_z"].values()) == len(features)
+    assert {r["task"] for r in it["behaviours"]} == {"ioi", "induction", "induction-natural"}
+    assert it["features_run"] is not None
+    assert it["examples"][0]["tokens"]
+
+
+def test_lines_between_points() -> None:
+    rows = [
+        {"target": "none", "order": "dense", "n_dropped": 0, "delta": 0.0},
+        *({"target": "attn", "order": "ranked", "n_dropped": n, "delta": d} for n, d in ((2, 0.4), (4, 1.0))),
+        *({"target": "attn", "order": "random", "n_dropped": 2, "delta": d} for d in (0.5, 1.5)),
+    ]
+    assert on_curve(rows, "attn", 1) == pytest.approx(0.2)
+    assert on_curve(rows, "attn", 3) == pytest.approx(0.7)
+    assert on_curve(rows, "attn", 5) is None
+    assert on_curve(rows, "mlp", 1) is None
+    assert series(rows, "delta", "all")["attn, random"] == ((0, 2), (0.0, 1.0))
+    assert series(rows, "delta", "mlp") == {}
+    assert parse_units(["attn.3", "head.2.4", "block.1", "attn.0"]) == Drop((0, 3), (), (1,), ((2, 4),))
+    tied = [{"target": "attn", "unit": f"attn.{i}", "layer": i, "score": 0.1} for i in range(2)]
+    assert [r["unit"] for r in ranking(tied, "attn")] == ["attn.1", "attn.0"]
