@@ -47,7 +47,21 @@ TRACKER = TableSchema(
         column("loss", _FLOAT, "", "what step(loss=…) was given; NaN without"),
     ),
 )
-SCHEMAS = (TRACKER,)
+TRACKER_ALERTS = TableSchema(
+    "tracker_alerts",
+    "one alert that began or ended",
+    (
+        column("kind", pa.string(), "", "collapse, uniform or nonfinite"),
+        column("began", pa.bool_(), "", "whether it began here; else it ended"),
+        column("layer", pa.int16(), "", "attention layer, from 0"),
+        column("head", pa.int16(), "", "head index, from 0"),
+        column("since", pa.int64(), "steps", "step of the first of the checks that led here"),
+        column("step", pa.int64(), "steps", "step of this check"),
+        column("value", _FLOAT, "fraction", "normalised entropy (nonfinite: share of queries)"),
+        column("threshold", _FLOAT, "fraction", "the line it crossed"),
+    ),
+)
+SCHEMAS = (TRACKER, TRACKER_ALERTS)
 
 
 class TrackerLog:

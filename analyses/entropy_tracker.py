@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from attlas.analyses.attention_sites import Adapter, AttentionSite, HeadWeights, Reading, attention_sites, unwrap
 from attlas.analyses.entropy_alerts import Alert, AlertConfig, AlertMonitor
 from attlas.analyses.entropy_bound import entropy_lower_bound, logit_bound, qk_norms, spectral_norm
-from attlas.analyses.entropy_log import TRACKER, TrackerLog
+from attlas.analyses.entropy_log import TRACKER, TRACKER_ALERTS, TrackerLog
 from attlas.analyses.entropy_reduce import WIDTH, all_reduce, means_of, sums_of
 from attlas.analyses.sigma_reparam import hold_power_iteration
 from attlas.data.workspace import Ref, Run, Workspace
@@ -185,6 +185,7 @@ class EntropyTracker:
         """Write a run of kind "tracker"."""
         with workspace.begin("tracker", model=model, data=data, config=self.config) as run:
             run.table(TRACKER.name, self.table())
+            run.table(TRACKER_ALERTS.name, TRACKER_ALERTS.table([vars(alert) for alert in self.alerts]))
             run.summary = self.summary()
         return run.record
 

@@ -292,6 +292,11 @@ def test_parquet_loggers_and_workspace(gpt2_mini: HookedModel, tmp_path: Path) -
     assert seen[0][1]["attlas/entropy_min/blocks.2.attn"] <= seen[0][1]["attlas/entropy_mean/blocks.2.attn"]
     run = tracker.save(Workspace(tmp_path / "ws"), Ref("mine", "0"))
     assert Workspace(tmp_path / "ws").read_table(run, "tracker").num_rows == 48
+    assert Workspace(tmp_path / "ws").read_table(run, "tracker_alerts").num_rows == 0
+    tracker.alerts.append(Alert("collapse", True, 1, 2, 0, 2, 0.01, 0.05))
+    run = tracker.save(Workspace(tmp_path / "ws"), Ref("mine", "0"))
+    (row,) = Workspace(tmp_path / "ws").read_table(run, "tracker_alerts").to_pylist()
+    assert (row["kind"], row["began"], row["head"], row["threshold"]) == ("collapse", True, 2, 0.05)
     assert len(tracker.plot().data) == 24
 
 
