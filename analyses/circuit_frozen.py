@@ -215,11 +215,14 @@ class FrozenPass:
         amounts, bias = split.amounts[0].double(), split.bias[0].double()
         return amounts, bias, x - bias - amounts @ W_dec, W_dec
 
-    def strongest(self, layer: int, position: int, n: int) -> list[tuple[int, float]]:
-        """(feature, amount) of the n strongest active features of a layer's autoencoder at a position."""
-        amounts = self.decomposed(layer, position)[0]
-        top = amounts.topk(min(n, len(amounts)))
-        return [(int(f), float(a)) for a, f in zip(top.values, top.indices, strict=True) if a > 0]
+    @torch.no_grad()
+    def strongest(self, layer: int, n: int) -> list[list[tuple[int, float]]]:
+        """At each position, (feature, amount) of the n strongest active features of a layer's autoencoder."""
+        hook, sae = self.saes[layer]
+        amounts = decompose(sae, self.cache[hook].flatten(1).to(sae.W_enc.dtype)).amounts
+        top = amounts.topk(min(n, amounts.shape[1]))
+        rows = zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        return [[(f, a) for f, a in zip(*row, strict=True) if a > 0] for row in rows]
 
     # -- covectors back through norms and attention ----------------------------------------------------------------
 

@@ -128,6 +128,11 @@ class Live:
         self._worker: threading.Thread | None = None
         self._current: Job | None = None
 
+    @property
+    def named(self) -> tuple[str, ...]:
+        """Names of the models given by folder."""
+        return tuple(self._folders)
+
     # -- work ------------------------------------------------------------------------------------------------------
 
     def job(self, key: Hashable, title: str, work: Callable[[Job], Any], seconds: float = 60.0) -> Job:

@@ -46,11 +46,24 @@
         } else {
           if (!id.pick || !points.length) return [nothing(), nothing()];
           if (id.pick === "*") Object.entries(points[0].customdata || {}).forEach(([name, value]) => put(name, value));
-          else id.pick.split(",").forEach((name, i) => { if (name) put(name, i ? points[0].y : points[0].x); });
+          else id.pick.split(",").forEach((name, i) => {
+            const [key, fixed] = name.split("=");
+            if (key) put(key, fixed !== undefined ? fixed : i ? points[0].y : points[0].x);
+          });
         }
         const path = id.path || window.location.pathname, next = search.toString() ? "?" + search.toString() : "";
         if (path === window.location.pathname && next === window.location.search) return [nothing(), nothing()];
         return [path === window.location.pathname ? nothing() : path, next];
+      },
+      // A click on a node of a graph -> URL (see components/network.py).
+      tap: (tapped, ids) => {
+        const id = window.dash_clientside.callback_context.triggered_id;
+        const node = id && tapped[ids.findIndex((other) => other.name === id.name)];
+        if (!node || !id.pick) return nothing();
+        const search = new URLSearchParams(window.location.search);
+        search.set(id.pick, node.id);
+        const next = "?" + search.toString();
+        return next === window.location.search ? nothing() : next;
       },
       toggle: (clicks, now) => {
         if (!clicks) return [nothing(), nothing()];

@@ -19,7 +19,8 @@ def graph(
 
     Args:
         pick: makes points clickable. "x,y": a click sets the URL parameters x and y to the point's place ("head,layer" in a
-            heatmap of layers × heads; either may be left out). "*": each point's customdata is a dict of parameters to set.
+            heatmap of layers × heads; either may be left out, and "x,y,view=graph" also sets view). "*": each point's
+            customdata is a dict of parameters to set.
         brush: a box or lasso around points sets this URL parameter to customdata[brush] of each, joined by commas; give the
             figure dragmode "select" or "lasso".
         path: page that a click goes to; this page when empty.
@@ -42,34 +43,45 @@ def heatmap(
     unit: str = "",
     signed: bool = False,
     height: int | None = None,
-    pick: bool = False,
+    pick: bool | str = False,
     path: str = "",
+    text: str | None = None,
 ) -> html.Div:
     """Layers × heads (or any two whole-number columns); a cell without a row stays empty.
 
-    With `pick`, a click on a cell sets the URL parameters named as the columns, on the page at `path` (else this one).
+    Args:
+        pick: a click on a cell sets the URL parameters named as the columns, or as this says (see `graph`).
+        path: the page that a click goes to; this page when empty.
+        text: column of words to write on the cells, and to show on hover.
     """
     xs = sorted({row[x] for row in rows})
     ys = sorted({row[y] for row in rows})
     cells = {(row[y], row[x]): row.get(value) for row in rows}
     z = [[cells.get((j, i)) for i in xs] for j in ys]
+    words = {(row[y], row[x]): row.get(text) or "" for row in rows} if text else {}
     figure = go.Figure(
         go.Heatmap(
             z=z,
+            text=[[words.get((j, i), "") for i in xs] for j in ys] if text else None,
+            texttemplate="%{text}" if text and len(xs) <= 9 else None,
+            textfont={"size": 10},
             x=[str(i) for i in xs],
             y=[str(j) for j in ys],
             xgap=2,
             ygap=2,
             colorscale=look.scale(signed),
             zmid=0 if signed else None,
-            hovertemplate=f"{y} %{{y}}, {x} %{{x}}<br><b>%{{z:.4g}}</b> {unit}<extra></extra>",
+            hovertemplate=f"{y} %{{y}}, {x} %{{x}}<br><b>%{{z:.4g}}</b> {unit}"
+            + ("<br>%{text}<extra></extra>" if text else "<extra></extra>"),
             colorbar={"thickness": 8, "outlinewidth": 0, "tickfont": {"color": look.muted, "size": 11}, "len": 1},
         )
     )
     style(figure, look, height or max(180, min(560, 70 + 34 * len(ys))), margin={"l": 44, "r": 8, "t": 8, "b": 40})
     figure.update_xaxes(title_text=x, type="category", showgrid=False)
     figure.update_yaxes(title_text=y, type="category", showgrid=False, autorange="reversed")
-    return graph(figure, f"heatmap of {value} by {y} and {x}", pick=f"{x},{y}" if pick else None, path=path)
+    return graph(
+        figure, f"heatmap of {value} by {y} and {x}", pick=f"{x},{y}" if pick is True else pick or None, path=path
+    )
 
 
 def bars(

@@ -27,7 +27,7 @@ def setup(gpt2_mini: HookedModel, random_task: Any, random_sae: Any) -> tuple[Fr
 
 def test_one_part_is_what_patching_with_zero_does(setup: Any, gpt2_mini: HookedModel) -> None:
     frozen, task, target, sae = setup
-    feature = frozen.strongest(2, 4, 1)[0][0]
+    feature = frozen.strongest(2, 1)[4][0][0]
     pairs = [
         (Part("head", 1, 3, head=2), Site("blocks.1.attn.hook_z", position=3, head=2)),
         (Part("mlp", 0, 5), Site("blocks.0.hook_mlp_out", position=5)),
@@ -45,7 +45,7 @@ def test_one_part_is_what_patching_with_zero_does(setup: Any, gpt2_mini: HookedM
 
 def test_two_features_of_one_layer_go_by_their_amounts_together(setup: Any, gpt2_mini: HookedModel) -> None:
     frozen, _, target, sae = setup
-    (a, _), (b, _) = frozen.strongest(2, 4, 2)
+    (a, _), (b, _) = frozen.strongest(2, 2)[4]
     parts = [Part("feature", 2, 4, feature=a), Part("feature", 2, 4, feature=b)]
 
     def by_hand(x: torch.Tensor, _name: str) -> torch.Tensor:
@@ -66,7 +66,7 @@ def test_two_features_of_one_layer_go_by_their_amounts_together(setup: Any, gpt2
 
 def test_a_head_that_is_gone_stays_gone(setup: Any, gpt2_mini: HookedModel) -> None:
     frozen, _, target, _ = setup
-    feature = frozen.strongest(2, 4, 1)[0][0]
+    feature = frozen.strongest(2, 1)[4][0][0]
     both = ablate(frozen, [Part("head", 2, 4, head=1), Part("feature", 2, 4, feature=feature)], target)
     cache: dict[str, torch.Tensor] = {}
 
@@ -78,6 +78,15 @@ def test_a_head_that_is_gone_stays_gone(setup: Any, gpt2_mini: HookedModel) -> N
     with torch.no_grad(), gpt2_mini.hooks({HOOK: seen}):
         gpt2_mini(frozen.tokens)
     assert (_without(cache[HOOK], both.parts, frozen.saes[2][1])[0, 4, 1] == 0).all()
+
+
+def test_the_strongest_features_are_those_of_the_encoder(setup: Any) -> None:
+    frozen, _, _, sae = setup
+    for position, found in enumerate(frozen.strongest(2, 5)):
+        f = sae.encode(frozen.cache[HOOK][position].flatten().float()[None])[0]
+        values, indices = (t.tolist() for t in f.topk(5))
+        assert [i for i, _ in found] == [i for i, v in zip(indices, values, strict=True) if v > 0]
+        assert [a for _, a in found] == pytest.approx([v for v in values if v > 0], rel=1e-5)
 
 
 def test_ids_are_read_back() -> None:

@@ -1,0 +1,100 @@
+"""Attention scores of the circuit page, and the run without some parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dash import dcc, html
+
+from attlas.dashboard.components import button_link, card, columns, heatmap, metric_cards, picker, table, tag
+from attlas.dashboard.components.tokens import visible
+from attlas.dashboard.page import Data
+from attlas.dashboard.pages.circuit_views import here
+from attlas.dashboard.theme import Theme
+
+
+def attention_view(data: Data, look: Theme) -> Any:
+    """A head's pattern, and the score of the chosen cell in pairs of terms."""
+    found, prompt = data["score"], data["prompt"]
+    if found is None or prompt is None:
+        return None
+    tokens = prompt["tokens"]
+    layer, head, dest, src = (found[k] for k in ("layer", "head", "dest", "src"))
+    last = prompt["n_layers"] - 1
+    controls = [
+        picker("layer", "Layer", [(str(i), f"Layer {i}") for i in range(last + 1)], str(layer), str(last)),
+        picker("head", "Head", [(str(i), f"Head {i}") for i in range(prompt["n_heads"])], str(head), "0"),
+    ]
+    pattern = heatmap(found["pattern"], "attention", look, x="src", y="dest", height=420, pick=True)
+    cell = f"{dest} “{visible(tokens[dest])}” → {src} “{visible(tokens[src])}”"
+    numbers = metric_cards(
+        [
+            ("Score", found["score"], "the model's, before the softmax"),
+            ("Sum of all pairs", found["sum"], "equal to it to 1e-4"),
+            ("Attention", found["attention"], "after the softmax"),
+        ]
+    )
+    ablate = ",".join(dict.fromkeys([*data["ablated"], f"{layer}.{head}@{dest}"]))
+    sides = [
+        table(
+            found["sides"][w][:10], {"term": f"at the {name}", "score": "part of the score"}, summary=name, open_=True
+        )
+        for w, name in (("dest", "destination"), ("src", "source"))
+    ]
+    names = {"dest": "term at the destination", "src": "term at the source", "score": "part of the score"}
+    pairs = [*found["pairs"][:15], _rest(found["pairs"])]
+    return html.Div(
+        [
+            columns(
+                card(
+                    f"Head {layer}.{head}",
+                    pattern,
+                    controls=controls,
+                    note="Attention from destination (down) to source (across). A click on a cell explains its score.",
+                ),
+                card(
+                    f"{cell}",
+                    numbers,
+                    table(pairs, names, summary="Pairs of terms", open_=True),
+                    button_link(f"Take head {layer}.{head} out at token {dest}", here(data, ablate=ablate)),
+                    note="The score as a sum over pairs, one term at each end; norm biases and b_Q, b_K are “constant”.",
+                ),
+            ),
+            columns(*[card(f"By the {n} alone", s) for n, s in zip(("destination", "source"), sides, strict=True)]),
+        ]
+    )
+
+
+def _rest(pairs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"dest": "all other pairs", "src": "", "score": sum(row["score"] for row in pairs[15:])}
+
+
+def ablation_view(data: Data) -> Any:
+    """What the model says without some parts."""
+    if not data["ablated"]:
+        return None
+    found = data["ablation"]
+    parts: list[Any] = []
+    for id in data["ablated"]:
+        left = ",".join(other for other in data["ablated"] if other != id) or None
+        parts.append(html.Span([tag(id, "accent"), dcc.Link(" put back", href=here(data, ablate=left))]))
+    shown: list[Any] = [html.Div(parts, className="tags")]
+    if found is not None:
+        rows = [
+            {"token": html.Code(visible(r["token"])), "before": r["before"], "after": r["after"]}
+            for r in found["tokens"]
+        ]
+        names = {"token": "next token", "before": "probability before", "after": "after"}
+        shown += [
+            metric_cards(
+                [
+                    ("Logit difference before", found["before"], ""),
+                    ("after", found["after"], ""),
+                    ("Change", found["change"], "logits"),
+                    ("KL", found["kl"], "nats, of the next-token distribution"),
+                ]
+            ),
+            table(rows, names, summary="Next tokens", open_=True),
+        ]
+    note = "Set to zero in a live run at that token; later layers see it gone, the autoencoder's error stays."
+    return html.Div(card("Without", *shown, note=note), className="ablation")
