@@ -35,7 +35,8 @@ from attlas.analyses.feature_tables import (
 )
 from attlas.analyses.head_attribution import head_shares, head_spread
 from attlas.analyses.logit_effects import logit_effects
-from attlas.data.images import ImageDataset
+from attlas.analyses.vit_readout import patch_grid
+from attlas.data.images import ImageDataset, shrink
 from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref, Run, Workspace
@@ -106,6 +107,8 @@ class FeaturesResult:
         coactivation: which features fire together.
         names: text of token ids or classes.
         n_tokens: tokens read.
+        pictures: for images: thumbnails uint8 [m, h, w, 3] of those among the examples, and their numbers int32 [m].
+        grid: for images: (rows, columns) of patches; examples' activations hold prefix tokens first.
     """
 
     stream: FeatureStream
@@ -119,6 +122,8 @@ class FeaturesResult:
     token_names: dict[int, str]
     top_tokens: dict[int, list[tuple[int, float, int]]]
     config: FeaturesConfig
+    pictures: tuple[np.ndarray, np.ndarray] | None = None
+    grid: tuple[int, int] | None = None
 
     @property
     def n_tokens(self) -> int:
@@ -252,6 +257,7 @@ class FeaturesResult:
         """Headline numbers: features, dead fraction over the tokens read, families."""
         labels = [score.label for score in self.families.values()]
         return {
+            **({"grid": list(self.grid)} if self.grid else {}),
             "n_features": self.stream.d_sae,
             "n_tokens": self.n_tokens,
             "dead_fraction": float((self.stream.count == 0).double().mean()),
@@ -260,12 +266,14 @@ class FeaturesResult:
         }
 
     def save(self, workspace: Workspace, model: Ref, data: Ref, parents: Sequence[str] = ()) -> Run:
-        """Write a run of kind "features"."""
+        """Write a run of kind "features"; for images, arrays `pictures` holds thumbnails and the images they are of."""
         with workspace.begin(
             "features", model=model, data=data, config=self.config, seed=self.config.seed, parents=tuple(parents)
         ) as run:
             for name, table in self.tables().items():
                 run.table(name, table)
+            if self.pictures is not None:
+                run.arrays("pictures", {"thumbnails": self.pictures[0], "images": self.pictures[1]})
             run.summary = self.summary()
         return run.record
 
@@ -349,7 +357,15 @@ def features(
         token_names=_names(model, data, spoken),
         top_tokens=top_tokens,
         config=config,
+        pictures=None if isinstance(data, TokenDataset) else _pictures(examples, data),
+        grid=None if isinstance(data, TokenDataset) else patch_grid(model, data),
     )
+
+
+def _pictures(examples: list[Example], data: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
+    """(thumbnails, numbers) of the images that examples are from."""
+    used = np.unique(np.array([e.sequence for e in examples], dtype=np.int32))
+    return shrink(data.thumbnails[used]), used
 
 
 def _names(model: HookedModel, data: TokenDataset | ImageDataset, ids: set[int]) -> dict[int, str]:

@@ -22,7 +22,7 @@ from attlas.analyses.vit_pattern_clusters import (
 )
 from attlas.analyses.vit_pattern_sample import PatternSample, sample_patterns
 from attlas.analyses.vit_tables import HEAD, LAYER
-from attlas.data.images import ImageDataset
+from attlas.data.images import ImageDataset, shrink
 from attlas.data.progress import Track, no_track
 from attlas.data.schema import TableSchema, column
 from attlas.data.workspace import Ref, Run, Workspace
@@ -327,18 +327,7 @@ def vit_patterns(
         labels=labels,
         prototypes=prototypes(sample, labels),
         quality=quality,
-        thumbnails=_shrink(images.thumbnails[used]),
+        thumbnails=shrink(images.thumbnails[used]),
         thumbnail_of=used,
         config=config,
     )
-
-
-def _shrink(thumbnails: np.ndarray, longest: int = 64) -> np.ndarray:
-    """uint8 [m, h, w, 3] averaged down to at most `longest` pixels a side."""
-    step = -(-max(thumbnails.shape[1:3]) // longest)
-    if step == 1:
-        return thumbnails
-    m, h, w, c = thumbnails.shape
-    cut = thumbnails[:, : h // step * step, : w // step * step]
-    means: np.ndarray = cut.reshape(m, h // step, step, w // step, step, c).mean((2, 4)).astype(np.uint8)
-    return means

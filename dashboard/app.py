@@ -24,6 +24,7 @@ from attlas.dashboard.layout import footer, frame, shell
 from attlas.dashboard.page import Page, link, number, parse
 from attlas.dashboard.pages import pages as all_pages
 from attlas.dashboard.pages.features import grid_rows
+from attlas.dashboard.pictures import pattern_picture
 from attlas.dashboard.queries import Store, clean
 from attlas.dashboard.theme import theme
 from attlas.errors import AttlasError, ConfigError
@@ -219,6 +220,13 @@ def _serve_json(server: flask.Flask, store: Store, pages: tuple[Page, ...], list
             return _json(clean(data))
         except AttlasError as error:
             return _json({"error": str(error)}, 400)
+
+    @server.get("/picture/<run>/<int:index>.png")
+    def picture(run: str, index: int) -> flask.Response:
+        found = pattern_picture(store, run, index)
+        if found is None:
+            return _json({"error": f"no map {index} in run '{run}'"}, 404)
+        return flask.Response(found, mimetype="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
     @server.before_request
     def same_host() -> flask.Response | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from attlas.dashboard.live import Job
 from attlas.dashboard.queries import Store
-from attlas.data.images import ImageDataset, load_images, to_array
+from attlas.data.images import ImageDataset, load_images, shrink, to_array
 from attlas.data.models_catalog import catalog
 from attlas.data.workspace import Run
 from attlas.errors import ConfigError, ImageDataError, UnsupportedModelError
@@ -78,8 +78,7 @@ def samples_job(store: Store, name: str) -> Job:
 
     def work(job: Job) -> tuple[np.ndarray, list[str]]:
         images = _samples(store, name, _open(store, name))
-        step = -(-max(images.thumbnails.shape[1:3]) // 64)
-        return images.thumbnails[:, ::step, ::step], [_caption(images, i) for i in range(len(images))]
+        return shrink(images.thumbnails), [_caption(images, i) for i in range(len(images))]
 
     return store.live.job(("vision-samples", name), f"sample pictures for {name}", work, seconds=SECONDS)
 

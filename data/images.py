@@ -190,6 +190,17 @@ def load_images(
     return ImageDataset(spec.normalise(arrays), shown, picked, names, str(source), digest)
 
 
+def shrink(thumbnails: np.ndarray, longest: int = 64) -> np.ndarray:
+    """uint8 [m, h, w, 3] averaged down to at most `longest` pixels a side."""
+    step = -(-max(thumbnails.shape[1:3]) // longest)
+    if step <= 1 or not len(thumbnails):
+        return thumbnails
+    m, h, w, c = thumbnails.shape
+    cut = thumbnails[:, : h // step * step, : w // step * step]
+    means: np.ndarray = cut.reshape(m, h // step, step, w // step, step, c).mean((2, 4)).astype(np.uint8)
+    return means
+
+
 def _npz(path: Path) -> tuple[Any, np.ndarray | None, tuple[str, ...] | None]:
     if not path.is_file():
         raise ImageDataError(f"'{path}' does not exist")

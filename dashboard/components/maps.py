@@ -69,6 +69,13 @@ def data_url(pixels: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(png(pixels)).decode()
 
 
+def pixels_of(url: str) -> np.ndarray:
+    """A PNG data URL back to uint8 [h, w, 3]."""
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB"))
+
+
 def sheet(maps: np.ndarray, picture: np.ndarray | None = None, cell: int = 72) -> np.ndarray:
     """Maps [layer, head, rows, columns] as one picture, a row a layer, with their numbers; each has its own scale."""
     from PIL import Image, ImageDraw

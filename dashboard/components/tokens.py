@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from dash import html
 
 from attlas.dashboard.components.basic import attributes, short
+from attlas.dashboard.components.maps import colored, data_url, overlaid
 
 
 def visible(token: str) -> str:
@@ -67,23 +69,28 @@ def _token(token: str, activation: float | None, scale: float, peak: bool, sourc
     )
 
 
-def patches(row: dict[str, Any], scale: float, width: int | None = None) -> html.Li:
-    """One image example: the grid of its patches, tinted by activation."""
-    activations: Sequence[float] = row.get("activations") or []
-    side = width or max(1, round(len(activations) ** 0.5))
-    cells = [
-        html.Span(
-            className="patch",
-            style={"--heat": f"{max(0.0, min(1.0, (a or 0.0) / scale)) * 100 if scale > 0 else 0:.0f}%"},
-            title=f"row {i // side}, column {i % side}: {short(a)}",
-        )
-        for i, a in enumerate(activations)
-    ]
+def patches(
+    row: dict[str, Any], scale: float, grid: tuple[int, int] | None = None, picture: np.ndarray | None = None
+) -> html.Li:
+    """One image example: its picture with the activations on it, or these alone.
+
+    Args:
+        row: with activations of prefix tokens and patches, row-major.
+        scale: the activation that gets the full tint.
+        grid: (rows, columns) of patches; the largest square that fits, when it is not known.
+        picture: uint8 [h, w, 3].
+    """
+    activations = np.array([a or 0.0 for a in row.get("activations") or [0.0]])
+    rows, columns = grid or (int(len(activations) ** 0.5),) * 2
+    heat = activations[len(activations) - rows * columns :].reshape(rows, columns)
     image = row.get("image", row.get("image_index", row.get("sequence")))
+    y, x = np.unravel_index(heat.argmax(), heat.shape)
+    pixels = colored(heat, scale) if picture is None else overlaid(picture, heat, scale, side=160)
+    said = f"image {image}: strongest at row {y}, column {x} of patches, {short(float(heat.max()))}"
     return html.Li(
         [
             html.Div([html.B(short(row.get("activation"))), html.Span(f"image {image}")], className="example-head"),
-            html.Div(cells, className="patches", style={"gridTemplateColumns": f"repeat({side}, 1fr)"}),
+            html.Img(src=data_url(pixels), alt=said, title=said, className="wide"),
         ],
         className="example image",
     )

@@ -6,7 +6,19 @@ import importlib
 
 from attlas.dashboard.page import Page
 
-MODULES = ("overview", "features", "feature", "layers", "prune", "circuit", "vit", "vit_head", "image", "training", "evaluation")
+MODULES = (
+    "overview",
+    "features",
+    "feature",
+    "layers",
+    "prune",
+    "circuit",
+    "vit",
+    "vit_head",
+    "image",
+    "training",
+    "evaluation",
+)
 
 
 def pages() -> tuple[Page, ...]:

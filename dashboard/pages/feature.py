@@ -20,10 +20,12 @@ from attlas.dashboard.components import (
     table,
     tag,
 )
+from attlas.dashboard.components.maps import data_url, pixels_of
 from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.page import Data, Page, Params, integer, link
 from attlas.dashboard.queries import Row, Store
 from attlas.dashboard.theme import Theme
+from attlas.data.workspace import Run
 
 STRATA = {
     "top": "Strongest",
@@ -36,7 +38,7 @@ _TOKEN_NOTE = (
     "Tint: how strongly it fires on a token; the peak is underlined. Boxed: the source token that contributed most to "
     "the peak, by direct feature attribution."
 )
-_PATCH_NOTE = "Tint: activation on each patch."
+_PATCH_NOTE = "Warm where it fires: activation on each patch, on one scale for all."
 
 
 def data(store: Store, params: Params) -> Data:
@@ -69,8 +71,20 @@ def data(store: Store, params: Params) -> Data:
         "histogram": store.rows(run, "histogram", ("bin_left",), feature=feature),
         "logits": store.rows(run, "logits", ("rank",), feature=feature),
         "tokens": store.rows(run, "feature_tokens", ("rank",), feature=feature),
+        "grid": run.summary.get("grid"),
+        "pictures": _pictures(store, run, feature),
         **extra,
     }
+
+
+def _pictures(store: Store, run: Run, feature: int) -> dict[str, str]:
+    """PNG of each image among the feature's examples, by its number; empty for text."""
+    arrays = store.arrays(run, "pictures")
+    if not arrays:
+        return {}
+    wanted = {r["sequence"] for r in store.rows(run, "examples", feature=feature)}
+    place = {int(image): i for i, image in enumerate(arrays["images"])}
+    return {str(n): data_url(arrays["thumbnails"][place[n]]) for n in sorted(wanted) if n in place}
 
 
 def view(data: Data, look: Theme) -> Any:
@@ -211,13 +225,19 @@ def _examples(data: Data) -> Any:
     parts: list[Any] = []
     for name in strata:
         chosen = [r for r in rows if r["stratum"] == name]
-        items = [patches(r, scale) if pictures else example(r, scale) for r in chosen]
+        items = [_picture(r, scale, data) if pictures else example(r, scale) for r in chosen]
         if items:
             parts += [
                 html.Div([tag(STRATA.get(name, name), "accent" if name == "top" else "")], className="tags stratum"),
                 html.Ul(items, className="examples images" if pictures else "examples"),
             ]
     return card("Where it fires", *parts, note=_PATCH_NOTE if pictures else _TOKEN_NOTE)
+
+
+def _picture(row: Row, scale: float, data: Data) -> Any:
+    grid = data.get("grid")
+    shown = data["pictures"].get(str(row.get("sequence")))
+    return patches(row, scale, tuple(grid) if grid else None, pixels_of(shown) if shown else None)
 
 
 def _related(data: Data, name: str) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from typing import Any
 
 import numpy as np
@@ -23,18 +21,11 @@ from attlas.dashboard.components import (
     tag,
     upload,
 )
-from attlas.dashboard.components.maps import colored, data_url, download, overlaid, patch_picker, sheet
+from attlas.dashboard.components.maps import colored, data_url, download, overlaid, patch_picker, pixels_of, sheet
 from attlas.dashboard.page import Data, link
 from attlas.dashboard.theme import Theme
 
 LEAD = "One picture under every head. Click a head, click a patch, take heads away."
-
-
-def pixels_of(url: str) -> np.ndarray:
-    """A PNG data URL back to uint8 [h, w, 3]."""
-    from PIL import Image
-
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB"))
 
 
 def here(data: Data, **changed: Any) -> str:
