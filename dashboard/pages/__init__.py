@@ -11,6 +11,8 @@ MODULES = (
     "features",
     "feature",
     "layers",
+    "head",
+    "health",
     "prune",
     "circuit",
     "vit",

@@ -1,4 +1,4 @@
-"""Layers: how each head attends, and how much each module does."""
+"""Layers: how each head attends, what its maps are made of, and how much each module does."""
 
 from __future__ import annotations
 
@@ -8,22 +8,10 @@ from dash import html
 
 from attlas.dashboard.components import bars, card, columns, curve, empty, heading, heatmap, metric_cards, picker, table
 from attlas.dashboard.page import Data, Page, Params, integer
+from attlas.dashboard.pages.head_metrics import head_rows, named
 from attlas.dashboard.queries import Row, Store
 from attlas.dashboard.theme import Theme
 
-# column of head_entropy → (name, unit, what it means)
-METRICS = {
-    "entropy": ("Entropy", "nats", "Mean entropy of a query's attention; low heads look at few tokens."),
-    "normalized": ("Normalised entropy", "of log n", "Entropy over the logarithm of how many keys a query may see."),
-    "lower_bound": ("Lower bound", "nats", "The least entropy that this spread of logits allows."),
-    "max_weight": ("Largest weight", "fraction", "Mean of the largest attention weight of a query."),
-    "sink_mass": ("Sink mass", "fraction", "Attention on the first token."),
-    "previous_token": ("Previous token", "fraction", "Attention on the token just before."),
-    "diagonal": ("Diagonal", "fraction", "Attention of a token on itself."),
-    "local_mass": ("Local mass", "fraction", "Attention inside the local window."),
-    "induction": ("Induction", "fraction", "Attention on the token after an earlier occurrence of this one."),
-    "mean_distance": ("Mean distance", "tokens", "How far back a query looks."),
-}
 _QUANTILES = ("q05", "q25", "q50", "q75", "q95")
 
 
@@ -33,8 +21,9 @@ def data(store: Store, params: Params) -> Data:
     entropy = store.pick("entropy", params.get("run"), model)
     model = model or (entropy.model.name if entropy else None)
     redundancy = store.pick("redundancy", params.get("run"), model)
-    heads = store.rows(entropy, "head_entropy", ("layer", "head"))
-    there = [name for name in METRICS if heads and any(row.get(name) is not None for row in heads)]
+    anatomy = store.pick("anatomy", params.get("run"), model)
+    model = model or (anatomy.model.name if anatomy else None)
+    heads, there = head_rows(store, entropy, anatomy)
     metric = params.get("metric")
     return {
         "model": model,
@@ -42,6 +31,7 @@ def data(store: Store, params: Params) -> Data:
         "metrics": there,
         "layer": integer(params, "layer"),
         "entropy_run": entropy.id if entropy else None,
+        "anatomy_run": anatomy.id if anatomy else None,
         "n_queries": entropy.summary.get("n_queries") if entropy else None,
         "summary": entropy.summary if entropy else {},
         "heads": heads,
@@ -90,24 +80,33 @@ def _entropy(data: Data, look: Theme) -> Any:
         where = f" of {data['model']}" if data["model"] else ""
         return empty(f"No entropy{where} yet", "Measure how every head attends:", "attlas entropy --model gpt2-mini")
     metric = data["metric"]
-    name, unit, meaning = METRICS[metric]
-    choose = picker("metric", "Metric", [(m, METRICS[m][0]) for m in data["metrics"]], metric, data["metrics"][0])
+    name, unit, meaning = named(metric)
+    choose = picker("metric", "Metric", [(m, named(m)[0]) for m in data["metrics"]], metric, data["metrics"][0])
     layers = sorted({row["layer"] for row in heads})
     by_layer = {
         "mean of heads": (layers, [_mean([r[metric] for r in heads if r["layer"] == layer]) for layer in layers]),
         "highest head": (layers, [_extreme(heads, layer, metric, max) for layer in layers]),
         "lowest head": (layers, [_extreme(heads, layer, metric, min) for layer in layers]),
     }
-    names = {"layer": "layer", "head": "head", **{m: METRICS[m][0].lower() for m in data["metrics"]}}
+    names = {"layer": "layer", "head": "head", **{m: named(m)[0].lower() for m in data["metrics"]}}
+    names |= {"label": "label"} if heads[0].get("label") else {}
     names |= {q: f"entropy {q}" for q in _QUANTILES if q in heads[0]}
     return html.Div(
         [
             columns(
                 card(
                     name,
-                    heatmap(heads, metric, look, unit=unit),
+                    heatmap(
+                        heads,
+                        metric,
+                        look,
+                        unit=unit,
+                        pick=f"head,layer,model={data['model']}",
+                        path="/head",
+                        text="label" if metric == "label_score" else None,
+                    ),
                     table(heads, names, summary="The numbers, with quantiles of entropy"),
-                    note=f"{meaning} Unit: {unit}.",
+                    note=f"{meaning} Unit: {unit}. Click a head to open it.",
                     controls=choose,
                 ),
                 card(

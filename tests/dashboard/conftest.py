@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 
-from attlas.analyses.checkpoint_timeline import find_checkpoints
+from attlas.analyses.checkpoint_timeline import TimelineConfig, find_checkpoints, timeline
 from attlas.analyses.circuits import (
     FaithfulnessConfig,
     LogitTarget,
@@ -19,13 +21,20 @@ from attlas.analyses.circuits import (
     qk_attribution,
     trace,
 )
+from attlas.analyses.collapse_demo import CollapseConfig, collapse_demo
+from attlas.analyses.cost_profile import CostConfig, cost_profile
 from attlas.analyses.entropy import entropy
+from attlas.analyses.entropy_alerts import AlertConfig
+from attlas.analyses.entropy_tracker import EntropyTracker
 from attlas.analyses.features import FeaturesConfig, features
+from attlas.analyses.map_anatomy import map_anatomy
 from attlas.analyses.module_effects import module_effects
 from attlas.analyses.prune import DropCurveConfig, drop_curve
 from attlas.analyses.redundancy import redundancy
 from attlas.analyses.redundancy_timeline import redundancy_timeline
+from attlas.analyses.selection_layers import SelectionConfig, selection_layers
 from attlas.analyses.vit import vit
+from attlas.analyses.window_loss import WindowConfig, window_loss
 from attlas.cli import main
 from attlas.data.images import ImageDataset
 from attlas.data.models_catalog import EMBEDDED_DIR
@@ -58,6 +67,8 @@ def workspace(
     redundancy(gpt2_mini, val_tokens).save(found, gpt2_mini.ref, val_tokens.ref)
     _pruning(found, gpt2_mini, val_tokens.take(4), run.id)
     vit(vit_mini, glyphs).save(found, vit_mini.ref, glyphs.ref)
+    _health(found, gpt2_mini, val_tokens.take(4))
+    map_anatomy(vit_mini, glyphs.take(8)).save(found, vit_mini.ref, glyphs.ref)
     return found
 
 
@@ -66,9 +77,9 @@ def circuit_workspace(tmp_path_factory: pytest.TempPathFactory, gpt2_mini: Hooke
     """Two small autoencoders and a run of each circuit analysis."""
     found = Workspace(tmp_path_factory.mktemp("circuits") / "workspace")
     hooks = ("blocks.2.attn.hook_z", HOOK)
-    trained = train_sae(TrainConfig(model="gpt2-mini", hooks=hooks, k=8, d_sae=128, n_tokens=6_000))
+    trained = train_sae(TrainConfig(model="gpt2-mini", hooks=hooks, k=8, d_sae=128, n_tokens=2_000))
     trained.save(found)
-    task = make_task(gpt2_mini, TaskConfig(task="induction", n_prompts=3, min_accuracy=0))
+    task = make_task(gpt2_mini, TaskConfig(task="induction", n_prompts=2, min_accuracy=0))
     for by in ("head", "position", "layer"):
         patching(gpt2_mini, task, PatchingConfig(by=by)).save(found, gpt2_mini.ref)
     chosen = PatchingConfig(by="feature", n_features=3)
@@ -79,6 +90,24 @@ def circuit_workspace(tmp_path_factory: pytest.TempPathFactory, gpt2_mini: Hooke
     graph.save(found)
     faithfulness(gpt2_mini, task, graph, FaithfulnessConfig(n_random=2)).save(found, gpt2_mini.ref)
     return found
+
+
+def _health(found: Workspace, model: HookedModel, text: TokenDataset) -> None:
+    """Anatomy, two checkpoints, selection layers, window loss, cost, a tracked training with an alert, a collapse."""
+    map_anatomy(model, text).save(found, model.ref, text.ref)
+    checkpoints = find_checkpoints(EMBEDDED_DIR / "gpt2-mini" / "checkpoints")
+    timeline(checkpoints[::5], lambda _model: text, TimelineConfig(n_repeats=1)).save(found, data=text.ref)
+    selection_layers(model, text.take(1), SelectionConfig((4, 16))).save(found, model.ref, text.ref)
+    window_loss(model, text, WindowConfig((4, 16))).save(found, model.ref, text.ref)
+    cost_profile(model, CostConfig((16, 32), repeats=1)).save(found, model.ref)
+    hf = copy.deepcopy(model.hf).train()
+    with EntropyTracker(hf, every=1, alerts=AlertConfig(patience=1, collapse=0.5)) as tracker:
+        for gain in (1, 1, 20):
+            hf.transformer.h[1].attn.c_attn.weight.data[:, : 2 * model.cfg.d_model] *= gain
+            hf(input_ids=text.tokens[:2, :32])
+            tracker.step()
+    tracker.save(found, model.ref, text.ref)
+    collapse_demo(CollapseConfig(models=("vit",), seeds=(0,), vit_steps=3, every=1)).save(found)
 
 
 def _pruning(found: Workspace, model: HookedModel, text: TokenDataset, sae: str) -> None:

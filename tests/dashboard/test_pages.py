@@ -33,6 +33,11 @@ NAMES = [
     "limit",
     "ablation",
     "strength",
+    "k",
+    "full",
+    "text",
+    "to",
+    "example",
 ]
 PAGES = {page.path: page for page in pages()}
 
