@@ -75,6 +75,7 @@ class CollapseConfig:
     Attributes:
         models: "vit", "lm" or both.
         seeds: one training per seed, model and method.
+        methods: "baseline", "sigma_reparam" or both.
         vit_lr, lm_lr: Adam's learning rate, constant.
         vit_steps, lm_steps: training steps.
         qk_gain: initial W_Q and W_K are multiplied with this; more than 1 collapses heads from the start.
@@ -83,6 +84,7 @@ class CollapseConfig:
 
     models: tuple[str, ...] = MODELS
     seeds: tuple[int, ...] = (0, 1, 2)
+    methods: tuple[str, ...] = METHODS
     vit_lr: float = 5e-3
     lm_lr: float = 2e-2
     vit_steps: int = 600
@@ -94,6 +96,8 @@ class CollapseConfig:
         odd = [m for m in self.models if m not in MODELS]
         if odd or not self.models or not self.seeds:
             raise ConfigError(f"models {self.models} must be among {MODELS}, and seeds not be empty")
+        if not self.methods or not set(self.methods) <= set(METHODS):
+            raise ConfigError(f"methods {self.methods} must be among {METHODS}")
         if min(self.vit_steps, self.lm_steps, self.every) < 1 or min(self.vit_lr, self.lm_lr, self.qk_gain) <= 0:
             raise ConfigError("steps, every, learning rates and qk_gain must be positive")
 
@@ -160,7 +164,7 @@ class CollapseResult:
 def collapse_demo(config: CollapseConfig | None = None, track: Track = no_track) -> CollapseResult:
     """Train every model, seed and method."""
     config = config or CollapseConfig()
-    arms = [(m, seed, method) for m in config.models for seed in config.seeds for method in METHODS]
+    arms = [(m, seed, method) for m in config.models for seed in config.seeds for method in config.methods]
     data = {name: _images() if name == "vit" else _bytes() for name in config.models}
     curves, runs = [], []
     for name, seed, method in track(arms, "training"):
