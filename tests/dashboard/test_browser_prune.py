@@ -37,6 +37,7 @@ def test_the_slider_moves_and_measures(workspace: Workspace, gpt2_mini: HookedMo
         handle.focus()
         handle.press("ArrowRight")
         page.wait_for_url("**n=2**")
+        page.get_by_text("How many: 2 of 3").wait_for()
         page.get_by_role("link", name="Measure it").click()
         page.wait_for_url("**measure=1**")
         page.get_by_text("Measured on").wait_for()
