@@ -13,12 +13,13 @@ import tyro
 from attlas.cli.common import Output
 from attlas.errors import ConfigError, nearest
 
-NAMES = ("sae_step", "encode", "attention_stats", "capture")
+NAMES = ("sae_step", "encode", "attention_stats", "capture", "tracker_overhead", "pruned_speed")
 
 
 @dataclass(frozen=True)
 class Args:
-    """Measure training step, encode, attention statistics and capture beside SAELens, torch and TransformerLens.
+    """Measure speed beside SAELens, torch and TransformerLens, what EntropyTracker costs a training loop, and a pruned model
+    beside the whole one.
 
     Contestants run in interleaved rounds in one process; the table shows median, quartiles, best, each one's median
     slowdown against ours, and the memory a run adds. Needs a checkout: the benchmarks are not part of the wheel.
@@ -29,7 +30,7 @@ class Args:
     """
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """sae_step, encode, attention_stats, capture; all when none is named."""
+    """sae_step, encode, attention_stats, capture, tracker_overhead, pruned_speed; all when none is named."""
     rounds: int = 7
     """How often each contestant runs."""
     json: bool = False

@@ -40,3 +40,18 @@ def test_every_contestant_of_the_step_runs_and_ours_learns(monkeypatch: pytest.M
         run()
     losses = [float(found["attlas TopKStep"]().loss) for _ in range(40)]
     assert losses[-1] < losses[0]
+
+
+def test_a_pruned_model_beside_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    found = importlib.import_module("pruned_speed").run(rounds=1, model="gpt2-mini", n_drop=1)
+    assert len(found["results"]) == 2
+    for result in found["results"]:
+        assert [row["name"] for row in result["rows"]] == ["pruned, compact", "pruned, stock", "whole model"]
+        assert all(row["tokens_per_s"] > 0 for row in result["rows"])
+    compact, stock, whole = found["models"]
+    assert compact["parameters"] < stock["parameters"] == whole["parameters"]
+    assert compact["kv_bytes"] * 4 == stock["kv_bytes"] * 3 == whole["kv_bytes"] * 3
+    assert compact["loss"] == pytest.approx(stock["loss"], abs=1e-4)
+    assert compact["loss"] > whole["loss"]
+    assert {row["task"] for row in found["tasks"]} == {"ioi", "induction-natural"}
