@@ -86,9 +86,9 @@ class CollapseConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     methods: tuple[str, ...] = METHODS
     vit_lr: float = 5e-3
-    lm_lr: float = 2e-2
-    vit_steps: int = 600
-    lm_steps: int = 500
+    lm_lr: float = 5e-2
+    vit_steps: int = 500
+    lm_steps: int = 250
     qk_gain: float = 1.0
     every: int = 20
 
@@ -127,7 +127,7 @@ class CollapseResult:
         return found
 
     def plot(self, model: str | None = None) -> Any:
-        """Loss above, entropy of the lowest layer with its bound below; one colour a method, one line a seed."""
+        """Loss above, mean entropy of all heads with its bound below; one colour a method, one line a seed."""
         import plotly.graph_objects as go
         from plotly.subplots import make_subplots
 

@@ -42,10 +42,10 @@ class Args(DataArgs, ModelArgs, OutArgs):
     """timeline: folder of Hugging Face checkpoints such as checkpoint-500/; implies timeline, and --model is not read."""
     final_step: int | None = None
     """timeline: step of the model in that folder or its parent, where its trainer_state.json or README does not say."""
-    windows: tuple[int, ...] = (8, 32)
-    """anatomy, window-loss: widths of the local windows, positions."""
-    top_k: tuple[int, ...] = (16,)
-    """anatomy, selection: numbers of keys."""
+    windows: tuple[int, ...] = ()
+    """anatomy, window-loss: widths of the local windows, positions; by default 8 16 64, and 8 32 (images: 2 4 hops)."""
+    top_k: tuple[int, ...] = ()
+    """anatomy, selection: numbers of keys; by default 1 4 16, and 16."""
     sinks: int = 4
     """window-loss: first positions that stay visible."""
     lengths: tuple[int, ...] = (128, 256, 512, 1024)
@@ -57,7 +57,7 @@ class Args(DataArgs, ModelArgs, OutArgs):
     demo_models: tuple[str, ...] = ("vit", "lm")
     """collapse-demo: vit, lm or both."""
     demo_steps: int = 0
-    """collapse-demo: training steps of each; 0 for 600 (vit) and 500 (lm)."""
+    """collapse-demo: training steps of each; 0 for 500 (vit) and 250 (lm)."""
     qk_gain: float = 1.0
     """collapse-demo: factor on the initial W_Q and W_K."""
 
@@ -94,9 +94,10 @@ def _anatomy(args: Args, out: Output) -> dict[str, Any]:
 
     workspace, model = open_workspace(args), open_model(args, out)
     data = load_data(model, args, args.config.seed)
+    plain = AnatomyConfig()
     config = AnatomyConfig(
-        windows=args.windows,
-        top_k=args.top_k,
+        windows=args.windows or plain.windows,
+        top_k=args.top_k or plain.top_k,
         batch_size=args.config.batch_size,
         skip_first=args.config.skip_first,
         seed=args.config.seed,
@@ -139,16 +140,16 @@ def _selection(args: Args, out: Output) -> dict[str, Any]:
 
     workspace, model = open_workspace(args), open_model(args, out)
     data = load_data(model, args, args.config.seed)
-    config = SelectionConfig(top_k=args.top_k, batch_size=args.config.batch_size)
+    config = SelectionConfig(top_k=args.top_k or SelectionConfig().top_k, batch_size=args.config.batch_size)
     result = selection_layers(model, data, config, track=out.track)
     saved = result.save(workspace, model.ref, data.ref)
-    rows = []
-    if result.n_queries[args.top_k[0]]:
+    rows, k = [], config.top_k[0]
+    if result.n_queries[k]:
         for n_full in range(1, model.cfg.n_layers + 1):
             best = result.partition(n_full)
             full = " ".join(str(i) for i, s in enumerate(best.selector) if s == i)
             rows.append((n_full, best.value, full))
-    title = f"{model.name}: best partitions when a layer keeps {args.top_k[0]} keys"
+    title = f"{model.name}: best partitions when a layer keeps {k} keys"
     out.table(title, ["full layers", "mean coverage", "which"], rows[:12])
     return _done(saved, workspace, result.summary(), out)
 
@@ -158,7 +159,8 @@ def _window_loss(args: Args, out: Output) -> dict[str, Any]:
 
     workspace, model = open_workspace(args), open_model(args, out)
     data = load_data(model, args, args.config.seed)
-    config = WindowConfig(args.windows, args.sinks, args.config.batch_size, args.config.seed)
+    widths = args.windows or ((2, 4) if model.cfg.family == "vit" else WindowConfig().windows)
+    config = WindowConfig(widths, args.sinks, args.config.batch_size, args.config.seed)
     result = window_loss(model, data, config, track=out.track)
     saved = result.save(workspace, model.ref, data.ref)
     table = result.table().to_pylist()
