@@ -46,6 +46,7 @@ def data(store: Store, params: Params) -> Data:
         "lms": names,
         "asked_for": params.get("model"),
         "text": text,
+        "default_text": DEFAULT,
         "autoencoders": {str(layer): list(runs) for layer, runs in choices.items()},
         "saes": {str(layer): run for layer, run in chosen.items()},
         "trail": [id for id in params.get("trail", "").split(">") if step(id)],

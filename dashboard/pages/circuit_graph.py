@@ -18,7 +18,7 @@ from attlas.dashboard.theme import Theme
 
 THRESHOLDS = ("0.01", "0.02", "0.05", "0.1")
 DEFAULT_THRESHOLD = "0.02"
-COLUMN, ROW = 86.0, 96.0  # px between tokens and between layers
+COLUMN, ROW = 150.0, 92.0  # px between tokens and between layers
 
 
 def graph_data(store: Store, found: Data, setup: live.Setup, params: Params, ask: Callable[..., Any]) -> None:
@@ -75,8 +75,8 @@ def draw(
     by_id = {node["id"]: node for node in graph["nodes"]}
     node = by_id.get(chosen or "", graph["nodes"][0])
     note = (
-        f"{s['n_nodes']} nodes, {s['n_edges']} edges; largest gap {short(s['gap'])}. Across: tokens; up: layers; the column "
-        "at the right holds what was cut off (dashed). Blue-green adds to the target, amber takes away; dotted: keys and "
+        f"{s['n_nodes']} nodes, {s['n_edges']} edges; largest gap {short(s['gap'])}. Across: the tokens that take part; up: "
+        "layers; dashed at the right: what was cut off. Blue-green adds to the target, amber takes away; dotted: keys and "
         "queries. The wheel zooms, dragging moves."
     )
     rows = [
@@ -97,11 +97,14 @@ def _picture(graph: dict[str, Any], look: Theme, pick: str, chosen: str) -> html
     there = {n["id"] for n in drawn}
     scale = max((abs(e["influence"]) for e in graph["edges"]), default=1.0) or 1.0
     low = min(n["y"] for n in drawn)
+    # Only tokens that take part have a column.
+    used = sorted({round(n["x"]) for n in drawn})
+    column = {place: i for i, place in enumerate(used)}
     nodes = [
         {
             "id": n["id"],
             "label": _label(n),
-            "x": COLUMN * n["x"],
+            "x": COLUMN * (column[round(n["x"])] + n["x"] - round(n["x"])),
             "y": -ROW * n["y"],
             "size": 9 + 19 * min(1.0, abs(n["influence"]) / scale),
             "kind": n["kind"],
@@ -109,8 +112,9 @@ def _picture(graph: dict[str, Any], look: Theme, pick: str, chosen: str) -> html
         for n in drawn
     ]
     nodes += [
-        {"id": f"token {i}", "label": visible(t), "x": COLUMN * i, "y": -ROW * (low - 0.6), "size": 1, "kind": "text"}
-        for i, t in enumerate(graph["tokens"])
+        {"id": f"token {i}", "label": text, "x": COLUMN * column[i], "y": -ROW * (low - 0.7), "size": 1, "kind": "text"}
+        for i, text in enumerate([*[f"{i} {visible(t)}" for i, t in enumerate(graph["tokens"])], "cut off"])
+        if i in column
     ]
     edges = [
         {
@@ -173,7 +177,10 @@ def _node(data: Data, graph: dict[str, Any], node: dict[str, Any], pick: str) ->
     return html.Div(
         [
             card(
-                f"{node['id']} {_token(graph, node)}", numbers, html.Div(_buttons(data, node), className="tags"), span=2
+                f"{node['id']} {_token(graph, node)}",
+                numbers,
+                html.Div(_buttons(data, node), className="tags apart"),
+                span=2,
             ),
             card("Fed by", table(side(into, "source"), names, summary="Edges in", open_=True) or _none()),
             card("Feeds", table(side(out, "target"), names, summary="Edges out", open_=True) or _none()),

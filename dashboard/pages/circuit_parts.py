@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import plotly.graph_objects as go
 from dash import dcc, html
 
-from attlas.dashboard.components import button_link, card, columns, heatmap, metric_cards, picker, table, tag
+from attlas.dashboard.components import button_link, card, columns, graph, metric_cards, picker, table, tag
 from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.page import Data
-from attlas.dashboard.pages.circuit_views import here
+from attlas.dashboard.pages.circuit_views import here, over_tokens
 from attlas.dashboard.theme import Theme
 
 
@@ -25,7 +26,7 @@ def attention_view(data: Data, look: Theme) -> Any:
         picker("layer", "Layer", [(str(i), f"Layer {i}") for i in range(last + 1)], str(layer), str(last)),
         picker("head", "Head", [(str(i), f"Head {i}") for i in range(prompt["n_heads"])], str(head), "0"),
     ]
-    pattern = heatmap(found["pattern"], "attention", look, x="src", y="dest", height=420, pick=True)
+    pattern = _pattern(found["pattern"], tokens, look)
     cell = f"{dest} “{visible(tokens[dest])}” → {src} “{visible(tokens[src])}”"
     numbers = metric_cards(
         [
@@ -63,6 +64,21 @@ def attention_view(data: Data, look: Theme) -> Any:
             columns(*[card(f"By the {n} alone", s) for n, s in zip(("destination", "source"), sides, strict=True)]),
         ]
     )
+
+
+def _pattern(rows: list[dict[str, Any]], tokens: list[str], look: Theme) -> Any:
+    n = len(tokens)
+    cells = {(r["dest"], r["src"]): r["attention"] for r in rows}
+    trace = go.Heatmap(
+        z=[[cells.get((d, s)) for s in range(n)] for d in range(n)],
+        y=list(range(n)),
+        colorscale=look.scale(),
+        hovertemplate="%{y} → %{x}<br>attention <b>%{z:.3g}</b><extra></extra>",
+    )
+    figure = over_tokens(trace, tokens, look, max(260, min(760, 130 + 22 * n)))
+    ticks = {"tickvals": list(range(n)), "ticktext": [visible(t) for t in tokens]}
+    figure.update_yaxes(**ticks, type="linear", autorange="reversed", zeroline=False)
+    return graph(figure, "attention from each token to each token", pick="src,dest")
 
 
 def _rest(pairs: list[dict[str, Any]]) -> dict[str, Any]:

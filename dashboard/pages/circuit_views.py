@@ -59,7 +59,7 @@ def prompt_view(data: Data, look: Theme, remark: str) -> html.Section:
     found = data["prompt"]
     controls = [picker("lm", "Model", [(n, n) for n in data["lms"]], data["lm"], data["default_lm"])]
     parts: list[Any] = [
-        text_box("text", "Prompt (Ctrl-Enter runs it)", data["text"], lines=2),
+        text_box("text", "Prompt (Ctrl-Enter runs it)", data["text"], data["default_text"], lines=2),
         _autoencoders(data),
         html.P(remark, className="note") if remark else None,
     ]
@@ -226,7 +226,7 @@ def _focus(data: Data, look: Theme) -> Any:
     run = data["saes"].get(str(layer))
     buttons = [button_link("Take it out", here(data, ablate=ablate)), *_interpreted(data, run, index)]
     both = columns(_dfa(data, look, layer, position), _terms(data))
-    return html.Div([path, numbers, html.Div(buttons, className="tags"), both])
+    return html.Div([path, numbers, html.Div(buttons, className="tags apart"), both])
 
 
 def _interpreted(data: Data, run: str | None, index: int) -> list[Any]:

@@ -27,13 +27,18 @@ from attlas.analyses.entropy import entropy
 from attlas.analyses.entropy_alerts import AlertConfig
 from attlas.analyses.entropy_tracker import EntropyTracker
 from attlas.analyses.features import FeaturesConfig, features
+from attlas.analyses.head_survey import HeadSurveyConfig, head_survey
 from attlas.analyses.map_anatomy import map_anatomy
 from attlas.analyses.module_effects import module_effects
 from attlas.analyses.prune import DropCurveConfig, drop_curve
 from attlas.analyses.redundancy import redundancy
 from attlas.analyses.redundancy_timeline import redundancy_timeline
+from attlas.analyses.sae_matching import sae_matching
 from attlas.analyses.selection_layers import SelectionConfig, selection_layers
-from attlas.analyses.vit import vit
+from attlas.analyses.vit import VitConfig, vit
+from attlas.analyses.vit_patterns import VitPatternsConfig, vit_patterns
+from attlas.analyses.vit_pruning import VitPruningConfig, vit_pruning
+from attlas.analyses.vit_tokens import VitTokensConfig, vit_tokens
 from attlas.analyses.window_loss import WindowConfig, window_loss
 from attlas.cli import main
 from attlas.data.images import ImageDataset
@@ -63,6 +68,14 @@ def workspace(
     evaluated.save(found, parents=(run.id,))
     told = features(gpt2_mini, sae, val_tokens, FeaturesConfig())
     told.save(found, gpt2_mini.ref, val_tokens.ref, parents=(run.id,))
+    few = val_tokens.take(8)
+    surveyed = head_survey(gpt2_mini, {HOOK: sae}, few, HeadSurveyConfig(n_draws=20))
+    surveyed.save(found, gpt2_mini.ref, few.ref, (run.id,))
+    rotated = copy.deepcopy(sae)
+    for name in ("W_enc", "W_dec", "b_enc"):  # half of the features are exchanged for a mixture of two
+        half = getattr(rotated, name).data.movedim(-1 if name == "W_enc" else 0, 0)[128:]
+        half.copy_((half + half.roll(1, 0)) / 2**0.5)
+    sae_matching(gpt2_mini, sae, rotated, few).save(found, gpt2_mini.ref, few.ref, (run.id, run.id))
     entropy(gpt2_mini, val_tokens).save(found, gpt2_mini.ref, val_tokens.ref)
     redundancy(gpt2_mini, val_tokens).save(found, gpt2_mini.ref, val_tokens.ref)
     _pruning(found, gpt2_mini, val_tokens.take(4), run.id)
@@ -131,3 +144,23 @@ def _pruning(found: Workspace, model: HookedModel, text: TokenDataset, sae: str)
         "512",
     ]
     assert main(["prune", *argv, "--seq-len", "128", "--calibration-tokens", "1024", "-w", str(found.path)]) == 0
+
+
+@pytest.fixture(scope="session")
+def vision_workspace(
+    tmp_path_factory: pytest.TempPathFactory, vit_mini: HookedModel, glyphs: ImageDataset
+) -> Workspace:
+    """Every kind of run about vit-mini, and a small autoencoder with its features."""
+    found, few = Workspace(tmp_path_factory.mktemp("vision") / "workspace"), glyphs.take(16)
+    vit(vit_mini, few, VitConfig(n_bootstrap=20)).save(found, vit_mini.ref, few.ref)
+    patterns = VitPatternsConfig(n_maps=240, n_clusters=3, n_latent=2, n_epochs=2, n_seeds=2, layout="pca")
+    vit_patterns(vit_mini, few, patterns).save(found, vit_mini.ref, few.ref)
+    pruned = VitPruningConfig(n_search=6, n_candidates=2, max_heads=2, n_random=1, n_bootstrap=20)
+    vit_pruning(vit_mini, few, pruned).save(found, vit_mini.ref, few.ref)
+    tokens = VitTokensConfig(remove_at=(0, 1), fractions=(0.0, 0.4), n_random=1, n_bootstrap=20)
+    vit_tokens(vit_mini, few, tokens).save(found, vit_mini.ref, few.ref)
+    trained = train_sae(TrainConfig(model="vit-mini", hooks=(HOOK,), k=4, d_sae=64, n_tokens=2_000))
+    (run,) = trained.save(found)
+    told = features(vit_mini, trained.saes[HOOK], few, FeaturesConfig(n_top=3))
+    told.save(found, vit_mini.ref, few.ref, parents=(run.id,))
+    return found
