@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +15,10 @@ from attlas.analyses.cost_profile import CostConfig, cost_profile
 from attlas.analyses.map_anatomy import AnatomyConfig, AnatomyResult, map_anatomy
 from attlas.analyses.selection_layers import SelectionConfig, best_partition, selection_layers
 from attlas.analyses.window_loss import WindowConfig, window_loss
+from attlas.cli import main
 from attlas.data.images import ImageDataset
 from attlas.data.text import TokenDataset
+from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel
 
@@ -219,3 +223,14 @@ def test_cost_counts_the_arithmetic(gpt2_mini: HookedModel) -> None:
         assert row["flops_mixing"] == pytest.approx(mixing)
         assert row["seconds"] > 0
     assert {row["layer"] for row in rows} == set(range(4))
+
+
+def test_default_windows_fit_the_family(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Eight hops would cover the whole of an 8 × 8 grid, and limit nothing."""
+    where = ["--workspace", str(tmp_path)]
+    assert main(["entropy", "window-loss", "--model", "vit-mini", "--n-images", "8", "--json", *where]) == 0
+    assert json.loads(capsys.readouterr().out)["window"] == 2
+    run = Workspace(tmp_path).runs("window_loss")[0]
+    table = Workspace(tmp_path).read_table(run, "window_loss").to_pandas()
+    assert sorted(set(table.window)) == [2, 4]
+    assert table[(table.layer == 0) & (table.window == 2)].delta.iloc[0] > 0.1
