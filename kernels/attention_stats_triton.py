@@ -1,8 +1,9 @@
 """Triton attention statistics: one pass over keys per query block, with a running maximum (online softmax).
 
-Sums of e^{s−m} and of (s−m)·e^{s−m} are rescaled when the maximum grows, so entropy = log Z − Σ(s−m)e^{s−m}/Z. Window,
-own-position, previous, sink, distance and token-matched masses are further running sums. The centred norm of the logits
-uses Chan's update of mean and squared deviation. Column mass is a second pass with log Z known.
+Sums of e^{s−m} and of (s−m)·e^{s−m} are rescaled when the maximum grows, so entropy = log Z − Σ(s−m)e^{s−m}/Z. Distance
+and token-matched masses are further running sums. Sink mass is looked for in the first block of keys alone; windows, own
+position and the one before in blocks that can hold a key that near, so most blocks pay for none of them. The centred norm
+of the logits uses Chan's update of mean and squared deviation. Column mass is a second pass with log Z known.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -20,8 +21,8 @@ from attlas.kernels.dispatch import interpreting
 
 
 @triton.jit
-def _mass(e, chosen, total, factor):
-    return total * factor + tl.sum(tl.where(chosen, e, 0.0), axis=1)
+def _mass(e, chosen):
+    return tl.sum(tl.where(chosen, e, 0.0), axis=1)
 
 
 @triton.jit
@@ -29,13 +30,17 @@ def _row_kernel(
     q_ptr, k_ptr, token_ptr, out_ptr,
     H, K, T, S, E, scale, n_out,
     sqb, sqh, sqt, sqe, skb, skh, sks, ske,
-    w0, w1, w2, w3,
-    CAUSAL: tl.constexpr, TOKENS: tl.constexpr, BQ: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr,
+    w0, w1, w2, w3, widest,
+    CAUSAL: tl.constexpr, TOKENS: tl.constexpr, WINDOWS: tl.constexpr,
+    BQ: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    bh = tl.program_id(1)
+    # One axis: a second one ends at 65,535. Causal programs with the most keys start first.
+    n_blocks = tl.cdiv(T, BQ)
+    bh = tl.program_id(0) // n_blocks
+    first_row = (n_blocks - 1 - tl.program_id(0) % n_blocks) * BQ
     b, h = bh // H, bh % H
     kv = h // (H // K)
-    rows = tl.program_id(0) * BQ + tl.arange(0, BQ)
+    rows = first_row + tl.arange(0, BQ)
     row_ok = rows < T
     e_at = tl.arange(0, BE)
     e_ok = e_at < E
@@ -55,7 +60,7 @@ def _row_kernel(
         own_token = tl.load(token_ptr + b.to(tl.int64) * S + position, mask=row_ok & (position < S), other=-1)
     stop = S
     if CAUSAL:
-        stop = tl.minimum(S, tl.program_id(0) * BQ + BQ + shift)
+        stop = tl.minimum(S, first_row + BQ + shift)
     for start in range(0, stop, BS):
         keys = start + tl.arange(0, BS)
         key_ok = keys < S
@@ -86,20 +91,28 @@ def _row_kernel(
         z = z * factor + tl.sum(e, axis=1)
         peak = new_peak
         offset = position[:, None] - keys[None, :]
-        far = tl.abs(offset)
-        sink = _mass(e, (keys == 0)[None, :] & ok, sink, factor)
-        own = _mass(e, offset == 0, own, factor)
-        before = _mass(e, offset == 1, before, factor)
-        distance = distance * factor + tl.sum(e * far.to(tl.float32), axis=1)
-        m0 = _mass(e, far < w0, m0, factor)
-        m1 = _mass(e, far < w1, m1, factor)
-        m2 = _mass(e, far < w2, m2, factor)
-        m3 = _mass(e, far < w3, m3, factor)
+        distance = distance * factor + tl.sum(e * tl.abs(offset).to(tl.float32), axis=1)
+        sink, own, before = sink * factor, own * factor, before * factor
+        m0, m1, m2, m3 = m0 * factor, m1 * factor, m2 * factor, m3 * factor
+        if start == 0:
+            sink += _mass(e, (keys == 0)[None, :] & ok)
+        if (start + BS + widest > first_row + shift) & (start < first_row + BQ + shift + widest):
+            own += _mass(e, offset == 0)
+            before += _mass(e, offset == 1)
+            m0 += _mass(e, tl.abs(offset) < w0)
+            if WINDOWS > 1:
+                m1 += _mass(e, tl.abs(offset) < w1)
+            if WINDOWS > 2:
+                m2 += _mass(e, tl.abs(offset) < w2)
+            if WINDOWS > 3:
+                m3 += _mass(e, tl.abs(offset) < w3)
         if TOKENS:
             token = tl.load(token_ptr + b.to(tl.int64) * S + keys, mask=key_ok, other=-2)
             earlier = tl.load(token_ptr + b.to(tl.int64) * S + keys - 1, mask=key_ok & (keys > 0), other=-2)
-            duplicate = _mass(e, (token[None, :] == own_token[:, None]) & (offset != 0), duplicate, factor)
-            induction = _mass(e, (earlier[None, :] == own_token[:, None]) & (offset != -1), induction, factor)
+            same = (token[None, :] == own_token[:, None]) & (offset != 0)
+            after = (earlier[None, :] == own_token[:, None]) & (offset != -1)
+            duplicate = duplicate * factor + _mass(e, same)
+            induction = induction * factor + _mass(e, after)
     inverse = tl.where(z > 0, 1.0 / tl.where(z > 0, z, 1.0), tl.where(z == z, 0.0, z))
     log_sum = tl.log(tl.where(z > 0, z, 1.0))
     entropy = tl.where(z == z, tl.maximum(log_sum - first_moment * inverse, 0.0), z)
@@ -114,9 +127,12 @@ def _row_kernel(
     tl.store(at + 7 * T, tl.sqrt(deviation), mask=row_ok)
     tl.store(at + 8 * T, tl.where(z == 0, -float("inf"), log_sum + peak), mask=row_ok)
     tl.store(at + 9 * T, m0 * inverse, mask=row_ok)
-    tl.store(at + 10 * T, m1 * inverse, mask=row_ok)
-    tl.store(at + 11 * T, m2 * inverse, mask=row_ok)
-    tl.store(at + 12 * T, m3 * inverse, mask=row_ok)
+    if WINDOWS > 1:
+        tl.store(at + 10 * T, m1 * inverse, mask=row_ok)
+    if WINDOWS > 2:
+        tl.store(at + 11 * T, m2 * inverse, mask=row_ok)
+    if WINDOWS > 3:
+        tl.store(at + 12 * T, m3 * inverse, mask=row_ok)
     if TOKENS:
         tl.store(at + 13 * T, induction * inverse, mask=row_ok)
         tl.store(at + 14 * T, duplicate * inverse, mask=row_ok)
@@ -129,10 +145,12 @@ def _column_kernel(
     sqb, sqh, sqt, sqe, skb, skh, sks, ske,
     CAUSAL: tl.constexpr, BQ: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    bh = tl.program_id(1)
+    n_blocks = tl.cdiv(S, BS)
+    bh = tl.program_id(0) // n_blocks
+    first_key = tl.program_id(0) % n_blocks * BS
     b, h = bh // H, bh % H
     kv = h // (H // K)
-    keys = tl.program_id(0) * BS + tl.arange(0, BS)
+    keys = first_key + tl.arange(0, BS)
     key_ok = keys < S
     e_at = tl.arange(0, BE)
     e_ok = e_at < E
@@ -142,7 +160,7 @@ def _column_kernel(
     shift, first = 0, 0
     if CAUSAL:
         shift = S - T
-        first = tl.maximum(tl.program_id(0) * BS - shift, 0) // BQ * BQ
+        first = tl.maximum(first_key - shift, 0) // BQ * BQ
     for start in range(first, T, BQ):
         rows = start + tl.arange(0, BQ)
         row_ok = rows < T
@@ -177,15 +195,15 @@ def attention_stats_triton(
     BQ, BS = (16, 16) if small else (64, 64) if E > 128 else (128, 64)
     sizes: dict[str, Any] = {"BQ": BQ, "BS": BS, "BE": max(16, triton.next_power_of_2(E))}
     options = {"num_warps": 4 if small or E > 128 else 8, "num_stages": 2}
-    _row_kernel[(triton.cdiv(T, BQ), B * H)](
-        q, k, tokens, out, H, K, T, S, E, scale, n_out, *q.stride(), *k.stride(), *four,
-        CAUSAL=causal, TOKENS=token_ids is not None, **sizes, **options,
+    _row_kernel[(triton.cdiv(T, BQ) * B * H,)](
+        q, k, tokens, out, H, K, T, S, E, scale, n_out, *q.stride(), *k.stride(), *four, max(2, *windows),
+        CAUSAL=causal, TOKENS=token_ids is not None, WINDOWS=len(windows), **sizes, **options,
     )  # fmt: skip
     stat = out.unbind(2)
     columns = None
     if column:
         columns = torch.empty(B, H, S, dtype=torch.float32, device=q.device)
-        _column_kernel[(triton.cdiv(S, BS), B * H)](
+        _column_kernel[(triton.cdiv(S, BS) * B * H,)](
             q, k, stat[8].contiguous(), columns, H, K, T, S, E, scale, *q.stride(), *k.stride(),
             CAUSAL=causal, **sizes, **options,
         )  # fmt: skip

@@ -1,6 +1,7 @@
 """Triton sparse decode (gather and sum), its gradient for the values, and the segment sum of weight gradients.
 
 One program a row (or feature) and block of columns; sums run in a fixed order in float32, so results are deterministic.
+The segment sum reads 16 rows at a time: a feature that is active on every token would else wait for each row in turn.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -43,17 +44,23 @@ def _gather_dot_kernel(g_ptr, i_ptr, w_ptr, out_ptr, k, D, stride_wf, stride_wd,
 
 
 @triton.jit
-def _segment_kernel(s_ptr, row_ptr, weight_ptr, offset_ptr, out_ptr, D, BD: tl.constexpr):
-    feature = tl.program_id(0).to(tl.int64)
-    d = tl.program_id(1) * BD + tl.arange(0, BD)
+def _segment_kernel(
+    s_ptr, row_ptr, weight_ptr, offset_ptr, out_ptr, D, n_d, BP: tl.constexpr, BD: tl.constexpr
+):  # fmt: skip
+    feature = (tl.program_id(0) // n_d).to(tl.int64)
+    d = tl.program_id(0) % n_d * BD + tl.arange(0, BD)
     ok = d < D
     start = tl.load(offset_ptr + feature)
     end = tl.load(offset_ptr + feature + 1)
     acc = tl.zeros((BD,), dtype=tl.float32)
-    for p in range(start, end):
-        row = tl.load(row_ptr + p)
-        weight = tl.load(weight_ptr + p).to(tl.float32)
-        acc += weight * tl.load(s_ptr + row * D + d, mask=ok, other=0.0).to(tl.float32)
+    for first in range(start, end, BP):
+        p = first + tl.arange(0, BP)
+        p_ok = p < end
+        row = tl.load(row_ptr + p, mask=p_ok, other=0)
+        weight = tl.load(weight_ptr + p, mask=p_ok, other=0.0).to(tl.float32)
+        at = s_ptr + row[:, None] * D + d[None, :]
+        source = tl.load(at, mask=p_ok[:, None] & ok[None, :], other=0.0).to(tl.float32)
+        acc += tl.sum(weight[:, None] * source, axis=0)
     tl.store(out_ptr + feature * D + d, acc, mask=ok)
 
 
@@ -85,8 +92,9 @@ def segment_sum_triton(source_ND: Tensor, rows: Tensor, weights: Tensor, offsets
     """For each segment, Σ weight·source[row]: [F, D] in the source's dtype."""
     D, F = source_ND.shape[1], offsets.numel() - 1
     out = torch.empty(F, D, dtype=source_ND.dtype, device=source_ND.device)
-    BD = _block(D)
-    _segment_kernel[(F, triton.cdiv(D, BD))](
-        source_ND.contiguous(), rows.contiguous(), weights.contiguous(), offsets, out, D, BD=BD
+    BD = min(256, _block(D))
+    n_d = triton.cdiv(D, BD)  # blocks of one feature stand side by side: they read the same rows and weights
+    _segment_kernel[(F * n_d,)](
+        source_ND.contiguous(), rows.contiguous(), weights.contiguous(), offsets, out, D, n_d, BP=16, BD=BD
     )
     return out

@@ -81,8 +81,14 @@ def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def precision(dtype: torch.dtype) -> str:
-    """tf32 for float32 inputs only where torch's own products use it."""
-    return "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    """tf32 for float32 inputs only where torch's own products use it, by its new switch or by its old one."""
+    if dtype != torch.float32:
+        return "ieee"
+    matmul = torch.backends.cuda.matmul
+    try:
+        return "tf32" if matmul.allow_tf32 else "ieee"
+    except RuntimeError:  # set by the new switch: torch then refuses to read the old one
+        return "tf32" if matmul.fp32_precision == "tf32" else "ieee"
 
 
 def tile_sizes(dtype: torch.dtype) -> dict[str, int]:

@@ -103,14 +103,49 @@ def test_decode_and_gradients():
 
 
 @pytest.mark.parametrize(
-    ("T", "S", "causal", "e"), [(21, 21, True, 8), (5, 19, True, 20), (18, 33, False, 4), (1, 1, True, 8)]
+    ("T", "S", "causal", "e", "windows"),
+    [
+        (21, 21, True, 8, (3, 8)),
+        (5, 19, True, 20, (1,)),
+        (18, 33, False, 4, (2, 1, 40)),
+        (70, 70, False, 4, (1, 2, 5, 3)),  # most blocks of keys are beyond every window
+        (75, 90, True, 4, (30,)),
+        (1, 1, True, 8, (3, 8)),
+    ],
 )
-def test_stats(T, S, causal, e):
+def test_stats(T, S, causal, e, windows):
     torch.manual_seed(T)
     q, k = torch.randn(2, 4, T, e, device=device) * 3, torch.randn(2, 2, S, e, device=device)
     tokens = torch.randint(0, 4, (2, S), device=device)
-    ours = attention_stats(q, k, causal=causal, token_ids=tokens, window=(3, 8), column=True)
-    plain = _stats_torch(q, k, causal, e**-0.5, None, tokens, (3, 8), (), True)
-    for name in (*_PLAIN, "induction", "duplicate", "column_mass", "window_mass"):
+    ours = attention_stats(q, k, causal=causal, token_ids=tokens, window=windows, column=True)
+    plain = _stats_torch(q, k, causal, e**-0.5, None, tokens, windows, (), True)
+    for name in (*_PLAIN, "induction", "duplicate", "column_mass"):
         torch.testing.assert_close(getattr(ours, name), getattr(plain, name), atol=2e-5, rtol=2e-4, msg=name)
-    torch.testing.assert_close(ours.window_masses[8], plain.window_masses[8], atol=2e-5, rtol=2e-4)
+    assert tuple(ours.window_masses) == windows
+    for w in windows:
+        torch.testing.assert_close(ours.window_masses[w], plain.window_masses[w], atol=2e-5, rtol=2e-4)
+
+
+def test_segment_sum_of_a_feature_active_everywhere():
+    from attlas.kernels.sparse_decode import FeatureOrder
+
+    torch.manual_seed(0)
+    indices = torch.stack([torch.zeros(53, dtype=torch.int64), torch.randint(1, 6, (53,))], 1).to(device)
+    source, weights = torch.randn(53, 300, device=device), torch.randn(53, 2, device=device)
+    dense = torch.zeros(53, 8, device=device).scatter(1, indices, weights)
+    found = FeatureOrder(indices, 8).weighted_sum(source, weights)
+    torch.testing.assert_close(found, dense.T @ source, atol=1e-4, rtol=1e-4)
+    assert torch.equal(found, FeatureOrder(indices, 8).weighted_sum(source, weights))
+
+
+def test_precision_follows_torch_by_either_switch():
+    from attlas.kernels.topk_encode_triton import precision
+
+    matmul = torch.backends.cuda.matmul
+    assert precision(torch.bfloat16) == precision(torch.float32) == "ieee"
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"  # torch refuses to read allow_tf32 after this
+        assert precision(torch.float32) == "tf32"
+    finally:
+        matmul.fp32_precision = before
