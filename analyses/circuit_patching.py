@@ -199,6 +199,7 @@ class PatchingResult:
             "unit": self.unit,
             "n_prompts": len(self.base),
             "n_sites": len(self.sites),
+            "tokens": list(self.tokens),
             "strongest": self.ranking(5),
             "estimate_pearson": pearson,
             "estimate_spearman": spearman,

@@ -10,8 +10,8 @@ from dash import dcc, html
 from attlas.dashboard.components import button_link, card, columns, graph, metric_cards, picker, table, tag
 from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.page import Data
-from attlas.dashboard.pages.circuit_views import here, over_tokens
-from attlas.dashboard.theme import Theme
+from attlas.dashboard.pages.circuit_views import here, over_tokens, step
+from attlas.dashboard.theme import Theme, style
 
 
 def attention_view(data: Data, look: Theme) -> Any:
@@ -38,18 +38,23 @@ def attention_view(data: Data, look: Theme) -> Any:
     ablate = ",".join(dict.fromkeys([*data["ablated"], f"{layer}.{head}@{dest}"]))
     sides = [
         table(
-            found["sides"][w][:10], {"term": f"at the {name}", "score": "part of the score"}, summary=name, open_=True
+            [{**r, "term": _linked(data, r["term"])} for r in found["sides"][w][:10]],
+            {"term": f"at the {name}", "score": "part of the score"},
+            summary=name,
+            open_=True,
         )
         for w, name in (("dest", "destination"), ("src", "source"))
     ]
     names = {"dest": "term at the destination", "src": "term at the source", "score": "part of the score"}
-    pairs = [*found["pairs"][:15], _rest(found["pairs"])]
+    listed = [{**r, "dest": _linked(data, r["dest"]), "src": _linked(data, r["src"])} for r in found["pairs"][:15]]
+    pairs = [*listed, _rest(found["pairs"])]
     return html.Div(
         [
             columns(
                 card(
                     f"Head {layer}.{head}",
                     pattern,
+                    pairs_map(found["pairs"], look),
                     controls=controls,
                     note="Attention from destination (down) to source (across). A click on a cell explains its score.",
                 ),
@@ -66,6 +71,15 @@ def attention_view(data: Data, look: Theme) -> Any:
     )
 
 
+def _linked(data: Data, id: str) -> Any:
+    """A term's name; of a feature, a link to what it was made from."""
+    place = step(id)
+    if place is None:
+        return id
+    trail = f"{place[0]}/{place[1]}@{place[2]}"
+    return dcc.Link(id, href=here(data, view="features", trail=trail, at=None))
+
+
 def _pattern(rows: list[dict[str, Any]], tokens: list[str], look: Theme) -> Any:
     n = len(tokens)
     cells = {(r["dest"], r["src"]): r["attention"] for r in rows}
@@ -79,6 +93,33 @@ def _pattern(rows: list[dict[str, Any]], tokens: list[str], look: Theme) -> Any:
     ticks = {"tickvals": list(range(n)), "ticktext": [visible(t) for t in tokens]}
     figure.update_yaxes(**ticks, type="linear", autorange="reversed", zeroline=False)
     return graph(figure, "attention from each token to each token", pick="src,dest")
+
+
+def pairs_map(rows: list[dict[str, Any]], look: Theme, n: int = 9) -> Any:
+    """The listed pairs of the n largest terms of each end as a heatmap; pairs that are not listed stay empty."""
+    rows = [r for r in rows if r["dest"] != "remainder"]
+    ends: dict[str, list[str]] = {}
+    for end in ("dest", "src"):
+        size: dict[str, float] = {}
+        for r in rows:
+            size[r[end]] = size.get(r[end], 0.0) + abs(r["score"])
+        ends[end] = sorted(size, key=lambda name: -size[name])[:n]
+    cells = {(r["dest"], r["src"]): r["score"] for r in rows}
+    trace = go.Heatmap(
+        z=[[cells.get((d, s)) for s in ends["src"]] for d in ends["dest"]],
+        x=ends["src"],
+        y=ends["dest"],
+        xgap=2,
+        ygap=2,
+        zmid=0,
+        colorscale=look.scale(True),
+        colorbar={"thickness": 8, "outlinewidth": 0, "tickfont": {"color": look.muted, "size": 11}},
+        hovertemplate="%{y} with %{x}<br><b>%{z:.3g}</b> of the score<extra></extra>",
+    )
+    figure = style(go.Figure(trace), look, 130 + 26 * len(ends["dest"]), margin={"l": 90, "r": 8, "t": 8, "b": 80})
+    figure.update_xaxes(title_text="source", tickangle=-50, showgrid=False)
+    figure.update_yaxes(title_text="destination", autorange="reversed", showgrid=False)
+    return graph(figure, "parts of the score by pair of terms")
 
 
 def _rest(pairs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import plotly.graph_objects as go
 from dash import dcc, html
 
-from attlas.dashboard.components import bars, card, columns, curve, empty, heatmap, metric_cards, table
+from attlas.dashboard.components import bars, card, columns, curve, empty, graph, heatmap, metric_cards, table
 from attlas.dashboard.page import Data, Params
-from attlas.dashboard.pages.circuit_views import here
+from attlas.dashboard.pages.circuit_parts import pairs_map
+from attlas.dashboard.pages.circuit_views import here, over_tokens
 from attlas.dashboard.queries import Row, Store
 from attlas.dashboard.theme import Theme
 
@@ -103,7 +105,10 @@ def _patching(data: Data, look: Theme) -> Any:
     config, s = saved["config"], saved["summary"]
     by = config.get("by", "head")
     unit = s.get("unit", "")
-    if by in ("head", "position"):
+    tokens = s.get("tokens") or []
+    if by == "position" and tokens:
+        figure = graph(_by_position(rows, tokens, unit, look), "effect by layer and position")
+    elif by in ("head", "position"):
         figure = heatmap(rows, "effect", look, x=by, unit=unit, signed=True)
     else:
         named = [{**r, "place": _place(r, by)} for r in rows]
@@ -129,6 +134,19 @@ def _patching(data: Data, look: Theme) -> Any:
         table(ordered, names, summary="The numbers, with 95 % intervals"),
         note=note,
     )
+
+
+def _by_position(rows: list[Row], tokens: list[str], unit: str, look: Theme) -> go.Figure:
+    layers = sorted({r["layer"] for r in rows})
+    cells = {(r["layer"], r["position"]): r["effect"] for r in rows}
+    trace = go.Heatmap(
+        z=[[cells.get((layer, i)) for i in range(len(tokens))] for layer in layers],
+        y=[f"layer {layer}" for layer in layers],
+        zmid=0,
+        colorscale=look.scale(True),
+        hovertemplate=f"%{{y}}, %{{x}}<br><b>%{{z:.3g}}</b> {unit}<extra></extra>",
+    )
+    return over_tokens(trace, tokens, look, 120 + 30 * len(layers))
 
 
 def _place(row: Row, by: str) -> str:
@@ -193,7 +211,8 @@ def _qk(data: Data, look: Theme) -> Any:
     return card(
         f"Head {c.get('layer')}.{c.get('head')}, {dest} → {src}",
         numbers,
-        table(rows, names, summary="Pairs of terms", open_=True),
+        pairs_map(rows, look),
+        table(rows[:40], names, summary="Pairs of terms, the 40 largest", open_=True),
         note=f"{saved['model']}, run {saved['run']}.",
     )
 

@@ -65,7 +65,7 @@ def prompt_view(data: Data, look: Theme, remark: str) -> html.Section:
     ]
     if found is not None:
         parts += [*[html.P(f"Note: {note}.", className="note warning") for note in found["notes"]], _next(data)]
-    if data["params"].keys() - {"model", "lm", "text"}:
+    if data["params"].keys() - {"model", "lm", "text", "view"}:
         kept = {k: data["params"].get(k) for k in ("model", "lm", "text")}
         controls.append(button_link("Clear choices", link("/circuit", **kept)))
     return card("Prompt", *parts, controls=controls)
