@@ -83,7 +83,7 @@ class _Demo:
         self.workspace = open_workspace(args)
         self.model = load_model("gpt2-mini")
         self.text = load_tokens("embedded:val", self.model.tokenizer, seq_len=256, n_tokens=65_536, seed=args.seed)
-        self.few = load_tokens("embedded:val", self.model.tokenizer, seq_len=256, n_tokens=8_192, seed=args.seed)
+        self.few = load_tokens("embedded:val", self.model.tokenizer, seq_len=256, n_tokens=16_384, seed=args.seed)
         self.runs: dict[str, Run] = {}
 
     def found(self, name: str) -> Run | None:
@@ -91,7 +91,7 @@ class _Demo:
         of_sae = name in ("evaluate", "features", "head survey")
         vision = name.startswith("vit")
         data = None if name in ("train", "patching") else self.images if vision else self.text
-        if name in ("timeline", "drop curve"):
+        if name in ("evaluate", "timeline", "drop curve"):
             data = self.few
         model = self.vit_model if vision else self.model
         for run in self.workspace.runs(STEPS[name]):
@@ -138,7 +138,7 @@ class _Demo:
         from attlas.saes.evaluation import evaluate
         from attlas.saes.sources import Inputs
 
-        result = evaluate(self.sae, self.model, Inputs.of(self.text), track=self.out.track)
+        result = evaluate(self.sae, self.model, Inputs.of(self.few), track=self.out.track)
         shown = ("l0", "explained_variance", "ce_recovered")
         for row in result.rows:
             if row["subject"] == "sae" and row["metric"] in shown:
@@ -187,12 +187,13 @@ class _Demo:
         )
 
     def drop_curve(self) -> Run:
-        from attlas.analyses.prune import drop_curve
+        from attlas.analyses.prune import DropCurveConfig, drop_curve
 
         calibration = load_tokens(
             "embedded:train", self.model.tokenizer, seq_len=256, n_tokens=8_192, seed=self.args.seed
         )
-        result = drop_curve(self.model, calibration, self.few, track=self.out.track)
+        config = DropCurveConfig(targets=("attn", "mlp", "block"), n_random=3, seed=self.args.seed)
+        result = drop_curve(self.model, calibration, self.few, config, track=self.out.track)
         return result.save(self.workspace, self.model.ref, self.few.ref)
 
     def patching(self) -> Run:
