@@ -10,6 +10,7 @@ MODULES = (
     "overview",
     "features",
     "feature",
+    "survey",
     "layers",
     "head",
     "health",

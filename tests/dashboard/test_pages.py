@@ -152,3 +152,26 @@ def test_large_tables_are_one_component(n_rows: int) -> None:
         grid = shown.children[1].children
         assert grid.rowData == rows
         assert [d["field"] for d in grid.columnDefs] == list(rows[0])
+
+
+def test_the_survey_lists_a_heads_features_and_matches(workspace: Workspace) -> None:
+    client = create_app(workspace.path).server.test_client()
+    page = _json(client, "/api/survey?layer=3&head=2")
+    run, matching = workspace.latest("head_survey"), workspace.latest("sae_matching")
+    assert run is not None
+    assert matching is not None
+    table = workspace.read_table(run, "head_features").to_pandas()
+    mine = table[(table.layer == 3) & (table["head"] == 2)]
+    assert sorted(r["feature"] for r in page["features"]) == sorted(mine.feature)
+    assert [r["group"] for r in page["features"]] == sorted(mine.group)
+    features = workspace.latest("features")
+    assert features is not None
+    assert page["features_run"] == features.id
+    assert page["matching"]["features_runs"] == [features.id] * 2
+    rows = workspace.read_table(matching, "sae_matches").to_pandas()
+    for kind, found in {"split": rows.n_split > 1, "same": rows.mutual & (rows.cosine >= 0.7)}.items():
+        part = _json(client, f"/api/survey?kind={kind}")["matching"]
+        assert part["counts"][kind] == int(found.sum()) > 0
+        assert {r["feature"] for r in part["rows"]} <= set(rows.feature[found])
+    assert sum(page["matching"]["cosine"]) == len(rows)
+    assert _json(client, "/api/survey?head=77")["head"] == 0
