@@ -142,7 +142,7 @@ def to_array(image: bytes | Image.Image | np.ndarray | Path, spec: ImageSpec) ->
         raise ImageDataError(
             f"'{what}' is not an image that can be read ({type(error).__name__}); use PNG or JPEG"
         ) from error
-    array = np.asarray(opened, dtype=np.uint8)
+    array = np.array(opened, dtype=np.uint8)
     return array[..., None] if array.ndim == 2 else array
 
 

@@ -27,7 +27,7 @@ def data(store: Store, params: Params) -> Data:
     name = asked or names[0]
     image, beside = params.get("image") or "0", params.get("beside") or ""
     samples, look = samples_job(store, name), look_job(store, name, image)
-    jobs = [samples, look]
+    jobs = [(job, job.finished) for job in (samples, look)]  # told before results are read: a page never misses one
     base |= {"model": name, "image": image, "beside": beside, "overlay": params.get("sheet") == "overlay"}
     base["gallery"] = _gallery(samples)
     pruned = parse_heads(params.get("prune"))
@@ -41,19 +41,18 @@ def data(store: Store, params: Params) -> Data:
         base |= {"layer": layer, "head": head, "pruned": pruned} | _query(params, picture.look.grid)
         base["picture"] = _shown(picture, base["query"])
         other = look_job(store, name, beside) if beside else None
-        jobs += [other] if other else []
+        jobs += [(other, other.finished)] if other else []
         base["other"] = _other(other, base["query"]) if other else None
         pairs = [(image, picture, "effect"), (beside, other.result if other else None, "other_effect")]
         for where, seen, into in pairs:
             if pruned and seen is not None:
                 job = prune_job(store, name, where, pruned)
-                jobs.append(job)
+                jobs.append((job, job.finished))
                 base[into] = _effect(seen, job.result)
         base |= _features(store, params, name, image, jobs)
-    waiting = [job for job in jobs if not job.finished]
-    told = next(
-        (job for job in jobs if job.state not in ("done", "queued", "running")), waiting[0] if waiting else look
-    )
+    waiting = [job for job, finished in jobs if not finished]
+    bad = [job for job, _ in jobs if job.state not in ("done", "queued", "running")]
+    told = next(iter([*bad, *waiting]), look)
     return base | {"job": told.describe(), "live": POLL_MS if waiting else False}
 
 
@@ -125,14 +124,14 @@ def _effect(picture: Picture, after: Any) -> dict[str, Any] | None:
     return {"rows": rows, **change(before, after)}
 
 
-def _features(store: Store, params: Params, name: str, image: str, jobs: list[Job]) -> dict[str, Any]:
+def _features(store: Store, params: Params, name: str, image: str, jobs: list[tuple[Job, bool]]) -> dict[str, Any]:
     """Sparse autoencoders of this model, and what the chosen one's features see in the picture."""
     runs = [r for r in store.runs("sae", name) if str(r.summary.get("hook", "")).startswith("blocks.")]
     if not runs:
         return {"saes": [], "sae": None, "features": None, "features_run": None}
     run = next((r for r in runs if r.id == params.get("sae")), runs[0])
     job = heat_job(store, name, image, run)
-    jobs.append(job)
+    jobs.append((job, job.finished))
     found = None
     if job.result is not None:
         found = [

@@ -52,7 +52,10 @@ def view(data: Data, look: Theme) -> Any:
         text = f"{data['asked']} is no vision model that can run here; there are {', '.join(data['models'])}."
         return html.Div([heading("Image", LEAD), empty("No picture", text, "attlas models get dinov2-small")])
     names = data["models"]
-    chooser = [picker("model", "Model", [(n, n) for n in names], data["model"], "")]
+    chooser = [
+        dcc.Link(n, href=link("/image", model=n), className="button" + (" here" if n == data["model"] else ""))
+        for n in names
+    ]
     parts: list[Any] = [heading(f"A picture in {data['model']}", LEAD, *chooser), job_panel(data["job"])]
     parts.append(_choose(data))
     if data["picture"] is not None:

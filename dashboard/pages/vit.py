@@ -30,9 +30,11 @@ def data(store: Store, params: Params) -> Data:
     shown = [r for r in rows if r["metric"] == metric and r["ablation"] == ablation]
     top = max(shown, key=lambda r: r["value"])
     heads = {(r["layer"], r["head"]) for r in shown}
+    top_head = int(top["layer"]), int(top["head"])
     layer, head = integer(params, "layer"), integer(params, "head")
-    if layer is None or (layer, head) not in heads:
-        layer, head = int(top["layer"]), int(top["head"])
+    layer, head = (top_head[0] if layer is None else layer), (top_head[1] if head is None else head)
+    if (layer, head) not in heads:
+        layer, head = top_head
     strength = params.get("strength") if params.get("strength") in STRENGTH else "mean_distance_px"
     return {
         "run": run.id,
@@ -46,6 +48,7 @@ def data(store: Store, params: Params) -> Data:
         "strength": strength,
         "layer": layer,
         "head": head,
+        "top_head": list(top_head),
         "lit": [h for h in parse_heads(params.get("heads")) if h in heads],
         "importance": shown,
         "agreement": store.rows(run, "agreement", ("first", "second")),

@@ -46,6 +46,7 @@ def data(store: Store, params: Params) -> Data:
     maps = maps_of(store.arrays(run, "maps"), layer)
     return base | {
         "found": True,
+        "main_metric": run.summary.get("metric"),
         "n_layers": 1 + max(r["layer"] for r in every) if every else layer + 1,
         "n_heads": 1 + max(r["head"] for r in every) if every else head + 1,
         "importance": [{**r, "rank": _rank(every, r)} for r in rows],
@@ -89,7 +90,8 @@ def view(data: Data, look: Theme) -> Any:
         return html.Div([heading("ViT head"), empty(what, "Choose one on the ViT heads page, or rank them:", command)])
     layer, head = data["layer"], data["head"]
     s = data["strength"]
-    first = next(iter(data["importance"]), None)
+    main = [r for r in data["importance"] if r["metric"] == data["main_metric"]]
+    first = next((r for r in main if r["ablation"] == "zero"), next(iter(main or data["importance"]), None))
     cards = [
         (METRICS[first["metric"]][0], first["value"], f"rank {first['rank']} of {data['n_layers'] * data['n_heads']}")
         if first and first["metric"] in METRICS

@@ -90,16 +90,16 @@ def here(data: Data, **changed: Any) -> str:
     chosen = patterns.get("chosen")
     now = {
         "run": data["run"],
-        "metric": data["metric"],
-        "ablation": data["ablation"],
-        "strength": data["strength"],
+        "metric": data["metric"] if data["metric"] != data["default_metric"] else None,
+        "ablation": data["ablation"] if data["ablation"] != data["ablations"][0] else None,
+        "strength": data["strength"] if data["strength"] != "mean_distance_px" else None,
         "layer": data["layer"],
         "head": data["head"],
         "heads": ",".join(f"{a}.{b}" for a, b in data["lit"]),
         "color": patterns.get("color") if patterns.get("color") != "cluster" else None,
         "cluster": patterns.get("cluster"),
         "map": chosen["map"] if chosen else None,
-        "before": tokens.get("before"),
+        "before": tokens["before"] if tokens and tokens["before"] != tokens["layers"][0] else None,
     }
     return link("/vit", **(now | changed))
 
@@ -197,7 +197,11 @@ def _rings(data: Data, look: Theme) -> Any:
         lines[f"{other[0]}.{other[1]}"] = ([r["hop"] for r in part], [r["mass"] for r in part])
     options = [(str(i), f"Layer {i}") for i in sorted({r["layer"] for r in data["importance"]})]
     heads = [(str(i), f"Head {i}") for i in sorted({r["head"] for r in data["importance"]})]
-    controls = [picker("layer", "", options, str(layer), ""), picker("head", "", heads, str(head), "")]
+    top = data["top_head"]
+    controls = [
+        picker("layer", "", options, str(layer), str(top[0])),
+        picker("head", "", heads, str(head), str(top[1])),
+    ]
     return card(
         f"How far head {layer}.{head} looks",
         bars(data["rings"], "hop", "mass", look, x_title="hops, patches", y_title="share of attention", height=220),
