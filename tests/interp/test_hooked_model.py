@@ -198,3 +198,12 @@ def test_damaged_and_incomplete_weights(tmp_path: Path) -> None:
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"lacks 1 weights, such as classifier\.weight"):
         load_model(tmp_path / "incomplete")
+
+
+def test_gelu_of_gpt2_is_the_same_formula_in_one_pass(gpt2_mini):
+    from transformers.activations import ACT2FN, GELUTanh, NewGELUActivation
+
+    acts = [module for module in gpt2_mini.hf.modules() if isinstance(module, (GELUTanh, NewGELUActivation))]
+    assert [type(act) for act in acts] == [GELUTanh] * gpt2_mini.cfg.n_layers
+    x = torch.linspace(-9, 9, 4001)
+    torch.testing.assert_close(acts[0](x), ACT2FN["gelu_new"](x), atol=2e-6, rtol=2e-6)
