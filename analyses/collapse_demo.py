@@ -87,7 +87,7 @@ class CollapseConfig:
     methods: tuple[str, ...] = METHODS
     vit_lr: float = 5e-3
     lm_lr: float = 5e-2
-    vit_steps: int = 500
+    vit_steps: int = 600
     lm_steps: int = 250
     qk_gain: float = 1.0
     every: int = 20

@@ -57,7 +57,7 @@ class Args(DataArgs, ModelArgs, OutArgs):
     demo_models: tuple[str, ...] = ("vit", "lm")
     """collapse-demo: vit, lm or both."""
     demo_steps: int = 0
-    """collapse-demo: training steps of each; 0 for 500 (vit) and 250 (lm)."""
+    """collapse-demo: training steps of each; 0 for 600 (vit) and 250 (lm)."""
     qk_gain: float = 1.0
     """collapse-demo: factor on the initial W_Q and W_K."""
 

@@ -170,11 +170,9 @@ def _numbers(data: Data) -> Any:
 
 
 def _vision(data: Data) -> Any:
-    href = link("/vit", model=data["model"], layer=data["layer"], head=data["head"])
-    return card(
-        "Its maps",
-        html.P(["This head looks at image patches. ", dcc.Link("Its mean map, rings and importance", href=href), "."]),
-    )
+    href = link("/vit-head", model=data["model"], layer=data["layer"], head=data["head"])
+    words = ["This head looks at image patches. ", dcc.Link("Its mean map, rings and importance", href=href), "."]
+    return columns(card("Its maps", html.P(words), span=2))
 
 
 def _map(data: Data, look: Theme) -> Any:
@@ -189,14 +187,16 @@ def _map(data: Data, look: Theme) -> Any:
         "click a row to read it below."
     )
     if "pattern" not in data:
-        return card("Its map of a text", *parts, note=note, span=2)
+        return columns(card("Its map of a text", *parts, note=note, span=2))
     tokens, to = data["tokens"], data["to"]
     weights = data["pattern"][to]
     entropy = data["row_entropy"][to]
     said = f"Token {to}, {views.visible(tokens[to])!r}, attends with an entropy of {entropy:.3f} nats to:"
     return html.Div(
         [
-            card("Its map of a text", *parts, views.attention(tokens, data["pattern"], to, look), note=note, span=2),
+            columns(
+                card("Its map of a text", *parts, views.attention(tokens, data["pattern"], to, look), note=note, span=2)
+            ),
             columns(
                 card("One row", html.P(said, className="note"), views.tinted(tokens, weights, to)),
                 card(
@@ -205,8 +205,7 @@ def _map(data: Data, look: Theme) -> Any:
                     note="Nats by position; the faint line is log n, attention spread evenly over what the row may see.",
                 ),
             ),
-        ],
-        className="stack",
+        ]
     )
 
 

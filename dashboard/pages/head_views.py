@@ -40,8 +40,8 @@ def attention(tokens: Sequence[str], pattern: Sequence[Sequence[float]], to: int
     side = max(320, min(720, 90 + 15 * len(tokens)))
     style(figure, look, side, margin={"l": 70, "r": 8, "t": 8, "b": 70})
     dense = {"tickmode": "array", "tickvals": names, "ticktext": words, "showgrid": False, "type": "category"}
-    figure.update_xaxes(**dense, tickangle=-90)
-    figure.update_yaxes(**dense, autorange="reversed")
+    figure.update_xaxes(**dense, tickangle=-90, constrain="domain")
+    figure.update_yaxes(**dense, autorange="reversed", scaleanchor="x", constrain="domain")
     figure.add_hline(y=to, line={"color": look.second, "width": 1})
     for axis in (figure.update_xaxes, figure.update_yaxes):
         axis(tickfont={"size": 9 if len(tokens) > 40 else 11})

@@ -162,7 +162,7 @@ def _window_loss(data: Data, look: Theme) -> Any:
         "Window loss",
         views.window_loss(rows, look),
         table(views.named_layers(rows), names, summary="The numbers"),
-        note=f"{data['models']['window_loss']}: rise of the loss when a layer sees the first {rows[0]['sinks']} tokens and a "
+        note=f"{data['models']['window_loss']}: rise of the loss when a layer sees {rows[0]['sinks']} first positions and a "
         "window alone; 95 % bootstrap intervals.",
     )
 

@@ -91,7 +91,7 @@ def test_no_text_map_of_vision_models(client: Any) -> None:
     assert page["vision"]
     assert "job" not in page
     told = json.dumps(PAGES["/head"].view(clean(page), theme("dark")), default=lambda c: c.to_plotly_json())
-    assert "/vit?model=vit-mini&layer=1&head=2" in told
+    assert "/vit-head?model=vit-mini&layer=1&head=2" in told
 
 
 def test_health_shows_every_kind(client: Any, workspace: Workspace) -> None:
