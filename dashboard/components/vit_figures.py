@@ -36,7 +36,6 @@ def head_map(
     figure = go.Figure(
         go.Heatmap(
             z=[[cells.get((layer, head)) for head in heads] for layer in layers],
-            customdata=[[{"layer": a, "head": b, "heads": None, "map": None} for b in heads] for a in layers],
             x=heads,
             y=layers,
             xgap=2,
@@ -59,7 +58,7 @@ def head_map(
     style(figure, look, max(180, min(560, 70 + 34 * len(layers))), margin={"l": 44, "r": 8, "t": 8, "b": 40})
     figure.update_xaxes(title_text="head", showgrid=False, dtick=1, range=[-0.5, len(heads) - 0.5])
     figure.update_yaxes(title_text="layer", showgrid=False, dtick=1, range=[len(layers) - 0.5, -0.5])
-    return graph(figure, f"heatmap of {value} by layer and head", pick="*")
+    return graph(figure, f"heatmap of {value} by layer and head", pick="head,layer")
 
 
 def strength_profile(
