@@ -192,7 +192,8 @@ def attention_stats_triton(
     )
     four = (*windows, *(windows[-1:] * (4 - len(windows))))
     small = interpreting()
-    BQ, BS = (16, 16) if small else (64, 64) if E > 128 else (128, 64)
+    # float32 products take no tensor cores in full precision, and their larger tiles spill registers
+    BQ, BS = (16, 16) if small else (64, 32) if q.dtype == torch.float32 else (64, 64) if E > 128 else (128, 64)
     sizes: dict[str, Any] = {"BQ": BQ, "BS": BS, "BE": max(16, triton.next_power_of_2(E))}
     options = {"num_warps": 4 if small or E > 128 else 8, "num_stages": 2}
     _row_kernel[(triton.cdiv(T, BQ) * B * H,)](
