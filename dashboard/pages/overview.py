@@ -9,43 +9,12 @@ from dash import dcc, html
 from attlas.dashboard.components import card, columns, empty, heading, metric_cards, tag
 from attlas.dashboard.page import Data, Page, Params, link
 from attlas.dashboard.queries import Store
+from attlas.dashboard.run_kinds import KINDS, headline
 from attlas.dashboard.theme import Theme
 from attlas.data.workspace import Run
 
-# kind of run → (name for people, page that shows it, command that makes one)
-KINDS = {
-    "sae": ("Autoencoder", "/training", "attlas train --hooks 'blocks.*.attn.hook_z'"),
-    "sae_eval": ("Evaluation", "/evaluation", "attlas eval"),
-    "sae_sweep": ("Sweep", "/training", "attlas train --sweep-k 8 16 32"),
-    "features": ("Features", "/features", "attlas features"),
-    "entropy": ("Entropy", "/layers", "attlas entropy"),
-    "redundancy": ("Redundancy", "/layers", "attlas redundancy"),
-    "vit": ("ViT heads", "/vit", "attlas vit"),
-}
-_NEXT = ("sae", "sae_eval", "features", "entropy", "redundancy", "vit")
-
-
-def _headline(run: Run) -> str:
-    """One line of the run's summary, in words."""
-    s = run.summary
-    if run.kind == "sae":
-        return f"{s.get('hook')} · {s.get('arch')} · {s.get('d_sae'):,} features" if s.get("d_sae") else ""
-    if run.kind == "sae_eval":
-        return _pairs(s, {"l0": "L0", "explained_variance": "explained variance", "ce_recovered": "CE recovered"})
-    if run.kind == "features":
-        families = s.get("families") or {}
-        return " · ".join(f"{n} {name}" for name, n in families.items())
-    if run.kind == "entropy":
-        return f"induction head {s.get('induction_head')} · previous-token head {s.get('previous_token_head')}"
-    if run.kind == "redundancy":
-        return f"most redundant: attention {s.get('most_redundant_attn')}, MLP {s.get('most_redundant_mlp')}"
-    if run.kind == "vit":
-        return f"head that matters most: {s.get('top_head')} (by {s.get('metric')})"
-    return ""
-
-
-def _pairs(summary: dict[str, Any], names: dict[str, str]) -> str:
-    return " · ".join(f"{name} {summary[key]:.3g}" for key, name in names.items() if summary.get(key) is not None)
+# What a workspace is worth having of everything, in the order to run it.
+_NEXT = ("sae", "sae_eval", "features", "entropy", "redundancy", "drop_curve", "patching", "vit", "vit_patterns")
 
 
 def data(store: Store, params: Params) -> Data:
@@ -66,7 +35,7 @@ def data(store: Store, params: Params) -> Data:
                 "model": run.model.name,
                 "data": run.data.name if run.data else None,
                 "created": run.created,
-                "headline": _headline(run),
+                "headline": headline(run),
                 "attlas_version": run.attlas_version,
             }
             for run in runs
@@ -122,23 +91,24 @@ def _dead(fraction: float | None) -> str:
 def _doors(data: Data) -> Any:
     kinds = {run["kind"] for run in data["runs"]}
     doors = [
-        (
-            "features",
-            "/features",
-            "Features",
-            "What each sparse feature fires on, which head wrote it, what it promotes.",
-        ),
-        ("entropy", "/layers", "Layers", "How sharply each head attends, and which layers could go."),
-        ("vit", "/vit", "ViT heads", "Which heads of a vision model matter, and how far they look."),
-        ("sae", "/training", "Training", "Curves of every autoencoder."),
-        ("sae_eval", "/evaluation", "Evaluation", "Autoencoders beside their controls, with intervals."),
+        ("/features", "Features", "What each sparse feature fires on, which head wrote it, what it promotes."),
+        ("/survey", "Survey", "What each head is for; how two autoencoders compare."),
+        ("/layers", "Layers", "How sharply each head attends, and which layers do little."),
+        ("/health", "Health", "Heads over training, collapse, windows, cost."),
+        ("/prune", "Prune", "What dropping layers and heads costs, and what dies."),
+        ("/circuit", "Circuit", "A prompt traced back through features, heads and tokens."),
+        ("/vit", "ViT heads", "Which heads of a vision model matter, how far they look, what they draw."),
+        ("/image", "Image", "A picture under every head; heads pruned as you look."),
+        ("/training", "Training", "Curves of every autoencoder."),
+        ("/evaluation", "Evaluation", "Autoencoders beside their controls, with intervals."),
     ]
+    shown = {KINDS[kind].path for kind in kinds & KINDS.keys()} | {"/circuit", "/image"}  # these need no run
     items = [
         html.Li(
             [dcc.Link(name, href=link(path, model=data["model"]), className="door"), html.Span(text, className="sub")]
         )
-        for kind, path, name, text in doors
-        if kind in kinds
+        for path, name, text in doors
+        if path in shown
     ]
     return card("Where to look", html.Ul(items, className="runs"))
 
@@ -149,13 +119,15 @@ def _next(data: Data) -> Any:
         commands = ["attlas models get smollm2-135m", "attlas train --model smollm2-135m --hooks blocks.5.attn.hook_z"]
     else:
         text = "Not in this workspace yet:"
-        commands = [KINDS[kind][2] for kind in data["missing"][:4]]
+        commands = [KINDS[kind].command for kind in data["missing"][:4]]
     return card("What to run next", html.P(text, className="note"), *[html.Pre(html.Code(c)) for c in commands])
 
 
 def _run(run: dict[str, Any]) -> html.Li:
-    name, path, _ = KINDS.get(run["kind"], (run["kind"], None, ""))
-    title = dcc.Link(name, href=link(path, run=run["id"])) if path else html.Span(name)
+    kind = KINDS.get(run["kind"])
+    title: Any = html.Span(run["kind"])
+    if kind is not None:
+        title = dcc.Link(kind.name, href=link(kind.path, run=run["id"], model=run["model"], **kind.query))
     about = [run["model"], run["data"], run["created"][:16].replace("T", " ") + " UTC"]
     return html.Li(
         [
