@@ -30,7 +30,7 @@ KEPT = "model lm text right wrong view trail at layer head dest src of threshold
 def data(store: Store, params: Params) -> Data:
     """The prompt, one view of it, and what is taken out; each a piece of live work."""
     names = _models(store)
-    name = params.get("lm") if params.get("lm") in names else _default(params, names)
+    name = params["lm"] if params.get("lm") in names else _default(params, names)
     text = params.get("text", DEFAULT)
     choices = _autoencoders(store, name)
     chosen = {layer: _chosen(params, layer, runs) for layer, runs in choices.items()}

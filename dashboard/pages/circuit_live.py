@@ -53,7 +53,7 @@ def frozen_pass(store: Store, setup: Setup) -> tuple[HookedModel, FrozenPass, li
 
     held: dict[str, Any] = store.live.kept("circuit pass", dict)
     if held.get("key") == setup.key:
-        return held["pass"]  # type: ignore[no-any-return]
+        return held["pass"]
     model = store.live.model(setup.model)
     saes = {sae.cfg.hook_name: sae for run in setup.saes for sae in (_sae(store, run),)}
     tokens = model.to_tokens(setup.text)
@@ -65,7 +65,7 @@ def frozen_pass(store: Store, setup: Setup) -> tuple[HookedModel, FrozenPass, li
     notes = [str(w.message) for w in caught if w.category is UserWarning]
     held.clear()
     held.update({"key": setup.key, "pass": (model, frozen, notes)})
-    return held["pass"]  # type: ignore[no-any-return]
+    return held["pass"]
 
 
 def _sae(store: Store, run: str) -> SAE:

@@ -160,7 +160,7 @@ def _chips(data: Data, layer: dict[str, Any], at: int) -> list[Any]:
     for row in rows:
         id = f"{layer['layer']}/{row['feature']}@{at}"
         focused = bool(data["trail"]) and data["trail"][-1] == id
-        text = [html.B(str(row["feature"])), f" {short(row['activation'])}"]
+        text: list[Any] = [html.B(str(row["feature"])), f" {short(row['activation'])}"]
         links.append(
             dcc.Link(
                 text,
