@@ -105,18 +105,17 @@ def test_decode_and_gradients():
 @pytest.mark.parametrize(
     ("T", "S", "causal", "e", "windows"),
     [
-        (21, 21, True, 8, (3, 8)),
+        (17, 17, True, 8, (3, 8)),
         (5, 19, True, 20, (1,)),
-        (18, 33, False, 4, (2, 1, 40)),
-        (70, 70, False, 4, (1, 2, 5, 3)),  # most blocks of keys are beyond every window
-        (75, 90, True, 4, (30,)),
+        (35, 35, False, 4, (1, 2, 5, 3)),  # most blocks of keys are beyond every window
+        (20, 50, True, 4, (17,)),
         (1, 1, True, 8, (3, 8)),
     ],
 )
 def test_stats(T, S, causal, e, windows):
     torch.manual_seed(T)
-    q, k = torch.randn(2, 4, T, e, device=device) * 3, torch.randn(2, 2, S, e, device=device)
-    tokens = torch.randint(0, 4, (2, S), device=device)
+    q, k = torch.randn(1, 4, T, e, device=device) * 3, torch.randn(1, 2, S, e, device=device)
+    tokens = torch.randint(0, 4, (1, S), device=device)
     ours = attention_stats(q, k, causal=causal, token_ids=tokens, window=windows, column=True)
     plain = _stats_torch(q, k, causal, e**-0.5, None, tokens, windows, (), True)
     for name in (*_PLAIN, "induction", "duplicate", "column_mass"):
