@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.analyses.drop_selection import Drop, Unit, masked
@@ -122,6 +123,10 @@ def module_effects(
         raise ConfigError(f"{model.name} needs a classifier and labelled images for a loss; see `attlas vit`")
     parts: list[np.ndarray] = []
     start = 0
+
+    def read(logits: Tensor) -> Tensor:
+        return sequence_loss(model, target, logits)
+
     for batch in track(data.batches(config.batch_size), "modules alone"):
         target = (batch if labels is None else labels[start : start + len(batch)]).to(model.device)
         start += len(batch)
@@ -131,9 +136,7 @@ def module_effects(
         for layer in range(model.cfg.n_layers):
             for slot, module in enumerate(MODULES):
                 with masked(model, Drop.of([(module, layer)])):
-                    loss = prefix.run_from(
-                        layer, prefix.residual[layer], lambda x, t=target: sequence_loss(model, t, x)
-                    )
+                    loss = prefix.run_from(layer, prefix.residual[layer], read)
                 found[:, layer, slot] = (loss[0] - clean).double().cpu().numpy()
         parts.append(found)
     return ModuleEffectsResult(np.concatenate(parts), config)

@@ -279,7 +279,9 @@ def what_dies(
     examples = [
         row for hook in checked for row in _examples(model, drop, data, hook, checked[hook], tallies[hook], config)
     ]
-    rows, refused, heads = [], {}, []
+    rows: list[dict[str, Any]] = []
+    refused: dict[str, str] = {}
+    heads: list[dict[str, Any]] = []
     if isinstance(data, TokenDataset):
         rows, refused = task_losses(model, drop, config.tasks, config.n_prompts, config.seed)
         heads = head_losses(model, drop, config.seed)

@@ -110,7 +110,8 @@ def _what_if(
     target = params.get("target") if params.get("target") in targets else targets[0]
     order = ranking(scores, str(target))
     most = len(order) - 1 if target in ("attn", "block") else len(order)
-    n = max(0, min(integer(params, "n") if integer(params, "n") is not None else 1, most))  # type: ignore[type-var]
+    asked = integer(params, "n")
+    n = max(0, min(1 if asked is None else asked, most))
     units = [row["unit"] for row in order[:n]]
     alone = [row["alone"] for row in order[:n]]
     found: dict[str, Any] = {
@@ -199,7 +200,7 @@ def _pruned(store: Store, params: Params, model: str) -> dict[str, Any]:
     lost = store.pick("what_dies", told.get("run"), model) if isinstance(told, dict) else None
     hooks = list(lost.summary.get("features", {})) if lost else []
     hook = params.get("hook") if params.get("hook") in hooks else (hooks[-1] if hooks else None)
-    state = params.get("state") if params.get("state") in STATES else "dead"
+    state = next((s for s in STATES if s == params.get("state")), "dead")
     return {
         "pruned": [_pruned_row(r) for r in runs],
         "pruned_run": run.id if run else None,
