@@ -58,8 +58,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# From the installed tree: in the checkout's root mypy would see the folder attlas/ alone, and pass over the other rooms.
 check-types: install
-	$(BIN)/mypy -p attlas
+	cd build/__editable__.attlas-* && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml \
+	  --cache-dir $(CURDIR)/.mypy_cache -p attlas
 
 unit: install browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(PYTEST_ARGS)

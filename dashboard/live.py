@@ -235,7 +235,7 @@ class Live:
             while len(self._kept) > 24:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
-        return self._kept[key]  # type: ignore[no-any-return]
+        return self._kept[key]
 
     # -- uploads ---------------------------------------------------------------------------------------------------
 

@@ -186,7 +186,7 @@ def _collapse_demo(args: Args, out: Output) -> dict[str, Any]:
     from attlas.analyses.collapse_demo import CollapseConfig, collapse_demo
 
     workspace = open_workspace(args)
-    steps = {"vit_steps": args.demo_steps, "lm_steps": args.demo_steps} if args.demo_steps else {}
+    steps: dict[str, Any] = {"vit_steps": args.demo_steps, "lm_steps": args.demo_steps} if args.demo_steps else {}
     config = CollapseConfig(models=args.demo_models, seeds=args.seeds, qk_gain=args.qk_gain, **steps)
     result = collapse_demo(config, track=out.track)
     saved = result.save(workspace)

@@ -171,7 +171,11 @@ def _numbers(data: Data) -> Any:
 
 def _vision(data: Data) -> Any:
     href = link("/vit-head", model=data["model"], layer=data["layer"], head=data["head"])
-    words = ["This head looks at image patches. ", dcc.Link("Its mean map, rings and importance", href=href), "."]
+    words: list[Any] = [
+        "This head looks at image patches. ",
+        dcc.Link("Its mean map, rings and importance", href=href),
+        ".",
+    ]
     return columns(card("Its maps", html.P(words), span=2))
 
 

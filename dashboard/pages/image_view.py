@@ -64,7 +64,11 @@ def view(data: Data, look: Theme) -> Any:
             _sheet(data),
             _features(data),
         ]
-    hint = ["Measured on many pictures: ", html.Code(f"attlas vit --model {data['model']}"), ", then ViT heads."]
+    hint: list[Any] = [
+        "Measured on many pictures: ",
+        html.Code(f"attlas vit --model {data['model']}"),
+        ", then ViT heads.",
+    ]
     return html.Div([*parts, html.P(hint, className="note")])
 
 
@@ -182,7 +186,7 @@ def _answer(shown: dict[str, Any], effect: dict[str, Any] | None, pruned: bool) 
             return [html.P("A backbone: it has no classes. What pruning changes is its output.", className="note")]
         names = {"name": "class", "probability": "probability"}
         return [table(shown["top"], names, summary="Most probable classes", open_=True)]
-    told = [html.B(short(effect["cls_distance"])), " change of its output (1 − cosine)"]
+    told: list[Any] = [html.B(short(effect["cls_distance"])), " change of its output (1 − cosine)"]
     if "js" in effect:
         told += [", ", html.B(short(effect["js"])), " nats (Jensen-Shannon)"]
     found: list[Any] = [html.P(told, className="effect", id="effect")]

@@ -48,7 +48,8 @@ def _matching(store: Store, params: Params) -> Data | None:
     run = store.pick("sae_matching", params.get("matching"), params.get("model"))
     if run is None:
         return None
-    kind = params.get("kind") if params.get("kind") in KINDS else "absorbed"
+    asked = params.get("kind", "")
+    kind = asked if asked in KINDS else "absorbed"
     rows = store.rows(run, "sae_matches", ("feature",))
     config = run.config or {}
     same = config.get("same_cosine", 0.7)
@@ -101,7 +102,7 @@ def view(data: Data, look: Theme) -> Any:
     lead = (
         "Each head's top features, grouped by what they write and when they fire: is a head for one thing, or for many?"
     )
-    parts = [heading("Survey", lead)]
+    parts: list[Any] = [heading("Survey", lead)]
     if data["heads"]:
         parts += [_numbers(data), columns(_groups(data, look), _one_head(data))]
     else:

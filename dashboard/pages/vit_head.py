@@ -41,7 +41,8 @@ def data(store: Store, params: Params) -> Data:
     if not rows and not strength:
         return base
     measures = [f"{r['ablation']}:{r['metric']}" for r in rows]
-    measure = params.get("measure") if params.get("measure") in measures else (measures[0] if measures else "")
+    asked = params.get("measure", "")
+    measure = asked if asked in measures else (measures[0] if measures else "")
     ablation, _, metric = measure.partition(":")
     maps = maps_of(store.arrays(run, "maps"), layer)
     return base | {
