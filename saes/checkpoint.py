@@ -36,6 +36,11 @@ def save_checkpoint(
     return True
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a training left one in this folder."""
+    return (folder / NAME).is_file()
+
+
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """(tensors, values), or None where there is no checkpoint.
 

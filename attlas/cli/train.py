@@ -59,10 +59,13 @@ def run(args: Args, out: Output) -> dict[str, Any]:
 
 
 def _train(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -> dict[str, Any]:
+    from attlas.saes.checkpoint import has_checkpoint
     from attlas.saes.history import live_folder
     from attlas.saes.train import train_sae
 
     folder = live_folder(workspace.path, _key(config))
+    if args.resume and not has_checkpoint(folder):
+        out.say(f"--resume: no checkpoint of this configuration in {workspace.path}; starting from the first step")
     with training_bar(out, config) as on_step:
         result = train_sae(config, folder=folder, resume=args.resume, on_step=on_step)
     runs = result.save(workspace)

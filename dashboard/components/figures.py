@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
@@ -10,6 +10,9 @@ from dash import dcc, html
 
 from attlas.dashboard.components.basic import attributes
 from attlas.dashboard.theme import Theme, style
+
+
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
 def graph(
@@ -141,6 +144,10 @@ def histogram(
     return graph(figure, f"histogram of {x_title}")
 
 
+def _mark(look: Theme, colour: int, dash: int) -> dict[str, str]:
+    return {"color": look.marks[colour % len(look.marks)], "dash": _DASHES[dash % len(_DASHES)]}
+
+
 def curve(
     series: Mapping[str, tuple[Sequence[Any], Sequence[Any]]],
     look: Theme,
@@ -150,8 +157,12 @@ def curve(
     height: int = 260,
     log_y: bool = False,
     strong: str | None = None,
+    marks: Callable[[str], tuple[int, int]] | None = None,
 ) -> html.Div:
-    """Lines by name; with `strong`, that one stands out and the others recede."""
+    """Lines by name; with `strong`, that one stands out and the others recede.
+
+    With `marks`, a name's (colour, dash) by number, so that a colour and a dash can each mean something.
+    """
     figure = go.Figure()
     for name, (xs, ys) in series.items():
         faint = strong is not None and name != strong
@@ -160,7 +171,8 @@ def curve(
             y=list(ys),
             name=name,
             mode="lines+markers" if len(xs) < 12 else "lines",
-            line={"width": 1 if faint else 2, "color": look.muted if faint else (look.accent if strong else None)},
+            line={"width": 1 if faint else 2, "color": look.muted if faint else (look.accent if strong else None)}
+            | ({} if marks is None else _mark(look, *marks(name))),
             opacity=0.35 if faint else 1,
             showlegend=not faint and len(series) > 1,
             hovertemplate=f"{x_title} %{{x}}<br><b>%{{y:.4g}}</b><extra>{name}</extra>",

@@ -29,6 +29,7 @@ from attlas.dashboard.queries import Row
 from attlas.dashboard.theme import Theme
 
 NAMES = {"attn": "attention", "mlp": "MLPs", "joint": "attention and MLPs", "block": "blocks", "head": "heads"}
+ORDERS = ("ranked", "random", "last", "reversed", "iterative")  # a colour each; iterative shares that of ranked
 STATES = {
     "dead": "dead: active on less than a tenth of the tokens it was active on",
     "weaker": "weaker: the interval of the change lies below 0",
@@ -165,9 +166,17 @@ def _curves(data: Data, look: Theme) -> Any:
     }
     return card(
         "Cost of dropping",
-        curve(series(rows, value, data["show"]), look, x_title="modules dropped", y_title=title, height=340),
+        curve(
+            series(rows, value, data["show"]),
+            look,
+            x_title="modules dropped",
+            y_title=title,
+            height=380,
+            marks=lambda name: (ORDERS.index(name.split(", ")[1]), targets.index(name.split(", ")[0])),
+        ),
         table(rows, names, summary="Every point, random draws one by one"),
-        note="Ranked orders beside controls: random (mean of draws), the last layers first, and the reverse of the ranking.",
+        note="Ranked orders beside controls: random (mean of draws), the last layers first, and the reverse of the ranking. "
+        "A colour is an order, a dash a kind of module.",
         controls=controls,
     )
 

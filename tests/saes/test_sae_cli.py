@@ -25,8 +25,10 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_train_json_and_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "w"
-    assert main(["train", "-w", str(path), "--hooks", HOOK, *SIZES, "--json"]) == 0
-    printed = json.loads(capsys.readouterr().out)
+    assert main(["train", "-w", str(path), "--hooks", HOOK, *SIZES, "--json", "--resume"]) == 0
+    written = capsys.readouterr()
+    assert "no checkpoint of this configuration" in " ".join(written.err.split())
+    printed = json.loads(written.out)
     (run,) = printed["runs"]
     assert printed["saes"][HOOK]["d_sae"] == 256
     assert load_sae(Workspace(path).folder(run)).cfg.hook_name == HOOK
