@@ -11,7 +11,6 @@ from dash import dcc, html
 from attlas.dashboard.components.basic import attributes
 from attlas.dashboard.theme import Theme, style
 
-
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 
