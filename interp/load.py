@@ -28,6 +28,8 @@ def load_model(
 ) -> HookedModel:
     """Open a GPT-2, Llama-like or ViT-like model.
 
+    From a folder, GPT-2's `gelu_new` runs as torch's fused kernel (the same formula); all else is the module as it is.
+
     Args:
         name_or_path: an embedded or fetched model's name, a Hugging Face folder, a hub id, or a loaded module
             (a Hugging Face model, or TransformerLens's TransformerBridge, whose original model is taken).
