@@ -20,6 +20,7 @@ from attlas.data.files import fsync_dir
 from attlas.data.models_catalog import catalog
 from attlas.errors import CheckpointError, ConfigError
 from attlas.interp import HookedModel
+from attlas.interp.load import LOADING
 
 _COPIED = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "chat_template*", "preprocessor*", "LICENSE*")
 
@@ -193,4 +194,5 @@ def load_pruned(folder: str | Path) -> Any:
         cls = {m: getattr(prune_modeling, m) for _, m, _ in COMPACT.values()}[name]
     except (OSError, KeyError, IndexError, TypeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"'{folder}' is not a compact checkpoint ({error})") from error
-    return cls.from_pretrained(folder, local_files_only=True).eval()
+    with LOADING:
+        return cls.from_pretrained(folder, local_files_only=True).eval()

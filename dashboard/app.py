@@ -56,6 +56,7 @@ def create_app(workspace: str | Path, models: Mapping[str, str] | None = None, h
         serve_locally=True,
         suppress_callback_exceptions=True,
     )
+    app.server.extensions["attlas.live"] = store.live
     app.layout = lambda: shell(theme(_cookie()))
     _route(app, store, pages)
     _act(app, store)
@@ -292,3 +293,4 @@ def serve(
         server.serve_forever()
     finally:
         server.server_close()
+        app.server.extensions["attlas.live"].close()

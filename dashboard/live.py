@@ -123,7 +123,8 @@ class Live:
         self._models: OrderedDict[str, HookedModel] = OrderedDict()
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
         self._uploads: OrderedDict[str, bytes] = OrderedDict()
-        self._queue: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._closed = False
+        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._worker: threading.Thread | None = None
         self._current: Job | None = None
@@ -152,6 +153,10 @@ class Live:
                 self._jobs.move_to_end(name)
                 return found
             made = Job(name, title, seconds, work)
+            if self._closed:
+                made.error = "the server is stopping"
+                made._end("failed")
+                return made
             if sum(job.state == "queued" for job in self._jobs.values()) >= WAITING:
                 made.error = f"{WAITING} pieces of work are waiting already; try again when they are done"
                 made._end("failed")
@@ -177,9 +182,19 @@ class Live:
             if key in self._jobs and self._jobs[key].finished:
                 del self._jobs[key]
 
+    def close(self) -> None:
+        """Stop all work and wait for the step that runs; later jobs are refused."""
+        with self._lock:
+            self._closed = True
+            worker, jobs = self._worker, list(self._jobs.values())
+        for job in jobs:
+            job._cancel.set()
+        if worker is not None:
+            self._queue.put(None)
+            worker.join(60)
+
     def _run(self) -> None:
-        while True:
-            job = self._queue.get()
+        while (job := self._queue.get()) is not None:
             job.began, self._current, job.state = time.monotonic(), job, "running"
             try:
                 job.check()

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from attlas.errors import CheckpointError, ConfigError, ModelNotFoundError, Unsu
 from attlas.interp.families import FAMILIES
 from attlas.interp.model import HookedModel
 
+# transformers takes weight tying off its base class while it loads; two loads at once could leave it off for good.
+LOADING = threading.RLock()
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -111,7 +114,7 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Any:
     cls = next((getattr(transformers, a) for a in config.get("architectures") or [] if hasattr(transformers, a)), None)
     cls = cls or transformers.AutoModel
     try:
-        with _quiet():
+        with LOADING, _quiet():
             model, info = cls.from_pretrained(
                 folder,
                 dtype=dtype,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 
@@ -41,6 +42,7 @@ from attlas.analyses.vit_pruning import VitPruningConfig, vit_pruning
 from attlas.analyses.vit_tokens import VitTokensConfig, vit_tokens
 from attlas.analyses.window_loss import WindowConfig, window_loss
 from attlas.cli import main
+from attlas.dashboard.live import Live
 from attlas.data.images import ImageDataset
 from attlas.data.models_catalog import EMBEDDED_DIR
 from attlas.data.text import TokenDataset
@@ -48,6 +50,24 @@ from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
 from attlas.saes import EvalConfig, TrainConfig, evaluate, train_sae
 from attlas.saes.sources import Inputs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_work_left_behind() -> Iterator[None]:
+    """Live work of a module's servers ends with the module."""
+    made: list[Live] = []
+    begin = Live.__init__
+
+    def noted(self: Live, *args: object) -> None:
+        begin(self, *args)  # type: ignore[arg-type]
+        made.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Live, "__init__", noted)
+        yield
+    for live in made:
+        live.close()
+
 
 HOOK = "blocks.3.attn.hook_z"
 

@@ -58,6 +58,14 @@ def page(browser: object) -> Iterator[object]:
     tab.context.close()
 
 
+def settled(page) -> None:  # type: ignore[no-untyped-def]
+    """Wait until no work and no drawing is under way: what is clicked before that is replaced."""
+    busy = "[data-job=running], [data-job=queued], ._dash-loading-callback"
+    for _ in range(2):
+        page.wait_for_function(f"!document.querySelector('{busy}')")
+        page.wait_for_timeout(300)
+
+
 def test_from_overview_to_a_feature(page, address: str, workspace: Workspace) -> None:  # type: ignore[no-untyped-def]
     run = workspace.latest("features")
     assert run is not None

@@ -19,7 +19,7 @@ from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
 from attlas.saes import load_sae
 
-from .test_browser import ARGS, CHROMIUM
+from .test_browser import ARGS, CHROMIUM, settled
 
 TEXT = " the white whale, and the white"
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
@@ -170,6 +170,7 @@ def test_a_node_of_the_graph_is_clicked(page: Any, address: str, frozen: FrozenP
     drawn = page.evaluate(f"{inside}.cy.nodes().not('.text').map((n) => n.id())")
     assert set(drawn) == {n.id for n in graph.nodes if n.kind != "constant"}
     node = next(n for n in graph.nodes if n.kind == "remainder")
+    settled(page)
     page.locator(".network").scroll_into_view_if_needed()
     page.mouse.click(*_node_place(page, node.id))
     page.wait_for_url("**node=remainder**")

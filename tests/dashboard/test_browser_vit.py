@@ -19,7 +19,7 @@ from attlas.data.images import load_images
 from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
 
-from .test_browser import ARGS, CHROMIUM
+from .test_browser import ARGS, CHROMIUM, settled
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
 
@@ -121,6 +121,7 @@ def test_a_patch_is_clicked_and_heads_are_pruned(page, address: str, vit_mini: H
 def test_a_picture_is_dropped_and_compared(page, address: str) -> None:  # type: ignore[no-untyped-def]
     page.goto(f"{address}/image")
     page.locator(".sheet").wait_for()
+    settled(page)
     buffer = io.BytesIO()
     Image.effect_noise((300, 90), 80).convert("RGBA").save(buffer, "PNG")
     picture = {"name": "mine.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
@@ -128,6 +129,7 @@ def test_a_picture_is_dropped_and_compared(page, address: str) -> None:  # type:
     page.wait_for_url("**image=**")
     page.get_by_text("your picture", exact=True).first.wait_for()
     page.locator(".sheet").wait_for()
+    settled(page)
     page.get_by_role("textbox", name="Beside it").click()
     page.get_by_role("option", name="3 ", exact=False).first.click()
     page.wait_for_url("**beside=3**")
@@ -138,6 +140,7 @@ def test_a_picture_is_dropped_and_compared(page, address: str) -> None:  # type:
     with Image.open(download.value.path()) as sheet:
         assert sheet.format == "PNG"
         assert sheet.width > 6 * 72
+    settled(page)
     broken = {"name": "mine.png", "mimeType": "image/png", "buffer": b"no picture at all"}
     page.locator("input[type=file]").first.set_input_files(broken)
     page.locator(".job.failed").wait_for()

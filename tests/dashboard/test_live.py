@@ -200,7 +200,7 @@ def test_other_host_names_are_refused(tmp_path: Path) -> None:
 def test_clicks_boxes_text_and_buttons_in_a_browser(address: str) -> None:
     from playwright.sync_api import sync_playwright
 
-    from .test_browser import ARGS, CHROMIUM
+    from .test_browser import ARGS, CHROMIUM, settled
 
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")
@@ -228,6 +228,7 @@ def test_clicks_boxes_text_and_buttons_in_a_browser(address: str) -> None:
         page.get_by_label("Text").fill("hello")
         page.get_by_label("Text").press("Control+Enter")
         page.wait_for_url("**text=hello**")
+        settled(page)
         picture = io.BytesIO()
         Image.new("L", (9, 9)).save(picture, "PNG")
         page.locator("input[type=file]").set_input_files(

@@ -207,3 +207,14 @@ def test_gelu_of_gpt2_is_the_same_formula_in_one_pass(gpt2_mini):
     assert [type(act) for act in acts] == [GELUTanh] * gpt2_mini.cfg.n_layers
     x = torch.linspace(-9, 9, 4001)
     torch.testing.assert_close(acts[0](x), ACT2FN["gelu_new"](x), atol=2e-6, rtol=2e-6)
+
+
+def test_models_can_be_loaded_by_several_threads() -> None:
+    """transformers takes weight tying off a base class while it loads; after loads at once it must be there again."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(4) as pool:
+        models = list(pool.map(lambda _: load_model("gpt2-mini", device="cpu"), range(8)))
+    models.append(load_model("gpt2-mini", device="cpu"))
+    for model in models:
+        assert model.hf.lm_head.weight is model.hf.transformer.wte.weight
