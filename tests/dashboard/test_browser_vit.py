@@ -187,11 +187,13 @@ def test_a_point_shows_its_map_and_a_click_keeps_it(page, address: str, vision_w
     page.goto(f"{address}/vit")
     label = "map of attention patterns"
     page.get_by_role("img", name=label).locator(".js-plotly-plot .scatterlayer").wait_for()
+    settled(page)
     at = _on_axes(page, label, float(far.x), float(far.y))
     page.mouse.move(at[0] - 30, at[1] - 30)
     page.mouse.move(*at, steps=5)
     picture = page.locator(".hover-picture img")
     picture.wait_for(state="visible")
+    page.wait_for_timeout(500)  # the picture of a point passed on the way is replaced
     shown = int(re.findall(r"/(\d+)\.png", picture.get_attribute("src"))[0])
     assert np.hypot(patterns.x[shown] - far.x, patterns.y[shown] - far.y) < 0.1
     page.wait_for_function("document.querySelector('.hover-picture img').naturalWidth > 0")
