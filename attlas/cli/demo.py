@@ -26,7 +26,7 @@ class Args(OutArgs):
 
     hook: str = "blocks.3.attn.hook_z"
     """Where to train the autoencoder; layer 3 of gpt2-mini holds its induction head."""
-    n_tokens: int = 1_200_000
+    n_tokens: int = 800_000
     """Tokens to train on."""
     n_images: int = 500
     """Glyphs to rank ViT heads on."""
@@ -83,7 +83,7 @@ class _Demo:
         self.workspace = open_workspace(args)
         self.model = load_model("gpt2-mini")
         self.text = load_tokens("embedded:val", self.model.tokenizer, seq_len=256, n_tokens=65_536, seed=args.seed)
-        self.few = load_tokens("embedded:val", self.model.tokenizer, seq_len=256, n_tokens=16_384, seed=args.seed)
+        self.few = load_tokens("embedded:val", self.model.tokenizer, seq_len=256, n_tokens=8_192, seed=args.seed)
         self.runs: dict[str, Run] = {}
 
     def found(self, name: str) -> Run | None:
@@ -192,7 +192,7 @@ class _Demo:
         calibration = load_tokens(
             "embedded:train", self.model.tokenizer, seq_len=256, n_tokens=8_192, seed=self.args.seed
         )
-        config = DropCurveConfig(targets=("attn", "mlp", "block"), n_random=3, seed=self.args.seed)
+        config = DropCurveConfig(targets=("attn", "mlp"), n_random=3, seed=self.args.seed)
         result = drop_curve(self.model, calibration, self.few, config, track=self.out.track)
         return result.save(self.workspace, self.model.ref, self.few.ref)
 
