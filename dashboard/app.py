@@ -99,6 +99,7 @@ def _route(app: Dash, store: Store, pages: tuple[Page, ...]) -> None:
             data = clean(page.data(store, params))
         except AttlasError as error:
             data, body = {}, empty("This page cannot be shown", str(error), "attlas doctor")
+            now = None
         else:
             now = _fingerprint(path, search, look, data)
             if ctx.triggered_id == "tick" and now == seen:  # a page that waits is left alone until there is news
@@ -110,7 +111,7 @@ def _route(app: Dash, store: Store, pages: tuple[Page, ...]) -> None:
         shown = html.Div([body, footer(store, path, search or "")], className="content", key=key)
         around = no_update if ctx.triggered_id == "tick" else frame(store, pages, path, params)
         every = SLOW_MS if live is True or not live else int(live)
-        return around, shown, not live, every, page.title, _fingerprint(path, search, look, data)
+        return around, shown, not live, every, page.title, now
 
     @app.callback(
         Output("grid", "getRowsResponse"),

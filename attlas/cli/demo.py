@@ -153,9 +153,9 @@ class _Demo:
 
     def head_survey(self) -> Run:
         from attlas.analyses.head_survey import head_survey
+        from attlas.cli.features import families_of
 
-        table = self.workspace.read_table(self.runs["features"], "features").select(["feature", "family"]).to_pydict()
-        families = {self.args.hook: dict(zip(table["feature"], table["family"], strict=True))}
+        families = {self.args.hook: families_of(self.workspace, self.runs["train"])}
         saes = {self.args.hook: self.sae}
         result = head_survey(self.model, saes, self.text, families=families, track=self.out.track)
         return result.save(self.workspace, self.model.ref, self.text.ref, parents=(self.runs["train"].id,))

@@ -107,7 +107,7 @@ def _survey(args: Args, out: Output) -> dict[str, Any]:
     if not isinstance(data, TokenDataset):
         raise ConfigError(f"{model.name} is a vision model; the survey reads features by their tokens")
     saes = {hook: load_sae(str(workspace.folder(r))).to(model.device) for hook, r in runs.items()}
-    families = {hook: _families(workspace, r) for hook, r in runs.items()}
+    families = {hook: families_of(workspace, r) for hook, r in runs.items()}
     config = HeadSurveyConfig(
         batch_size=args.config.batch_size, skip_positions=args.config.skip_positions, seed=args.config.seed
     )
@@ -136,7 +136,7 @@ def _survey(args: Args, out: Output) -> dict[str, Any]:
     return {"run": saved.id, **result.summary()}
 
 
-def _families(workspace: Workspace, sae_run: Run) -> dict[int, str]:
+def families_of(workspace: Workspace, sae_run: Run) -> dict[int, str]:
     """feature → family, from the newest features run of this autoencoder; empty without one."""
     for found in workspace.runs("features"):
         if sae_run.id in found.parents:

@@ -32,7 +32,7 @@ jobs, checkout = sys.argv[1:]
 sys.path = [p for p in sys.path if p.rstrip("/") != checkout]
 import torch, transformers
 results = {}
-for case, (folder, x, auto) in torch.load(jobs).items():
+for case, (folder, x, auto) in torch.load(jobs, weights_only=True).items():
     model = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
     with torch.no_grad():
         result = {"logits": model(x).logits, "kv": 0, "equal": True}
@@ -93,7 +93,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
     arguments = [sys.executable, "-c", STRANGER, str(base / "jobs.pt"), str(CHECKOUT)]
     run = subprocess.run(arguments, capture_output=True, text=True, cwd=base, env=environment)
     assert run.returncode == 0, run.stderr[-2000:]
-    found = torch.load(base / "jobs.pt.out")
+    found = torch.load(base / "jobs.pt.out", weights_only=True)
     return {case: {**facts[case], **found[case]} for case in CASES}
 
 
