@@ -7,7 +7,8 @@ Shapes: N rows, k active features a row, F features, D columns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -144,24 +145,41 @@ class FeatureOrder:
 
     def weighted_sum(self, source_ND: Tensor, weights_NK: Tensor) -> Tensor:
         """For each feature, Σ over its pairs of weight·source[row]: [F, D]; zero where a feature has none."""
-        D = source_ND.shape[1]
+        ((_, sums),) = self.weighted_sums(source_ND, weights_NK, self.n_features)
+        return sums
+
+    def weighted_sums(
+        self, source_ND: Tensor, weights_NK: Tensor, height: int, features: Tensor | None = None
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """`weighted_sum`, `height` features at a time, so that a sum is used while it is in cache.
+
+        `features` [M], ascending, leaves out the others, which must have no pairs. Yields (places among the features, their
+        sums [≤ height, D]).
+        """
+        M = self.n_features if features is None else features.numel()
+        offsets = self.offsets if features is None else torch.cat([self.offsets[features], self.offsets[-1:]])
         if self.order.numel() == 0:
-            return source_ND.new_zeros(self.n_features, D)
+            yield slice(0, M), source_ND.new_zeros(M, source_ND.shape[1])
+            return
         weights = weights_NK.reshape(-1).index_select(0, self.order)
         if use_triton(source_ND):
             from attlas.kernels.sparse_decode_triton import segment_sum_triton
 
-            return segment_sum_triton(source_ND, self.rows, weights, self.offsets)
+            yield slice(0, M), segment_sum_triton(source_ND, self.rows, weights, offsets)
+            return
         dtype = source_ND.dtype if source_ND.dtype in (torch.float32, torch.float64) else torch.float32
-        out = nnf.embedding_bag(
-            self.rows,
-            source_ND.contiguous().to(dtype),
-            self.offsets,
-            per_sample_weights=weights.to(dtype),
-            mode="sum",
-            include_last_offset=True,
-        )
-        return out.to(source_ND.dtype)
+        source, weights = source_ND.contiguous().to(dtype), weights.to(dtype)
+        starts = [*range(0, M, height), M]
+        for (start, stop), (low, high) in zip(pairwise(starts), pairwise(offsets[starts].tolist()), strict=True):
+            sums = nnf.embedding_bag(
+                self.rows[low:high],
+                source,
+                offsets[start : stop + 1] - low,
+                per_sample_weights=weights[low:high],
+                mode="sum",
+                include_last_offset=True,
+            )
+            yield slice(start, stop), sums.to(source_ND.dtype)
 
     def sum(self, weights_NK: Tensor) -> Tensor:
         """For each feature, the sum of its weights: [F]."""

@@ -3,23 +3,19 @@
 L = mean_n ‖x − x̂‖² + α·mean_n ‖e − ê‖², with e = x − x̂ held constant and ê the decode of the k_aux largest dead features.
 Nothing of size N×F is made. A tile of rows gathers its k decoder rows once, and takes from them the reconstruction, the
 residual and the gradient of the activations. Weight gradients are sums over pairs sorted by feature, so two runs agree
-bit for bit. The encoder is stored by feature, [F, D], like the decoder, so both gradients come in the stored layout.
-
-Lazy Adam (`lazy=True`): a step touches only rows of W_enc and W_dec whose feature was active. Moments of the others decay
-when next touched, by β^Δ, so at each touch they equal those of dense Adam under the same gradients; the weights themselves
-move only at steps with a gradient. (Dense Adam also moves idle rows by their fading momentum: this is the one difference.)
+bit for bit. The encoder is stored by feature, [F, D], like the decoder, so both gradients come in the stored layout, and
+each matrix is updated by tiles of rows (see row_adam, also for `lazy`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 
 from attlas.kernels.dispatch import require, require_like, use_triton
+from attlas.kernels.row_adam import RowAdam, RowGradient, fused_adam
 from attlas.kernels.sparse_decode import GATHER_ELEMENTS, FeatureOrder, decode_rows, gather_dot
 from attlas.kernels.topk_encode import select
 
@@ -53,6 +49,7 @@ class StepOptions:
     k_aux: int = 0
     aux_weight: float = 1 / 32
     lazy: bool = False
+    """Leave rows alone that dense Adam would not move: those without a gradient whose momentum has faded (row_adam)."""
 
 
 class TopKStep:
@@ -78,11 +75,12 @@ class TopKStep:
         self.encoder = W_enc.detach().t().clone(memory_format=torch.contiguous_format)
         self.b_enc, self.b_dec = b_enc.detach().clone(), b_dec.detach().clone()
         self.W_dec = W_dec.detach().clone(memory_format=torch.contiguous_format)
-        params = [self.encoder, self.W_dec, self.b_enc, self.b_dec]
-        self._params = params
-        self._exp_avg = [torch.zeros_like(p) for p in params]
-        self._exp_avg_sq = [torch.zeros_like(p) for p in params]
-        self._touched = torch.zeros(F, dtype=torch.int64, device=W_enc.device)  # step of a row's last update
+        options_of_adam = {"betas": options.betas, "eps": options.eps, "lazy": options.lazy}
+        self._encoder_adam = RowAdam(self.encoder, **options_of_adam)
+        self._decoder_adam = RowAdam(self.W_dec, unit_norm=options.unit_norm, **options_of_adam)
+        self._biases = [self.b_enc, self.b_dec]
+        self._bias_avg = [torch.zeros_like(b) for b in self._biases]
+        self._bias_avg_sq = [torch.zeros_like(b) for b in self._biases]
 
     @property
     def W_enc(self) -> Tensor:
@@ -106,24 +104,25 @@ class TopKStep:
         grad_x_hat, d_values = residual_gradients(values, indices, self.W_dec, centred)
         loss = grad_x_hat.square().sum() * (N / 4)  # grad = 2 (x̂ − x) / N
         order = FeatureOrder(indices, F)
-        d_W_dec = order.weighted_sum(grad_x_hat, values)
-        d_encoder = order.weighted_sum(centred, d_values)
+        encoder, decoder = RowGradient(order, centred, d_values), RowGradient(order, grad_x_hat, values)
         d_b_enc = order.sum(d_values)
-        d_b_dec = grad_x_hat.sum(0)
-        active = order.counts > 0
         aux_loss = x.new_zeros(())
         if dead is not None and self.options.k_aux > 0 and bool(dead.any()):
-            aux_loss = self._add_aux(centred, grad_x_hat * (-N / 2), dead, d_encoder, d_W_dec, d_b_enc)
-            active = active | dead
-        d_b_dec -= d_b_enc @ self.encoder
-        self._adam([d_encoder, d_W_dec, d_b_enc, d_b_dec], active)
+            aux_loss, at, d_encoder, d_W_dec, d_b_aux = self._aux(centred, grad_x_hat * (-N / 2), dead)
+            encoder, decoder = replace(encoder, extra=(at, d_encoder)), replace(decoder, extra=(at, d_W_dec))
+            d_b_enc.index_add_(0, at, d_b_aux)
+        d_b_dec = grad_x_hat.sum(0) - d_b_enc @ self.encoder
+        self._encoder_adam.update(encoder, self.n_steps, self.lr)
+        self._decoder_adam.update(decoder, self.n_steps, self.lr)
+        biases = (self._biases, [d_b_enc, d_b_dec], self._bias_avg, self._bias_avg_sq)
+        fused_adam(*biases, self.n_steps, self.lr, self.options.betas, self.options.eps)
+        self.n_steps += 1
         fired = torch.bincount(indices[values > 0], minlength=F)
         return TopKStepResult(loss, aux_loss, values, indices, fired)
 
-    def _add_aux(
-        self, centred: Tensor, residual: Tensor, dead: Tensor, d_encoder: Tensor, d_W_dec: Tensor, d_b_enc: Tensor
-    ) -> Tensor:
-        """AuxK (arXiv 2406.04093, §A.2): add the gradients of α·mean ‖e − ê‖² for dead features; return the term."""
+    def _aux(self, centred: Tensor, residual: Tensor, dead: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """AuxK (arXiv 2406.04093, §A.2): α·mean ‖e − ê‖²; the dead features it chose [E], ascending; and its gradients
+        there: of the encoder [E, D], W_dec [E, D] and b_enc [E]."""
         alpha, N = self.options.aux_weight, centred.shape[0]
         at = dead.nonzero().squeeze(1)
         encoder, W_dec = self.encoder[at], self.W_dec[at]
@@ -131,79 +130,30 @@ class TopKStep:
         values = values.relu_()
         grad, d_values = residual_gradients(values, indices, W_dec, residual)
         order = FeatureOrder(indices, at.numel())
-        d_W_dec[at] += alpha * order.weighted_sum(grad, values)
-        d_encoder[at] += alpha * order.weighted_sum(centred, d_values)
-        d_b_enc[at] += alpha * order.sum(d_values)
-        return alpha * grad.square().sum() * (N / 4)
+        chosen = (order.counts > 0).nonzero().squeeze(1)
+        d_W_dec, d_encoder = order.weighted_sum(grad, values), order.weighted_sum(centred, d_values)
+        loss = alpha * grad.square().sum() * (N / 4)
+        return (loss, at[chosen], *(alpha * d[chosen] for d in (d_encoder, d_W_dec, order.sum(d_values))))
 
-    def _adam(self, grads: list[Tensor], active: Tensor) -> None:
-        """Adam on all parameters; rows alone where lazy. Then decoder rows back to norm 1."""
-        self.n_steps += 1
-        if not self.options.lazy:
-            self._dense_adam(grads)
-            return
-        if self.options.unit_norm:
-            remove_radial_(grads[1], self.W_dec)
-        rows = active.nonzero().squeeze(1)
-        self._fused(range(3, 4), grads)
-        age = (self.n_steps - 1 - self._touched[rows]).to(self.encoder.dtype)
-        beta1, beta2 = self.options.betas
-        for i in range(3):
-            decay = age.unsqueeze(-1) if self._params[i].dim() == 2 else age
-            grad = grads[i][rows]
-            m = self._exp_avg[i][rows] * beta1 ** (decay + 1) + grad * (1 - beta1)
-            v = self._exp_avg_sq[i][rows] * beta2 ** (decay + 1) + grad.square() * (1 - beta2)
-            self._exp_avg[i][rows], self._exp_avg_sq[i][rows] = m, v
-            m_hat, v_hat = m / (1 - beta1**self.n_steps), v / (1 - beta2**self.n_steps)
-            new = self._params[i][rows] - self.lr * m_hat / (v_hat.sqrt() + self.options.eps)
-            self._params[i][rows] = normalise_rows_(new) if i == 1 and self.options.unit_norm else new
-        self._touched[rows] = self.n_steps
+    def state(self) -> dict[str, Tensor]:
+        """Moments of Adam by parameter, not copied, and `n_steps`."""
+        adams = {"encoder": self._encoder_adam, "W_dec": self._decoder_adam}
+        for adam in adams.values():
+            adam.settle(self.n_steps)
+        found = {f"exp_avg/{name}": adam.exp_avg for name, adam in adams.items()}
+        found |= {f"exp_avg_sq/{name}": adam.exp_avg_sq for name, adam in adams.items()}
+        for i, name in enumerate(("b_enc", "b_dec")):
+            found |= {f"exp_avg/{name}": self._bias_avg[i], f"exp_avg_sq/{name}": self._bias_avg_sq[i]}
+        return found | {"n_steps": torch.tensor(self.n_steps)}
 
-    def _dense_adam(self, grads: list[Tensor]) -> None:
-        """All rows. The decoder's go through projection, update and norm while they are in cache."""
-        if not self.options.unit_norm:
-            self._fused(range(4), grads)
-            return
-        self._fused((0, 2, 3), grads)
-        F, D = self.W_dec.shape
-        height = F if self.W_dec.is_cuda else max(1, GATHER_ELEMENTS // D)
-        for start in range(0, F, height):
-            rows = slice(start, start + height)
-            remove_radial_(grads[1][rows], self.W_dec[rows])
-            self._fused((1,), grads, rows)
-            normalise_rows_(self.W_dec[rows])
-
-    def _fused(self, which: Sequence[int], grads: list[Tensor], rows: slice = slice(None)) -> None:
-        """torch's fused Adam: one pass over parameter, gradient and both moments."""
-        step = torch.full((), float(self.n_steps - 1), device=self.encoder.device)
-        adam(
-            [self._params[i][rows] for i in which],
-            [grads[i][rows] for i in which],
-            [self._exp_avg[i][rows] for i in which],
-            [self._exp_avg_sq[i][rows] for i in which],
-            [],
-            [step.clone() for _ in which],
-            fused=True,
-            amsgrad=False,
-            beta1=self.options.betas[0],
-            beta2=self.options.betas[1],
-            lr=self.lr,
-            weight_decay=0.0,
-            eps=self.options.eps,
-            maximize=False,
-        )
-
-
-def remove_radial_(grad: Tensor, matrix: Tensor) -> None:
-    """Take from each row of the gradient its part along the row of the matrix, of norm 1: g − (g·w)w, in place."""
-    grad.addcmul_(torch.linalg.vecdot(grad, matrix).unsqueeze(-1), matrix, value=-1)
-
-
-def normalise_rows_(matrix: Tensor) -> Tensor:
-    """Rows to norm 1, in place; rows of zeros stay."""
-    return matrix.div_(
-        torch.linalg.vector_norm(matrix, dim=-1, keepdim=True).clamp_(min=torch.finfo(matrix.dtype).tiny)
-    )
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take up what `state` gave."""
+        for name, tensor in self.state().items():
+            if name != "n_steps":
+                tensor.copy_(tensors[name])
+        self.n_steps = int(tensors["n_steps"])
+        for adam in (self._encoder_adam, self._decoder_adam):
+            adam.resume(self.n_steps)
 
 
 def residual_gradients(values: Tensor, indices: Tensor, W_dec: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:

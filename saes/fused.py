@@ -21,13 +21,14 @@ class FusedTopK:
     Args:
         sae: architecture "topk"; its parameters become views of this step's.
         eps: of Adam.
+        lazy: leave rows alone that Adam would not move (attlas.kernels.row_adam).
     """
 
-    def __init__(self, sae: SAE, eps: float) -> None:
+    def __init__(self, sae: SAE, eps: float, lazy: bool = False) -> None:
         cfg = sae.cfg
         self.sae = sae
         self.k_aux = cfg.k_aux or max(1, cfg.d_in // 2)
-        self.options = StepOptions(k=cfg.k, eps=eps, k_aux=self.k_aux, aux_weight=cfg.aux_coefficient)
+        self.options = StepOptions(k=cfg.k, eps=eps, k_aux=self.k_aux, aux_weight=cfg.aux_coefficient, lazy=lazy)
         self._kernel = TopKStep(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, self.options)
         self._share()
 
@@ -59,15 +60,8 @@ class FusedTopK:
 
     def state(self) -> dict[str, Tensor]:
         """Moments and step count, by name."""
-        kernel = self._kernel
-        names = ("encoder", "W_dec", "b_enc", "b_dec")
-        found = {f"exp_avg/{name}": t for name, t in zip(names, kernel._exp_avg, strict=True)}
-        found |= {f"exp_avg_sq/{name}": t for name, t in zip(names, kernel._exp_avg_sq, strict=True)}
-        return found | {"n_steps": torch.tensor(kernel.n_steps)}
+        return self._kernel.state()
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take up saved moments (the weights are restored through the SAE)."""
-        for name, tensor in self.state().items():
-            if name != "n_steps":
-                tensor.copy_(tensors[name])
-        self._kernel.n_steps = int(tensors["n_steps"])
+        self._kernel.restore(tensors)

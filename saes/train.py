@@ -188,6 +188,7 @@ def start_trainee(name: str, hook: str, model: HookedModel, sample_ND: torch.Ten
         variance=config.subspace_variance,
         encoder_scale=config.encoder_scale,
         fused=config.fused and config.grad_clip is None,
+        lazy_adam=config.lazy_adam,
     )
 
 

@@ -87,6 +87,8 @@ class TrainConfig:
     """Type of the model's weights."""
     fused: bool = True
     """TopK: one fused kernel step in place of autograd and Adam; the results differ by rounding only."""
+    lazy_adam: bool = False
+    """With the fused step: leave rows alone that Adam would not move. Same result; faster where most features are rare."""
     log_every: int = 10
     """Steps between rows of the training curve."""
     checkpoint_every: int = 500

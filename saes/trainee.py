@@ -64,6 +64,7 @@ class Trainee:
         variance: float,
         encoder_scale: float = 0.5,
         fused: bool = False,
+        lazy_adam: bool = False,
     ) -> Trainee:
         """A new SAE, initialised from a sample of the activations it will see."""
         scale = math.sqrt(cfg.d_in) / max(float(sample_ND.norm(dim=-1).mean()), 1e-12) if normalise else 1.0
@@ -84,7 +85,7 @@ class Trainee:
         ]
         optimizer = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.999), eps=ADAM_EPS)
         silent = torch.zeros(cfg.d_sae, dtype=torch.int64, device=sample_ND.device)
-        kernel = FusedTopK(sae, ADAM_EPS) if fused and FusedTopK.fits(sae) else None
+        kernel = FusedTopK(sae, ADAM_EPS, lazy=lazy_adam) if fused and FusedTopK.fits(sae) else None
         return cls(name, hook, sae, optimizer, rate, scale, silent, rank, kernel)
 
     def set_learning_rate(self, factor: float) -> None:

@@ -66,6 +66,7 @@ def start(config: TrainConfig, source: object = planted) -> tuple[list[Trainee],
             active_subspace=config.active_subspace,
             variance=config.subspace_variance,
             fused=config.fused,
+            lazy_adam=config.lazy_adam,
         )
         for hook in HOOKS
     ]
@@ -87,6 +88,17 @@ def test_every_architecture_learns(arch: str) -> None:
     share = (x - sae(x)).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
     assert share < 0.5  # in units of x itself: the input scale was folded in
     assert not any(parameter.requires_grad for parameter in sae.parameters())
+
+
+def test_lazy_adam_trains_the_same_sae() -> None:
+    trained = []
+    for lazy in (False, True):
+        config = small(lazy_adam=lazy, dead_after=500)
+        trainees, buffer = start(config)
+        train_loop(trainees, buffer, config)
+        trained.append(trainees[0].sae.state_dict())
+    for name, tensor in trained[0].items():
+        torch.testing.assert_close(trained[1][name], tensor, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("arch", [*sorted(ARCHITECTURES), "topk without fusing"])
