@@ -7,6 +7,8 @@ Michel et al. 2019, arXiv 1905.10650): Δ̂ = −Σ z·∂loss/∂z, and |Σ z·
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.bootstrap import bootstrap_mean
-from attlas.analyses.prefix_reuse import Prefix
+from attlas.analyses.prefix_reuse import Prefix, attend_once
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.schema import TableSchema, column
@@ -204,35 +206,33 @@ def _exact(
             heads = list(range(first, min(first + config.heads_per_forward, model.cfg.n_heads)))
             residual = prefix.residual[layer].repeat(len(heads), 1, 1)
             for name in names:
-                edits = _edits(model, layer, heads, len(batch), name, config.u, means)
-                with model.hooks(edits):
+                with _ablated(model, layer, heads, name, config.u, means):
                     losses = prefix.run_from(layer, residual, lambda logits: sequence_loss(model, target, logits))
                 found[name][:, layer, heads] = (losses - clean).double().cpu().numpy().T
     return found
 
 
-def _edits(
-    model: HookedModel, layer: int, heads: list[int], n_rows: int, ablation: str, u: float, means: Tensor | None
-) -> dict[str, Any]:
-    """Hooks that ablate heads[i] in the i-th copy of the batch."""
+@contextlib.contextmanager
+def _ablated(
+    model: HookedModel, layer: int, heads: list[int], ablation: str, u: float, means: Tensor | None
+) -> Iterator[None]:
+    """Within, heads[i] is ablated in the i-th copy of the batch."""
     values: list[Tensor] = []
     group = model.cfg.n_heads // model.cfg.n_kv_heads
 
     def keep(v: Tensor, _name: str) -> None:
         values[:] = [v]
 
-    def ablate(z: Tensor, _name: str) -> Tensor:
-        z = z.clone()
-        for copy, head in enumerate(heads):
-            rows = slice(copy * n_rows, (copy + 1) * n_rows)
+    def ablate(z: Tensor) -> None:
+        for copy, head in zip(z.chunk(len(heads)), heads, strict=True):
             if ablation == "identity":
-                z[rows, :, head] = (1 - u) * z[rows, :, head] + u * values[0][rows, :, head // group]
+                copy[:, :, head] = (1 - u) * copy[:, :, head] + u * values[0][:, :, head // group]
             else:
-                z[rows, :, head] = 0 if means is None or ablation == "zero" else means[layer, head]
-        return z
+                copy[:, :, head] = 0 if means is None or ablation == "zero" else means[layer, head]
 
-    edits: dict[str, Any] = {f"blocks.{layer}.attn.hook_z": ablate}
-    return {f"blocks.{layer}.attn.hook_v": keep, **edits} if ablation == "identity" else edits
+    reads: dict[str, Any] = {f"blocks.{layer}.attn.hook_v": keep} if ablation == "identity" else {}
+    with model.hooks(reads), attend_once(model, layer, len(heads), ablate):
+        yield
 
 
 @torch.enable_grad()

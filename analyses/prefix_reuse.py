@@ -13,6 +13,37 @@ from attlas.interp import HookedModel
 from attlas.interp.suffix import Suffix
 
 
+@contextlib.contextmanager
+def attend_once(model: HookedModel, layer: int, n_copies: int, edit: Callable[[Tensor], None]) -> Iterator[None]:
+    """For copies of a batch that differ only behind a layer's z: the layer attends once, for the first copy.
+
+    `edit` changes z of all copies [n_copies·B, T, head, d_head] in place, before the output projection.
+    """
+    parts = model.layers[layer]
+
+    def first(value: Any, n_rows: int) -> Any:
+        if isinstance(value, Tensor):
+            return value[: n_rows // n_copies] if value.ndim > 1 and value.shape[0] == n_rows else value
+        return tuple(first(item, n_rows) for item in value) if isinstance(value, tuple) else value
+
+    def shorten(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        n_rows = (args[0] if args else kwargs["hidden_states"]).shape[0]
+        return first(args, n_rows), {key: first(value, n_rows) for key, value in kwargs.items()}
+
+    def copies(_module: nn.Module, args: tuple[Any, ...]) -> Any:
+        z = args[0].repeat(n_copies, *[1] * (args[0].ndim - 1))
+        edit(z.unflatten(-1, (model.cfg.n_heads, model.cfg.d_head)))
+        return z, *args[1:]
+
+    handles = [parts.attn.register_forward_pre_hook(shorten, with_kwargs=True)]
+    handles.append(parts.out_proj.register_forward_pre_hook(copies))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 class Prefix:
     """One dense forward pass, kept: the residual stream in front of every layer, and what else each layer was given.
 

@@ -34,7 +34,10 @@ def run(rounds: int = 5) -> dict:
                 q, k, v, is_causal=True
             ),
         }
-        results.append(report(f"attention statistics, B {B}, H {H}, T {T}, e {e}, causal", compare(found, rounds)))
+        flops, size = B * H * T * T * e * 1.0, 4.0 * B * H * T * (2 * e + 9)  # half of q·kᵀ; q, k, nine statistics
+        results.append(
+            report(f"attention statistics, B {B}, H {H}, T {T}, e {e}, causal", compare(found, rounds), flops, size)
+        )
     results += _hugging_face(rounds)
     return {"results": results}
 

@@ -5,20 +5,37 @@ python benchmarks/capture.py
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import torch
 from common import compare, main, report
 
+# model → (sequences, tokens each)
+SHAPES = {"gpt2-mini": (8, 256), "smollm2-135m": (2, 256)}
+
 
 def run(rounds: int = 7) -> dict:
+    from attlas.errors import ModelNotFoundError
+
+    results = []
+    for name, (n, length) in SHAPES.items():
+        try:
+            results.append(_measure(name, n, length, rounds))
+        except ModelNotFoundError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+    return {"results": results}
+
+
+def _measure(name: str, n: int, length: int, rounds: int) -> dict:
     from transformer_lens.model_bridge import TransformerBridge
 
     from attlas.data.models_catalog import resolve_model
     from attlas.interp import load_model
 
-    model = load_model("gpt2-mini", device="cpu")
-    folder = str(resolve_model("gpt2-mini").folder)
-    bridge = TransformerBridge.boot_transformers(folder, device="cpu")
-    tokens = torch.randint(0, model.cfg.d_vocab, (8, model.cfg.n_ctx))
+    model = load_model(name, device="cpu")
+    bridge = TransformerBridge.boot_transformers(str(resolve_model(name).folder), device="cpu")
+    tokens = torch.randint(0, model.cfg.d_vocab, (n, length), generator=torch.Generator().manual_seed(0))
     names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.cfg.n_layers)]
 
     @torch.no_grad()
@@ -29,8 +46,26 @@ def run(rounds: int = 7) -> dict:
     def ours() -> object:
         return model.capture(tokens, names)
 
-    timings = compare({"attlas capture": ours, "TransformerBridge.run_with_cache": peer}, rounds)
-    return {"results": [report(f"all hook_z of gpt2-mini, {tokens.numel()} tokens", timings)]}
+    attention = (
+        2.0 * model.cfg.n_layers * length * model.cfg.n_heads * model.cfg.d_head
+    )  # a token: q·kᵀ and a·v, causal
+    flops = tokens.numel() * (2.0 * _weights_to_last_z(model.hf, model.cfg.n_layers) + attention)
+    contestants = {"attlas capture": ours, "TransformerBridge.run_with_cache": peer}
+    timings = compare(contestants, rounds)
+    return report(f"all hook_z of {name}, {tokens.numel()} tokens", timings, flops)
+
+
+def _weights_to_last_z(hf: Any, n_layers: int) -> int:
+    """Entries of the weight matrices that the last hook_z depends on: those of the blocks, less the last one's output
+    projection and MLP."""
+    from attlas.analyses.prune_modeling import NAMES, blocks_of
+
+    blocks, (attention, _, mlp, _) = blocks_of(hf), NAMES[hf.config.model_type]
+    of = [sum(p.numel() for p in block.parameters() if p.dim() == 2) for block in blocks]
+    last = getattr(blocks[n_layers - 1], attention)
+    output = getattr(last, "c_proj", None) or last.o_proj
+    after = output.weight.numel() + sum(p.numel() for p in getattr(blocks[-1], mlp).parameters() if p.dim() == 2)
+    return sum(of) - after
 
 
 if __name__ == "__main__":

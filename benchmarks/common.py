@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from peaks import bytes_per_s, flops_per_s, peaks
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,13 @@ def compare(contestants: dict[str, Callable[[], object]], rounds: int = 7, cuda:
 
 
 def report(title: str, timings: list[Timing], flops: float | None = None, size: float | None = None) -> dict:
-    """Print a table on stderr and return the numbers. `flops` and `size` (bytes) are of the job, for rates."""
+    """Print a table on stderr and return the numbers.
+
+    `flops` and `size` (bytes) are what the job needs at least, whoever does it: the arithmetic of the sparse method, and
+    each input, output and state read or written once. From them come rates at the least time, and their share of what a
+    large float32 matrix product and a large copy reach on this device (peaks.py). A peer that does more than the job needs
+    shows a low share.
+    """
     print(f"\n{title}", file=sys.stderr)
     print(f"  {'':34} {'median':>10} {'quartiles':>19} {'min':>9} {'x ours':>8} {'peak':>10}", file=sys.stderr)
     rows = []
@@ -113,10 +120,12 @@ def report(title: str, timings: list[Timing], flops: float | None = None, size: 
         rate = ""
         if flops:
             row["gflops"] = flops / t.minimum / 1e9
-            rate += f"  {row['gflops']:.0f} GFLOP/s"
+            row["of_peak_flops"] = flops / t.minimum / flops_per_s()
+            rate += f"  {row['gflops']:5.0f} GFLOP/s ({row['of_peak_flops']:4.0%})"
         if size:
             row["gbytes_per_s"] = size / t.minimum / 1e9
-            rate += f"  {row['gbytes_per_s']:.1f} GB/s"
+            row["of_peak_bytes"] = size / t.minimum / bytes_per_s()
+            rate += f"  {row['gbytes_per_s']:5.1f} GB/s ({row['of_peak_bytes']:4.0%})"
         spread = f"{t.low * 1e3:.1f}..{t.high * 1e3:.1f}"
         print(
             f"  {t.name:34} {t.median * 1e3:7.1f} ms {spread:>16} ms {t.minimum * 1e3:6.1f} ms"
@@ -130,7 +139,7 @@ def report(title: str, timings: list[Timing], flops: float | None = None, size: 
 def environment() -> dict[str, object]:
     """Where the numbers come from."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {"device": device, "threads": torch.get_num_threads(), "torch": torch.__version__, "peaks": peaks()}
 
 
 def main(run: Callable[[], dict]) -> None:

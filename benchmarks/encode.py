@@ -36,7 +36,8 @@ def run(rounds: int = 7) -> dict:
             found["torch.compile"] = compiled
         except Exception as error:  # no C++ compiler at hand, for one
             print(f"torch.compile: does not work here ({type(error).__name__})", file=sys.stderr)
-        results.append(report(f"encode, D {D}, F {F}, k {k}, N {N}", compare(found, rounds), flops=2.0 * N * D * F))
+        size = 4.0 * (N * D + D * F + F + 3 * N * k)  # x, W_enc, b_enc; values of 4 bytes and indices of 8
+        results.append(report(f"encode, D {D}, F {F}, k {k}, N {N}", compare(found, rounds), 2.0 * N * D * F, size))
     return {"results": results}
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from peaks import peaks
 
 
 def rooms() -> None:
@@ -44,12 +45,17 @@ def timed(run: Callable[[], object], repeats: int = 20) -> dict[str, float]:
     return {"ms": median, "low": low, "high": high, "peak_mb": (torch.cuda.max_memory_allocated() - before) / 1e6}
 
 
-def show(rows: list[dict], job: str, ours: dict[str, float], peer: str, other: dict[str, float], target: str) -> None:
-    ratio = ours["ms"] / other["ms"]
-    rows.append({"job": job, "peer": peer, "ours": ours, "other": other, "ours_over_peer": ratio, "target": target})
+def show(
+    rows: list[dict], job: str, ours: dict[str, float], peer: str, other: dict[str, float], target: str, flops: float
+) -> None:
+    """A line a measurement; `flops` is what the job needs at least, for our rate."""
+    ratio, rate = ours["ms"] / other["ms"], flops / ours["ms"] / 1e9
+    row = {"job": job, "peer": peer, "ours": ours, "other": other, "ours_over_peer": ratio, "target": target}
+    rows.append(row | {"tflops": rate})
     print(
         f"{job:44} ours {ours['ms']:8.3f} ms ({ours['low']:.3f}..{ours['high']:.3f}, {ours['peak_mb']:.0f} MB)"
-        f"  {peer} {other['ms']:8.3f} ms ({other['peak_mb']:.0f} MB)  ours/peer {ratio:.2f}  target {target}",
+        f"  {peer} {other['ms']:8.3f} ms ({other['peak_mb']:.0f} MB)  ours/peer {ratio:.2f}  target {target}"
+        f"  {rate:.0f} TFLOP/s",
         file=sys.stderr,
     )
 
@@ -69,11 +75,12 @@ def encode_rows(rows: list[dict]) -> None:
             assert float(worst) < 1e-2, f"encode is wrong by {float(worst)}"
             gemm = timed(lambda x=x, W=W: x @ W)  # type: ignore[misc]
             ours = timed(lambda x=x, W=W, b=b: topk_encode(x, W, b, k))  # type: ignore[misc]
-            show(rows, f"encode N {N} D {D} F {F} k {k} bf16", ours, "bf16 GEMM", gemm, "<= 1.15")
+            show(rows, f"encode N {N} D {D} F {F} k {k} bf16", ours, "bf16 GEMM", gemm, "<= 1.15", 2.0 * N * D * F)
             del x, W, b, values, indices
 
 
 def step_rows(rows: list[dict]) -> None:
+    """The training step in float32, with TF32 off and on, beside each peer that is installed."""
     from attlas.kernels import StepOptions, TopKStep
 
     for D, F, k, N in ((768, 24576, 32, 4096), (2048, 65536, 64, 4096)):
@@ -81,35 +88,61 @@ def step_rows(rows: list[dict]) -> None:
         params = [W_dec.t().clone(), torch.zeros(F, device="cuda"), W_dec, torch.zeros(D, device="cuda")]
         x = torch.randn(N, D, device="cuda")
         fused = TopKStep(*params, StepOptions(k=k))
-        leaves = [p.clone().requires_grad_() for p in params]
-        adam = torch.optim.Adam(leaves, lr=1e-4)
-        name = "dense torch step"
+        flops = 2.0 * N * D * F + 8.0 * N * k * D
+        for precision in ("highest", "high"):  # torch's names for float32 and TF32
+            torch.set_float32_matmul_precision(precision)
+            kind = "float32" if precision == "highest" else "TF32"
+            ours = timed(lambda fused=fused, x=x: fused.step(x))  # type: ignore[misc]
+            for name, peer, target in step_peers(x, params, k):
+                show(rows, f"step N {N} D {D} F {F} k {k} {kind}", ours, name, timed(peer), target, flops)
+        torch.set_float32_matmul_precision("highest")
 
-        def dense(x=x, leaves=leaves, adam=adam, k=k) -> None:
-            adam.zero_grad()
-            top = ((x - leaves[3]) @ leaves[0] + leaves[1]).topk(k)
-            f = x.new_zeros(x.shape[0], leaves[1].shape[0]).scatter(1, top.indices, top.values.relu())
-            (f @ leaves[2] + leaves[3] - x).square().sum(-1).mean().backward()
-            adam.step()
 
-        peer: Callable[[], object] = dense
-        try:
-            from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
-            from sae_lens.saes.sae import TrainStepInput
+def step_peers(x: torch.Tensor, params: list[torch.Tensor], k: int) -> Iterator[tuple[str, Callable[[], object], str]]:
+    """(name, one step, target for ours over it): SAELens and sparsify where they are installed, dense torch always."""
+    leaves = [p.clone().requires_grad_() for p in params]
+    adam = torch.optim.Adam(leaves, lr=1e-4)
 
-            sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=D, d_sae=F, k=k, device="cuda"))
-            optimiser = torch.optim.Adam(sae.parameters(), lr=1e-4)
+    def dense() -> None:
+        adam.zero_grad()
+        top = ((x - leaves[3]) @ leaves[0] + leaves[1]).topk(k)
+        f = x.new_zeros(x.shape[0], leaves[1].shape[0]).scatter(1, top.indices, top.values.relu())
+        (f @ leaves[2] + leaves[3] - x).square().sum(-1).mean().backward()
+        adam.step()
 
-            def saelens(x=x, sae=sae, optimiser=optimiser) -> None:
-                optimiser.zero_grad()
-                sae.training_forward_pass(TrainStepInput(x, {}, None, 0, False)).loss.backward()
-                optimiser.step()
+    yield "dense torch step", dense, "-"
+    D, F = params[0].shape
+    try:
+        from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
+        from sae_lens.saes.sae import TrainStepInput
+    except ImportError:
+        print("sae-lens: not installed", file=sys.stderr)
+    else:
+        sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=D, d_sae=F, k=k, device="cuda"))
+        optimiser = torch.optim.Adam(sae.parameters(), lr=1e-4)
 
-            peer, name = saelens, "SAELens step"
-        except ImportError:
-            print("sae-lens: not installed; the peer is a dense torch step", file=sys.stderr)
-        ours = timed(lambda fused=fused, x=x: fused.step(x))  # type: ignore[misc]
-        show(rows, f"step N {N} D {D} F {F} k {k} float32", ours, name, timed(peer), "<= 0.20")
+        def saelens() -> None:
+            optimiser.zero_grad()
+            sae.training_forward_pass(TrainStepInput(x, {}, None, 0, False)).loss.backward()
+            optimiser.step()
+
+        yield "SAELens step", saelens, "<= 0.20"
+    try:
+        from sparsify import SparseCoder, SparseCoderConfig
+    except ImportError:
+        print("eai-sparsify: not installed", file=sys.stderr)
+    else:
+        coder = SparseCoder(D, SparseCoderConfig(num_latents=F, k=k), device="cuda")
+        fused_adam = torch.optim.Adam(coder.parameters(), lr=1e-4, fused=True)
+
+        def sparsify() -> None:
+            fused_adam.zero_grad()
+            coder(x).fvu.backward()
+            coder.remove_gradient_parallel_to_decoder_directions()
+            fused_adam.step()
+            coder.set_decoder_norm_to_unit_norm()
+
+        yield "sparsify step", sparsify, "<= 0.67"
 
 
 def stats_rows(rows: list[dict]) -> None:
@@ -120,7 +153,7 @@ def stats_rows(rows: list[dict]) -> None:
     k, v = (torch.randn(B, K, T, e, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     sdpa = timed(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
     ours = timed(lambda: attention_stats(q, k, causal=True))
-    show(rows, f"statistics T {T} H {H} K {K} e {e} bf16", ours, "SDPA forward", sdpa, "<= 1.5")
+    show(rows, f"statistics T {T} H {H} K {K} e {e} bf16", ours, "SDPA forward", sdpa, "<= 1.5", B * H * T * T * e)
 
 
 def main() -> int:
@@ -130,7 +163,12 @@ def main() -> int:
     rooms()
     import triton
 
-    about = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__}
+    about: dict[str, object] = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+    }
+    about |= peaks()
     print(about, file=sys.stderr)
     rows: list[dict] = []
     for part in (encode_rows, step_rows, stats_rows):

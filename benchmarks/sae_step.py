@@ -14,7 +14,7 @@ from common import compare, main, report
 
 from attlas.kernels import StepOptions, TopKStep
 
-SHAPES = ((256, 8192, 32, 2048), (768, 12288, 32, 1024))
+SHAPES = ((256, 8192, 32, 2048), (768, 12288, 32, 1024), (256, 65536, 32, 256))
 
 
 def contestants(D: int, F: int, k: int, N: int) -> dict[str, Callable[[], object]]:
@@ -23,8 +23,11 @@ def contestants(D: int, F: int, k: int, N: int) -> dict[str, Callable[[], object
     x = torch.randn(N, D)
     W_dec = torch.nn.functional.normalize(torch.randn(F, D), dim=-1)
     start = [W_dec.t().clone(), torch.zeros(F), W_dec, torch.zeros(D)]
-    fused = TopKStep(*start, StepOptions(k=k))
-    found: dict[str, Callable[[], object]] = {"attlas TopKStep": lambda: fused.step(x)}
+    fused, lazy = TopKStep(*start, StepOptions(k=k)), TopKStep(*start, StepOptions(k=k, lazy=True))
+    found: dict[str, Callable[[], object]] = {
+        "attlas TopKStep": lambda: fused.step(x),
+        "attlas TopKStep, lazy Adam": lambda: lazy.step(x),
+    }
     try:
         from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
         from sae_lens.saes.sae import TrainStepInput
@@ -97,7 +100,9 @@ def run(rounds: int = 7) -> dict:
     results = []
     for D, F, k, N in SHAPES:
         timings = compare(contestants(D, F, k, N), rounds)
-        results.append(report(f"TopK step, D {D}, F {F}, k {k}, N {N}, float32", timings))
+        flops = 2.0 * N * D * F + 8.0 * N * k * D  # encode; decode, its gradient, and those of both matrices
+        size = 4.0 * (N * D + 6 * 2 * D * F)  # x; each matrix and its two moments, read and written
+        results.append(report(f"TopK step, D {D}, F {F}, k {k}, N {N}, float32", timings, flops, size))
     return {"results": results}
 
 

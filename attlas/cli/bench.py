@@ -13,7 +13,15 @@ import tyro
 from attlas.cli.common import Output
 from attlas.errors import ConfigError, nearest
 
-NAMES = ("sae_step", "encode", "attention_stats", "capture", "tracker_overhead", "pruned_speed")
+NAMES = (
+    "sae_step",
+    "encode",
+    "attention_stats",
+    "capture",
+    "head_ablation",
+    "tracker_overhead",
+    "pruned_speed",
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,8 @@ class Args:
     beside the whole one.
 
     Contestants run in interleaved rounds in one process; the table shows median, quartiles, best, each one's median
-    slowdown against ours, and the memory a run adds. Needs a checkout: the benchmarks are not part of the wheel.
+    slowdown against ours, the memory a run adds, and the job's GFLOP/s and GB/s with their share of this device's peak.
+    Needs a checkout: the benchmarks are not part of the wheel.
 
     For example:
 
@@ -30,7 +39,7 @@ class Args:
     """
 
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """sae_step, encode, attention_stats, capture, tracker_overhead, pruned_speed; all when none is named."""
+    """sae_step, encode, attention_stats, capture, head_ablation, tracker_overhead, pruned_speed; all when none is named."""
     rounds: int = 7
     """How often each contestant runs."""
     json: bool = False

@@ -16,13 +16,37 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_capture_beside_transformer_lens(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "capture", "--rounds", "2", "--json"]) == 0
     captured = capsys.readouterr()
-    (result,) = json.loads(captured.out)["capture"]["results"]
+    result = json.loads(captured.out)["capture"]["results"][0]  # the others need models that are fetched
     ours, peer = result["rows"]
+    assert 0 < ours["of_peak_flops"] < 1.5
     assert peer["name"].startswith("TransformerBridge")
     assert ours["ratio"] == 1
     assert peer["ratio"] > 0
     assert ours["low"] <= ours["median"] <= ours["high"]
     assert "x ours" in captured.err
+
+
+def test_rates_are_shares_of_a_measured_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    common, peaks = importlib.import_module("common"), importlib.import_module("peaks")
+    monkeypatch.setattr(common, "flops_per_s", lambda: 4e9)
+    monkeypatch.setattr(common, "bytes_per_s", lambda: 1e9)
+    timing = common.Timing("ours", median=2.0, low=1.0, high=3.0, minimum=1.0, ratio=1.0, peak_mb=0.0)
+    (row,) = common.report("a job", [timing], flops=2e9, size=5e8)["rows"]
+    assert (row["gflops"], row["of_peak_flops"]) == (2, 0.5)
+    assert (row["gbytes_per_s"], row["of_peak_bytes"]) == (0.5, 0.5)
+    assert peaks.flops_per_s() > 1e9  # any machine at all
+    assert peaks.bytes_per_s() > 1e8
+
+
+def test_head_ablation_finds_what_whole_passes_find(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark asserts that effects agree before it gives a time."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    bench = importlib.import_module("head_ablation")
+    for name, shape in (("gpt2-mini", (2, 32)), ("vit-mini", (4, 0))):
+        found = bench.measure(bench.load_model(name, device="cpu"), *shape, rounds=1)
+        assert [row["name"] for row in found["rows"]] == ["attlas head_effects", "a forward pass a head"]
+        assert found["bound"] == pytest.approx(1.6)
 
 
 def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
