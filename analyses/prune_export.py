@@ -151,6 +151,8 @@ def _write(hf: Any, folder: Path, format: str, source: Path | None, card: str) -
     temporary, old = (folder.with_name(f".{folder.name}.{part}{tag}") for part in ("", "old-"))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        if hf.config.model_type == "gpt2":
+            hf.config.n_ctx = hf.config.n_positions  # transformers left it out; llama.cpp's converter reads it
         hf.save_pretrained(temporary)
         if format == "compact":
             shutil.copyfile(Path(__file__).with_name("prune_modeling.py"), temporary / f"{MODELING}.py")

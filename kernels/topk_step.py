@@ -75,9 +75,9 @@ class TopKStep:
         self.encoder = W_enc.detach().t().clone(memory_format=torch.contiguous_format)
         self.b_enc, self.b_dec = b_enc.detach().clone(), b_dec.detach().clone()
         self.W_dec = W_dec.detach().clone(memory_format=torch.contiguous_format)
-        options_of_adam = {"betas": options.betas, "eps": options.eps, "lazy": options.lazy}
-        self._encoder_adam = RowAdam(self.encoder, **options_of_adam)
-        self._decoder_adam = RowAdam(self.W_dec, unit_norm=options.unit_norm, **options_of_adam)
+        betas, eps, lazy = options.betas, options.eps, options.lazy
+        self._encoder_adam = RowAdam(self.encoder, betas, eps, lazy=lazy)
+        self._decoder_adam = RowAdam(self.W_dec, betas, eps, lazy=lazy, unit_norm=options.unit_norm)
         self._biases = [self.b_enc, self.b_dec]
         self._bias_avg = [torch.zeros_like(b) for b in self._biases]
         self._bias_avg_sq = [torch.zeros_like(b) for b in self._biases]
@@ -133,7 +133,8 @@ class TopKStep:
         chosen = (order.counts > 0).nonzero().squeeze(1)
         d_W_dec, d_encoder = order.weighted_sum(grad, values), order.weighted_sum(centred, d_values)
         loss = alpha * grad.square().sum() * (N / 4)
-        return (loss, at[chosen], *(alpha * d[chosen] for d in (d_encoder, d_W_dec, order.sum(d_values))))
+        d_b_enc = order.sum(d_values)
+        return loss, at[chosen], alpha * d_encoder[chosen], alpha * d_W_dec[chosen], alpha * d_b_enc[chosen]
 
     def state(self) -> dict[str, Tensor]:
         """Moments of Adam by parameter, not copied, and `n_steps`."""

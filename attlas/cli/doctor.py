@@ -32,6 +32,7 @@ WANTED = {
     "triton": "fused GPU kernels",
     "gguf": "attlas models get smollm2-135m",
     "onnx": "attlas models get dinov2-small",
+    "lm_eval": "attlas prune --lm-eval",
 }
 
 

@@ -32,6 +32,7 @@ class Args(DataArgs, ModelArgs, OutArgs):
 
     Example: attlas prune --model gpt2-mini --target attn --n 2 --format compact --out gpt2-mini-pruned
     Example: attlas prune --model gpt2-mini --drop attn:2 --what-dies --sae RUN
+    Example: attlas prune --model gpt2-mini --drop attn:2 --lm-eval attlas_ioi attlas_induction
     """
 
     drop: tuple[str, ...] = ()
@@ -70,14 +71,21 @@ class Args(DataArgs, ModelArgs, OutArgs):
     """Also tell what the pruned model loses (before healing): features of --sae, tasks, and what heads do."""
     sae: tuple[str, ...] = ()
     """Autoencoders for --what-dies: run ids of the workspace, folders, or saelens:RELEASE/ID."""
+    lm_eval: tuple[str, ...] = ()
+    """Run these lm-evaluation-harness tasks before and after (extra lm-eval); attlas_ioi and attlas_induction need no data."""
+    lm_eval_path: Path | None = None
+    """Folder with lm-eval task definitions of your own (.yaml); code in them runs."""
+    lm_eval_limit: int | None = None
+    """At most so many documents of each lm-eval task."""
     n_prompts: int = 32
-    """Prompts of each task for --what-dies."""
+    """Prompts of each task for --what-dies, and of attlas_ioi and attlas_induction."""
     curve: Annotated[DropCurveConfig, tyro.conf.arg(name="")] = field(default_factory=DropCurveConfig)
 
 
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Compute, save, show, export."""
     from attlas.analyses.prune_export import check_folder
+    from attlas.cli.prune_lm_eval import lm_eval_config
 
     named, budget = parse_drop(args.drop), _budget(args)
     if args.out is not None:
@@ -90,6 +98,9 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         raise ConfigError("--sae belongs to --what-dies; give both")
     if args.what_dies and not (named or args.target):
         raise ConfigError("--what-dies needs a pruned model: give --drop, or --target and a budget")
+    if args.lm_eval and not (named or args.target):
+        raise ConfigError("--lm-eval needs a pruned model: give --drop, or --target and a budget")
+    lm_eval = lm_eval_config(args)
     workspace = open_workspace(args)
     model = open_model(args, out)
     named.check(model)
@@ -98,7 +109,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         return _curve(model, calibration, evaluation, args, workspace, out)
     from attlas.cli.prune_one import prune_one
 
-    return prune_one(model, calibration, evaluation, named, budget, args, workspace, out)
+    return prune_one(model, calibration, evaluation, named, budget, lm_eval, args, workspace, out)
 
 
 def parse_drop(parts: tuple[str, ...]) -> Drop:

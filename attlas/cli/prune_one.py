@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from attlas.analyses.drop_scores import Scores, quality
 from attlas.analyses.drop_selection import Drop, Unit, last_first, random_order, ranked, unit_name, units
+from attlas.analyses.lm_eval_tasks import LMEvalConfig
 from attlas.analyses.prune import DROP_CURVE, drop_row
 from attlas.analyses.prune_budget import Budget, kv_bytes_per_token, n_parameters, select
 from attlas.analyses.prune_build import build, check_prunable, forward_logits, silenced
 from attlas.analyses.prune_export import export
 from attlas.analyses.prune_heal import HealConfig, HealResult, heal
 from attlas.cli.common import Output
+from attlas.cli.prune_lm_eval import LMEval, lm_eval_facts
 from attlas.data.images import ImageDataset
 from attlas.data.models_catalog import resolve_model
 from attlas.data.text import TokenDataset
@@ -31,6 +33,7 @@ def prune_one(
     evaluation: Data,
     named: Drop,
     budget: Budget | None,
+    lm_eval: LMEvalConfig | None,
     args: Args,
     workspace: Workspace,
     out: Output,
@@ -39,6 +42,7 @@ def prune_one(
     chosen: list[Unit] = []
     scores: dict[Unit, float] = {}
     drop = named
+    tasks = LMEval(model, lm_eval) if lm_eval is not None else None
     if budget is not None and args.target is not None:
         order, scores = _order(model, calibration, budget, args, out)
         picked = select(
@@ -67,7 +71,11 @@ def prune_one(
         kind = f"Δ loss, {args.curve.head_score}" if args.target == "head" else "1 − cosine"
         listed = [f"{name} {scores[unit]:.4g}" for name, unit in zip(names, chosen, strict=True)]
         facts[f"scores ({kind})"] = ", ".join(listed)
+    judged = tasks.after(hf, "healed" if healing else "pruned", out) if tasks is not None else []
+    facts |= lm_eval_facts(judged)
     result: dict[str, Any] = {"dropped": names, "format": written, **facts}
+    if judged:
+        result["lm_eval"] = judged
     if args.out is not None:
         folder = resolve_model(args.model).folder
         done = export(model, drop, args.out, format=args.format, force=args.force, source=folder, facts=facts, hf=hf)
@@ -160,6 +168,7 @@ def _save(
     config = {name: getattr(args, name) for name in ("drop", "target", "order", "n", "max_delta_ce", "format")}
     config |= {name: getattr(args, name) for name in ("save_parameters", "save_kv", "save_time", "calibration")}
     config |= {name: getattr(args, name) for name in ("calibration_tokens", "heal_steps", "heal_objective", "heal_lr")}
+    config |= {name: getattr(args, name) for name in ("lm_eval", "lm_eval_limit", "n_prompts")}
     with workspace.begin("prune", model=model.ref, data=evaluation.ref, config=config, seed=args.curve.seed) as run:
         run.table("drop_curve", DROP_CURVE.table(rows))
         if healing is not None:

@@ -77,6 +77,8 @@ BAD = {
     "both": (["--drop", "attn:1", "--target", "mlp", "--n", "1"], "not both"),
     "share": (["--target", "attn", "--save-kv", "2"], "between 0 and 1"),
     "heal nothing": (["--heal-steps", "5"], "needs a pruned model"),
+    "judge nothing": (["--lm-eval", "attlas_ioi"], "needs a pruned model"),
+    "limit alone": (["--drop", "attn:1", "--lm-eval-limit", "5"], "belong to --lm-eval"),
     "write nothing": (["--out", "OUT"], "nothing to write"),
     "not empty": (["--drop", "attn:1", "--out", "FULL"], "not empty"),
     "no such model": (["--drop", "attn:1", "--model", "gpt9"], "no model"),
