@@ -155,7 +155,7 @@ def _write(hf: Any, folder: Path, format: str, source: Path | None, card: str) -
             hf.config.n_ctx = hf.config.n_positions  # transformers left it out; llama.cpp's converter reads it
         hf.save_pretrained(temporary)
         if format == "compact":
-            shutil.copyfile(Path(__file__).with_name("prune_modeling.py"), temporary / f"{MODELING}.py")
+            copy_code(temporary)
         for path in _to_copy(source):
             shutil.copyfile(path, temporary / path.name)
         (temporary / "README.md").write_text(card, encoding="utf-8")
@@ -174,6 +174,11 @@ def _write(hf: Any, folder: Path, format: str, source: Path | None, card: str) -
             raise CheckpointError(f"cannot write '{folder}': {error.strerror or error}") from error
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def copy_code(folder: Path) -> None:
+    """Put the code of compact forms beside a checkpoint, under the name its config gives."""
+    shutil.copyfile(Path(__file__).with_name("prune_modeling.py"), folder / f"{MODELING}.py")
 
 
 def _to_copy(source: Path | None) -> list[Path]:

@@ -5,8 +5,11 @@ python benchmarks/pruned_speed.py [MODEL] [N attention layers to drop] [--json]
 
 from __future__ import annotations
 
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from attlas.analyses.drop_scores import Scores, quality
 from attlas.analyses.drop_selection import Drop, ranked, unit_name
 from attlas.analyses.prune_budget import kv_bytes_per_token, n_parameters
 from attlas.analyses.prune_build import build, forward_logits
+from attlas.analyses.prune_export import copy_code
 from attlas.data.text import load_tokens
 from attlas.errors import ModelNotFoundError
 from attlas.interp import HookedModel, load_model
@@ -48,6 +52,33 @@ def _decode(hf: Any, tokens: torch.Tensor) -> Callable[[], object]:
     return run
 
 
+# Loads a checkpoint, runs a prompt and a few greedy steps; prints the peak above what the imports took, MB.
+_PEAK = """
+import sys, torch, transformers
+from transformers import AutoModelForCausalLM
+transformers.utils.logging.set_verbosity_error()
+folder, device, n, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+def kilobytes():  # not ru_maxrss, which starts at the parent's peak
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+start = kilobytes()
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype="float32").to(device).eval()
+ids = torch.randint(0, model.config.vocab_size, (1, n), generator=torch.Generator().manual_seed(0)).to(device)
+model.generate(ids, max_new_tokens=steps, min_new_tokens=steps, do_sample=False, pad_token_id=0)
+print(torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else (kilobytes() - start) / 1e3)
+"""
+
+
+def _peak_mb(hf: Any, prefill: int) -> float:
+    """Peak memory of a process of its own that loads the checkpoint, reads a prompt and writes DECODED tokens, MB."""
+    with tempfile.TemporaryDirectory() as folder:
+        hf.save_pretrained(folder)
+        if "Pruned" in type(hf).__name__:
+            copy_code(Path(folder))
+        argv = [sys.executable, "-c", _PEAK, folder, hf.device.type, str(prefill), str(DECODED)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
 def _open(names: tuple[str, ...]) -> HookedModel:
     for name in names:
         try:
@@ -69,6 +100,7 @@ def _facts(model: HookedModel, built: dict[str, Any], drop: Drop, seq_len: int) 
                 "name": name,
                 "parameters": n_parameters(hf),
                 "kv_bytes": kv,
+                "peak_mb": (peak := _peak_mb(hf, seq_len)),
                 "loss": loss,
                 "accuracy": accuracy,
                 "predictions": n,
@@ -76,6 +108,7 @@ def _facts(model: HookedModel, built: dict[str, Any], drop: Drop, seq_len: int) 
         )
         print(
             f"  {name:34} {n_parameters(hf) / 1e6:7.1f} M parameters {kv / 1e6:7.2f} MB KV at {seq_len} tokens"
+            f"   peak {peak:.0f} MB"
             f"   loss {loss:.3f}   next token right {accuracy:.1%}",
             file=sys.stderr,
         )

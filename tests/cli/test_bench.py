@@ -75,6 +75,7 @@ def test_a_pruned_model_beside_the_whole_one(monkeypatch: pytest.MonkeyPatch) ->
         assert all(row["tokens_per_s"] > 0 for row in result["rows"])
     compact, stock, whole = found["models"]
     assert compact["parameters"] < stock["parameters"] == whole["parameters"]
+    assert 0 < compact["peak_mb"] < 2000
     assert compact["kv_bytes"] * 4 == stock["kv_bytes"] * 3 == whole["kv_bytes"] * 3
     assert compact["loss"] == pytest.approx(stock["loss"], abs=1e-4)
     assert compact["loss"] > whole["loss"]
