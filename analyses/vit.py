@@ -48,7 +48,7 @@ class VitConfig:
 
     measure: tuple[str, ...] = ("importance", "strength")
     ablations: tuple[str, ...] = ("zero", "mean")
-    batch_size: int = 128
+    batch_size: int = 32
     seed: int = 0
     n_bootstrap: int = 1000
 

@@ -10,11 +10,16 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.bootstrap import bootstrap_mean
+from attlas.analyses.prefix_reuse import attend_once
 from attlas.analyses.vit_readout import Answer, Readout, jensen_shannon, make_readout
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.interp import HookedModel
 from attlas.interp.suffix import Suffix
+
+# Rows of a forward pass: ablations of a layer share one, since its attention is the same for all, while their activations
+# are few enough for the cache (CPU).
+ROWS = {"cpu": 128, "cuda": 1024}
 
 __all__ = ["HeadImportance", "head_importance", "jensen_shannon", "mean_z"]
 
@@ -42,7 +47,7 @@ def head_importance(
     images: ImageDataset,
     *,
     ablations: Sequence[str] = ("zero", "mean"),
-    batch_size: int = 128,
+    batch_size: int = 32,
     readout: Readout | None = None,
     track: Track = no_track,
 ) -> list[HeadImportance]:
@@ -60,6 +65,7 @@ def head_importance(
     shape = (len(images), cfg.n_layers, cfg.n_heads)
     found = {a: {m: np.zeros(shape, dtype=np.float32) for m in readout.metrics} for a in ablations}
     suffixes = [Suffix(model, layer) for layer in range(cfg.n_layers)]
+    copies = max(1, ROWS.get(model.device.type, 128) // batch_size)
     places = torch.arange(len(images), device=model.device).split(batch_size)
     for rows in track(places, f"pruning {cfg.n_layers * cfg.n_heads} heads", len(places)):
         where = slice(int(rows[0]), int(rows[-1]) + 1)
@@ -67,10 +73,11 @@ def head_importance(
         clean = suffixes[-1](cache[f"blocks.{cfg.n_layers - 1}.hook_resid_pre"])
         for layer, suffix in enumerate(suffixes):
             residual = cache.pop(f"blocks.{layer}.hook_resid_pre")
-            for head in range(cfg.n_heads):
-                for ablation in ablations:
-                    fill = means[layer, head] if ablation == "mean" and means is not None else 0.0
-                    pruned = _with_head(model, layer, head, fill, suffix, residual)
+            wanted = [(head, ablation) for head in range(cfg.n_heads) for ablation in ablations]
+            for low in range(0, len(wanted), copies):
+                group = wanted[low : low + copies]
+                fills = [(head, means[layer, head] if a == "mean" and means is not None else 0.0) for head, a in group]
+                for (head, ablation), pruned in zip(group, _without(model, layer, fills, suffix, residual), strict=True):
                     for name, value in readout.compare(clean, pruned, rows).items():
                         found[ablation][name][where, layer, head] = value.float().cpu().numpy()
     return [HeadImportance(found[a], a) for a in ablations]
@@ -90,13 +97,15 @@ def mean_z(model: HookedModel, images: ImageDataset, batch_size: int) -> Tensor:
     return (total / count).to(model.device, model.dtype)
 
 
-def _with_head(
-    model: HookedModel, layer: int, head: int, fill: Tensor | float, suffix: Suffix, residual: Tensor
-) -> Answer:
-    def ablate(z: Tensor, _name: str) -> Tensor:
-        z = z.clone()
-        z[:, :, head] = fill
-        return z
+def _without(
+    model: HookedModel, layer: int, fills: list[tuple[int, Tensor | float]], suffix: Suffix, residual: Tensor
+) -> list[Answer]:
+    """Answers with one head's z replaced, a copy of the batch for each (head, value); the layer attends once for all."""
 
-    with model.hooks({f"blocks.{layer}.attn.hook_z": ablate}):
-        return suffix(residual)
+    def ablate(z: Tensor) -> None:
+        for copy, (head, fill) in zip(z.chunk(len(fills)), fills, strict=True):
+            copy[:, :, head] = fill
+
+    with attend_once(model, layer, len(fills), ablate):
+        logits, normed = suffix(residual.repeat(len(fills), 1, 1))
+    return list(zip(logits.chunk(len(fills)), normed.chunk(len(fills)), strict=True))
