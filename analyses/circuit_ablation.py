@@ -7,9 +7,10 @@ all later layers see it gone; of an autoencoder's layer everything else, the err
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,6 +88,27 @@ def ablate(frozen: FrozenPass, parts: Sequence[Part], target: LogitTarget) -> Ab
     with frozen.model.hooks(dict.fromkeys(by_hook, without)):
         after = frozen.model(frozen.tokens)[0, position].double()
     return AblationResult(tuple(parts), frozen.logits[position], after, target)
+
+
+def random_parts(frozen: FrozenPass, parts: Sequence[Part], generator: np.random.Generator) -> list[Part]:
+    """A control for `ablate`: each head becomes another of its layer, each feature another that is active at its position.
+
+    Those named by `parts` are not drawn, nor is one drawn twice. MLPs, errors, and parts without others to draw are left out.
+    """
+    taken, drawn = set(parts), []
+    for part in parts:
+        others: list[Part] = []
+        if part.kind == "head":
+            others = [replace(part, head=head) for head in range(frozen.model.cfg.n_heads)]
+        elif part.kind == "feature" and part.layer in frozen.saes:
+            hook, sae = frozen.saes[part.layer]
+            active = decompose(sae, frozen.cache[hook][part.position]).amounts.nonzero()[:, 0].tolist()
+            others = [replace(part, feature=feature) for feature in active]
+        others = [other for other in others if other not in taken]
+        if others:
+            drawn.append(others[int(generator.integers(len(others)))])
+            taken.add(drawn[-1])
+    return drawn
 
 
 def _hook(frozen: FrozenPass, part: Part) -> str:

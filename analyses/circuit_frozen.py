@@ -53,14 +53,16 @@ class Part:
 
 
 _IDS = (
-    ("feature", re.compile(r"(?:feature )?(\d{1,4})/(\d{1,9}) ?@(\d{1,9})")),
-    ("head", re.compile(r"(?:head )?(\d{1,4})\.(\d{1,4}) ?@(\d{1,9})")),
-    ("layer", re.compile(r"(error|mlp|bias) (\d{1,4}) ?@(\d{1,9})")),
+    ("feature", re.compile(r"(?:feature )?(\d{1,4})/(\d{1,9}) ?@(-?\d{1,9})")),
+    ("head", re.compile(r"(?:head )?(\d{1,4})\.(\d{1,4}) ?@(-?\d{1,9})")),
+    ("layer", re.compile(r"(error|mlp|bias) (\d{1,4}) ?@(-?\d{1,9})")),
 )
 
 
 def parse_part(id: str) -> Part:
     """The part of an id: "feature 2/831 @5" (or "2/831@5"), "head 3.0 @7" ("3.0@7"), "mlp 2 @4", "error 2 @4".
+
+    Positions below 0 count from the end.
 
     Raises:
         ConfigError: it is none of these.

@@ -77,7 +77,9 @@ def head_importance(
             for low in range(0, len(wanted), copies):
                 group = wanted[low : low + copies]
                 fills = [(head, means[layer, head] if a == "mean" and means is not None else 0.0) for head, a in group]
-                for (head, ablation), pruned in zip(group, _without(model, layer, fills, suffix, residual), strict=True):
+                for (head, ablation), pruned in zip(
+                    group, _without(model, layer, fills, suffix, residual), strict=True
+                ):
                     for name, value in readout.compare(clean, pruned, rows).items():
                         found[ablation][name][where, layer, head] = value.float().cpu().numpy()
     return [HeadImportance(found[a], a) for a in ablations]

@@ -95,7 +95,7 @@ def style(figure: Any, look: Theme, height: int = 300, **layout: Any) -> Any:
         hoverlabel={"bgcolor": look.surface, "bordercolor": look.line, "font": {"family": FONT, "color": look.ink}},
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"color": look.muted}},
     )
-    figure.update_xaxes(**axis)
+    figure.update_xaxes(**axis, zeroline=False)  # it looks like a mark where steps or layers begin at 0
     figure.update_yaxes(**axis)
     figure.update_layout(**layout)
     return figure

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from attlas.analyses.circuit_patching import PatchingConfig
+from attlas.cli.circuit_ablate import Ablate, run_ablate
 from attlas.cli.circuit_attribution import Dla, Qk, Trace, run_dla, run_qk, run_trace
 from attlas.cli.circuit_inputs import PromptArgs, SAEArgs, load_saes, load_task
 from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
@@ -57,11 +58,12 @@ Args = (
     | Annotated[Dla, tyro.conf.subcommand("dla")]
     | Annotated[Trace, tyro.conf.subcommand("trace")]
     | Annotated[Qk, tyro.conf.subcommand("qk")]
+    | Annotated[Ablate, tyro.conf.subcommand("ablate")]
 )
 DEFAULT_ARGV = ["tasks"]
 
 
-def run(args: Tasks | Patch | Dla | Trace | Qk, out: Output) -> dict[str, Any]:
+def run(args: Tasks | Patch | Dla | Trace | Qk | Ablate, out: Output) -> dict[str, Any]:
     """Do what the sub-verb says."""
     if isinstance(args, Tasks):
         return _tasks(args, out)
@@ -69,6 +71,8 @@ def run(args: Tasks | Patch | Dla | Trace | Qk, out: Output) -> dict[str, Any]:
         return _patch(args, out)
     if isinstance(args, Dla):
         return run_dla(args, out)
+    if isinstance(args, Ablate):
+        return run_ablate(args, out)
     return run_trace(args, out) if isinstance(args, Trace) else run_qk(args, out)
 
 

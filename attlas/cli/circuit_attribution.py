@@ -114,7 +114,8 @@ def run_dla(args: Dla, out: Output) -> dict[str, Any]:
     }
 
 
-def _row(task: Task, row: int) -> int:
+def prompt_row(task: Task, row: int) -> int:
+    """The row, when there is one."""
     if not 0 <= row < len(task):
         raise ConfigError(f"--row {row} is out of range; there are prompts 0–{len(task) - 1}")
     return row
@@ -127,7 +128,7 @@ def run_trace(args: Trace, out: Output) -> dict[str, Any]:
     workspace, model = open_workspace(args), open_model(args, out)
     task = load_task(model, args, args.seed, out)
     saes = load_saes(model, args, workspace, out)
-    row = _row(task, args.row)
+    row = prompt_row(task, args.row)
     graph = _trace_one(model, task, row, _target(args, task, row), args, saes, out)
     saved = graph.save(workspace)
     found: dict[str, Any] = {"run": saved.id, "task": task.name, **graph.summary()}
@@ -213,7 +214,7 @@ def run_qk(args: Qk, out: Output) -> dict[str, Any]:
     workspace, model = open_workspace(args), open_model(args, out)
     task = load_task(model, args, args.seed, out)
     saes = load_saes(model, args, workspace, out)
-    frozen = FrozenPass(model, task.tokens[_row(task, args.row)], saes)
+    frozen = FrozenPass(model, task.tokens[prompt_row(task, args.row)], saes)
     dest, src = frozen.at(args.dest), args.src
     if src is None:
         model.layer(args.layer)

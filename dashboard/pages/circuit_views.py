@@ -85,7 +85,10 @@ def _autoencoders(data: Data) -> Any:
         for layer, runs in data["autoencoders"].items()
     ]
     n = sum(bool(run) for run in data["saes"].values())
-    return html.Details([html.Summary(f"{n} autoencoders"), html.Div(pickers, className="controls")], className="table")
+    return html.Details(
+        [html.Summary(f"{n} autoencoder{'' if n == 1 else 's'}"), html.Div(pickers, className="controls")],
+        className="table",
+    )
 
 
 def _next(data: Data) -> html.Div:

@@ -159,10 +159,14 @@ def _ranked(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row.get("score") is not None]
 
 
-def _sentence(rows: list[Row]) -> str:
+def _sentence(rows: list[Row]) -> list[Any]:
     best = sorted(_ranked(rows), key=lambda r: r["score"])[:3]
     names = ", ".join(f"{r['module']} {r['layer']} ({r['score']:.3f})" for r in best)
-    return f"Least is done by {names}. `attlas prune` measures what dropping them costs." if names else ""
+    return (
+        [f"Least is done by {names}. ", html.Code("attlas prune"), " measures what dropping them costs."]
+        if names
+        else []
+    )
 
 
 PAGE = Page("/layers", "Layers", data, view)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from attlas.analyses.circuit_ablation import ablate
+from attlas.analyses.circuit_ablation import ablate, random_parts
 from attlas.analyses.circuit_frozen import FrozenPass, Part, parse_part
 from attlas.analyses.circuit_patching import PatchingConfig, patching
 from attlas.analyses.circuit_sites import Site
 from attlas.analyses.circuit_terms import LogitTarget
+from attlas.cli import main
 from attlas.errors import ConfigError, LayerRangeError
 from attlas.interp import HookedModel
 
@@ -99,6 +102,7 @@ def test_ids_are_read_back() -> None:
         assert parse_part(part.id) == part
     assert parse_part("2/831@5") == Part("feature", 2, 5, feature=831)
     assert parse_part("3.0@7") == Part("head", 3, 7, head=0)
+    assert parse_part("3.0@-1") == Part("head", 3, -1, head=0)
     for bad in ("", "2/831", "embed @4", "logits", "-1/2@3", "2/831@5>"):
         with pytest.raises(ConfigError, match="names no part"):
             parse_part(bad)
@@ -119,3 +123,39 @@ def test_bad_input_is_named(setup: Any) -> None:
             ablate(frozen, [part], target)
     with pytest.raises(ConfigError, match="nothing"):
         ablate(frozen, [], target)
+
+
+def test_controls_are_other_parts_of_the_same_kind(setup: Any, gpt2_mini: HookedModel) -> None:
+    frozen, _, target, sae = setup
+    active = {feature for feature, _ in frozen.strongest(2, sae.cfg.d_sae)[4]}
+    feature = max(active)
+    parts = [Part("head", 1, 3, head=2), Part("head", 1, 3, head=4), Part("feature", 2, 4, feature=feature)]
+    generator = np.random.default_rng(0)
+    seen: set[Part] = set()
+    for _ in range(60):
+        drawn = random_parts(frozen, [*parts, Part("mlp", 0, 5), Part("error", 2, 4)], generator)
+        assert len(set(drawn)) == 3
+        assert not set(drawn) & set(parts)
+        seen |= set(drawn)
+        ablate(frozen, drawn, target)
+    assert {p.head for p in seen if p.kind == "head"} == {0, 1, 3, 5}
+    features = {p.feature for p in seen if p.kind == "feature"}
+    assert features <= active - {feature}
+    assert len(features) > 1
+    assert {(p.layer, p.position) for p in seen if p.kind == "head"} == {(1, 3)}
+
+
+def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
+    """The induction heads of gpt2-mini carry the answer; as many other heads of the layer do not."""
+    argv = ["circuit", "ablate", "--model", "gpt2-mini", "--task", "induction", "--row", "3", "-w", str(tmp_path)]
+    assert main([*argv, "--parts", "3.0@-1", "3.4@-1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["after"] - found["before"] == pytest.approx(found["change"])
+    assert found["change"] < 5 * found["control"]["low"] < 0
+    assert found["control"]["n"] == 20
+    assert main([*argv, "--parts", "mlp 1@3"]) == 0
+    assert "no control" in capsys.readouterr().err
+    assert main(argv) == 2
+    assert "nothing is to be ablated" in capsys.readouterr().err
+    assert main([*argv, "--parts", "3.9@4"]) == 2
+    assert "heads 0–5" in capsys.readouterr().err
