@@ -200,7 +200,7 @@ class FrozenPass:
             return [*parts, Part("bias", layer, position)], torch.cat([rows, b_O[None]])
         amounts, bias, error, W_dec = self.decomposed(layer, position)
         active = amounts.nonzero()[:, 0]
-        rows = torch.cat([amounts[active, None] * W_dec[active], error[None], bias[None]])
+        rows = torch.cat([amounts[active, None] * W_dec[active].double(), error[None], bias[None]])
         if self.saes[layer][0].endswith("hook_z"):
             rows = rows @ W_O.flatten(0, 1)
             rows[-1] += b_O
@@ -209,13 +209,13 @@ class FrozenPass:
 
     @torch.no_grad()
     def decomposed(self, layer: int, position: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(amounts [F], bias [D], error [D], W_dec [F, D]) of a layer's autoencoder at a position, float64."""
+        """(amounts [F], bias [D], error [D]) of a layer's autoencoder at a position, float64; its W_dec [F, D] as it is."""
         hook, sae = self.saes[layer]
         x = self.cache[hook][position].flatten()
         split = decompose(sae, x.to(sae.W_enc.dtype)[None])
-        W_dec = sae.W_dec.detach().double()
-        amounts, bias = split.amounts[0].double(), split.bias[0].double()
-        return amounts, bias, x - bias - amounts @ W_dec, W_dec
+        W_dec, amounts, bias = sae.W_dec.detach(), split.amounts[0].double(), split.bias[0].double()
+        active = amounts.nonzero().squeeze(1)  # few: the whole of a wide W_dec in float64 would take longer than all else
+        return amounts, bias, x - bias - amounts[active] @ W_dec[active].double(), W_dec
 
     @torch.no_grad()
     def strongest(self, layer: int, n: int) -> list[list[tuple[int, float]]]:

@@ -76,7 +76,7 @@ def logit_terms(frozen: FrozenPass, target: LogitTarget) -> Terms:
         if part.kind == "feature" and frozen.saes[part.layer][0].endswith("hook_z"):
             onto_z = torch.einsum("hed,d->he", frozen.model.W_O(part.layer).detach().double(), covector)
             amounts, _, _, W_dec = frozen.decomposed(part.layer, position)
-            loadings[i] = (amounts[part.feature] * W_dec[part.feature].view_as(onto_z) * onto_z).sum(-1)
+            loadings[i] = (amounts[part.feature] * W_dec[part.feature].double().view_as(onto_z) * onto_z).sum(-1)
         elif part.kind == "head":
             loadings[i, part.head] = float(vectors[i] @ covector)
     return Terms(value, parts, vectors @ covector, loadings, constant, covector[None, None], position)
