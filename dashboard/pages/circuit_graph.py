@@ -18,7 +18,9 @@ from attlas.dashboard.theme import Theme
 
 THRESHOLDS = ("0.01", "0.02", "0.05", "0.1")
 DEFAULT_THRESHOLD = "0.02"
-COLUMN, ROW = 150.0, 92.0  # px between tokens and between layers
+COLUMN, ROW = 150.0, 92.0  # px between tokens and between layers, of a shallow model
+DEEPEST, WIDEST = 1400.0, 1500.0  # px of the drawing before it is fitted into its frame
+FRAMES = (460, 1000)  # least and most height of the frame, px
 
 
 def graph_data(store: Store, found: Data, setup: live.Setup, params: Params, ask: Callable[..., Any]) -> None:
@@ -100,19 +102,30 @@ def _picture(graph: dict[str, Any], look: Theme, pick: str, chosen: str) -> html
     # Only tokens that take part have a column.
     used = sorted({round(n["x"]) for n in drawn})
     column = {place: i for i, place in enumerate(used)}
+    high = max(n["y"] for n in drawn)
+    # A deep model gets narrower rows, wider columns and a taller frame, so that labels stay legible.
+    row = min(ROW, DEEPEST / max(1.0, high - low + 1))
+    across = COLUMN if row == ROW else max(COLUMN, WIDEST / len(used))
     nodes = [
         {
             "id": n["id"],
             "label": _label(n),
-            "x": COLUMN * (column[round(n["x"])] + n["x"] - round(n["x"])),
-            "y": -ROW * n["y"],
+            "x": across * (column[round(n["x"])] + n["x"] - round(n["x"])),
+            "y": -row * n["y"],
             "size": 9 + 19 * min(1.0, abs(n["influence"]) / scale),
             "kind": n["kind"],
         }
         for n in drawn
     ]
     nodes += [
-        {"id": f"token {i}", "label": text, "x": COLUMN * column[i], "y": -ROW * (low - 0.7), "size": 1, "kind": "text"}
+        {
+            "id": f"token {i}",
+            "label": text,
+            "x": across * column[i],
+            "y": -row * low + 0.7 * ROW,
+            "size": 1,
+            "kind": "text",
+        }
         for i, text in enumerate([*[f"{i} {visible(t)}" for i, t in enumerate(graph["tokens"])], "cut off"])
         if i in column
     ]
@@ -126,7 +139,8 @@ def _picture(graph: dict[str, Any], look: Theme, pick: str, chosen: str) -> html
         for e in graph["edges"]
         if e["source"] in there
     ]
-    return network(nodes, edges, look, f"graph of {graph['target']}", pick=pick, chosen=chosen)
+    height = int(min(FRAMES[1], max(FRAMES[0], 0.72 * row * (high - low + 1))))
+    return network(nodes, edges, look, f"graph of {graph['target']}", pick=pick, chosen=chosen, height=height)
 
 
 def _label(node: dict[str, Any]) -> str:
