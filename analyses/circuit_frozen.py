@@ -214,7 +214,8 @@ class FrozenPass:
         x = self.cache[hook][position].flatten()
         split = decompose(sae, x.to(sae.W_enc.dtype)[None])
         W_dec, amounts, bias = sae.W_dec.detach(), split.amounts[0].double(), split.bias[0].double()
-        active = amounts.nonzero().squeeze(1)  # few: the whole of a wide W_dec in float64 would take longer than all else
+        # few: the whole of a wide W_dec in float64 would take longer than all else
+        active = amounts.nonzero().squeeze(1)
         return amounts, bias, x - bias - amounts[active] @ W_dec[active].double(), W_dec
 
     @torch.no_grad()
