@@ -1,8 +1,8 @@
 """Every Triton kernel compiles for the GPUs it is meant for, down to machine code; no GPU is needed for that.
 
 The interpreter runs kernels as Python and would pass what the compiler refuses. In a process of its own, as Triton reads its
-interpreter switch when imported. By default for sm_90, bf16 and float32, one head size each (a minute); with
-ATTLAS_COMPILE_ALL=1 also for sm_80, fp16 and other head sizes (five minutes).
+interpreter switch when imported. By default for sm_90 and bf16 at one head size (half a minute); with
+ATTLAS_COMPILE_ALL=1 also for sm_80, fp16, float32 and other head sizes (five minutes).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ torch_of = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32
 shared = {}
 whole = bool(os.environ.get("ATTLAS_COMPILE_ALL"))
 for capability in (80, 90) if whole else (90,):
-    for dtype in ("bf16", "fp16", "fp32") if whole else ("bf16", "fp32"):
+    for dtype in ("bf16", "fp16", "fp32") if whole else ("bf16",):
         sizes = tile_sizes(torch_of[dtype])
         flat = {name: size for name, size in sizes.items() if name != "GROUP"}
         for way in {precision(torch_of[dtype]), "tf32"} if dtype == "fp32" else {"ieee"}:
@@ -65,7 +65,7 @@ for capability in (80, 90) if whole else (90,):
             compiled(decode._gather_dot_kernel, dtype, {"BK": 16, "BD": 256}, capability, narrow),
             compiled(decode._segment_kernel, dtype, {"BP": 16, "BD": 256}, capability, narrow),
         )
-        for E in (64, 128, 256) if whole else (64 if dtype == "fp32" else 128,):
+        for E in (64, 128, 256) if whole else (128,):
             BQ, BS, warps = (64, 32, 8) if dtype == "fp32" else (64, 64, 4) if E > 128 else (128, 64, 8)
             warps = 4 if E > 128 else warps
             blocks = {"BQ": BQ, "BS": BS, "BE": E, "CAUSAL": True}
