@@ -46,26 +46,23 @@ def _measure(name: str, n: int, length: int, rounds: int) -> dict:
     def ours() -> object:
         return model.capture(tokens, names)
 
-    attention = (
-        2.0 * model.cfg.n_layers * length * model.cfg.n_heads * model.cfg.d_head
-    )  # a token: q·kᵀ and a·v, causal
-    flops = tokens.numel() * (2.0 * _weights_to_last_z(model.hf, model.cfg.n_layers) + attention)
+    # of a token: q·kᵀ and a·v, causal
+    attention = 2.0 * model.cfg.n_layers * length * model.cfg.n_heads * model.cfg.d_head
+    flops = tokens.numel() * (2.0 * _weights_to_last_z(model) + attention)
     contestants = {"attlas capture": ours, "TransformerBridge.run_with_cache": peer}
     timings = compare(contestants, rounds)
     return report(f"all hook_z of {name}, {tokens.numel()} tokens", timings, flops)
 
 
-def _weights_to_last_z(hf: Any, n_layers: int) -> int:
+def _weights_to_last_z(model: Any) -> int:
     """Entries of the weight matrices that the last hook_z depends on: those of the blocks, less the last one's output
     projection and MLP."""
-    from attlas.analyses.prune_modeling import NAMES, blocks_of
 
-    blocks, (attention, _, mlp, _) = blocks_of(hf), NAMES[hf.config.model_type]
-    of = [sum(p.numel() for p in block.parameters() if p.dim() == 2) for block in blocks]
-    last = getattr(blocks[n_layers - 1], attention)
-    output = getattr(last, "c_proj", None) or last.o_proj
-    after = output.weight.numel() + sum(p.numel() for p in getattr(blocks[-1], mlp).parameters() if p.dim() == 2)
-    return sum(of) - after
+    def entries(module: torch.nn.Module) -> int:
+        return sum(p.numel() for p in module.parameters() if p.dim() == 2)
+
+    last = model.layers[-1]
+    return sum(entries(parts.block) for parts in model.layers) - entries(last.out_proj) - entries(last.mlp)
 
 
 if __name__ == "__main__":

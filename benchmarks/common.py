@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from peaks import bytes_per_s, flops_per_s, peaks
+from peaks import bytes_per_s, flops_per_s, peaks, seconds
 
 
 @dataclass(frozen=True)
@@ -71,24 +71,16 @@ def _resident() -> int:
 
 def compare(contestants: dict[str, Callable[[], object]], rounds: int = 7, cuda: bool = False) -> list[Timing]:
     """Time the contestants, ours first, in interleaved rounds after one warm-up each."""
-
-    def once(run: Callable[[], object]) -> float:
-        start = time.perf_counter()
-        run()
-        if cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter() - start
-
     peaks = {}
     for name, run in contestants.items():
-        once(run)
+        seconds(run, cuda)
         with _PeakMemory(cuda) as memory:
-            once(run)
+            seconds(run, cuda)
         peaks[name] = memory.peak
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, run in contestants.items():
-            times[name].append(once(run))
+            times[name].append(seconds(run, cuda))
     ours = next(iter(times.values()))
     return [
         Timing(

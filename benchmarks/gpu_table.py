@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -81,68 +81,19 @@ def encode_rows(rows: list[dict]) -> None:
 
 def step_rows(rows: list[dict]) -> None:
     """The training step in float32, with TF32 off and on, beside each peer that is installed."""
-    from attlas.kernels import StepOptions, TopKStep
+    from sae_step import contestants, step_flops
 
+    targets = {"SAELens": "<= 0.20", "sparsify": "<= 0.67"}
     for D, F, k, N in ((768, 24576, 32, 4096), (2048, 65536, 64, 4096)):
-        W_dec = torch.nn.functional.normalize(torch.randn(F, D, device="cuda"), dim=-1)
-        params = [W_dec.t().clone(), torch.zeros(F, device="cuda"), W_dec, torch.zeros(D, device="cuda")]
-        x = torch.randn(N, D, device="cuda")
-        fused = TopKStep(*params, StepOptions(k=k))
-        flops = 2.0 * N * D * F + 8.0 * N * k * D
+        (_, fused), *peers = contestants(D, F, k, N, device="cuda").items()
         for precision in ("highest", "high"):  # torch's names for float32 and TF32
             torch.set_float32_matmul_precision(precision)
             kind = "float32" if precision == "highest" else "TF32"
-            ours = timed(lambda fused=fused, x=x: fused.step(x))  # type: ignore[misc]
-            for name, peer, target in step_peers(x, params, k):
-                show(rows, f"step N {N} D {D} F {F} k {k} {kind}", ours, name, timed(peer), target, flops)
+            ours = timed(fused)
+            for name, peer in peers:
+                job = f"step N {N} D {D} F {F} k {k} {kind}"
+                show(rows, job, ours, name, timed(peer), targets.get(name, "-"), step_flops(D, F, k, N))
         torch.set_float32_matmul_precision("highest")
-
-
-def step_peers(x: torch.Tensor, params: list[torch.Tensor], k: int) -> Iterator[tuple[str, Callable[[], object], str]]:
-    """(name, one step, target for ours over it): SAELens and sparsify where they are installed, dense torch always."""
-    leaves = [p.clone().requires_grad_() for p in params]
-    adam = torch.optim.Adam(leaves, lr=1e-4)
-
-    def dense() -> None:
-        adam.zero_grad()
-        top = ((x - leaves[3]) @ leaves[0] + leaves[1]).topk(k)
-        f = x.new_zeros(x.shape[0], leaves[1].shape[0]).scatter(1, top.indices, top.values.relu())
-        (f @ leaves[2] + leaves[3] - x).square().sum(-1).mean().backward()
-        adam.step()
-
-    yield "dense torch step", dense, "-"
-    D, F = params[0].shape
-    try:
-        from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
-        from sae_lens.saes.sae import TrainStepInput
-    except ImportError:
-        print("sae-lens: not installed", file=sys.stderr)
-    else:
-        sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=D, d_sae=F, k=k, device="cuda"))
-        optimiser = torch.optim.Adam(sae.parameters(), lr=1e-4)
-
-        def saelens() -> None:
-            optimiser.zero_grad()
-            sae.training_forward_pass(TrainStepInput(x, {}, None, 0, False)).loss.backward()
-            optimiser.step()
-
-        yield "SAELens step", saelens, "<= 0.20"
-    try:
-        from sparsify import SparseCoder, SparseCoderConfig
-    except ImportError:
-        print("eai-sparsify: not installed", file=sys.stderr)
-    else:
-        coder = SparseCoder(D, SparseCoderConfig(num_latents=F, k=k), device="cuda")
-        fused_adam = torch.optim.Adam(coder.parameters(), lr=1e-4, fused=True)
-
-        def sparsify() -> None:
-            fused_adam.zero_grad()
-            coder(x).fvu.backward()
-            coder.remove_gradient_parallel_to_decoder_directions()
-            fused_adam.step()
-            coder.set_decoder_norm_to_unit_norm()
-
-        yield "sparsify step", sparsify, "<= 0.67"
 
 
 def stats_rows(rows: list[dict]) -> None:

@@ -16,7 +16,6 @@ import torch
 from common import compare, main, report
 
 from attlas.analyses.head_effects import HeadEffectsConfig, head_effects, sequence_loss
-from attlas.analyses.prune_modeling import NAMES, blocks_of
 from attlas.data.images import load_images
 from attlas.data.text import load_tokens
 from attlas.interp import HookedModel, load_model
@@ -59,13 +58,9 @@ def measure(model: HookedModel, n: int, length: int, rounds: int) -> dict:
 
 def _every_head(model: HookedModel, loss: Callable[[], torch.Tensor]) -> np.ndarray:
     """Δ loss [layer, head], with plain torch hooks on the input of each output projection."""
-    attention = NAMES[model.hf.config.model_type][0]
     clean, d_head = loss(), model.cfg.d_head
     effects = np.zeros((model.cfg.n_layers, model.cfg.n_heads))
-    for layer, block in enumerate(blocks_of(model.hf)):
-        projection = next(
-            m for name, m in getattr(block, attention).named_modules() if name.endswith(("c_proj", "o_proj"))
-        )
+    for layer, parts in enumerate(model.layers):
         for head in range(model.cfg.n_heads):
 
             def silence(_module: object, args: tuple[torch.Tensor, ...], head: int = head) -> tuple[torch.Tensor]:
@@ -73,7 +68,7 @@ def _every_head(model: HookedModel, loss: Callable[[], torch.Tensor]) -> np.ndar
                 z[..., head * d_head : (head + 1) * d_head] = 0
                 return (z,)
 
-            handle = projection.register_forward_pre_hook(silence)
+            handle = parts.out_proj.register_forward_pre_hook(silence)
             effects[layer, head] = float(loss() - clean)
             handle.remove()
     return effects

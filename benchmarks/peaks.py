@@ -21,19 +21,21 @@ DATASHEET = {
 }
 
 
-def _best(run: Callable[[], object], cuda: bool, repeats: int = 15) -> float:
-    """Least seconds of one call."""
+def seconds(run: Callable[[], object], cuda: bool) -> float:
+    """Wall seconds of one call, with the device's work done before and after."""
+    if cuda:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
     run()
-    best = float("inf")
-    for _ in range(repeats):
-        if cuda:
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        run()
-        if cuda:
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
+    if cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _best(run: Callable[[], object], cuda: bool, repeats: int = 15) -> float:
+    """Least seconds of one call, after a warm-up."""
+    run()
+    return min(seconds(run, cuda) for _ in range(repeats))
 
 
 @functools.cache

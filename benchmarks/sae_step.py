@@ -17,12 +17,12 @@ from attlas.kernels import StepOptions, TopKStep
 SHAPES = ((256, 8192, 32, 2048), (768, 12288, 32, 1024), (256, 65536, 32, 256))
 
 
-def contestants(D: int, F: int, k: int, N: int) -> dict[str, Callable[[], object]]:
+def contestants(D: int, F: int, k: int, N: int, device: str = "cpu") -> dict[str, Callable[[], object]]:
     """Ours, SAELens (its defaults, and without its norm rescaling, which is our function), torch eager, the bare GEMM."""
     torch.manual_seed(0)
-    x = torch.randn(N, D)
-    W_dec = torch.nn.functional.normalize(torch.randn(F, D), dim=-1)
-    start = [W_dec.t().clone(), torch.zeros(F), W_dec, torch.zeros(D)]
+    x = torch.randn(N, D, device=device)
+    W_dec = torch.nn.functional.normalize(torch.randn(F, D, device=device), dim=-1)
+    start = [W_dec.t().clone(), torch.zeros(F, device=device), W_dec, torch.zeros(D, device=device)]
     fused, lazy = TopKStep(*start, StepOptions(k=k)), TopKStep(*start, StepOptions(k=k, lazy=True))
     found: dict[str, Callable[[], object]] = {
         "attlas TopKStep": lambda: fused.step(x),
@@ -35,7 +35,7 @@ def contestants(D: int, F: int, k: int, N: int) -> dict[str, Callable[[], object
         print("SAELens: not installed", file=sys.stderr)
     else:
         for rescale in (True, False):
-            cfg = TopKTrainingSAEConfig(d_in=D, d_sae=F, k=k, rescale_acts_by_decoder_norm=rescale)
+            cfg = TopKTrainingSAEConfig(d_in=D, d_sae=F, k=k, rescale_acts_by_decoder_norm=rescale, device=device)
             sae = TopKTrainingSAE(cfg)
             adam = torch.optim.Adam(sae.parameters(), lr=1e-4)
 
@@ -63,6 +63,11 @@ def contestants(D: int, F: int, k: int, N: int) -> dict[str, Callable[[], object
     return found | _sparsify(x, F, k) | _dictionary_learning(x, F, k)
 
 
+def step_flops(D: int, F: int, k: int, N: int) -> float:
+    """Least arithmetic of a step: encode; decode, its gradient, and those of both matrices."""
+    return 2.0 * N * D * F + 8.0 * N * k * D
+
+
 def _sparsify(x: torch.Tensor, F: int, k: int) -> dict[str, Callable[[], object]]:
     """EleutherAI's: its fused encoder and decoder, fused Adam, decoder rows back to norm 1."""
     if not torch.cuda.is_available():
@@ -72,7 +77,7 @@ def _sparsify(x: torch.Tensor, F: int, k: int) -> dict[str, Callable[[], object]
     except ImportError as error:
         print(f"sparsify: not installed ({error}); pip install 'attlas[formats]'", file=sys.stderr)
         return {}
-    sae = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=F, k=k))
+    sae = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=F, k=k), device=x.device)
     adam = torch.optim.Adam(sae.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
@@ -92,7 +97,7 @@ def _dictionary_learning(x: torch.Tensor, F: int, k: int) -> dict[str, Callable[
     except ImportError as error:
         print(f"dictionary_learning: not installed ({error}); pip install 'attlas[formats]'", file=sys.stderr)
         return {}
-    trainer = TopKTrainer(10**6, x.shape[1], F, k, layer=0, lm_name="none", lr=1e-4, device="cpu")
+    trainer = TopKTrainer(10**6, x.shape[1], F, k, layer=0, lm_name="none", lr=1e-4, device=str(x.device))
     return {"dictionary_learning": lambda: trainer.update(1, x)}
 
 
@@ -100,9 +105,8 @@ def run(rounds: int = 7) -> dict:
     results = []
     for D, F, k, N in SHAPES:
         timings = compare(contestants(D, F, k, N), rounds)
-        flops = 2.0 * N * D * F + 8.0 * N * k * D  # encode; decode, its gradient, and those of both matrices
         size = 4.0 * (N * D + 6 * 2 * D * F)  # x; each matrix and its two moments, read and written
-        results.append(report(f"TopK step, D {D}, F {F}, k {k}, N {N}, float32", timings, flops, size))
+        results.append(report(f"TopK step, D {D}, F {F}, k {k}, N {N}, float32", timings, step_flops(D, F, k, N), size))
     return {"results": results}
 
 
