@@ -101,8 +101,7 @@ def random_parts(frozen: FrozenPass, parts: Sequence[Part], generator: np.random
         if part.kind == "head":
             others = [replace(part, head=head) for head in range(frozen.model.cfg.n_heads)]
         elif part.kind == "feature" and part.layer in frozen.saes:
-            hook, sae = frozen.saes[part.layer]
-            active = decompose(sae, frozen.cache[hook][part.position]).amounts.nonzero()[:, 0].tolist()
+            active = frozen.decomposed(part.layer, part.position)[0].nonzero()[:, 0].tolist()
             others = [replace(part, feature=feature) for feature in active]
         others = [other for other in others if other not in taken]
         if others:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -72,10 +73,15 @@ def logit_terms(frozen: FrozenPass, target: LogitTarget) -> Terms:
     covector, constant, value = frozen.logit_covector(position, list(target.right), list(target.wrong))
     parts, vectors = frozen.parts(position, last)
     loadings = torch.zeros(len(parts), frozen.model.cfg.n_heads, dtype=torch.float64)
+
+    @functools.cache  # many features share a layer
+    def of_layer(layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        amounts, _, _, W_dec = frozen.decomposed(layer, position)
+        return amounts, W_dec, torch.einsum("hed,d->he", frozen.model.W_O(layer).detach().double(), covector)
+
     for i, part in enumerate(parts):
         if part.kind == "feature" and frozen.saes[part.layer][0].endswith("hook_z"):
-            onto_z = torch.einsum("hed,d->he", frozen.model.W_O(part.layer).detach().double(), covector)
-            amounts, _, _, W_dec = frozen.decomposed(part.layer, position)
+            amounts, W_dec, onto_z = of_layer(part.layer)
             loadings[i] = (amounts[part.feature] * W_dec[part.feature].double().view_as(onto_z) * onto_z).sum(-1)
         elif part.kind == "head":
             loadings[i, part.head] = float(vectors[i] @ covector)

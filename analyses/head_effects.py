@@ -167,7 +167,7 @@ def head_effects(
     labels = getattr(data, "labels", None)
     if model.cfg.family == "vit" and (labels is None or not model.cfg.n_classes):
         raise ConfigError(f"{model.name} needs a classifier and labelled images for a loss; see `attlas vit`")
-    means = _mean_z(model, data, config.batch_size) if "mean" in config.ablations else None
+    means = mean_z(model, data, config.batch_size) if "mean" in config.ablations else None
     found: dict[str, list[np.ndarray]] = {name: [] for name in config.ablations}
     start = 0
     for batch in track(data.batches(config.batch_size), "head effects"):
@@ -253,8 +253,9 @@ def _first_order(model: HookedModel, batch: Tensor, target: Tensor) -> np.ndarra
     return torch.stack(products, dim=1).cpu().numpy()
 
 
-def _mean_z(model: HookedModel, data: TokenDataset | ImageDataset, batch_size: int) -> Tensor:
-    """Mean of hook_z over sequences and positions, [layer, head, d_head]."""
+@torch.no_grad()
+def mean_z(model: HookedModel, data: TokenDataset | ImageDataset, batch_size: int) -> Tensor:
+    """Mean of hook_z over sequences (images) and positions, [layer, head, d_head]."""
     cfg = model.cfg
     total = torch.zeros(cfg.n_layers, cfg.n_heads, cfg.d_head, dtype=torch.float64)
     count = 0

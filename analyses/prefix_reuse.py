@@ -13,6 +13,15 @@ from attlas.interp import HookedModel
 from attlas.interp.suffix import Suffix
 
 
+def over_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A module's arguments with each tensor changed, in tuples and dicts too; all else as it is."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: over_tensors(item, change) for key, item in value.items()}
+    return tuple(over_tensors(item, change) for item in value) if isinstance(value, tuple) else value
+
+
 @contextlib.contextmanager
 def attend_once(model: HookedModel, layer: int, n_copies: int, edit: Callable[[Tensor], None]) -> Iterator[None]:
     """For copies of a batch that differ only behind a layer's z: the layer attends once, for the first copy.
@@ -21,14 +30,13 @@ def attend_once(model: HookedModel, layer: int, n_copies: int, edit: Callable[[T
     """
     parts = model.layers[layer]
 
-    def first(value: Any, n_rows: int) -> Any:
-        if isinstance(value, Tensor):
-            return value[: n_rows // n_copies] if value.ndim > 1 and value.shape[0] == n_rows else value
-        return tuple(first(item, n_rows) for item in value) if isinstance(value, tuple) else value
-
     def shorten(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         n_rows = (args[0] if args else kwargs["hidden_states"]).shape[0]
-        return first(args, n_rows), {key: first(value, n_rows) for key, value in kwargs.items()}
+
+        def first(x: Tensor) -> Tensor:
+            return x[: n_rows // n_copies] if x.ndim > 1 and x.shape[0] == n_rows else x
+
+        return over_tensors(args, first), over_tensors(kwargs, first)
 
     def copies(_module: nn.Module, args: tuple[Any, ...]) -> Any:
         z = args[0].repeat(n_copies, *[1] * (args[0].ndim - 1))
@@ -91,19 +99,16 @@ class Prefix:
         if self.model.cfg.family == "vit":
             logits = Suffix(self.model, layer)(residual)[0]
             return torch.stack([read(part) for part in logits.split(self.n_rows)])
+
+        def follow(x: Tensor) -> Tensor:
+            """Masks and rotations that hold one row a sequence follow the copies; those for all sequences stay."""
+            per_row = x.ndim > 1 and x.shape[0] == self.n_rows > 1
+            return x.repeat(copies, *[1] * (x.ndim - 1)) if per_row else x
+
         for parts, (args, kwargs) in zip(self.model.layers[layer:], self._calls[layer:], strict=True):
-            args, kwargs = self._repeat(args, copies), self._repeat(kwargs, copies)
+            args, kwargs = over_tensors(args, follow), over_tensors(kwargs, follow)
             output = parts.block(residual, *args, **kwargs)
             residual = output[0] if isinstance(output, tuple) else output
         norm, unembed = self.model.final_norm, self.model.anatomy.unembed
         assert unembed is not None
         return torch.stack([read(unembed(norm(part))) for part in residual.split(self.n_rows)])
-
-    def _repeat(self, value: Any, copies: int) -> Any:
-        """Masks and rotations that hold one row a sequence follow the copies; those for all sequences stay."""
-        if isinstance(value, Tensor):
-            per_row = value.ndim > 1 and value.shape[0] == self.n_rows > 1
-            return value.repeat(copies, *[1] * (value.ndim - 1)) if per_row else value
-        if isinstance(value, dict):
-            return {key: self._repeat(item, copies) for key, item in value.items()}
-        return tuple(self._repeat(item, copies) for item in value) if isinstance(value, tuple) else value

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.bootstrap import bootstrap_mean
+from attlas.analyses.head_effects import mean_z
 from attlas.analyses.prefix_reuse import attend_once
 from attlas.analyses.vit_readout import Answer, Readout, jensen_shannon, make_readout
 from attlas.data.images import ImageDataset
@@ -83,20 +84,6 @@ def head_importance(
                     for name, value in readout.compare(clean, pruned, rows).items():
                         found[ablation][name][where, layer, head] = value.float().cpu().numpy()
     return [HeadImportance(found[a], a) for a in ablations]
-
-
-@torch.no_grad()
-def mean_z(model: HookedModel, images: ImageDataset, batch_size: int) -> Tensor:
-    """Mean of hook_z over images and positions, [layer, head, d_head]."""
-    cfg = model.cfg
-    total = torch.zeros(cfg.n_layers, cfg.n_heads, cfg.d_head, dtype=torch.float64)
-    count = 0
-    for pixels in images.batches(batch_size):
-        cache = model.capture(pixels, "blocks.*.attn.hook_z")
-        for layer in range(cfg.n_layers):
-            total[layer] += cache[f"blocks.{layer}.attn.hook_z"].double().sum((0, 1)).cpu()
-        count += pixels.shape[0] * cache["blocks.0.attn.hook_z"].shape[1]
-    return (total / count).to(model.device, model.dtype)
 
 
 def _without(

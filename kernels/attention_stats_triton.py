@@ -175,6 +175,15 @@ def _column_kernel(
     tl.store(out_ptr + bh.to(tl.int64) * S + keys, mass, mask=key_ok)
 
 
+def launch_shape(dtype: torch.dtype, E: int) -> tuple[dict[str, int], dict[str, int]]:
+    """(block sizes, warps and stages) for inputs of this type and head size; tiny when interpreted."""
+    small = interpreting()
+    # float32 products take no tensor cores in full precision, and their larger tiles spill registers
+    BQ, BS = (16, 16) if small else (64, 32) if dtype == torch.float32 else (64, 64) if E > 128 else (128, 64)
+    sizes = {"BQ": BQ, "BS": BS, "BE": max(16, triton.next_power_of_2(E))}
+    return sizes, {"num_warps": 4 if small or E > 128 else 8, "num_stages": 2}
+
+
 def attention_stats_triton(
     q: Tensor, k: Tensor, causal: bool, scale: float, token_ids: Tensor | None, windows: tuple[int, ...], column: bool
 ) -> Any:
@@ -191,11 +200,8 @@ def attention_stats_triton(
         token_ids.long().contiguous() if token_ids is not None else torch.zeros(1, dtype=torch.int64, device=q.device)
     )
     four = (*windows, *(windows[-1:] * (4 - len(windows))))
-    small = interpreting()
-    # float32 products take no tensor cores in full precision, and their larger tiles spill registers
-    BQ, BS = (16, 16) if small else (64, 32) if q.dtype == torch.float32 else (64, 64) if E > 128 else (128, 64)
-    sizes: dict[str, Any] = {"BQ": BQ, "BS": BS, "BE": max(16, triton.next_power_of_2(E))}
-    options = {"num_warps": 4 if small or E > 128 else 8, "num_stages": 2}
+    sizes, options = launch_shape(q.dtype, E)
+    BQ, BS = sizes["BQ"], sizes["BS"]
     _row_kernel[(triton.cdiv(T, BQ) * B * H,)](
         q, k, tokens, out, H, K, T, S, E, scale, n_out, *q.stride(), *k.stride(), *four, max(2, *windows),
         CAUSAL=causal, TOKENS=token_ids is not None, WINDOWS=len(windows), **sizes, **options,

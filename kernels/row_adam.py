@@ -13,7 +13,6 @@ gradient. Features that are dead or rare cost nothing. To rest sooner would not 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,6 +21,8 @@ from torch import Tensor
 from torch.optim.adam import adam
 
 from attlas.kernels.sparse_decode import GATHER_ELEMENTS, FeatureOrder
+
+FOREVER = 1 << 62  # a horizon that momentum which does not fade has; steps can be added within int64
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,11 @@ class RowGradient:
     def tiles(self, height: int, features: Tensor | None = None) -> Iterator[tuple[slice, Tensor]]:
         """(places, gradient there), from the first row to the last; or among `features` alone, ascending, with all the
         active ones."""
+        at, more = (None, None) if self.extra is None else self.extra
+        if at is not None and features is not None:
+            at = torch.searchsorted(features, at)
         for places, grad in self.order.weighted_sums(self.source_ND, self.weights_NK, height, features):
-            if self.extra is not None:
-                at, more = self.extra
-                at = at if features is None else torch.searchsorted(features, at)
+            if at is not None and more is not None:
                 low, high = torch.searchsorted(at, at.new_tensor([places.start, places.stop])).tolist()
                 grad.index_add_(0, at[low:high] - places.start, more[low:high])
             yield places, grad
@@ -96,12 +98,12 @@ class RowAdam:
     def resume(self, n_steps: int) -> None:
         """The moments were set from outside, as of this step. Which rows rest is found anew, a horizon later."""
         self._moments_of.fill_(n_steps)
-        self._moving_until.fill_(min(n_steps + self.horizon, sys.maxsize))
+        self._moving_until.fill_(n_steps + self.horizon)
 
     def _moving(self, gradient: RowGradient, n_steps: int) -> Tensor | None:
         """The rows [M] that dense Adam would move, with moments brought up to date; None if that is all of them."""
         active = gradient.active_F
-        self._moving_until[active] = min(n_steps + 1 + self.horizon, sys.maxsize)
+        self._moving_until[active] = n_steps + 1 + self.horizon
         self._decay((active & (self._moments_of < n_steps)).nonzero().squeeze(1), n_steps)
         moving = self._moving_until > n_steps
         self._moments_of[moving] = n_steps + 1
@@ -131,7 +133,7 @@ def horizon(betas: tuple[float, float], dtype: torch.dtype) -> int:
     """Steps after which momentum alone moves nothing: (β1/√β2)^steps is below the dtype's resolution."""
     fade = betas[0] / math.sqrt(betas[1]) if betas[1] > 0 else math.inf
     if fade >= 1:
-        return sys.maxsize
+        return FOREVER
     return math.ceil(math.log(torch.finfo(dtype).eps) / math.log(fade)) if fade > 0 else 0
 
 

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from attlas.kernels.dispatch import interpreting
-from attlas.kernels.topk_encode_triton import precision, tile_sizes
+from attlas.kernels.topk_encode_triton import launch_options, precision, tile_sizes
 
 
 @triton.jit
@@ -66,7 +66,7 @@ def threshold_triton(
     def launch(table: Tensor, values: Tensor, indices: Tensor, write: bool) -> None:
         _threshold_kernel[grid](
             x_ND, W_enc, b_enc, limit_F, table, values, indices, N, D, F, n_n, *x_ND.stride(), *W_enc.stride(),
-            WRITE=write, PRECISION=precision(x_ND.dtype), **sizes, num_warps=4 if interpreting() else 8, num_stages=3,
+            WRITE=write, PRECISION=precision(x_ND.dtype), **sizes, **launch_options(),
         )  # fmt: skip
 
     unused = x_ND.new_zeros(1, dtype=torch.float32)

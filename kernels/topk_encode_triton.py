@@ -100,6 +100,11 @@ def tile_sizes(dtype: torch.dtype) -> dict[str, int]:
     return {"BM": 128, "BN": 256, "BK": 64, "GROUP": 8}
 
 
+def launch_options() -> dict[str, int]:
+    """Warps and pipeline stages of the product."""
+    return {"num_warps": 4 if interpreting() else 8, "num_stages": 3}
+
+
 def select_triton(
     x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, first: int = FIRST_COLUMNS
 ) -> tuple[Tensor, Tensor]:
@@ -124,7 +129,7 @@ def select_triton(
         _append_kernel[grid](
             x_ND, W_enc, b_enc, threshold, lists, counts,
             N, D, low, high, capacity, *x_ND.stride(), *W_enc.stride(),
-            PRECISION=precision(x_ND.dtype), **sizes, num_warps=4 if interpreting() else 8, num_stages=3,
+            PRECISION=precision(x_ND.dtype), **sizes, **launch_options(),
         )  # fmt: skip
         overflow |= counts > capacity
         keys = torch.cat([keys, lists], 1).topk(k, dim=-1).values

@@ -102,9 +102,9 @@ def _picture(graph: dict[str, Any], look: Theme, pick: str, chosen: str) -> html
     # Only tokens that take part have a column.
     used = sorted({round(n["x"]) for n in drawn})
     column = {place: i for i, place in enumerate(used)}
-    high = max(n["y"] for n in drawn)
+    depth = max(n["y"] for n in drawn) - low + 1
     # A deep model gets narrower rows, wider columns and a taller frame, so that labels stay legible.
-    row = min(ROW, DEEPEST / max(1.0, high - low + 1))
+    row = min(ROW, DEEPEST / depth)
     across = COLUMN if row == ROW else max(COLUMN, WIDEST / len(used))
     nodes = [
         {
@@ -139,7 +139,7 @@ def _picture(graph: dict[str, Any], look: Theme, pick: str, chosen: str) -> html
         for e in graph["edges"]
         if e["source"] in there
     ]
-    height = int(min(FRAMES[1], max(FRAMES[0], 0.72 * row * (high - low + 1))))
+    height = int(min(FRAMES[1], max(FRAMES[0], 0.72 * row * depth)))
     return network(nodes, edges, look, f"graph of {graph['target']}", pick=pick, chosen=chosen, height=height)
 
 

@@ -23,7 +23,7 @@ import torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from attlas.kernels import attention_stats_triton, sparse_decode_triton, threshold_encode_triton, topk_encode_triton
-from attlas.kernels.topk_encode_triton import precision, tile_sizes
+from attlas.kernels.topk_encode_triton import launch_options, precision, tile_sizes
 
 POINTERS = {"i_ptr": "i64", "row_ptr": "i64", "offset_ptr": "i64", "list_ptr": "i64", "count_ptr": "i32", "token_ptr": "i64",
             "index_ptr": "i64", "threshold_ptr": "fp32", "value_ptr": "fp32", "logz_ptr": "fp32", "out_ptr": "fp32"}
@@ -50,7 +50,7 @@ for capability in (80, 90) if whole else (90,):
         sizes = tile_sizes(torch_of[dtype])
         flat = {name: size for name, size in sizes.items() if name != "GROUP"}
         for way in {precision(torch_of[dtype]), "tf32"} if dtype == "fp32" else {"ieee"}:
-            wide = {"num_warps": 8, "num_stages": 3}
+            wide = launch_options()
             found = compiled(topk_encode_triton._append_kernel, dtype, {**sizes, "PRECISION": way}, capability, **wide)
             shared[f"append {capability} {dtype} {way}"] = found
             for write in (False, True):
@@ -66,11 +66,9 @@ for capability in (80, 90) if whole else (90,):
             compiled(decode._segment_kernel, dtype, {"BP": 16, "BD": 256}, capability, narrow),
         )
         for E in (64, 128, 256) if whole else (128,):
-            BQ, BS, warps = (64, 32, 8) if dtype == "fp32" else (64, 64, 4) if E > 128 else (128, 64, 8)
-            warps = 4 if E > 128 else warps
-            blocks = {"BQ": BQ, "BS": BS, "BE": E, "CAUSAL": True}
-            stages = {"num_warps": warps, "num_stages": 2}
             stats = attention_stats_triton
+            sizes, stages = stats.launch_shape(torch_of[dtype], E)
+            blocks = {**sizes, "CAUSAL": True}
             shared[f"stats {capability} {dtype} {E}"] = max(
                 compiled(stats._row_kernel, dtype, {**blocks, "TOKENS": True, "WINDOWS": 2}, capability, **stages),
                 compiled(stats._column_kernel, dtype, blocks, capability, **stages),
