@@ -31,7 +31,7 @@ def here(data: Data, **changes: Any) -> str:
 
 
 def step(text: str) -> tuple[int, int, int] | None:
-    """(layer, feature, position) of "2/831@5"; None when it is no feature."""
+    """(layer, feature, position) of "2/831@5"; None when it is no feature, or counts from the end."""
     from attlas.analyses.circuit_frozen import parse_part
     from attlas.errors import ConfigError
 
@@ -39,7 +39,7 @@ def step(text: str) -> tuple[int, int, int] | None:
         part = parse_part(text)
     except ConfigError:
         return None
-    return (part.layer, part.feature, part.position) if part.kind == "feature" else None
+    return (part.layer, part.feature, part.position) if part.kind == "feature" and part.position >= 0 else None
 
 
 def tabs(data: Data, views: Mapping[str, str]) -> html.Nav:
