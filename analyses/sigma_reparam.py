@@ -22,7 +22,7 @@ from torch.nn.utils import parametrize
 from attlas.errors import ConfigError, UnsupportedModelError
 
 Init = Literal["one", "preserve"]
-_FIRST_ITERATIONS = 15
+_SMALL = 512  # up to this side a whole SVD is quicker than Lanczos
 _held = False
 
 
@@ -69,17 +69,16 @@ class SigmaReparam(nn.Module):
         self.place = 0  # of the weight among its module's parameters
         with torch.no_grad():
             blocks = self._blocks(weight).float()
-            # A fixed start is deterministic on every rank; the top singular vector is almost surely not orthogonal to it.
-            generator = torch.Generator().manual_seed(0)
-            v = torch.randn(n_blocks, blocks.shape[2], generator=generator).to(blocks)
-            u = blocks.new_zeros(n_blocks, blocks.shape[1])
-            for _ in range(_FIRST_ITERATIONS):
-                u, v = _iterate(blocks, v)
+            if not bool(blocks.flatten(1).ne(0).any(1).all()):
+                raise ConfigError("σReparam divides by σ(W), which is 0 for an all-zero weight; initialise it first")
+            if not bool(blocks.isfinite().all()):
+                raise ConfigError("σReparam needs finite weights, and these hold NaN or infinity")
+            # From the singular vectors themselves the iteration stands at its fixed point: "preserve" would otherwise
+            # drift in training forwards while they converge.
+            u, v = (torch.stack(side) for side in zip(*map(top_singular_vectors, blocks), strict=True))
             self.register_buffer("u", u)
             self.register_buffer("v", v)
             sigma = _sigma(blocks, u, v)
-            if not bool((sigma > 0).all()):
-                raise ConfigError("σReparam divides by σ(W), which is 0 for an all-zero weight; initialise it first")
             start = torch.ones_like(sigma) if init == "one" else sigma
         self.gamma = nn.Parameter(start)
 
@@ -105,6 +104,27 @@ class SigmaReparam(nn.Module):
             size = weight.shape[self.out_dim] // self.n_blocks
             per_output = ratio.repeat_interleave(size).to(weight.dtype)
             return weight * (per_output.unsqueeze(1) if self.out_dim == 0 else per_output)
+
+
+def top_singular_vectors(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Left and right singular vectors of the largest singular value, found in float64.
+
+    Args:
+        weight: [out, in], finite and not all zero.
+
+    Returns: u [out], v [in], in the weight's dtype and on its device; the same on every rank.
+    """
+    matrix = weight.detach().double().cpu()
+    if min(matrix.shape) <= _SMALL:
+        left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+        u, v = left[:, 0], right[0]
+    else:
+        from scipy.sparse.linalg import svds
+
+        start = torch.randn(min(matrix.shape), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        left, _, right = svds(matrix.numpy(), k=1, v0=start.numpy())
+        u, v = torch.from_numpy(left[:, 0].copy()), torch.from_numpy(right[0].copy())
+    return u.to(weight), v.to(weight)
 
 
 def _iterate(blocks: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -92,6 +92,31 @@ def test_gradient_equals_float64_autograd_through_the_svd(out_dim: int, n_blocks
     torch.testing.assert_close(found_gamma.double(), gamma.grad, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(32, 32), (24, 96), (600, 520)])
+def test_preserve_stays_the_same_function_over_training_forwards_and_merge(shape: tuple[int, int]) -> None:
+    layer = nn.Linear(shape[1], shape[0])
+    x = torch.randn(16, shape[1])
+    before = layer(x).detach()
+    reparam = sigma_reparam(layer, init="preserve")
+    layer.train()
+    for _ in range(20):  # no optimiser step in between: nothing may move
+        torch.testing.assert_close(layer(x), before, atol=1e-5, rtol=0)
+    exact = torch.linalg.matrix_norm(layer.weight.detach().double(), 2)
+    torch.testing.assert_close(reparam.sigmas()[""].double().squeeze(), exact, atol=0, rtol=1e-6)
+    reparam.merge()
+    torch.testing.assert_close(layer(x), before, atol=1e-5, rtol=0)
+
+
+def test_weights_without_a_norm_are_refused() -> None:
+    layer = nn.Linear(4, 4)
+    nn.init.zeros_(layer.weight)
+    with pytest.raises(ConfigError, match="all-zero"):
+        sigma_reparam(layer)
+    nn.init.constant_(layer.weight, float("nan"))
+    with pytest.raises(ConfigError, match="NaN"):
+        sigma_reparam(layer)
+
+
 def test_iteration_runs_in_training_forward_only_once_a_step() -> None:
     layer = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
     sigma_reparam(layer)
