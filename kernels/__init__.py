@@ -6,7 +6,7 @@ from attlas.kernels.attention_stats import AttentionStats, attention_stats
 from attlas.kernels.feature_dfa import FeatureDFA, feature_dfa
 from attlas.kernels.sparse_decode import sparse_decode, sparse_decode_prefixes
 from attlas.kernels.threshold_encode import SparseCodes, batch_topk_encode, threshold_encode
-from attlas.kernels.topk_encode import topk_encode
+from attlas.kernels.topk_encode import topk_encode, topk_rows
 from attlas.kernels.topk_step import StepOptions, TopKStep, TopKStepResult
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "sparse_decode_prefixes",
     "threshold_encode",
     "topk_encode",
+    "topk_rows",
 ]

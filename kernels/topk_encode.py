@@ -22,6 +22,8 @@ TILE_COLUMNS = 1 << 13
 PANEL_COLUMNS = 1 << 10
 # Columns a block in the first stage of the selection.
 BLOCK = 64
+# The most entries `topk_rows` looks at together: rows with a tie at the k-th place take some int64 of that size.
+ROWS_ELEMENTS = 1 << 22
 
 
 def topk_encode(
@@ -139,6 +141,26 @@ def pre_activations(x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, out: Tensor, *, 
 def _in_blocks(pre: Tensor, k: int) -> bool:
     """Whether the top k of these rows are worth finding in two stages."""
     return pre.device.type == "cpu" and pre.shape[1] % BLOCK == 0 and pre.shape[1] // BLOCK >= 3 * (k + 1)
+
+
+def topk_rows(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """`torch.topk` along the last axis of a tensor that is there already, with the tie rule of `topk_encode`.
+
+    Args:
+        pre: [..., F].
+        k: entries kept a row, 0 ≤ k ≤ F.
+
+    Returns:
+        values [..., k], descending, and indices [..., k] int64. Autograd reaches pre through the values.
+    """
+    F = pre.shape[-1]
+    require(0 <= k <= F, f"k = {k} is not within 0 and the {F} entries of a row")
+    indices = torch.zeros(*pre.shape[:-1], k, dtype=torch.int64, device=pre.device)
+    if indices.numel():
+        flat = pre.detach().reshape(-1, F)
+        rows = max(1, min(TILE_ROWS, ROWS_ELEMENTS // F))
+        indices = torch.cat([topk_stable(part, k)[1] for part in flat.split(rows)]).view(indices.shape)
+    return pre.gather(-1, indices), indices
 
 
 def topk_stable(pre: Tensor, k: int, maxima: Tensor | None = None) -> tuple[Tensor, Tensor]:

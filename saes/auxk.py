@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attlas.kernels import topk_rows
 from attlas.saes.base import SAE
 
 
@@ -28,7 +29,7 @@ def auxk_loss(sae: SAE, x_BD: Tensor, x_hat_BD: Tensor, dead_F: Tensor | None) -
     error_BD = (x_BD - x_hat_BD).detach()
     centred_BD = x_BD - sae.b_dec if sae.cfg.apply_b_dec_to_input else x_BD
     pre_BF = centred_BD @ sae.W_enc[:, dead_idx] + sae.b_enc[dead_idx]
-    values_BK, picked_BK = pre_BF.topk(k_aux, dim=-1)
+    values_BK, picked_BK = topk_rows(pre_BF, k_aux)
     f_BF = torch.zeros_like(pre_BF).scatter(-1, picked_BK, torch.relu(values_BK))
     e_hat_BD = f_BF @ sae.W_dec[dead_idx]
     raw = (error_BD - e_hat_BD).pow(2).sum(-1).mean()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from attlas.errors import ConfigError
-from attlas.kernels import sparse_decode
+from attlas.kernels import sparse_decode, topk_rows
 from attlas.saes.config import SAEConfig
 
 
@@ -110,7 +110,7 @@ class SAE(nn.Module):
         return self.activate(self.pre_activations(x))
 
     def encode_sparse(self, x: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:
-        """The active features only, the largest first.
+        """The active features only, the largest first, equal ones by their index.
 
         Args:
             x: [..., D].
@@ -122,8 +122,7 @@ class SAE(nn.Module):
         f = self.encode(x)
         if k is None:
             k = max(1, int((f > 0).sum(-1).max())) if f.numel() else 1
-        values, indices = f.topk(min(k, self.cfg.d_sae), dim=-1)
-        return values, indices
+        return topk_rows(f, min(k, self.cfg.d_sae))
 
     def decode(self, f: Tensor) -> Tensor:
         """Reconstruction from features, [..., F] → [..., D] (before any per-token normalisation is undone)."""
@@ -140,8 +139,11 @@ class SAE(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The reconstruction x̂, in the shape and dtype of x."""
         flat, restore = self._normalise(self.flatten_heads(x).to(self.W_enc.dtype))
-        f = self.activate(self._centre(flat) @ self.W_enc + self.b_enc)
-        return restore(self.decode(f)).reshape(x.shape).to(x.dtype)
+        return restore(self._reconstruct(flat)).reshape(x.shape).to(x.dtype)
+
+    def _reconstruct(self, x: Tensor) -> Tensor:
+        """x̂ of an input already normalised, [..., D] → [..., D]."""
+        return self.decode(self.activate(self._centre(x) @ self.W_enc + self.b_enc))
 
     def flatten_heads(self, x: Tensor) -> Tensor:
         """[..., D] as it is, [..., heads, d_head] to [..., D].

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from attlas.kernels import topk_rows
 from attlas.saes.auxk import auxk_loss
 from attlas.saes.base import SAE, LossTerms, StepContext, squared_error
 from attlas.saes.config import SAEConfig
@@ -34,9 +35,16 @@ class BatchTopKSAE(SAE):
         return torch.relu(pre) * (pre > self.threshold)
 
     def activate_batch(self, pre_BF: Tensor) -> Tensor:
-        """Training-time activation: the B·k largest of the batch, in B·F memory."""
-        flat = torch.relu(pre_BF).flatten()
-        values, indices = flat.topk(min(self.cfg.k * len(pre_BF), flat.numel()), sorted=False)
+        """Training-time activation: the B·k largest of the batch, in B·F memory; ties to the lower row, then feature."""
+        f_BF = torch.relu(pre_BF)
+        flat, budget = f_BF.flatten(), self.cfg.k * len(pre_BF)
+        if budget >= flat.numel():
+            return f_BF
+        above = flat.detach().topk(budget + 1, sorted=False).values
+        following, least = above.topk(2, largest=False).values.sort().values
+        if bool(following < least):  # no tie at the last place, so a comparison chooses; NaN stays, to be seen
+            return torch.where(f_BF < least, 0, f_BF)
+        values, indices = topk_rows(flat, budget)
         return torch.zeros_like(flat).scatter(0, indices, values).view_as(pre_BF)
 
     def bias_like(self) -> list[Tensor]:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attlas.kernels import topk_encode
+from attlas.kernels import topk_encode, topk_rows
 from attlas.saes.auxk import auxk_loss
 from attlas.saes.base import SAE, LossTerms, StepContext, squared_error
 
@@ -23,14 +23,23 @@ class TopKSAE(SAE):
     saelens_arch: ClassVar[str] = "topk"
 
     def activate(self, pre: Tensor) -> Tensor:
-        values, indices = pre.topk(self.cfg.k, dim=-1)
+        values, indices = topk_rows(pre, self.cfg.k)
         return torch.zeros_like(pre).scatter(-1, indices, torch.relu(values))
 
+    def encode(self, x: Tensor) -> Tensor:
+        # from the sparse codes: a product of another shape rounds otherwise, and could choose otherwise where two are near
+        values, indices = self.encode_sparse(x)
+        return values.new_zeros(*values.shape[:-1], self.cfg.d_sae).scatter(-1, indices, values)
+
     def encode_sparse(self, x: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:
-        x = self._normalise(self.flatten_heads(x).to(self.W_enc.dtype))[0]
-        k = min(k or self.cfg.k, self.cfg.k)
+        return self._select(self._normalise(self.flatten_heads(x).to(self.W_enc.dtype))[0], k)
+
+    def _select(self, x: Tensor, k: int | None = None) -> tuple[Tensor, Tensor]:
         b_dec = self.b_dec if self.cfg.apply_b_dec_to_input else None
-        return topk_encode(x, self.W_enc, self.b_enc, k, b_dec=b_dec)
+        return topk_encode(x, self.W_enc, self.b_enc, min(k or self.cfg.k, self.cfg.k), b_dec=b_dec)
+
+    def _reconstruct(self, x: Tensor) -> Tensor:
+        return self.decode_sparse(*self._select(x))
 
     def loss(self, x: Tensor, step: StepContext) -> LossTerms:
         values_BK, indices_BK = self.encode_sparse(x)

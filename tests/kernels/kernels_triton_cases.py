@@ -57,6 +57,19 @@ def test_topk_ties_nan_and_overflow():
     assert indices[:, :2].tolist() == [[77, 199]] * 3
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_topk_of_quantised_inputs(seed):
+    """Ties in every row, within a chunk and between chunks: the lower index wins, as in a stable float64 sort."""
+    from attlas.kernels.topk_encode_triton import select_triton
+
+    g = torch.Generator().manual_seed(seed)
+    x, W, b = (torch.randint(-4, 5, s, generator=g) / 4 for s in ((7, 3), (3, 150), (150,)))
+    values, indices = select_triton(x.to(device), W.to(device), b.to(device), 6, first=16)
+    ordered = (x.double() @ W.double() + b.double()).sort(dim=1, descending=True, stable=True)
+    assert torch.equal(indices.cpu(), ordered.indices[:, :6])
+    assert torch.equal(values.cpu().double(), ordered.values[:, :6])
+
+
 def test_negative_values_order():
     from attlas.kernels.topk_encode_triton import pack, unpack
 
