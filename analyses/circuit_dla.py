@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from attlas.analyses.bootstrap import bootstrap_mean
+from attlas.analyses.circuit_config import DLAConfig
 from attlas.analyses.circuit_frozen import FrozenPass, Part
 from attlas.analyses.circuit_saes import SAEs
 from attlas.analyses.circuit_tasks import Task
@@ -25,7 +26,6 @@ from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError, ConservationError
 from attlas.interp import HookedModel
 
-BY = ("component", "head", "feature")
 TOLERANCE = 1e-4
 
 _INTERVAL = (
@@ -56,23 +56,6 @@ LENS = TableSchema(
     ),
 )
 SCHEMAS = (DLA, LENS)
-
-
-@dataclass(frozen=True)
-class DLAConfig:
-    """How to split the logit difference.
-
-    Attributes:
-        by: "component" (attention and MLP of each layer), "head", or "feature" (needs SAEs; layers without one by head).
-        seed: of the bootstrap.
-    """
-
-    by: str = "head"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.by not in BY:
-            raise ConfigError(f"by '{self.by}' is unknown; use one of {', '.join(BY)}")
 
 
 @dataclass(frozen=True)

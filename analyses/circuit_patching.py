@@ -18,27 +18,16 @@ from torch import Tensor
 
 from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.analyses.circuit_attribution_patching import correlation, estimate, path_gradients, rank_features
+from attlas.analyses.circuit_config import PatchingConfig
 from attlas.analyses.circuit_metrics import Metric, unit_of
 from attlas.analyses.circuit_saes import SAEs, check_saes
-from attlas.analyses.circuit_sites import MODES, Edit, Site, check_site, edited, grid, replacement
+from attlas.analyses.circuit_sites import Edit, Site, check_site, edited, grid, replacement
 from attlas.analyses.circuit_tasks import Task
 from attlas.data.progress import Track, no_track
 from attlas.data.schema import TableSchema, column
 from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError, PromptError, UnsupportedModelError
 from attlas.interp import HookedModel
-
-PARTS = {
-    "resid_pre": "hook_resid_pre",
-    "resid_mid": "hook_resid_mid",
-    "attn_out": "hook_attn_out",
-    "mlp_out": "hook_mlp_out",
-    "z": "attn.hook_z",
-    "q": "attn.hook_q",
-    "k": "attn.hook_k",
-    "v": "attn.hook_v",
-}
-BY = ("layer", "position", "head", "feature")
 
 PATCHING = TableSchema(
     "patching",
@@ -60,46 +49,6 @@ PATCHING = TableSchema(
     ),
 )
 SCHEMAS = (PATCHING,)
-
-
-@dataclass(frozen=True)
-class PatchingConfig:
-    """What to change and how.
-
-    Attributes:
-        mode: "patch" (the other prompts' activation), "zero", "mean" (over the other prompts, at each position) or
-            "resample" (another one of the other prompts).
-        by: "layer", "position" (layer × position), "head" (layer × head) or "feature" (SAE features, and the error).
-        part: what is changed in each layer: resid_pre, resid_mid, attn_out, mlp_out, z, q, k, v; "head" takes z.
-        direction: "noise": the clean run is changed with activations of the corrupted prompts (what is needed?);
-            "denoise": the corrupted run with those of the clean prompts (what suffices?).
-        n_features: features of each SAE that are patched exactly: those with the largest estimate.
-        ig_steps: 0 estimates with the gradient of the base run; m > 0 with m steps of integrated gradients.
-        seed: of the resampling and of the bootstrap.
-    """
-
-    mode: str = "patch"
-    by: str = "head"
-    part: str = "resid_pre"
-    direction: str = "noise"
-    n_features: int = 20
-    ig_steps: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        choices = {"mode": MODES, "by": BY, "part": tuple(PARTS), "direction": ("noise", "denoise")}
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name} '{getattr(self, name)}' is unknown; use one of {', '.join(known)}")
-        for name in ("n_features", "ig_steps"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} {getattr(self, name)} must be 0 or more")
-
-    @property
-    def hook_end(self) -> str:
-        """The part patched; heads live on z unless q, k or v was asked for."""
-        heads_elsewhere = self.by == "head" and self.part not in ("z", "q", "k", "v")
-        return PARTS["z" if heads_elsewhere else self.part]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from attlas.interp import HookedModel
 from attlas.interp.names import layer_of
 from attlas.saes.base import SAE
 
-MODES = ("patch", "zero", "mean", "resample")
 _WITH_HEADS = ("hook_z", "hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k")
 
 

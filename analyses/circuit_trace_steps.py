@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attlas.analyses.circuit_config import TraceConfig
 from attlas.analyses.circuit_frozen import FrozenPass, Part
 from attlas.analyses.circuit_graph import Edge, Node
 from attlas.analyses.circuit_terms import (
@@ -21,30 +22,6 @@ from attlas.analyses.circuit_terms import (
 from attlas.errors import ConfigError
 
 FOLLOWED = ("feature", "head")
-
-
-@dataclass(frozen=True)
-class TraceConfig:
-    """How much of the tree is kept.
-
-    Attributes:
-        threshold: a term is cut when its influence is a smaller share of the target's value than this.
-        top_n: terms kept of each explained node.
-        max_nodes: largest graph; terms past it go to the remainders, with a warning.
-        depth: steps back; 0 is no limit.
-    """
-
-    threshold: float = 0.01
-    top_n: int = 12
-    max_nodes: int = 300
-    depth: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.threshold < 1:
-            raise ConfigError(f"threshold {self.threshold} must lie between 0 and 1")
-        for name, least in (("top_n", 1), ("max_nodes", 3), ("depth", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} {getattr(self, name)} must be {least} or more")
 
 
 @dataclass

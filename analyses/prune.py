@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from attlas.analyses.drop_curve_config import DropCurveConfig
 from attlas.analyses.drop_scores import Scores, iterative_order, quality
 from attlas.analyses.drop_selection import Drop, Unit, last_first, masked, random_order, ranked, unit_name, units
 from attlas.data.images import ImageDataset
@@ -39,37 +40,6 @@ DROP_CURVE = TableSchema(
     ),
 )
 SCHEMAS = (DROP_CURVE,)
-ORDERS = ("ranked", "iterative", "random", "last", "reversed")
-
-
-@dataclass(frozen=True)
-class DropCurveConfig:
-    """Which drops to measure.
-
-    Attributes:
-        targets: of attn, mlp, joint, block, head.
-        counts: how many modules to drop, several.
-        orders: of ranked (scores of the dense model), iterative (scored anew after each drop), random, last, reversed.
-        n_random: draws of the random control.
-        head_score: what ranks heads: zero, mean or identity (exact ablations), or taylor (one gradient).
-        batch_size: sequences or images at a time.
-        seed: of the random draws.
-    """
-
-    targets: tuple[str, ...] = ("attn", "mlp", "joint", "block")
-    counts: tuple[int, ...] = (1, 2, 3)
-    orders: tuple[str, ...] = ("ranked", "random", "last", "reversed")
-    n_random: int = 5
-    head_score: str = "zero"
-    batch_size: int = 8
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for order in self.orders:
-            if order not in ORDERS:
-                raise ConfigError(f"order '{order}' is unknown; choose {', '.join(ORDERS)}")
-        if any(n < 1 for n in self.counts):
-            raise ConfigError(f"counts {list(self.counts)} must be 1 or more")
 
 
 @dataclass(frozen=True)

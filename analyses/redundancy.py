@@ -11,12 +11,12 @@ import torch
 
 from attlas.analyses.block_runs import BLOCK_RUNS, BlockRuns, angles
 from attlas.analyses.bootstrap import bootstrap_mean
+from attlas.analyses.redundancy_config import RedundancyConfig
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref, Run, Workspace
-from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 
 MODULES = ("attn", "mlp", "block")
@@ -40,25 +40,6 @@ REDUNDANCY = TableSchema(
     ),
 )
 SCHEMAS = (REDUNDANCY, BLOCK_RUNS)
-
-
-@dataclass(frozen=True)
-class RedundancyConfig:
-    """How to score redundancy.
-
-    Attributes:
-        batch_size: sequences or images at a time.
-        seed: of the bootstrap.
-        n_bootstrap: resamples of each interval.
-    """
-
-    batch_size: int = 16
-    seed: int = 0
-    n_bootstrap: int = 1000
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size {self.batch_size} must be 1 or more")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 
 from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.analyses.vit_agreement import Agreement, agreement
+from attlas.analyses.vit_config import VitConfig
 from attlas.analyses.vit_importance import HeadImportance, head_importance
 from attlas.analyses.vit_strength import HeadStrength, Trend, head_strength, trend
 from attlas.analyses.vit_tables import (
@@ -32,34 +33,6 @@ from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel
 
 __all__ = ["SCHEMAS", "VitConfig", "VitResult", "require_vit", "vit"]
-
-
-@dataclass(frozen=True)
-class VitConfig:
-    """What to measure on a vision model.
-
-    Attributes:
-        measure: "importance", "strength", or both.
-        ablations: what a pruned head's output becomes: "zero", "mean", or both.
-        batch_size: images at a time.
-        seed: of the bootstrap and the probes' folds.
-        n_bootstrap: resamples of each interval.
-    """
-
-    measure: tuple[str, ...] = ("importance", "strength")
-    ablations: tuple[str, ...] = ("zero", "mean")
-    batch_size: int = 32
-    seed: int = 0
-    n_bootstrap: int = 1000
-
-    def __post_init__(self) -> None:
-        for name, known in (("measure", ("importance", "strength")), ("ablations", ("zero", "mean"))):
-            odd = sorted(set(getattr(self, name)) - set(known))
-            if odd or not getattr(self, name):
-                raise ConfigError(f"{name} {odd} are not known; choose from {', '.join(known)}")
-        for name in ("batch_size", "n_bootstrap"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must be 1 or more")
 
 
 @dataclass(frozen=True)

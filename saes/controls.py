@@ -18,8 +18,7 @@ from torch import Tensor
 from attlas.errors import ConfigError
 from attlas.saes.base import SAE
 from attlas.saes.config import SAEConfig
-
-CONTROLS = ("pca", "random_dictionary", "shuffled_weights")
+from attlas.saes.eval_config import CONTROLS
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.saes.activations import capture_rows, match_hooks
 from attlas.saes.base import SAE
-from attlas.saes.controls import CONTROLS, Subject, active_count, make_control, sae_subject
+from attlas.saes.controls import Subject, active_count, make_control, sae_subject
+from attlas.saes.eval_config import EvalConfig
 from attlas.saes.eval_schema import DENSITY, EVALUATION, METRICS
 from attlas.saes.functional import Behaviour, measure_behaviour
 from attlas.saes.sources import Inputs, as_hooked
@@ -36,34 +37,6 @@ if TYPE_CHECKING:
 
 SAMPLE_ROWS = 8_192
 LOGIT_BUDGET = 2**26  # floats of one batch's logits, so that a large vocabulary does not fill the memory
-
-
-@dataclass(frozen=True)
-class EvalConfig:
-    """How to evaluate."""
-
-    controls: tuple[str, ...] = CONTROLS
-    """What to compare with: pca, random_dictionary, shuffled_weights; none for the SAE alone."""
-    functional: bool = True
-    """Run the model with reconstructions spliced in (cross-entropy, KL); False measures reconstruction only."""
-    eval_batch: int = 8
-    """Sequences in a forward pass; fewer where the vocabulary is large."""
-    n_bootstrap: int = 1000
-    """Resamplings of sequences behind each interval; 0 for no intervals."""
-    confidence: float = 0.95
-    """Share of resamplings inside an interval."""
-    eval_seed: int = 0
-    """Seed of the bootstrap and of the random controls."""
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.controls if name not in CONTROLS]
-        if unknown:
-            raise ConfigError(f"control '{unknown[0]}' is unknown; use {', '.join(CONTROLS)}")
-        if self.eval_batch < 1 or self.n_bootstrap < 0 or not 0 < self.confidence < 1:
-            raise ConfigError(
-                f"eval_batch={self.eval_batch} must be at least 1, n_bootstrap={self.n_bootstrap} at least 0, "
-                f"and confidence={self.confidence} between 0 and 1"
-            )
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from attlas.errors import ConfigError
-from attlas.saes.base import SAE
 from attlas.saes.config import SAEConfig
+
+if TYPE_CHECKING:
+    from attlas.saes.base import SAE
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from attlas.analyses.circuit_patching import PatchingConfig
+from attlas.analyses.circuit_config import PatchingConfig
 from attlas.cli.circuit_ablate import Ablate, run_ablate
 from attlas.cli.circuit_attribution import Dla, Qk, Trace, run_dla, run_qk, run_trace
 from attlas.cli.circuit_inputs import PromptArgs, SAEArgs, load_saes, load_task

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from attlas.analyses.circuit_dla import DLAConfig, answers
-from attlas.analyses.circuit_trace_steps import TraceConfig
+from attlas.analyses.circuit_config import DLAConfig, TraceConfig
 from attlas.cli.circuit_inputs import PromptArgs, SAEArgs, load_saes, load_task
 from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
 from attlas.errors import ConfigError
@@ -162,6 +161,7 @@ def _trace_one(
 
 
 def _target(args: Trace, task: Task, row: int) -> Any:
+    from attlas.analyses.circuit_dla import answers
     from attlas.analyses.circuit_trace import FeatureTarget, LogitTarget
 
     if args.feature is None:
@@ -186,6 +186,7 @@ def _write(graph: CircuitGraph, path: Path) -> Path:
 def _faithful(
     model: HookedModel, task: Task, args: Trace, saes: dict[str, Any], out: Output, workspace: Workspace
 ) -> FaithfulnessResult:
+    from attlas.analyses.circuit_dla import answers
     from attlas.analyses.circuit_faithfulness import FaithfulnessConfig, faithfulness
     from attlas.analyses.circuit_trace import LogitTarget
 

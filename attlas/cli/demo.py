@@ -5,14 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attlas.cli.common import OutArgs, Output, open_workspace
-from attlas.data.images import load_images
 from attlas.data.models_catalog import EMBEDDED_DIR
-from attlas.data.text import load_tokens
-from attlas.data.workspace import Run
-from attlas.interp import load_model
+
+if TYPE_CHECKING:
+    from attlas.data.workspace import Run
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,9 @@ class _Demo:
     """The steps: each computes, saves and returns its run."""
 
     def __init__(self, args: Args, out: Output) -> None:
+        from attlas.data.text import load_tokens
+        from attlas.interp import load_model
+
         self.args, self.out = args, out
         self.workspace = open_workspace(args)
         self.model = load_model("gpt2-mini")
@@ -114,10 +116,14 @@ class _Demo:
 
     @cached_property
     def vit_model(self) -> Any:
+        from attlas.interp import load_model
+
         return load_model("vit-mini")
 
     @cached_property
     def images(self) -> Any:
+        from attlas.data.images import load_images
+
         spec = self.vit_model.image_spec
         return load_images("embedded:glyphs", spec, n_images=self.args.n_images, seed=self.args.seed)
 
@@ -188,6 +194,7 @@ class _Demo:
 
     def drop_curve(self) -> Run:
         from attlas.analyses.prune import DropCurveConfig, drop_curve
+        from attlas.data.text import load_tokens
 
         calibration = load_tokens(
             "embedded:train", self.model.tokenizer, seq_len=256, n_tokens=8_192, seed=self.args.seed

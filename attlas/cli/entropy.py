@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 import tyro
 
-from attlas.analyses.entropy import EntropyConfig, entropy
+from attlas.analyses.entropy_config import EntropyConfig
 from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
 from attlas.cli.inputs import DataArgs, load_data
 
@@ -74,6 +74,8 @@ def _done(saved: Run, workspace: Workspace, summary: dict[str, Any], out: Output
 
 
 def _heads(args: Args, out: Output) -> dict[str, Any]:
+    from attlas.analyses.entropy import entropy
+
     workspace, model = open_workspace(args), open_model(args, out)
     data = load_data(model, args, args.config.seed)
     result = entropy(model, data, args.config, track=out.track)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attlas.cli.common import ModelArgs, OutArgs, Output, TextArgs, open_model, open_workspace
 from attlas.cli.export import find_sae
-from attlas.data.workspace import Run, Workspace
-from attlas.saes.base import SAE
-from attlas.saes.evaluation import EvalConfig, EvalResult
+from attlas.saes.eval_config import EvalConfig
+
+if TYPE_CHECKING:
+    from attlas.data.workspace import Run, Workspace
+    from attlas.saes.base import SAE
+    from attlas.saes.evaluation import EvalResult
 
 
 @dataclass(frozen=True)

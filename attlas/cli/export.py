@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from attlas.cli.common import OutArgs, Output, open_workspace
-from attlas.data.workspace import Run, Workspace
 from attlas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from attlas.data.workspace import Run, Workspace
 
 
 @dataclass(frozen=True)

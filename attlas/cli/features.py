@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from attlas.analyses.features import FeaturesConfig, features
+from attlas.analyses.features_config import FeaturesConfig
 from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
 from attlas.cli.export import find_sae
 from attlas.cli.inputs import DataArgs, load_data
@@ -61,6 +61,7 @@ def _open(args: Args, parent: Run | None, out: Output) -> HookedModel:
 
 
 def _describe(args: Args, out: Output) -> dict[str, Any]:
+    from attlas.analyses.features import features
     from attlas.saes.formats import load_sae
 
     workspace = open_workspace(args)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from attlas.cli.common import TextArgs
-from attlas.data.images import ImageDataset, load_images
-from attlas.data.text import TokenDataset, load_tokens
 from attlas.errors import UnsupportedModelError
-from attlas.interp import HookedModel
+
+if TYPE_CHECKING:
+    from attlas.data.images import ImageDataset
+    from attlas.data.text import TokenDataset
+    from attlas.interp import HookedModel
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,9 @@ class DataArgs(TextArgs):
 
 def load_data(model: HookedModel, args: DataArgs, seed: int = 0) -> TokenDataset | ImageDataset:
     """Read what the arguments name, in the seed's order, cut to the model's context window or image size."""
+    from attlas.data.images import load_images
+    from attlas.data.text import load_tokens
+
     if model.cfg.family == "vit":
         return load_images(image_source(model, args.images), model.image_spec, n_images=args.n_images, seed=seed)
     seq_len = model.cfg.sequence_length(args.seq_len)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from attlas.analyses.drop_selection import Drop
-from attlas.analyses.prune import DropCurveConfig
-from attlas.analyses.prune_budget import Budget
+from attlas.analyses.drop_curve_config import DropCurveConfig
 from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
 from attlas.cli.inputs import DataArgs, load_data
-from attlas.data.images import ImageDataset
-from attlas.data.text import TokenDataset, load_tokens
 from attlas.errors import ConfigError
-from attlas.interp import HookedModel
+
+if TYPE_CHECKING:
+    from attlas.analyses.drop_selection import Drop
+    from attlas.analyses.prune_budget import Budget
+    from attlas.data.images import ImageDataset
+    from attlas.data.text import TokenDataset
+    from attlas.interp import HookedModel
 
 BUDGETS = ("n", "max_delta_ce", "save_parameters", "save_kv", "save_time")
 
@@ -118,6 +120,8 @@ def parse_drop(parts: tuple[str, ...]) -> Drop:
     Raises:
         ConfigError: a part does not read so.
     """
+    from attlas.analyses.drop_selection import Drop
+
     found: dict[str, list[Any]] = {"attn": [], "mlp": [], "block": [], "head": []}
     for part in parts:
         module, _, numbers = part.partition(":")
@@ -135,6 +139,8 @@ def parse_drop(parts: tuple[str, ...]) -> Drop:
 
 
 def _budget(args: Args) -> Budget | None:
+    from attlas.analyses.prune_budget import Budget
+
     given = [name for name in BUDGETS if getattr(args, name) is not None]
     if args.target is None:
         if given:
@@ -150,6 +156,9 @@ def _budget(args: Args) -> Budget | None:
 
 def _data(model: HookedModel, args: Args) -> tuple[TokenDataset | ImageDataset, TokenDataset | ImageDataset]:
     """(calibration, evaluation)"""
+    from attlas.data.images import ImageDataset
+    from attlas.data.text import load_tokens
+
     evaluation = load_data(model, args, args.curve.seed)
     if isinstance(evaluation, ImageDataset):
         half = len(evaluation) // 2

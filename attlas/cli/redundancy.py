@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from attlas.analyses.redundancy import RedundancyConfig, redundancy
+from attlas.analyses.redundancy_config import RedundancyConfig
 from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
 from attlas.cli.inputs import DataArgs, load_data
 from attlas.errors import ConfigError
@@ -45,6 +45,8 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         if args.heads or args.alone:
             raise ConfigError("--heads and --alone measure one model; leave out --checkpoints")
         return _timeline(args, args.checkpoints, out)
+    from attlas.analyses.redundancy import redundancy
+
     workspace = open_workspace(args)
     model = open_model(args, out)
     data = load_data(model, args, args.config.seed)

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from attlas.cli.common import OutArgs, Output, open_workspace
-from attlas.data.workspace import Workspace, jsonable
 from attlas.saes.train_config import TrainConfig
 
 if TYPE_CHECKING:
+    from attlas.data.workspace import Workspace
     from attlas.saes.loop import OnStep
 
 
@@ -112,6 +112,8 @@ def _sweep(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -
 
 def _key(config: TrainConfig) -> str:
     """The same configuration gives the same folder, so that --resume finds it."""
+    from attlas.data.workspace import jsonable
+
     return hashlib.sha256(json.dumps(jsonable(config), sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import tyro
 
-from attlas.analyses.vit import VitConfig, vit
+from attlas.analyses.vit_config import VitConfig
 from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
 from attlas.cli.inputs import image_source
-from attlas.data.images import ImageDataset, load_images
-from attlas.data.workspace import Run, Workspace
-from attlas.interp import HookedModel
+
+if TYPE_CHECKING:
+    from attlas.data.images import ImageDataset
+    from attlas.data.workspace import Run, Workspace
+    from attlas.interp import HookedModel
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class Args(ModelArgs, OutArgs):
 
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
+    from attlas.data.images import load_images
+
     workspace = open_workspace(args)
     model = open_model(args, out)
     images = load_images(
@@ -66,10 +70,12 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     return {"run": saved.id, **summary}
 
 
-Done = tuple[Run, dict[str, Any]]
+Done: TypeAlias = "tuple[Run, dict[str, Any]]"
 
 
 def _heads(args: Args, out: Output, model: HookedModel, images: ImageDataset, workspace: Workspace) -> Done:
+    from attlas.analyses.vit import vit
+
     result = vit(model, images, args.config, track=out.track)
     saved = result.save(workspace, model.ref, images.ref)
     values = result.heatmap(result.main_metric)

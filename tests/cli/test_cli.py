@@ -51,9 +51,19 @@ def test_usage_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(err.strip().splitlines()) == 1
 
 
-def test_help_does_not_load_torch() -> None:
-    code = "import sys; from attlas.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False).returncode == 0
+def test_help_loads_nothing_heavy() -> None:
+    """All verbs in one process: a second each would be too long to wait for a line of help."""
+    code = """
+import contextlib, io, sys
+from attlas.cli import VERBS, main
+for argv in ([], *([verb] for verb in VERBS)):
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        main([*argv, "--help"])
+    heavy = {"torch", "transformers", "sklearn", "plotly", "dash", "duckdb", "sae_lens"} & set(sys.modules)
+    assert not heavy, f"attlas {' '.join(argv)} --help loads {heavy}"
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(

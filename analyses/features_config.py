@@ -1,0 +1,50 @@
+"""How `attlas.analyses.features` interprets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attlas.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """How to interpret features.
+
+    Attributes:
+        batch_size: sequences or images at a time.
+        n_top: strongest examples kept of each feature, one a sequence.
+        n_sample: size of the uniform sample that the lower strata are drawn from.
+        per_band: examples of each lower stratum.
+        context: tokens shown before an example's position (a third as many after it).
+        n_logits: promoted and suppressed tokens kept.
+        n_related: neighbours and co-active features kept.
+        coactivation_tokens: tokens, the first of the data, over which co-activation is counted.
+        skip_positions: leading positions (BOS, CLS) left out, as in training.
+        seed: of the sample.
+    """
+
+    batch_size: int = 16
+    n_top: int = 10
+    n_sample: int = 32
+    per_band: int = 3
+    context: int = 30
+    n_logits: int = 10
+    n_related: int = 8
+    coactivation_tokens: int = 32_768
+    skip_positions: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "batch_size",
+            "n_top",
+            "n_sample",
+            "per_band",
+            "context",
+            "n_logits",
+            "n_related",
+            "coactivation_tokens",
+        ):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} must be 1 or more")

@@ -1,0 +1,26 @@
+"""How `attlas.analyses.redundancy` scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attlas.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RedundancyConfig:
+    """How to score redundancy.
+
+    Attributes:
+        batch_size: sequences or images at a time.
+        seed: of the bootstrap.
+        n_bootstrap: resamples of each interval.
+    """
+
+    batch_size: int = 16
+    seed: int = 0
+    n_bootstrap: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size {self.batch_size} must be 1 or more")
