@@ -45,6 +45,12 @@ class LayerParts:
     def fused_qkv(self) -> bool:
         return self.q is self.k
 
+    @property
+    def attn_dropout(self) -> float:
+        """Probability with which attention weights are dropped in training."""
+        p = getattr(self.attn, "attn_dropout", None) or getattr(self.attn, "attention_dropout", 0.0)
+        return float(getattr(p, "p", p))
+
 
 @dataclass(frozen=True)
 class Anatomy:

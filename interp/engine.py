@@ -3,6 +3,11 @@
 All functions of all open contexts are kept in one ordered list, and the torch hooks are made anew from it whenever a
 context opens or closes. So an inner capture sees what an outer intervention wrote, on every name, and closing the last
 context leaves the model without a single hook, exceptions included.
+
+What a function was given is what the model goes on with: with gradients on, every tensor read is in the graph of the
+output, those that SDPA and the fused norms do not hand out (patterns, scores, rotated queries, norm scales) too. Their
+values are computed beside the fused kernel; its own result stays, bit for bit, and only the gradient takes the way
+through the tensors read. A change, or dropout in training, makes the result anew from them.
 """
 
 from __future__ import annotations
@@ -13,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attlas.errors import ConfigError
+from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp.anatomy import Anatomy, LayerParts
+from attlas.interp.compiled import Eager
 
 HookFn = Callable[[Tensor, str], Tensor | None]
 Registration = tuple[str, HookFn]
@@ -37,6 +43,7 @@ class HookEngine:
         self.registrations: list[Registration] = []
         self._handles: list[Any] = []
         self._fns: dict[str, list[HookFn]] = {}
+        self._eager = Eager()
 
     def add(self, registrations: list[Registration]) -> None:
         """Append functions and make the torch hooks anew."""
@@ -51,16 +58,18 @@ class HookEngine:
 
     # -- calling ---------------------------------------------------------------------------------------------------
 
-    def _call(self, name: str, tensor: Tensor) -> Tensor:
+    def _call(self, name: str, tensor: Tensor) -> tuple[Tensor, bool]:
+        """The tensor after all functions on a name, and whether one changed it, by returning another or in place."""
+        changed = False
         for fn in self._fns.get(name, ()):
+            before = _version(tensor)
             result = fn(tensor, name)
-            if result is not None:
-                if result.shape != tensor.shape:
-                    raise ConfigError(
-                        f"the function on {name} returned shape {tuple(result.shape)}, not {tuple(tensor.shape)}"
-                    )
-                tensor = result
-        return tensor
+            if result is None or result is tensor:
+                changed |= before is None or _version(tensor) != before
+                continue
+            _check_result(name, result, tensor)
+            tensor, changed = result.contiguous(), True  # modules may `view` their input, as GPT-2's Conv1D does
+        return tensor, changed
 
     # -- installing ------------------------------------------------------------------------------------------------
 
@@ -71,6 +80,7 @@ class HookEngine:
         self._fns = {}
         for name, fn in self.registrations:
             self._fns.setdefault(name, []).append(fn)
+        self._eager.set(bool(self._fns))
         if not self._fns:
             return
         anatomy = self.anatomy
@@ -99,8 +109,8 @@ class HookEngine:
 
         def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
             if isinstance(output, tuple):
-                return (self._call(name, output[0]), *output[1:])
-            return self._call(name, output)
+                return (self._call(name, output[0])[0], *output[1:])
+            return self._call(name, output)[0]
 
         self._handles.append(module.register_forward_hook(hook))
 
@@ -110,8 +120,8 @@ class HookEngine:
 
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if args:
-                return (self._call(name, args[0]), *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": self._call(name, kwargs["hidden_states"])}
+                return (self._call(name, args[0])[0], *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": self._call(name, kwargs["hidden_states"])[0]}
 
         if name.endswith("hook_resid_mid"):
             self._on_resid_mid(module, name)
@@ -129,7 +139,7 @@ class HookEngine:
         delta: list[Tensor] = []
 
         def before(_module: nn.Module, args: tuple[Any, ...]) -> Any:
-            changed = self._call(name, args[0])
+            changed = self._call(name, args[0])[0]
             delta.clear()
             if changed is not args[0]:
                 delta.append(changed - args[0])
@@ -145,20 +155,34 @@ class HookEngine:
         self._handles.append(block.register_forward_hook(after))
 
     def _on_norm(self, module: nn.Module, prefix: str) -> None:
-        scale_name = prefix + "hook_scale"
-        if scale_name in self._fns:
-            centre = self.anatomy.cfg.norm == "ln"
-
-            def scale(norm: nn.Module, args: tuple[Any, ...]) -> None:
-                x = args[0].float()
-                x = x - x.mean(-1, keepdim=True) if centre else x
-                eps = getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", 0.0)
-                value = (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
-                if self._call(scale_name, value) is not value:
-                    raise ConfigError(f"'{scale_name}' can be read, not changed; change '{prefix}hook_normalized'")
-
-            self._handles.append(module.register_forward_pre_hook(scale))
+        if prefix + "hook_scale" in self._fns:
+            self._on_scale(module, prefix + "hook_scale")
         self._on_output(module, prefix + "hook_normalized")
+
+    def _on_scale(self, module: nn.Module, name: str) -> None:
+        """The norm divides by what the functions left: (x − mean) / scale · weight + bias."""
+        centre = self.anatomy.cfg.norm == "ln"
+        state: list[tuple[Tensor, Tensor, bool]] = []
+
+        def before(norm: nn.Module, args: tuple[Any, ...]) -> None:
+            x = _precise(args[0])
+            x = x - x.mean(-1, keepdim=True) if centre else x
+            eps = getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", 0.0)
+            scale, changed = self._call(name, (x.pow(2).mean(-1, keepdim=True) + eps).sqrt())
+            state[:] = [(x, scale, changed)] if changed or _in_graph(scale) else []
+
+        def after(norm: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
+            if not state:
+                return None
+            x, scale, changed = state.pop()
+            anew = (x / scale).to(output.dtype)
+            anew = anew if norm.weight is None else anew * norm.weight
+            bias = getattr(norm, "bias", None)
+            anew = anew if bias is None else anew + bias
+            return anew if changed else _graph_through(output, anew)
+
+        self._handles.append(module.register_forward_pre_hook(before))
+        self._handles.append(module.register_forward_hook(after))
 
     # -- attention -------------------------------------------------------------------------------------------------
 
@@ -182,11 +206,13 @@ class HookEngine:
 
         def before_out(_module: nn.Module, args: tuple[Any, ...]) -> Any:
             flat = args[0]
-            z = flat.view(*flat.shape[:-1], heads, d_head)
-            new = self._attend(prefix, parts, state, z) if derived else z
-            new = self._call(prefix + "hook_z", new)
+            z = flat.reshape(*flat.shape[:-1], heads, d_head)
+            anew = self._attend(prefix, parts, state, z) if derived else z
+            new, changed = self._call(prefix + "hook_z", anew)
             state.clear()
-            return None if new is z else (new.reshape(flat.shape), *args[1:])
+            if not changed and anew is z and not _in_graph(new):
+                return None
+            return (new.reshape(flat.shape), *args[1:])
 
         self._handles.append(parts.out_proj.register_forward_pre_hook(before_out))
 
@@ -197,49 +223,99 @@ class HookEngine:
         slot = "qkv".index(kind)
 
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> Any:
-            part = output.chunk(3, dim=-1)[slot] if fused else output
-            before = part.reshape(*part.shape[:-1], heads, cfg.d_head)
-            after = self._call(name, before)
+            width = output.shape[-1] // 3 if fused else output.shape[-1]
+            part = output[..., slot * width : (slot + 1) * width] if fused else output
+            after, changed = self._call(name, part.reshape(*part.shape[:-1], heads, cfg.d_head))
             state[kind] = after
-            if after is before:
+            if not changed and not (name in self._fns and _in_graph(after)):
                 return None
             if not fused:
                 return after.reshape(output.shape)
-            pieces = list(output.chunk(3, dim=-1))
+            pieces = list(output.split(width, dim=-1))
             pieces[slot] = after.reshape(part.shape)
             return torch.cat(pieces, dim=-1)
 
         self._handles.append(module.register_forward_hook(hook))
 
     def _attend(self, prefix: str, parts: LayerParts, state: dict[str, Any], z: Tensor) -> Tensor:
-        """Scores and pattern as the module computes them; z anew when a function changed something on the way."""
+        """Scores and pattern as the module computes them, and z: its own, or anew from what the functions left.
+
+        In training with attention dropout the mask that SDPA drew cannot be had: the pattern is dropped out here, and
+        z made from it, so that z = pattern · v holds as in evaluation.
+        """
+        self._need_known_mask(parts, state["mask"])
         q, k = state["q"].transpose(1, 2), state["k"].transpose(1, 2)  # [B, head, T, d_head]
         changed = False
         if self.anatomy.rotary is not None:
             q, k = self.anatomy.rotary(q, k, state["rope"])
-            new_q = self._call(prefix + "hook_rot_q", q.transpose(1, 2)).transpose(1, 2)
-            new_k = self._call(prefix + "hook_rot_k", k.transpose(1, 2)).transpose(1, 2)
-            changed = not (_same(new_q, q) and _same(new_k, k))
-            q, k = new_q, new_k
-        if not changed and not (prefix + "hook_attn_scores" in self._fns or prefix + "hook_pattern" in self._fns):
+            q, q_changed = self._call(prefix + "hook_rot_q", q.transpose(1, 2))
+            k, k_changed = self._call(prefix + "hook_rot_k", k.transpose(1, 2))
+            q, k, changed = q.transpose(1, 2), k.transpose(1, 2), q_changed or k_changed
+        graph = _in_graph(q) or _in_graph(k)
+        maps = prefix + "hook_attn_scores" in self._fns or prefix + "hook_pattern" in self._fns
+        if not (changed or graph or maps):
             return z
         group = q.shape[1] // k.shape[1]
-        raw = mask_scores(q @ k.repeat_interleave(group, 1).transpose(-1, -2) * parts.scale, state["mask"], self.causal)
-        scores = self._call(prefix + "hook_attn_scores", raw)
-        soft = softmax_rows(scores).to(q.dtype)
-        pattern = self._call(prefix + "hook_pattern", soft)
-        if not changed and scores is raw and pattern is soft:
-            return z
         v = state["v"].transpose(1, 2).repeat_interleave(group, 1)
-        return (pattern @ v).transpose(1, 2)
+        k = k.repeat_interleave(group, 1)
+        dropout = parts.attn_dropout if parts.attn.training else 0.0
+        if maps:
+            raw = mask_scores(q @ k.transpose(-1, -2) * parts.scale, state["mask"], self.causal)
+            scores, scores_changed = self._call(prefix + "hook_attn_scores", raw)
+            soft = nn.functional.dropout(softmax_rows(scores).to(q.dtype), dropout)
+            pattern, pattern_changed = self._call(prefix + "hook_pattern", soft)
+            changed |= scores_changed or pattern_changed or dropout > 0
+            if not (changed or _in_graph(pattern)):
+                return z
+            anew = pattern @ v
+        else:  # no T × T matrix for the sake of a gradient
+            mask, causal = state["mask"], self.causal and state["mask"] is None and q.shape[2] > 1
+            anew = nn.functional.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=parts.scale)
+            changed |= dropout > 0
+        anew = anew.transpose(1, 2)
+        return anew if changed else _graph_through(z, anew)
+
+    def _need_known_mask(self, parts: LayerParts, mask: Tensor | None) -> None:
+        kind = getattr(getattr(parts.attn, "config", None), "_attn_implementation", "sdpa")
+        if kind not in ("sdpa", "eager") or (mask is not None and mask.ndim != 4):
+            raise UnsupportedModelError(
+                f"attention implementation '{kind}' does not hand out its mask, so patterns cannot be had; "
+                "call hf.set_attn_implementation('sdpa')"
+            )
 
     @property
     def causal(self) -> bool:
         return self.anatomy.cfg.causal
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.data_ptr() == b.data_ptr()
+def _version(tensor: Tensor) -> int | None:
+    """Counts the changes made in place; None for tensors of inference mode, which do not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    """In float32, or as it is in float64."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _in_graph(tensor: Tensor) -> bool:
+    return torch.is_grad_enabled() and tensor.requires_grad
+
+
+def _graph_through(value: Tensor, other: Tensor) -> Tensor:
+    """`value`, bit for bit, with the gradient of `other`, which is equal up to rounding."""
+    return value.detach() + (other - other.detach())
+
+
+def _check_result(name: str, result: Any, tensor: Tensor) -> None:
+    if not isinstance(result, Tensor):
+        raise ConfigError(f"the function on {name} returned {type(result).__name__}, not a tensor or None")
+    if result.shape != tensor.shape:
+        raise ConfigError(f"the function on {name} returned shape {tuple(result.shape)}, not {tuple(tensor.shape)}")
+    if result.dtype != tensor.dtype or result.device != tensor.device:
+        raise ConfigError(
+            f"the function on {name} returned {result.dtype} on {result.device}, not {tensor.dtype} on {tensor.device}"
+        )
 
 
 def mask_scores(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -261,5 +337,5 @@ def mask_scores(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
 
 
 def softmax_rows(scores: Tensor) -> Tensor:
-    """Softmax in float32; a row with nothing to attend to becomes zeros, not NaN."""
-    return torch.softmax(scores.float(), dim=-1).nan_to_num(0.0)
+    """Softmax in float32 or better; a row with nothing to attend to becomes zeros, not NaN."""
+    return torch.softmax(_precise(scores), dim=-1).nan_to_num(0.0)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import nn
 
 from attlas.data.files import sha256_file
 from attlas.errors import CheckpointError, ConfigError, ModelNotFoundError, UnsupportedModelError
+from attlas.interp.compiled import uncompiled
 from attlas.interp.families import FAMILIES
 from attlas.interp.model import HookedModel
 
@@ -76,7 +78,9 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def wrap_module(module: Any) -> HookedModel:
-    """A HookedModel around a module in memory; its weights are hashed, its device and dtype kept.
+    """A HookedModel around a module in memory; its weights are hashed, its device, dtype and training mode kept.
+
+    Warns when the module is in training mode and has dropout: what is measured is then random.
 
     Raises:
         UnsupportedModelError: a HookedTransformer (its weights are rewritten; use TransformerBridge), or no adapter.
@@ -87,13 +91,20 @@ def wrap_module(module: Any) -> HookedModel:
             "a HookedTransformer holds rewritten weights; pass a TransformerBridge or the model's name"
         )
     hf = getattr(module, "original_model", module)
+    plain = uncompiled(hf)
     digest = hashlib.sha256()
-    for key, tensor in sorted(hf.state_dict().items()):
+    for key, tensor in sorted(plain.state_dict().items()):
         digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    name = str(getattr(hf.config, "_name_or_path", "") or type(hf).__name__)
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    if plain.training and any(isinstance(m, nn.Dropout) and m.p > 0 for m in plain.modules()):
+        warnings.warn(
+            f"{type(plain).__name__} is in training mode, with dropout; call .eval() first to measure it as it is used",
+            stacklevel=3,
+        )
+    config = getattr(plain, "config", None)
+    name = str(getattr(config, "_name_or_path", "") or type(plain).__name__)
     return HookedModel(
-        hf.eval(), name=Path(name).name or type(hf).__name__, weight_hash=digest.hexdigest()[:16], tokenizer=tokenizer
+        hf, name=Path(name).name or type(plain).__name__, weight_hash=digest.hexdigest()[:16], tokenizer=tokenizer
     )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from attlas.data.workspace import Ref
 from attlas.errors import ConfigError, ContextLengthError, LayerRangeError, NonFiniteError, UnsupportedModelError
 from attlas.interp.anatomy import LayerParts, linear_bias, linear_weight
+from attlas.interp.arguments import check_arguments, padded_positions
+from attlas.interp.compiled import Eager, has_hooks, uncompiled
 from attlas.interp.config import ModelConfig
 from attlas.interp.engine import HookEngine, HookFn, Registration, StopForward
 from attlas.interp.families import describe
@@ -24,8 +27,9 @@ class HookedModel:
     """A model whose attention can be read and edited by name.
 
     The module in `.hf` is untouched: its own SDPA attention runs, and torch hooks sit on it only while a capture or a
-    `hooks` context is open. Gradients follow torch's grad mode; wrap calls in `torch.no_grad()` where none are wanted
-    (`capture` does).
+    `hooks` context is open. A module that went through `torch.compile` runs uncompiled meanwhile. Gradients follow
+    torch's grad mode, and what a hook reads is in the graph of the output, patterns and norm scales too; wrap calls in
+    `torch.no_grad()` where no gradient is wanted (`capture` does).
 
     Attributes:
         hf: the Hugging Face module.
@@ -49,7 +53,7 @@ class HookedModel:
         self.weight_hash = weight_hash
         self.tokenizer = tokenizer
         self.image_spec = image_spec
-        self.anatomy = describe(hf)
+        self.anatomy = describe(uncompiled(hf))
         self._names = hook_names(self.anatomy)
         self._engine = HookEngine(self.anatomy)
 
@@ -92,14 +96,22 @@ class HookedModel:
         Args:
             inputs: tokens int64 [B, T], or pixels float [B, C, H, W].
 
+            kwargs: passed to the Hugging Face module, such as attention_mask [B, T] (1 = token, 0 = padding).
+                Positions are counted from the first token the mask leaves, as `generate` does.
+
         Raises:
+            ConfigError: an argument the module does not know, or one that Attlas has another way for.
             ContextLengthError: the sequence is longer than the context window.
         """
+        check_arguments(self.hf, kwargs)
         inputs = self._check(inputs)
         if self.cfg.family == "vit":
-            output = self.hf(pixel_values=inputs.to(self.dtype), **kwargs)
+            kwargs["pixel_values"] = inputs.to(self.dtype)
         else:
-            output = self.hf(input_ids=inputs, use_cache=False, **kwargs)
+            kwargs |= {"input_ids": inputs, "use_cache": False, **padded_positions(kwargs)}
+        hooked = "torch._dynamo" in sys.modules and has_hooks(uncompiled(self.hf))
+        with Eager() if hooked else contextlib.nullcontext():
+            output = self.hf(**kwargs)
         logits = getattr(output, "logits", None)
         return logits if logits is not None else output.last_hidden_state
 
@@ -107,6 +119,9 @@ class HookedModel:
         if self.cfg.family == "vit":
             if inputs.ndim != 4 or not inputs.is_floating_point():
                 raise ConfigError(f"pixels must be float [B, C, H, W], not {inputs.dtype} {tuple(inputs.shape)}")
+            channels = getattr(self.hf.config, "num_channels", inputs.shape[1])
+            if inputs.shape[1] != channels:
+                raise ConfigError(f"{self.name} takes images of {channels} channels, not {inputs.shape[1]}")
         else:
             if inputs.ndim == 1:
                 inputs = inputs[None]
@@ -124,9 +139,9 @@ class HookedModel:
         """Interventions: `with model.hooks({"blocks.1.attn.hook_z": fn}): model(tokens)`.
 
         Args:
-            functions: name or glob → function(tensor, hook_name) → new tensor, or None to leave it. A changed
-                rot_q, rot_k, attn_scores or pattern makes z anew from it. Functions return a new tensor; what they do
-                in place is not defined.
+            functions: name or glob → function(tensor, hook_name) → new tensor, or None. Changes in place count too. A
+                changed rot_q, rot_k, attn_scores or pattern makes z anew from it, a changed scale the normed tensor.
+                In training with attention dropout, hook_pattern is the dropped-out pattern and z is made from it.
 
         Raises:
             HookNameError: a name matches nothing.
@@ -156,7 +171,7 @@ class HookedModel:
             names: hook names, globs ("blocks.*.attn.hook_z"), or a predicate; None keeps all but scores and patterns.
             stop_at_layer: run layers before this one only; negative counts from the end, as in TransformerLens.
             check_finite: raise on NaN or infinity, naming layer and hook.
-            kwargs: passed to the Hugging Face module, such as attention_mask.
+            kwargs: passed to the Hugging Face module, such as attention_mask; unknown ones are refused.
 
         Returns:
             (output, cache): logits or last hidden state, or with stop_at_layer the residual stream [B, T, d_model]
@@ -374,9 +389,6 @@ class HookedModel:
         from attlas.interp.splice import splice
 
         return splice(self, saes, use_error_term)
-
-
-Predicate = Callable[[str], bool]
 
 
 def require_finite(cache: Mapping[str, Tensor]) -> None:

@@ -28,10 +28,7 @@ def describe(hf: Any) -> Anatomy:
         d_vocab=config.vocab_size,
     )
     layers = []
-    for index, block in enumerate(base.h):
-        scale = d_head**-0.5 if config.scale_attn_weights else 1.0
-        if config.scale_attn_by_inverse_layer_idx:
-            scale /= index + 1
+    for block in base.h:
         c_attn = block.attn.c_attn
         layers.append(
             LayerParts(
@@ -46,7 +43,7 @@ def describe(hf: Any) -> Anatomy:
                 out_proj=block.attn.c_proj,
                 attn_out=block.attn,
                 mlp_out=block.mlp,
-                scale=scale,
+                scale=float(block.attn.scaling),
             )
         )
     return Anatomy(
