@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.bootstrap import bootstrap_ratio
 from attlas.analyses.circuit_graph import CircuitGraph
 from attlas.analyses.circuit_metrics import Metric, unit_of
 from attlas.analyses.circuit_saes import SAEs, check_saes, decompose
@@ -172,11 +173,8 @@ def recovered(
     gap = float(full.mean() - nothing.mean())
     if abs(gap) < 1e-9:
         return float("nan"), float("nan"), float("nan")
-    n = len(values)
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_samples) / n
-    shares = (weights @ (values - nothing)) / (weights @ (full - nothing))
-    low, high = np.percentile(shares, [2.5, 97.5])
-    return float((values.mean() - nothing.mean()) / gap), float(low), float(high)
+    share, low, high = bootstrap_ratio(values - nothing, full - nothing, seed=seed, n_samples=n_samples)
+    return float(share), float(low), float(high)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attlas.analyses.bootstrap import bootstrap_mean
+from attlas.analyses.bootstrap import bootstrap_mean, count_mean, span
 from attlas.analyses.circuit_metrics import LogitDifference, Metric, ProbabilityDifference, at_positions
 from attlas.errors import ConfigError, TaskError, nearest
 from attlas.interp import HookedModel
@@ -132,16 +132,16 @@ def score_task(model: HookedModel, task: Task, batch_size: int = 16, seed: int =
         best = at_positions(logits, part.positions).argmax(-1).cpu()
         top.append((best[:, None] == part.right.cpu()).any(1))
     value = torch.cat(values)
-    both = torch.stack([(value > 0).double(), value], 1).numpy()
-    mean, low, high = bootstrap_mean(both, seed=seed)
+    accuracy, accuracy_low, accuracy_high = (float(x) for x in count_mean((value > 0).numpy()))
+    mean, low, high = (float(x) for x in bootstrap_mean(value.numpy(), seed=seed))
     return TaskScore(
-        accuracy=float(mean[0]),
-        accuracy_low=float(low[0]),
-        accuracy_high=float(high[0]),
+        accuracy=accuracy,
+        accuracy_low=accuracy_low,
+        accuracy_high=accuracy_high,
         top1=float(torch.cat(top).double().mean()),
-        metric=float(mean[1]),
-        metric_low=float(low[1]),
-        metric_high=float(high[1]),
+        metric=mean,
+        metric_low=low,
+        metric_high=high,
         unit="logits" if task.metric == "logit" else "probability",
         n_prompts=len(task),
     )
@@ -157,7 +157,7 @@ def require_ability(model: HookedModel, task: Task, min_accuracy: float, batch_s
     if score.accuracy < min_accuracy:
         raise TaskError(
             f"{model.name} cannot do '{task.name}': it is right on {score.accuracy:.0%} of {len(task)} prompts (95 % "
-            f"interval {score.accuracy_low:.0%}–{score.accuracy_high:.0%}, asked for {min_accuracy:.0%}); use another "
+            f"interval {span(score.accuracy_low, score.accuracy_high, '.0%')}, asked for {min_accuracy:.0%}); use another "
             "model or task, or lower min_accuracy"
         )
     return score

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attlas.analyses.bootstrap import MIN_UNITS, student_t
 from attlas.analyses.drop_selection import Drop, masked
 from attlas.analyses.feature_stream import Kept
 from attlas.analyses.head_effects import sequence_loss
@@ -104,12 +105,12 @@ class FeatureTally:
         return found
 
     def change_interval(self) -> tuple[np.ndarray, np.ndarray]:
-        """95 % interval of the change of the mean activation: paired by sequence, normal approximation (NaN for one)."""
+        """95 % interval of the change of the mean activation, paired by sequence: Student's t, NaN below MIN_UNITS."""
         n = self.n_sequences
         mean = self.change / n
-        if n < 2:
+        if n < MIN_UNITS:
             return np.full_like(mean, math.nan), np.full_like(mean, math.nan)
-        error = 1.96 * np.sqrt(np.maximum(0, self.change_squares / n - mean**2) / (n - 1))
+        error = student_t(n - 1) * np.sqrt(np.maximum(0, self.change_squares / n - mean**2) / (n - 1))
         return mean - error, mean + error
 
     def states(self, least_active: int, dead_below: float) -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from attlas.analyses.bootstrap import bootstrap_mean
+from attlas.analyses.bootstrap import count_mean
 from attlas.analyses.feature_relations import Coactivation
 from attlas.analyses.feature_stream import FeatureStream
 from attlas.analyses.head_attribution import head_shares
@@ -124,10 +124,9 @@ class HeadSurveyResult:
         return SURVEY.table(self.heads)
 
     def polysemantic(self) -> tuple[float, float, float]:
-        """Share of heads with more than one group, with a 95 % bootstrap interval over heads."""
-        flags = np.array([[float(row["polysemantic"])] for row in self.heads])
-        mean, low, high = bootstrap_mean(flags, seed=self.config.seed)
-        return float(mean[0]), float(low[0]), float(high[0])
+        """Share of heads with more than one group, with its 95 % interval over heads (NaN below eight)."""
+        mean, low, high = count_mean(np.array([row["polysemantic"] for row in self.heads]))
+        return float(mean), float(low), float(high)
 
     def plot(self) -> Any:
         """Groups by head, beside the control's interval."""

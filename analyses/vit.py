@@ -15,6 +15,7 @@ from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.analyses.vit_agreement import Agreement, agreement
 from attlas.analyses.vit_config import VitConfig
 from attlas.analyses.vit_importance import HeadImportance, head_importance
+from attlas.analyses.vit_readout import metric_mean
 from attlas.analyses.vit_strength import HeadStrength, Trend, head_strength, trend
 from attlas.analyses.vit_tables import (
     AGREEMENT,
@@ -108,8 +109,8 @@ class VitResult:
         for columns, members in self._classes():
             for entry in self.importance:
                 for metric, values in entry.per_image.items():
-                    mean, low, high = bootstrap_mean(
-                        values[members], seed=self.config.seed, n_samples=self.config.n_bootstrap
+                    mean, low, high = metric_mean(
+                        metric, values[members], seed=self.config.seed, n_samples=self.config.n_bootstrap
                     )
                     for at, value in np.ndenumerate(mean):
                         yield {

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attlas.analyses.bootstrap import bootstrap_mean
+from attlas.analyses.bootstrap import Interval
 from attlas.analyses.head_effects import mean_z
 from attlas.analyses.prefix_reuse import attend_once
-from attlas.analyses.vit_readout import Answer, Readout, jensen_shannon, make_readout
+from attlas.analyses.vit_readout import Answer, Readout, jensen_shannon, make_readout, metric_mean
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.interp import HookedModel
@@ -37,9 +37,9 @@ class HeadImportance:
     per_image: dict[str, np.ndarray]
     ablation: str
 
-    def intervals(self, seed: int, n_samples: int = 1000) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """metric → (mean, low, high) [layer, head], 95 % percentile bootstrap over images."""
-        return {m: bootstrap_mean(v, seed=seed, n_samples=n_samples) for m, v in self.per_image.items()}
+    def intervals(self, seed: int, n_samples: int = 1000) -> dict[str, Interval]:
+        """metric → (mean, low, high) [layer, head], 95 % interval over images (see analyses.bootstrap)."""
+        return {m: metric_mean(m, v, seed=seed, n_samples=n_samples) for m, v in self.per_image.items()}
 
 
 @torch.no_grad()

@@ -15,9 +15,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.analyses.vit import require_vit
-from attlas.analyses.vit_readout import Answer, Readout, make_readout
+from attlas.analyses.vit_readout import Answer, Readout, make_readout, metric_mean
 from attlas.analyses.vit_tables import N_IMAGES, interval
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
@@ -95,7 +94,9 @@ class VitPruningResult:
         rows = []
         for name, curves in self.curves.items():
             for metric, values in curves.items():
-                mean, low, high = bootstrap_mean(values.T, seed=self.config.seed, n_samples=self.config.n_bootstrap)
+                mean, low, high = metric_mean(
+                    metric, values.T, seed=self.config.seed, n_samples=self.config.n_bootstrap
+                )
                 for step, value in enumerate(mean):
                     layer, head = self.orders[name][step - 1] if step else (None, None)
                     rows.append(

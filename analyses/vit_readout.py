@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from attlas.analyses.bootstrap import Interval, bootstrap_mean, count_mean
 from attlas.analyses.vit_probe import KnnProbe, LinearProbe
 from attlas.data.images import ImageDataset
 from attlas.errors import ImageDataError
@@ -82,6 +84,15 @@ class Readout:
             drop = {"accuracy": "accuracy_drop", "knn_accuracy": "knn_drop", "probe_accuracy": "probe_drop"}[name]
             result[drop] = before[name].float() - right.float()
         return result
+
+
+def metric_mean(metric: str, values: np.ndarray, *, seed: int, n_samples: int) -> Interval:
+    """Mean of a metric over images [n, …] with its 95 % interval: by counts where the metric counts right answers."""
+    if metric.endswith("accuracy"):
+        return count_mean(values)
+    if metric in ("accuracy_drop", "knn_drop", "probe_drop"):
+        return count_mean(values, differences=True)
+    return bootstrap_mean(values, seed=seed, n_samples=n_samples)
 
 
 def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:

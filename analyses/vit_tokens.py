@@ -11,10 +11,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from attlas.analyses.bootstrap import bootstrap_mean
+from attlas.analyses.bootstrap import Interval
 from attlas.analyses.vit import require_vit
 from attlas.analyses.vit_column_mass import ColumnMass, column_mass
-from attlas.analyses.vit_readout import make_readout
+from attlas.analyses.vit_readout import make_readout, metric_mean
 from attlas.analyses.vit_removal import RemovalCurve, random_orders, removal_curves
 from attlas.analyses.vit_rollout import relevance_of
 from attlas.analyses.vit_token_tables import COLUMN_MASS, LEAF_TOKENS, REMOVAL, ROLLOUT, SCHEMAS, TOKENS
@@ -95,8 +95,8 @@ class VitTokensResult:
         found = next(iter(self.rollout["deletion"].values())).per_image
         return "probability" if "probability" in found else "similarity"
 
-    def _interval(self, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        return bootstrap_mean(values, seed=self.config.seed, n_samples=self.config.n_bootstrap)
+    def _interval(self, values: np.ndarray, metric: str = "area") -> Interval:
+        return metric_mean(metric, values, seed=self.config.seed, n_samples=self.config.n_bootstrap)
 
     def tables(self) -> dict[str, pa.Table]:
         """Tables column_mass, tokens, leaf_tokens, removal and rollout."""
@@ -137,7 +137,7 @@ class VitTokensResult:
         for layer, orders in self.removal.items():
             for order, curve in orders.items():
                 for metric, values in curve.per_image.items():
-                    mean, low, high = self._interval(values.T)
+                    mean, low, high = self._interval(values.T, metric)
                     for step, fraction in enumerate(curve.fractions):
                         yield {
                             "layer": layer,

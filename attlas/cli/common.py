@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import sys
 import warnings
@@ -80,7 +81,7 @@ class Output:
         for index, name in enumerate(columns):
             table.add_column(name, justify="left" if index == 0 else "right")
         for row in rows:
-            table.add_row(*[f"{v:.4g}" if isinstance(v, float) else str(v) for v in row])
+            table.add_row(*[_cell(value) for value in row])
         Console(highlight=False).print(table)
 
     def track(self, iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
@@ -106,6 +107,13 @@ class Output:
             if outermost:
                 self._progress.stop()
                 self._progress = None
+
+
+def _cell(value: Any) -> str:
+    """Floats to four digits; what is not known (no value, no interval) as a dash."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def open_model(args: ModelArgs, out: Output) -> HookedModel:

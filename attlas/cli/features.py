@@ -87,6 +87,7 @@ def _describe(args: Args, out: Output) -> dict[str, Any]:
 
 
 def _survey(args: Args, out: Output) -> dict[str, Any]:
+    from attlas.analyses.bootstrap import span
     from attlas.analyses.head_survey import HeadSurveyConfig, head_survey
     from attlas.data.text import TokenDataset
     from attlas.saes.formats import load_sae
@@ -126,7 +127,7 @@ def _survey(args: Args, out: Output) -> dict[str, Any]:
     ]
     share, low, high = result.polysemantic()
     out.table(
-        f"{model.name}: {share:.0%} of {len(rows)} heads are polysemantic ({low:.0%}–{high:.0%}); "
+        f"{model.name}: {share:.0%} of {len(rows)} heads are polysemantic ({span(low, high, '.0%')}); "
         f"{config.n_features} features a head, {result.n_tokens:,} tokens",
         ["head", "groups", "largest", "at random", "polysemantic"],
         rows,

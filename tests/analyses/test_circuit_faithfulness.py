@@ -119,12 +119,15 @@ def test_a_traced_circuit_beats_random_ones(gpt2_mini: HookedModel, tmp_path: Pa
 
 
 def test_the_share_is_a_ratio_of_means() -> None:
-    full, nothing, values = np.array([3.0, 5.0]), np.array([1.0, 1.0]), np.array([2.0, 3.0])
+    full, nothing, values = (np.tile(x, 4) for x in ([3.0, 5.0], [1.0, 1.0], [2.0, 3.0]))
     share, low, high = recovered(values, full, nothing, seed=0)
     assert share == pytest.approx(0.5)
     assert low == pytest.approx(0.5)
     assert high == pytest.approx(0.5)
     assert np.isnan(recovered(values, nothing, nothing, seed=0)[0])
+    few = recovered(values[:2], full[:2], nothing[:2], seed=0)
+    assert few[0] == pytest.approx(0.5)
+    assert np.isnan(few[1:]).all()
 
 
 def test_bad_input_is_named(gpt2_mini: HookedModel, random_task: Any) -> None:

@@ -225,7 +225,7 @@ def test_path_gradient_of_a_linear_metric_is_its_weight(gpt2_mini: HookedModel) 
 
 
 def test_saved_table_and_figure(gpt2_mini: HookedModel, tmp_path: Path) -> None:
-    task = make_task(gpt2_mini, TaskConfig(task="induction", n_prompts=4))
+    task = make_task(gpt2_mini, TaskConfig(task="induction", n_prompts=8))
     result = patching(gpt2_mini, task, PatchingConfig(by="head", mode="zero"))
     workspace = Workspace(tmp_path)
     run = result.save(workspace, gpt2_mini.ref)

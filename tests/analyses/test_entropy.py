@@ -18,7 +18,7 @@ from attlas.interp import HookedModel
 
 
 def _tiny_tokens(model: HookedModel) -> TokenDataset:
-    tokens = torch.randint(1, model.cfg.d_vocab, (4, 20), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(1, model.cfg.d_vocab, (8, 20), generator=torch.Generator().manual_seed(0))
     return TokenDataset.from_tokens(tokens, "random")
 
 

@@ -73,7 +73,8 @@ def test_a_head_of_one_direction_is_monosemantic(
     assert by_head[1]["n_groups"] == 1
     assert by_head[4]["n_groups"] == by_head[4]["n_features"] >= 5
     share, low, high = result.polysemantic()
-    assert 0 <= low <= share <= high <= 1
+    assert 0 <= share <= 1
+    assert np.isnan([low, high]).all()  # six heads are too few for an interval
     for row in result.features:
         assert row["share"] == pytest.approx(
             float(W[row["feature"], row["head"]].norm() / W[row["feature"]].norm(dim=-1).sum()), abs=1e-5

@@ -80,8 +80,8 @@ def test_block_runs_equal_the_formula(
 ) -> None:
     """arccos(cos(x_l, x_{l+n}))/π of the last token, or of the class token of an image, a sequence at a time."""
     for model, data, inputs, token in (
-        (gpt2_mini, val_tokens.take(3), val_tokens.tokens[:3], -1),
-        (vit_mini, glyphs.take(3), glyphs.pixels[:3], 0),
+        (gpt2_mini, val_tokens, val_tokens.tokens, -1),
+        (vit_mini, glyphs.take(8), glyphs.pixels[:8], 0),
     ):
         rows = redundancy(model, data, RedundancyConfig(batch_size=2)).runs.table().to_pylist()
         _, cache = model.run_with_cache(inputs, ["*.hook_resid_pre", "*.hook_resid_post"])

@@ -167,7 +167,7 @@ def test_tables_by_class_average_to_the_whole() -> None:
 
 
 def test_trend_equals_polyfit() -> None:
-    result = vit(tiny("vit"), random_images(), VitConfig(measure=("strength",), n_bootstrap=50))
+    result = vit(tiny("vit"), random_images(n=8), VitConfig(measure=("strength",), n_bootstrap=50))
     assert result.strength is not None
     for entry in result.trend():
         slope = np.polyfit([0, 1], result.strength.mean(entry.measure).mean(-1), 1)[0]

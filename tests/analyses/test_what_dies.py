@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from attlas.analyses.circuit_tasks import TaskConfig, make_task
 from attlas.analyses.drop_behaviours import head_losses, task_losses
@@ -63,7 +64,7 @@ def _literal(model: HookedModel, sae, tokens: torch.Tensor, drop: Drop, hook: st
 
 def test_features_equal_a_literal_reading(double: HookedModel, random_sae) -> None:  # type: ignore[no-untyped-def]
     torch.manual_seed(3)
-    data = TokenDataset.from_tokens(torch.randint(0, 4096, (5, 12)), "random")
+    data = TokenDataset.from_tokens(torch.randint(0, 4096, (8, 12)), "random")
     saes = {hook: random_sae(double, int(hook[7])).double() for hook in (EARLY, SAME, LATE)}
     result = what_dies(double, DROP, data, saes, WhatDiesConfig(batch_size=2, least_active=3))
     table = result.features_table().to_pandas()
@@ -72,7 +73,7 @@ def test_features_equal_a_literal_reading(double: HookedModel, random_sae) -> No
         rows = table[table.hook == hook]
         for side, drop in (("before", Drop()), ("after", DROP)):
             expected = literal[hook, side] = _literal(double, saes[hook], data.tokens, drop, hook)
-            np.testing.assert_allclose(rows[f"density_{side}"], expected[:, 0].sum(0) / (5 * 11), atol=1e-12)
+            np.testing.assert_allclose(rows[f"density_{side}"], expected[:, 0].sum(0) / (8 * 11), atol=1e-12)
             np.testing.assert_allclose(rows[f"mean_{side}"], expected[:, 1].mean(0), atol=1e-7)
             checked = slice(0, None, 96)
             np.testing.assert_allclose(rows[f"effect_{side}"][checked], expected[:, 2].mean(0)[checked], atol=1e-6)
@@ -82,7 +83,7 @@ def test_features_equal_a_literal_reading(double: HookedModel, random_sae) -> No
     change = literal[LATE, "after"][:, 1] - literal[LATE, "before"][:, 1]
     feature = int(np.abs(change.mean(0)).argmax())
     row = table[(table.hook == LATE) & (table.feature == feature)].iloc[0]
-    error = 1.96 * change[:, feature].std(ddof=1) / np.sqrt(5)
+    error = stats.t.ppf(0.975, 7) * change[:, feature].std(ddof=1) / np.sqrt(8)
     assert row.change_low == pytest.approx(change[:, feature].mean() - error, abs=1e-7)
     assert row.change_high == pytest.approx(change[:, feature].mean() + error, abs=1e-7)
 
