@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,12 @@ from typing import Any
 from attlas.errors import ConfigError
 
 NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+LARGEST = 2**40  # weights of one matrix; more is a mistake in a file, caught before anything is allocated
+_WHOLE = ("d_in", "d_sae", "k")
+_WHOLE_OR_NONE = ("k_aux", "n_heads", "d_head", "context_size")
+_NUMBERS = ("sparsity", "aux_coefficient", "bandwidth")
+_TEXTS = ("arch", "normalisation", "dtype", "hook_name", "model_name", "model_hash")
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class SAEConfig:
         context_size: sequence length trained on, or None.
 
     Raises:
-        ConfigError: a size is below 1, k exceeds d_sae, or widths do not nest.
+        ConfigError: a value is of the wrong type, a size is below 1, k exceeds d_sae, or widths do not nest.
     """
 
     d_in: int
@@ -62,6 +69,7 @@ class SAEConfig:
     context_size: int | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.d_in < 1 or self.d_sae < 1:
             raise ConfigError(f"an SAE of d_in={self.d_in} and d_sae={self.d_sae} is empty; give both at least 1")
         if not 1 <= self.k <= self.d_sae:
@@ -78,6 +86,34 @@ class SAEConfig:
             raise ConfigError(f"widths {list(widths)} must increase from at least 1 to d_sae={self.d_sae}")
         if self.n_heads and self.d_head and self.n_heads * self.d_head != self.d_in:
             raise ConfigError(f"{self.n_heads} heads of {self.d_head} do not make d_in={self.d_in}")
+        if self.d_in * self.d_sae > LARGEST:
+            raise ConfigError(f"d_in={self.d_in} times d_sae={self.d_sae} is larger than any SAE; the file is damaged")
+
+    def _check_types(self) -> None:
+        """Values come from files too, where anything can stand."""
+
+        def refuse(name: str, wanted: str) -> None:
+            raise ConfigError(f"{name}={getattr(self, name)!r:.60} must be {wanted}")
+
+        for name in (*_WHOLE, *_WHOLE_OR_NONE):
+            value = getattr(self, name)
+            if not _is_whole(value) and not (value is None and name in _WHOLE_OR_NONE):
+                refuse(name, "a whole number")
+            if name in _WHOLE_OR_NONE and value is not None and value < 1:
+                refuse(name, "at least 1")
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                refuse(name, "a finite number")
+        for name in _TEXTS:
+            if not isinstance(getattr(self, name), str):
+                refuse(name, "a string")
+        if not isinstance(self.apply_b_dec_to_input, bool):
+            refuse("apply_b_dec_to_input", "true or false")
+        if not isinstance(self.widths, tuple) or not all(_is_whole(width) for width in self.widths):
+            refuse("widths", "whole numbers")
+        if self.dtype not in DTYPES:
+            refuse("dtype", f"one of {', '.join(DTYPES)}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -85,8 +121,23 @@ class SAEConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SAEConfig:
-        """The inverse of `to_json`; keys it does not know are left out."""
+        """The inverse of `to_json`.
+
+        Raises:
+            ConfigError: a key is unknown, a value is out of range, or d_in or d_sae is missing.
+        """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"an SAE's configuration must be an object, not {values!r:.60}")
         known = {f.name for f in dataclasses.fields(cls)}
-        kept = {name: value for name, value in values.items() if name in known}
-        kept["widths"] = tuple(kept.get("widths") or ())
+        unknown = sorted(name for name in values.keys() - known if values[name] not in (None, False, "", [], {}))
+        if unknown:
+            raise ConfigError(f"key '{unknown[0]}' of an SAE's configuration is unknown here; upgrade attlas")
+        missing = [name for name in ("d_in", "d_sae") if name not in values]
+        if missing:
+            raise ConfigError(f"an SAE's configuration lacks {', '.join(missing)}")
+        kept = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items() if n in known}
         return cls(**kept)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

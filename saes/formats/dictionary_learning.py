@@ -18,7 +18,16 @@ from attlas.data.files import atomic_path, write_text_atomic
 from attlas.errors import ConfigError, SAEFormatError
 from attlas.saes.base import SAE
 from attlas.saes.config import SAEConfig
-from attlas.saes.formats import saelens
+from attlas.saes.formats.fields import (
+    DICTIONARY_BUFFER,
+    DICTIONARY_HARMLESS,
+    refuse_unknown,
+    section,
+    text,
+    whole,
+    words,
+)
+from attlas.saes.formats.files import build, read_json
 from attlas.saes.formats.pickled import read_state, take, transposed
 
 NAME = "dictionary_learning"
@@ -53,6 +62,9 @@ _CLASSES = {
     "MatryoshkaBatchTopKSAE": _Class("matryoshka", _PLAIN, linear=()),
     "JumpReluAutoEncoder": _Class("jumprelu", _PLAIN, linear=(), b_dec_to_input=False),
 }
+_READ = words("dict_class activation_dim dict_size k lm_name submodule_name")
+# Buffers in the state_dict beside the weights: k is read, TopK's running threshold is not used by its encode.
+_BUFFERS = {"topk": ("k", "threshold"), "batchtopk": ("k",), "matryoshka": ("k", "group_sizes")}
 _CLASS_OF = {c.arch: name for name, c in _CLASSES.items() if name != "AutoEncoderNew"}
 
 
@@ -66,32 +78,49 @@ def load(folder: Path) -> SAE:
     Raises:
         SAEFormatError: a file is missing or refused, the class is unknown, or weights are missing.
     """
-    record = saelens.read_json(folder / "config.json")
-    trainer = record.get("trainer") or {}
+    source = folder / "config.json"
+    record = read_json(source)
+    trainer, buffer = section(record, "trainer", source), section(record, "buffer", source)
     class_name = trainer.get("dict_class")
-    if class_name not in _CLASSES:
-        raise SAEFormatError(
-            f"'{folder / 'config.json'}' has trainer.dict_class {class_name!r}; supported: {', '.join(_CLASSES)}"
-        )
+    if not isinstance(class_name, str) or class_name not in _CLASSES:
+        raise SAEFormatError(f"'{source}' has trainer.dict_class {class_name!r:.60}; supported: {', '.join(_CLASSES)}")
+    refuse_unknown(record, ("trainer", "buffer", "attlas"), source)
+    refuse_unknown(trainer, _READ | DICTIONARY_HARMLESS, source)
+    refuse_unknown(buffer, DICTIONARY_BUFFER | {"ctx_len"}, source)
     layout = _CLASSES[class_name]
     raw = read_state(folder / "ae.pt")
-    state = transposed(take(raw, layout.names, folder), *layout.linear)
+    state = transposed(take(raw, layout.names, folder, _BUFFERS.get(layout.arch, ())), *layout.linear)
+    if state["W_enc"].ndim != 2:
+        raise SAEFormatError(f"'{folder / 'ae.pt'}': the encoder has shape {list(state['W_enc'].shape)}, want a matrix")
     d_in, d_sae = state["W_enc"].shape
+    for key, found in (("activation_dim", d_in), ("dict_size", d_sae)):
+        if trainer.get(key, found) != found:
+            raise SAEFormatError(f"'{source}' has {key}={trainer[key]!r:.60} and the weights {found}")
     if "threshold" in state:
         state["threshold"] = state["threshold"].expand(d_sae).clone()
+    own = section(record, "attlas", source)
     try:
-        own = record.get("attlas")
-        cfg = SAEConfig.from_json(own) if own else _config(layout, trainer, record, raw, d_in, d_sae)
+        cfg = SAEConfig.from_json(own) if own else _config(layout, trainer, buffer, raw, d_in, d_sae, source)
     except ConfigError as error:
-        raise SAEFormatError(f"'{folder}': {error}") from error
-    return saelens.build(cfg, state, folder)
+        raise SAEFormatError(f"'{source}': {error}") from error
+    return build(cfg, state, folder)
 
 
 def _config(
-    layout: _Class, trainer: dict[str, Any], record: dict[str, Any], raw: dict[str, Tensor], d_in: int, d_sae: int
+    layout: _Class,
+    trainer: dict[str, Any],
+    buffer: dict[str, Any],
+    raw: dict[str, Tensor],
+    d_in: int,
+    d_sae: int,
+    source: Path,
 ) -> SAEConfig:
-    k = int(raw["k"]) if "k" in raw else int(trainer.get("k") or min(32, d_sae))
+    k = min(32, d_sae)
+    if layout.arch in _BUFFERS:
+        k = int(raw["k"]) if "k" in raw and raw["k"].numel() == 1 else whole(trainer, "k", source)
     sizes = raw.get("group_sizes")
+    if sizes is not None and sizes.ndim != 1:
+        raise SAEFormatError(f"'{source.parent}': group_sizes has shape {list(sizes.shape)}, want a list")
     return SAEConfig(
         d_in=d_in,
         d_sae=d_sae,
@@ -99,9 +128,9 @@ def _config(
         k=k,
         widths=() if sizes is None else tuple(int(n) for n in sizes.cumsum(0)),
         apply_b_dec_to_input=layout.b_dec_to_input,
-        model_name=trainer.get("lm_name") or "",
-        hook_name=trainer.get("submodule_name") or "",
-        context_size=(record.get("buffer") or {}).get("ctx_len"),
+        model_name=text(trainer, "lm_name", source),
+        hook_name=text(trainer, "submodule_name", source),
+        context_size=buffer.get("ctx_len"),
     )
 
 

@@ -14,14 +14,16 @@ import torch
 from torch import Tensor
 
 from attlas.data.files import atomic_path, write_text_atomic
-from attlas.errors import SAEFormatError
+from attlas.errors import ConfigError, SAEFormatError
 from attlas.saes.base import SAE
 from attlas.saes.config import SAEConfig
-from attlas.saes.formats import saelens
+from attlas.saes.formats.fields import ORIGINAL_HARMLESS, number, refuse_unknown, text, words
+from attlas.saes.formats.files import build, read_json
 from attlas.saes.formats.pickled import read_state, take
 
 NAME = "original"
 _NAMES = {name: name for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
+_READ = words("act_name act_size dict_size l1_coeff model_name seq_len head concat_heads")
 
 
 def _weights(path: Path) -> Path | None:
@@ -46,21 +48,35 @@ def load(path: Path) -> SAE:
         raise SAEFormatError(f"'{path}' is no .pt file, nor a folder with exactly one")
     state = take(read_state(weights), _NAMES, weights)
     config = weights.with_name(f"{weights.stem}_cfg.json")
-    record: dict[str, Any] = saelens.read_json(config) if config.is_file() else {}
-    return saelens.build(_config(record, state), state, weights)
+    record: dict[str, Any] = read_json(config) if config.is_file() else {}
+    try:
+        return build(_config(record, state, config), state, weights)
+    except ConfigError as error:
+        raise SAEFormatError(f"'{config}': {error}") from error
 
 
-def _config(record: dict[str, Any], state: dict[str, Tensor]) -> SAEConfig:
+def _config(record: dict[str, Any], state: dict[str, Tensor], source: Path) -> SAEConfig:
+    refuse_unknown(record, _READ | ORIGINAL_HARMLESS, source)
+    if record.get("concat_heads") is False or record.get("head", "cat") != "cat":
+        raise SAEFormatError(
+            f"'{source}' has head={record.get('head')!r:.60}, concat_heads={record.get('concat_heads')!r:.60}: an SAE of "
+            "one head; Attlas reads SAEs of all heads, concatenated"
+        )
+    if state["W_enc"].ndim != 2:
+        raise SAEFormatError(f"'{source}': W_enc has shape {list(state['W_enc'].shape)}, want [d_in, d_sae]")
     d_in, d_sae = state["W_enc"].shape
+    for key, found in (("act_size", d_in), ("dict_size", d_sae)):
+        if record.get(key, found) != found:
+            raise SAEFormatError(f"'{source}' has {key}={record[key]!r:.60} and W_enc has shape [{d_in}, {d_sae}]")
     dtype = str(state["W_enc"].dtype).removeprefix("torch.")
     return SAEConfig(
         d_in=d_in,
         d_sae=d_sae,
         arch="standard",
         k=min(32, d_sae),
-        sparsity=float(record.get("l1_coeff") or 1.0),
-        hook_name=record.get("act_name") or "",
-        model_name=record.get("model_name") or "",
+        sparsity=number(record, "l1_coeff", 1.0, source),
+        hook_name=text(record, "act_name", source),
+        model_name=text(record, "model_name", source),
         context_size=record.get("seq_len"),
         dtype=dtype if dtype != "float64" else "float32",
     )

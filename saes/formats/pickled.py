@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -34,16 +35,24 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def take(state: dict[str, Tensor], names: dict[str, str], source: Path) -> dict[str, Tensor]:
-    """Pick tensors by their foreign names; `names` maps ours to theirs.
+def take(
+    state: dict[str, Tensor], names: dict[str, str], source: Path, also: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Pick tensors by their foreign names; `names` maps ours to theirs, `also` may be there and is not taken.
 
     Raises:
-        SAEFormatError: one is missing.
+        SAEFormatError: one is missing, or there is one more, which the function must depend on.
     """
     missing = sorted(theirs for theirs in names.values() if theirs not in state)
     if missing:
         raise SAEFormatError(
             f"'{source}' lacks {', '.join(missing)} (it has {', '.join(sorted(state))}); it is incomplete"
+        )
+    surplus = sorted(state.keys() - set(names.values()) - set(also))
+    if surplus:
+        raise SAEFormatError(
+            f"'{source}' holds {', '.join(surplus)} besides the weights of an SAE of its class; Attlas does not know what "
+            "they do (a skip connection?) and refuses it"
         )
     return {ours: state[theirs] for ours, theirs in names.items()}
 

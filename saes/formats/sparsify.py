@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 
@@ -15,11 +16,18 @@ from attlas.data.files import atomic_path, write_text_atomic
 from attlas.errors import ConfigError, SAEFormatError
 from attlas.saes.base import SAE
 from attlas.saes.config import SAEConfig
-from attlas.saes.formats import saelens
+from attlas.saes.formats.fields import SPARSIFY_HARMLESS, neutral, refuse_unknown, section, whole, words
+from attlas.saes.formats.files import build, read_json, read_safetensors
 from attlas.saes.formats.pickled import take, transposed
 
 NAME = "sparsify"
 _NAMES = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
+_READ = words("d_in k activation expansion_factor num_latents transcode skip_connection attlas")
+_REFUSED = {
+    "signed": "the k largest by magnitude, with their sign",
+    "embed_skip": "a skip connection from the embedding",
+    "gram_lookup": "an n-gram table subtracted from the input",
+}
 
 
 def detect(path: Path) -> bool:
@@ -30,24 +38,35 @@ def load(folder: Path) -> SAE:
     """Read a folder of sparsify's.
 
     Raises:
-        SAEFormatError: keys or weights are missing, or it is a transcoder or not TopK.
+        SAEFormatError: keys or weights are missing or unknown, or it is not a plain TopK autoencoder.
     """
-    record = saelens.read_json(folder / "cfg.json")
-    for key in ("d_in", "k"):
-        if key not in record:
-            raise SAEFormatError(f"'{folder / 'cfg.json'}' lacks '{key}'; it is no sparsify configuration")
+    source = folder / "cfg.json"
+    record = read_json(source)
+    d_in, k = whole(record, "d_in", source), whole(record, "k", source)
     if record.get("transcode") or record.get("skip_connection"):
         raise SAEFormatError(f"'{folder}' is a transcoder (its output is not its input); Attlas reads autoencoders")
     if record.get("activation", "topk") != "topk":
         raise SAEFormatError(f"'{folder}' has activation '{record['activation']}'; topk is supported")
-    state = transposed(take(saelens.read_safetensors(folder / "sae.safetensors"), _NAMES, folder), "W_enc")
-    d_sae = record.get("num_latents") or record["d_in"] * record.get("expansion_factor", 32)
+    for key, meaning in _REFUSED.items():
+        if not neutral(record.get(key)):
+            raise SAEFormatError(f"'{source}' has {key}={record[key]!r:.60} ({meaning}); Attlas reads plain TopK SAEs")
+    refuse_unknown(record, _READ | SPARSIFY_HARMLESS | _REFUSED.keys(), source)
+    state = transposed(take(read_safetensors(folder / "sae.safetensors"), _NAMES, folder), "W_enc")
+    own = section(record, "attlas", source)
     try:
-        own = record.get("attlas")
-        cfg = SAEConfig.from_json(own) if own else SAEConfig(d_in=record["d_in"], d_sae=d_sae, k=record["k"])
+        cfg = SAEConfig.from_json(own) if own else SAEConfig(d_in=d_in, d_sae=_d_sae(record, d_in, source), k=k)
     except ConfigError as error:
-        raise SAEFormatError(f"'{folder}': {error}") from error
-    return saelens.build(cfg, state, folder)
+        raise SAEFormatError(f"'{source}': {error}") from error
+    if (cfg.d_in, cfg.k) != (d_in, k):
+        raise SAEFormatError(f"'{source}' says d_in={d_in}, k={k} and, under attlas, d_in={cfg.d_in}, k={cfg.k}")
+    return build(cfg, state, folder)
+
+
+def _d_sae(record: dict[str, Any], d_in: int, source: Path) -> int:
+    """num_latents, or expansion_factor times d_in where that is 0 or absent."""
+    if record.get("num_latents") in (None, 0):
+        return d_in * whole(record, "expansion_factor", source)
+    return whole(record, "num_latents", source)
 
 
 def save(sae: SAE, folder: Path) -> Path:
