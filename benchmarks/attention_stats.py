@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from common import compare, main, report
 
-from attlas.kernels import attention_stats
+from attlas.kernels import AttentionRule, attention_stats
 
 SHAPES = ((1, 6, 1024, 64), (1, 6, 2048, 64))
 
@@ -28,7 +28,7 @@ def run(rounds: int = 5) -> dict:
             return entropy, a.amax(-1), a[..., 0], (a * (distance < 8)).sum(-1), (a * distance).sum(-1)
 
         found = {
-            "attlas attention_stats": lambda q=q, k=k: attention_stats(q, k, causal=True),
+            "attlas attention_stats": lambda q=q, k=k: attention_stats(q, k, AttentionRule(causal=True)),
             "whole maps, five statistics": maps,
             "SDPA forward": lambda q=q, k=k, v=v: torch.nn.functional.scaled_dot_product_attention(
                 q, k, v, is_causal=True
@@ -63,7 +63,7 @@ def _hugging_face(rounds: int) -> list[dict]:
         model(tokens)
         model.config._attn_implementation = "eager"
         q, k, _ = kept["qkv"].split(384, -1)
-        return attention_stats(*(t.view(1, -1, 6, 64).transpose(1, 2) for t in (q, k)), causal=True)
+        return attention_stats(*(t.view(1, -1, 6, 64).transpose(1, 2) for t in (q, k)), rule=AttentionRule(causal=True))
 
     found = {"SDPA model + attention_stats": streamed, "HF eager, output_attentions": eager}
     return [report("one GPT-2 layer, 6 heads, T 1024, with entropy", compare(found, rounds))]

@@ -97,13 +97,13 @@ def step_rows(rows: list[dict]) -> None:
 
 
 def stats_rows(rows: list[dict]) -> None:
-    from attlas.kernels import attention_stats
+    from attlas.kernels import AttentionRule, attention_stats
 
     B, H, K, T, e = 1, 32, 8, 8192, 128
     q = torch.randn(B, H, T, e, device="cuda", dtype=torch.bfloat16)
     k, v = (torch.randn(B, K, T, e, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     sdpa = timed(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True))
-    ours = timed(lambda: attention_stats(q, k, causal=True))
+    ours = timed(lambda: attention_stats(q, k, AttentionRule(causal=True)))
     show(rows, f"statistics T {T} H {H} K {K} e {e} bf16", ours, "SDPA forward", sdpa, "<= 1.5", B * H * T * T * e)
 
 

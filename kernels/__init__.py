@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attlas.kernels.attention_rule import AttentionRule
 from attlas.kernels.attention_stats import AttentionStats, attention_stats
 from attlas.kernels.feature_dfa import FeatureDFA, feature_dfa
 from attlas.kernels.sparse_decode import sparse_decode, sparse_decode_prefixes
@@ -10,6 +11,7 @@ from attlas.kernels.topk_encode import topk_encode, topk_rows
 from attlas.kernels.topk_step import StepOptions, TopKStep, TopKStepResult
 
 __all__ = [
+    "AttentionRule",
     "AttentionStats",
     "FeatureDFA",
     "SparseCodes",

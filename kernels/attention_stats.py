@@ -1,7 +1,7 @@
 """Attention statistics straight from queries and keys, with no T×T matrix (entropy: Zhai et al. 2023, arXiv 2303.06296).
 
-Queries are taken a block at a time; a block meets all keys it may attend to, its logits live in one tile of bounded size,
-and each statistic is a number per query. Memory is O(T) whatever the length. Logits and sums are float32 (float64 for
+Queries are taken a block at a time; a block meets all keys its layer's rule lets it see, its logits live in one tile of
+bounded size, and each statistic is a number per query. Memory is O(T) whatever the length. Logits and sums are float32 (float64 for
 float64 input). A query with no key to attend to has entropy, masses, maximum and distance 0 and n_keys 0.
 Shapes: B batch, H heads, K kv heads, T queries, S keys, e head width.
 """
@@ -15,10 +15,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from attlas.kernels.attention_rule import AttentionRule
 from attlas.kernels.dispatch import or_torch, require, require_like, use_triton
 
-# Logits in one tile, over all heads of one batch row and a block of queries (never fewer than one query).
-TILE_ELEMENTS = 1 << 20
+# Logits in one tile, over batch rows, heads and queries (never fewer than one query): what a core's cache holds, or an
+# accelerator's many at once.
+TILE_ELEMENTS = 1 << 16
+DEVICE_TILES = 64
 
 Ints = int | Sequence[int]
 
@@ -104,31 +107,31 @@ _PLAIN = (
     *("entropy", "max_weight", "sink_mass", "diagonal", "previous_token", "mean_distance"),
     *("n_keys", "spread", "log_z"),
 )
+_FIELDS = (*(name for name in _PLAIN if name != "n_keys"), "induction", "duplicate")
 
 
 def attention_stats(
     q: Tensor,
     k: Tensor,
+    rule: AttentionRule,
     *,
-    causal: bool,
-    scale: float | None = None,
     mask: Tensor | None = None,
     token_ids: Tensor | None = None,
     window: Ints = 8,
     top_k: Ints | None = None,
     column: bool = False,
 ) -> AttentionStats:
-    """Statistics of softmax(scale·q·kᵀ + mask) for every query.
+    """Statistics of softmax(scale·q·kᵀ + mask) for every query, over the keys that rule and mask allow.
 
     Args:
         q: [B, H, T, e], after any rotary embedding.
         k: [B, K, S, e], K a divisor of H (query head h reads kv head h // (H / K)). T ≤ S when causal; the T queries
             are then the last T positions.
-        causal: query i attends to keys j ≤ i alone.
-        scale: default 1/√e.
-        mask: broadcastable to [B, H, T, S]; bool (True = may attend) or additive (−inf = may not).
+        rule: of the layer: causality, sliding window, scale.
+        mask: what the input adds (padding), broadcastable to [B, H, T, S]; bool (True = may attend) or additive (−inf =
+            may not).
         token_ids: [B, S] (or [S]) int; gives `induction` and `duplicate`.
-        window: one width or several.
+        window: one width or several, of `window_masses`.
         top_k: one n or several, or None.
         column: also sum over queries, per key.
 
@@ -136,8 +139,7 @@ def attention_stats(
         KernelError: shapes, dtypes or devices that do not fit.
     """
     windows, tops = _ints(window), _ints(top_k)
-    _check(q, k, causal, token_ids, windows, tops)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    _check(q, k, rule.causal, token_ids, windows, tops)
     if token_ids is not None:
         token_ids = token_ids.expand(q.shape[0], k.shape[2])
     with torch.no_grad():
@@ -145,10 +147,10 @@ def attention_stats(
             from attlas.kernels.attention_stats_triton import attention_stats_triton
 
             return or_torch(
-                lambda: attention_stats_triton(q, k, causal, scale, token_ids, windows, column),
-                lambda: _stats_torch(q, k, causal, scale, mask, token_ids, windows, tops, column),
+                lambda: attention_stats_triton(q, k, rule, token_ids, windows, column),
+                lambda: _stats_torch(q, k, rule, mask, token_ids, windows, tops, column),
             )
-        return _stats_torch(q, k, causal, scale, mask, token_ids, windows, tops, column)
+        return _stats_torch(q, k, rule, mask, token_ids, windows, tops, column)
 
 
 def _ints(value: Ints | None) -> tuple[int, ...]:
@@ -170,26 +172,25 @@ def _check(
         require(token_ids.device == q.device, f"token_ids are on {token_ids.device}, q on {q.device}")
 
 
-def _blocks(n_heads: int, T: int, S: int, causal: bool) -> Iterator[tuple[int, int, int]]:
-    """(first query, end of queries, end of keys) of each block; early causal blocks see few keys and take more queries."""
-    start = 0
+def _blocks(n_heads: int, T: int, S: int, rule: AttentionRule, room: int) -> Iterator[tuple[int, int]]:
+    """(first query, end of queries) of each block; blocks that see few keys take more queries."""
+    start, shift = 0, rule.first_position(T, S)
+    room = max(1, room // max(1, n_heads))
     while start < T:
-        offset = S - T
-        rows = max(1, TILE_ELEMENTS // max(1, n_heads * S))
-        if causal:  # rows · (start + offset + rows) · heads ≤ tile
-            room = TILE_ELEMENTS / max(1, n_heads)
-            seen = start + offset
-            rows = max(1, int((math.sqrt(seen * seen + 4 * room) - seen) / 2))
-        end = min(T, start + rows)
-        yield start, end, min(S, end + offset) if causal else S
+        low, high = rule.span(start + shift, start + shift, S)
+        seen = max(0, high - low - 1)
+        # each further query sees one key more where there is a rule, rows · (seen + rows) ≤ room; else all see the same
+        limited = rule.causal or rule.sliding_window is not None
+        rows = int((math.sqrt(seen * seen + 4 * room) - seen) / 2) if limited else room // max(1, S)
+        end = min(T, start + max(1, rows))
+        yield start, end
         start = end
 
 
 def _stats_torch(
     q: Tensor,
     k: Tensor,
-    causal: bool,
-    scale: float,
+    rule: AttentionRule,
     mask: Tensor | None,
     token_ids: Tensor | None,
     windows: tuple[int, ...],
@@ -200,30 +201,33 @@ def _stats_torch(
     K, S = k.shape[1], k.shape[2]
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
     names = [*_PLAIN, *(("induction", "duplicate") if token_ids is not None else ())]
+    names += [f"w{w}" for w in windows] + [f"t{n}" for n in tops]
     out = {name: q.new_zeros(B, H, T, dtype=dtype) for name in names}
-    out |= {f"w{w}": q.new_zeros(B, H, T, dtype=dtype) for w in windows}
-    out |= {f"t{n}": q.new_zeros(B, H, T, dtype=dtype) for n in tops}
     columns = q.new_zeros(B, H, S, dtype=dtype) if column else None
     full_mask = None if mask is None else mask.expand(B, H, T, S)
-    for b in range(B):
-        keys = k[b].to(dtype)  # [K, S, e]
-        for start, end, stop in _blocks(H, T, S, causal):
-            queries = (q[b, :, start:end].to(dtype) * scale).reshape(K, H // K * (end - start), e)
-            logits = torch.bmm(queries, keys[:, :stop].mT).view(H, end - start, stop)
-            allowed = _restrict(
-                logits, causal, start + S - T, None if full_mask is None else full_mask[b, :, start:end, :stop]
-            )
-            position = torch.arange(start + S - T if causal else start, end + S - T if causal else end, device=q.device)
-            found, weights = _block_stats(logits, allowed, position, windows, tops)
+    room = TILE_ELEMENTS * (1 if q.device.type == "cpu" else DEVICE_TILES)
+    together = max(1, room // max(1, H * T * S))  # short sequences, several at a time
+    shift = rule.first_position(T, S)
+    for b in range(0, B, together):
+        rows = slice(b, min(B, b + together))
+        n = rows.stop - rows.start
+        keys = k[rows].to(dtype).mT  # [n, K, e, S]
+        for start, end in _blocks(n * H, T, S, rule, room):
+            low, high = rule.span(start + shift, end - 1 + shift, S)
+            queries = (q[rows, :, start:end].to(dtype) * rule.scaled(e)).reshape(n, K, H // K * (end - start), e)
+            logits = (queries @ keys[..., low:high]).view(n, H, end - start, high - low)
+            part = None if full_mask is None else full_mask[rows, :, start:end, low:high]
+            tile = _Tile(logits, rule, start + shift, low, part)
+            found = tile.measure(windows, tops)
             if token_ids is not None:
-                found |= _token_stats(weights, token_ids[b, :stop], token_ids[b], position)
+                found |= tile.token_masses(token_ids[rows])
             for name, value in found.items():
-                out[name][b, :, start:end] = value
+                out[name][rows, :, start:end] = value
             if columns is not None:
-                columns[b, :, :stop] += weights.sum(1)
+                columns[rows, :, low:high] += tile.column_mass()
     n_keys = out.pop("n_keys").long()
     return AttentionStats(
-        **{name: out[name] for name in names if name != "n_keys"},
+        **{name: out[name] for name in names if name in _FIELDS},
         n_keys=n_keys,
         window_masses={w: out[f"w{w}"] for w in windows},
         top_k_masses={n: out[f"t{n}"] for n in tops},
@@ -231,70 +235,107 @@ def _stats_torch(
     )
 
 
-def _restrict(logits: Tensor, causal: bool, first: int, mask: Tensor | None) -> Tensor | None:
-    """Set logits that may not be attended to −inf, in place; return which may (None: all)."""
-    allowed = None
-    if causal and logits.shape[1] > 0:
-        rows, columns = logits.shape[1:]
-        allowed = torch.ones(rows, columns, dtype=torch.bool, device=logits.device).tril(first)
-    if mask is not None:
-        open_ = mask if mask.dtype == torch.bool else mask > -math.inf
-        if mask.dtype != torch.bool:
-            logits += torch.where(open_, mask, 0)
-        allowed = open_ if allowed is None else allowed & open_
-    if allowed is not None:
-        logits.masked_fill_(~allowed, -math.inf)
-    return allowed
+class _Tile:
+    """Logits [n, H, R, S] of R queries from position `first`, and S keys from `low`; overwritten on the way.
 
+    Passes over the tile are what this costs, so sums are taken of unnormalised weights and divided after.
+    """
 
-def _block_stats(
-    logits: Tensor, allowed: Tensor | None, position: Tensor, windows: tuple[int, ...], tops: tuple[int, ...]
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Statistics of one tile of logits [H, R, S]; also the weights, for sums that need other inputs."""
-    H, R, S = logits.shape
-    n = logits.new_full((H, R), S) if allowed is None else allowed.sum(-1).to(logits.dtype).expand(H, R)
-    if S == 0:
-        zero = logits.new_zeros(H, R)
-        found = dict.fromkeys((*_PLAIN, *(f"w{w}" for w in windows), *(f"t{t}" for t in tops)), zero)
-        return found | {"log_z": zero - math.inf}, logits
-    empty = n == 0
-    peak = logits.amax(-1, keepdim=True).masked_fill(empty.unsqueeze(-1), 0)
-    shifted = logits - peak
-    finite = shifted if allowed is None else shifted.masked_fill(~allowed, 0)
-    weights = shifted.exp()
-    z = weights.sum(-1, keepdim=True)
-    weights = weights / z.masked_fill(empty.unsqueeze(-1), 1)
-    mean = finite.sum(-1, keepdim=True) / n.clamp(min=1).unsqueeze(-1)
-    centred = finite - mean if allowed is None else (finite - mean).masked_fill(~allowed, 0)
-    distance = (position.unsqueeze(-1) - torch.arange(S, device=logits.device)).abs()
-    own, before = position.clamp(max=S - 1).expand(H, R), (position - 1).clamp(0, S - 1).expand(H, R)
-    found = {
-        "n_keys": n,
-        "log_z": (z.log() + peak).squeeze(-1),
-        "entropy": (z.squeeze(-1).log().masked_fill(empty, 0) - (weights * finite).sum(-1)).clamp(min=0),
-        "max_weight": weights.amax(-1),
-        "sink_mass": weights[..., 0],
-        "diagonal": weights.gather(-1, own.unsqueeze(-1)).squeeze(-1) * (position < S),
-        "previous_token": weights.gather(-1, before.unsqueeze(-1)).squeeze(-1) * ((position > 0) & (position - 1 < S)),
-        "mean_distance": (weights * distance).sum(-1),
-        "spread": torch.linalg.vector_norm(centred, dim=-1),
-    }
-    for w in windows:
-        found[f"w{w}"] = (weights * (distance < w)).sum(-1)
-    if tops:
-        largest = weights.topk(min(max(tops), S), dim=-1).values.cumsum(-1)
-        for t in tops:
-            found[f"t{t}"] = largest[..., min(t, S) - 1]
-    return found, weights
+    def __init__(self, logits: Tensor, rule: AttentionRule, first: int, low: int, mask: Tensor | None) -> None:
+        n, H, R, S = logits.shape
+        self.rule, self.first, self.low = rule, first, low
+        self.position = torch.arange(first, first + R, device=logits.device)
+        self.keys = torch.arange(low, low + S, device=logits.device)
+        self.closed: Tensor | None = None
+        if mask is not None:
+            open_ = mask if mask.dtype == torch.bool else mask > -math.inf
+            if mask.dtype != torch.bool:
+                logits += torch.where(open_, mask, 0)
+            self.closed = ~open_
+            self.n_keys = (open_ & rule.allowed(self.position, self.keys)).sum(-1).to(logits.dtype)
+        else:
+            self.n_keys = rule.n_keys(self.position, low + S).to(logits.dtype).expand(n, H, R)
+        self.empty = self.n_keys == 0
+        count = self.n_keys.clamp(min=1).unsqueeze(-1)
+        self._close(logits)
+        mean = logits.sum(-1, keepdim=True) / count
+        logits -= mean
+        self._close(logits)
+        self.spread = torch.linalg.vector_norm(logits, dim=-1)
+        # the mean is 0 now, so the zeros of closed keys never stand above the largest logit
+        peak = logits.amax(-1, keepdim=True) if S else mean
+        logits -= peak
+        self.weights = self._close(logits.exp())  # up to the factor `inverse`
+        z = self.weights.sum(-1)
+        self.inverse = torch.where(self.empty, 0, 1 / z)
+        self.log_z = torch.where(self.empty, -math.inf, z.log() + (peak + mean).squeeze(-1))
+        moment = torch.mul(self.weights, logits, out=logits).sum(-1)
+        self.entropy = torch.where(self.empty, 0, z.log() - moment * self.inverse).clamp(min=0)
+        self.spare = logits
 
+    def _close(self, tile: Tensor) -> Tensor:
+        """Set what may not be attended to 0, in place."""
+        ahead, reach = self.first - self.low, self.rule.sliding_window
+        if self.rule.causal:
+            tile.tril_(ahead)
+        elif reach is not None:
+            tile.tril_(ahead + reach - 1)
+        if reach is not None:
+            tile.triu_(ahead - reach + 1)
+        return tile if self.closed is None else tile.masked_fill_(self.closed, 0)
 
-def _token_stats(weights: Tensor, key_tokens: Tensor, tokens: Tensor, position: Tensor) -> dict[str, Tensor]:
-    """Induction and duplicate-token mass of a tile. Queries beyond the keys have no token and get 0."""
-    S = key_tokens.shape[0]
-    inside = position < tokens.shape[0]
-    own = tokens[position.clamp(max=tokens.shape[0] - 1)]
-    at = torch.arange(S, device=weights.device)
-    same = (own.unsqueeze(-1) == key_tokens) & (at != position.unsqueeze(-1)) & inside.unsqueeze(-1)
-    after = torch.zeros_like(same)
-    after[:, 1:] = same[:, :-1]
-    return {"duplicate": (weights * same).sum(-1), "induction": (weights * after).sum(-1)}
+    def _mass(self, factor: Tensor, span: slice = slice(None)) -> Tensor:
+        """Σ over keys (of a span) of weight · factor, [n, H, R]."""
+        weights = self.weights[..., span]
+        return torch.mul(weights, factor, out=self.spare[..., span]).sum(-1) * self.inverse
+
+    def _at(self, keys: Tensor) -> Tensor:
+        """Weight on one key a query."""
+        S = self.weights.shape[-1]
+        at = keys - self.low
+        if S == 0:
+            return torch.zeros_like(self.entropy)
+        index = at.clamp(0, S - 1).expand_as(self.entropy).unsqueeze(-1)
+        return self.weights.gather(-1, index).squeeze(-1) * self.inverse * ((at >= 0) & (at < S))
+
+    def measure(self, windows: tuple[int, ...], tops: tuple[int, ...]) -> dict[str, Tensor]:
+        """Every statistic that needs no tokens, [n, H, R] each."""
+        dtype = self.weights.dtype
+        distance = (self.position.unsqueeze(-1) - self.keys).abs()
+        found = {
+            "n_keys": self.n_keys,
+            "log_z": self.log_z,
+            "entropy": self.entropy,
+            "max_weight": self.inverse,  # the largest weight is e⁰ / Z
+            "sink_mass": self._at(torch.zeros_like(self.position)),
+            "diagonal": self._at(self.position),
+            "previous_token": self._at(self.position - 1),
+            "mean_distance": self._mass(distance.to(dtype)),
+            "spread": self.spread,
+        }
+        last = self.first + len(self.position) - 1
+        for w in windows:
+            near = slice(max(0, self.first - w + 1 - self.low), max(0, last + w - self.low))
+            found[f"w{w}"] = self._mass((distance[:, near] < w).to(dtype), near)
+        if tops:
+            S = self.weights.shape[-1]
+            largest = self.weights.topk(min(max(tops), S), dim=-1).values.cumsum(-1) * self.inverse.unsqueeze(-1)
+            for t in tops:
+                found[f"t{t}"] = largest[..., min(t, S) - 1] if S else torch.zeros_like(self.entropy)
+        return found
+
+    def token_masses(self, tokens: Tensor) -> dict[str, Tensor]:
+        """Induction and duplicate-token mass. Queries beyond the keys have no token and get 0."""
+        n_tokens, dtype = tokens.shape[1], self.weights.dtype
+        own = tokens[:, self.position.clamp(max=n_tokens - 1)].unsqueeze(-1)  # [n, R, 1]
+        inside = (self.position < n_tokens).unsqueeze(-1)
+        found = {}
+        for name, keys in (("duplicate", self.keys), ("induction", self.keys - 1)):
+            there = tokens[:, keys.clamp(min=0)].unsqueeze(1)  # [n, 1, S]
+            chosen = (own == there) & inside & (keys >= 0) & (keys != self.position.unsqueeze(-1))
+            found[name] = self._mass(chosen.to(dtype).unsqueeze(1))
+        return found
+
+    def column_mass(self) -> Tensor:
+        """Σ over queries of the mass on each key, [n, H, S]."""
+        return (self.inverse.unsqueeze(-2) @ self.weights).squeeze(-2)

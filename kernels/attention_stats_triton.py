@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from attlas.kernels.attention_rule import AttentionRule
 from attlas.kernels.dispatch import interpreting
 
 
@@ -30,8 +31,8 @@ def _row_kernel(
     q_ptr, k_ptr, token_ptr, out_ptr,
     H, K, T, S, E, scale, n_out,
     sqb, sqh, sqt, sqe, skb, skh, sks, ske,
-    w0, w1, w2, w3, widest,
-    CAUSAL: tl.constexpr, TOKENS: tl.constexpr, WINDOWS: tl.constexpr,
+    w0, w1, w2, w3, widest, reach,
+    CAUSAL: tl.constexpr, LIMITED: tl.constexpr, TOKENS: tl.constexpr, WINDOWS: tl.constexpr,
     BQ: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
     # One axis: a second one ends at 65,535. Causal programs with the most keys start first.
@@ -61,7 +62,11 @@ def _row_kernel(
     stop = S
     if CAUSAL:
         stop = tl.minimum(S, first_row + BQ + shift)
-    for start in range(0, stop, BS):
+    begin = 0
+    if LIMITED:  # |i − j| < reach: blocks of keys out of reach are not looked at
+        begin = tl.maximum(first_row + shift - reach + 1, 0) // BS * BS
+        stop = tl.minimum(stop, first_row + BQ + shift + reach)
+    for start in range(begin, stop, BS):
         keys = start + tl.arange(0, BS)
         key_ok = keys < S
         k_at = k_ptr + b.to(tl.int64) * skb + kv.to(tl.int64) * skh + keys.to(tl.int64)[None, :] * sks
@@ -70,6 +75,8 @@ def _row_kernel(
         ok = key_ok[None, :] & row_ok[:, None]
         if CAUSAL:
             ok = ok & (keys[None, :] <= position[:, None])
+        if LIMITED:
+            ok = ok & (tl.abs(position[:, None] - keys[None, :]) < reach)
         # centred squares: Chan's merge of (n, mean, deviation) with this block's
         n_new = tl.sum(ok.to(tl.float32), axis=1)
         block_mean = tl.sum(tl.where(ok, s, 0.0), axis=1) / tl.maximum(n_new, 1.0)
@@ -142,8 +149,8 @@ def _row_kernel(
 def _column_kernel(
     q_ptr, k_ptr, logz_ptr, out_ptr,
     H, K, T, S, E, scale,
-    sqb, sqh, sqt, sqe, skb, skh, sks, ske,
-    CAUSAL: tl.constexpr, BQ: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr,
+    sqb, sqh, sqt, sqe, skb, skh, sks, ske, reach,
+    CAUSAL: tl.constexpr, LIMITED: tl.constexpr, BQ: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
     n_blocks = tl.cdiv(S, BS)
     bh = tl.program_id(0) // n_blocks
@@ -161,7 +168,11 @@ def _column_kernel(
     if CAUSAL:
         shift = S - T
         first = tl.maximum(first_key - shift, 0) // BQ * BQ
-    for start in range(first, T, BQ):
+    last = T
+    if LIMITED:
+        first = tl.maximum(first, tl.maximum(first_key - shift - reach + 1, 0) // BQ * BQ)
+        last = tl.minimum(T, first_key + BS - shift + reach)
+    for start in range(first, last, BQ):
         rows = start + tl.arange(0, BQ)
         row_ok = rows < T
         q_at = q_ptr + b.to(tl.int64) * sqb + h.to(tl.int64) * sqh + rows.to(tl.int64)[:, None] * sqt
@@ -171,6 +182,8 @@ def _column_kernel(
         ok = key_ok[None, :] & row_ok[:, None] & (log_z > -float("inf"))[:, None]
         if CAUSAL:
             ok = ok & (keys[None, :] <= (rows + shift)[:, None])
+        if LIMITED:
+            ok = ok & (tl.abs((rows + shift)[:, None] - keys[None, :]) < reach)
         mass += tl.sum(tl.where(ok, tl.exp(tl.where(ok, s - log_z[:, None], 0.0)), 0.0), axis=0)
     tl.store(out_ptr + bh.to(tl.int64) * S + keys, mass, mask=key_ok)
 
@@ -185,13 +198,14 @@ def launch_shape(dtype: torch.dtype, E: int) -> tuple[dict[str, int], dict[str, 
 
 
 def attention_stats_triton(
-    q: Tensor, k: Tensor, causal: bool, scale: float, token_ids: Tensor | None, windows: tuple[int, ...], column: bool
+    q: Tensor, k: Tensor, rule: AttentionRule, token_ids: Tensor | None, windows: tuple[int, ...], column: bool
 ) -> Any:
     """The torch path's result, for one to four windows, no mask and no top-k mass."""
     from attlas.kernels.attention_stats import AttentionStats
 
     B, H, T, E = q.shape
     K, S = k.shape[1], k.shape[2]
+    scale, limited, reach = rule.scaled(E), rule.sliding_window is not None, rule.sliding_window or 0
     if interpreting():
         q, k = q.float(), k.float()
     n_out = 15 if token_ids is not None else 13
@@ -203,16 +217,16 @@ def attention_stats_triton(
     sizes, options = launch_shape(q.dtype, E)
     BQ, BS = sizes["BQ"], sizes["BS"]
     _row_kernel[(triton.cdiv(T, BQ) * B * H,)](
-        q, k, tokens, out, H, K, T, S, E, scale, n_out, *q.stride(), *k.stride(), *four, max(2, *windows),
-        CAUSAL=causal, TOKENS=token_ids is not None, WINDOWS=len(windows), **sizes, **options,
+        q, k, tokens, out, H, K, T, S, E, scale, n_out, *q.stride(), *k.stride(), *four, max(2, *windows), reach,
+        CAUSAL=rule.causal, LIMITED=limited, TOKENS=token_ids is not None, WINDOWS=len(windows), **sizes, **options,
     )  # fmt: skip
     stat = out.unbind(2)
     columns = None
     if column:
         columns = torch.empty(B, H, S, dtype=torch.float32, device=q.device)
         _column_kernel[(triton.cdiv(S, BS) * B * H,)](
-            q, k, stat[8].contiguous(), columns, H, K, T, S, E, scale, *q.stride(), *k.stride(),
-            CAUSAL=causal, **sizes, **options,
+            q, k, stat[8].contiguous(), columns, H, K, T, S, E, scale, *q.stride(), *k.stride(), reach,
+            CAUSAL=rule.causal, LIMITED=limited, **sizes, **options,
         )  # fmt: skip
     n_keys = stat[6].long()
     return AttentionStats(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attlas.kernels.attention_rule import AttentionRule
 from attlas.kernels.dispatch import require, require_like
 
 # Attention weights held at once.
@@ -27,7 +28,7 @@ class FeatureDFA:
     by_head: Tensor
     """[P, H]: summed over sources."""
     by_source: Tensor
-    """[P, S]: summed over heads; 0 at keys after the position when causal."""
+    """[P, S]: summed over heads; 0 at keys that the position may not attend to."""
     by_head_source: Tensor | None
     """[P, H, S], when asked for."""
 
@@ -44,10 +45,9 @@ def feature_dfa(
     W_enc: Tensor,
     features: Tensor,
     positions: Tensor,
+    rule: AttentionRule,
     *,
     sequences: Tensor | None = None,
-    causal: bool = True,
-    scale: float | None = None,
     mask: Tensor | None = None,
     keep_heads: bool = False,
 ) -> FeatureDFA:
@@ -58,7 +58,7 @@ def feature_dfa(
         W_enc: [H·e, F].
         features, positions: [P] int64, a feature and a destination each.
         sequences: [P] int64, the batch row of each; default 0 for all.
-        causal, scale, mask: as in `attention_stats`.
+        rule, mask: as in `attention_stats`.
         keep_heads: also return [P, H, S], which costs that much memory.
 
     Raises:
@@ -76,7 +76,7 @@ def feature_dfa(
             low, high = int(index.min()), int(index.max())
             require(low >= 0 and high < size, f"{name} {low if low < 0 else high} is not below {size}")
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    scale = e**-0.5 if scale is None else float(scale)
+    scale, shift = rule.scaled(e), rule.first_position(T, S)
     P = features.shape[0]
     by_head, by_source = q.new_zeros(P, H, dtype=dtype), q.new_zeros(P, S, dtype=dtype)
     both = q.new_zeros(P, H, S, dtype=dtype) if keep_heads else None
@@ -87,6 +87,7 @@ def feature_dfa(
         mine = (rows == b).nonzero().squeeze(1)
         for part in mine.split(chunk):
             dest, chosen = positions[part], features[part]
+            closed_keys = ~rule.allowed(dest + shift, at)  # [P, S]
             for head in range(0, H, group):
                 span = slice(head, head + group)
                 keys, vals = k[b, head // group].to(dtype), v[b, head // group].to(dtype)  # [S, e]
@@ -97,8 +98,7 @@ def feature_dfa(
                         logits = logits.masked_fill(~chosen_mask, -math.inf)
                     else:
                         logits = logits + chosen_mask
-                if causal:
-                    logits = logits.masked_fill(at > dest.unsqueeze(-1) + S - T, -math.inf)
+                logits = logits.masked_fill(closed_keys, -math.inf)
                 closed = (logits == -math.inf).all(-1, keepdim=True)  # no key at all: no contribution
                 weights = logits.softmax(-1).masked_fill(closed, 0)
                 slices = W_enc[head * e : (head + group) * e, chosen].to(dtype).view(group, e, -1)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from attlas.errors import KernelError
-from attlas.kernels import attention_stats, sparse_decode, threshold_encode, topk_encode
+from attlas.kernels import AttentionRule, attention_stats, sparse_decode, threshold_encode, topk_encode
 from attlas.kernels.attention_stats import _PLAIN, _stats_torch
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
@@ -116,22 +116,25 @@ def test_decode_and_gradients():
 
 
 @pytest.mark.parametrize(
-    ("T", "S", "causal", "e", "windows"),
+    ("T", "S", "causal", "sliding_window", "e", "windows"),
     [
-        (17, 17, True, 8, (3, 8)),
-        (5, 19, True, 20, (1,)),
-        (35, 35, False, 4, (1, 2, 5, 3)),  # most blocks of keys are beyond every window
-        (20, 50, True, 4, (17,)),
-        (1, 1, True, 8, (3, 8)),
+        (17, 17, True, None, 8, (3, 8)),
+        (5, 19, True, None, 20, (1,)),
+        (35, 35, False, None, 4, (1, 2, 5, 3)),  # most blocks of keys are beyond every window
+        (20, 50, True, None, 4, (17,)),
+        (1, 1, True, None, 8, (3, 8)),
+        (37, 40, True, 5, 4, (3, 8)),
+        (35, 35, False, 18, 4, (2,)),
     ],
 )
-def test_stats(T, S, causal, e, windows):
+def test_stats(T, S, causal, sliding_window, e, windows):
     torch.manual_seed(T)
     batch = 2 if T == 5 else 1  # the interpreter is slow; one case holds the batch's strides to account
     q, k = torch.randn(batch, 4, T, e, device=device) * 3, torch.randn(batch, 2, S, e, device=device)
     tokens = torch.randint(0, 4, (batch, S), device=device)
-    ours = attention_stats(q, k, causal=causal, token_ids=tokens, window=windows, column=True)
-    plain = _stats_torch(q, k, causal, e**-0.5, None, tokens, windows, (), True)
+    rule = AttentionRule(causal, sliding_window)
+    ours = attention_stats(q, k, rule, token_ids=tokens, window=windows, column=True)
+    plain = _stats_torch(q, k, rule, None, tokens, windows, (), True)
     for name in (*_PLAIN, "induction", "duplicate", "column_mass"):
         torch.testing.assert_close(getattr(ours, name), getattr(plain, name), atol=2e-5, rtol=2e-4, msg=name)
     assert tuple(ours.window_masses) == windows
