@@ -7,7 +7,7 @@ So it needs one pre-hook a layer, whatever the module does inside (SDPA, flash a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from attlas.errors import UnsupportedModelError
 from attlas.interp.anatomy import Anatomy, LayerParts, linear_weight
 from attlas.interp.families import describe
+from attlas.kernels import AttentionRule
 
 _ALIBI = ("bloom", "mpt", "falcon")
 
@@ -27,16 +28,14 @@ class Reading:
     Attributes:
         q: [B, H, T, e], after any rotary embedding; k: [B, K, S, e].
         mask: as `attlas.kernels.attention_stats` takes it, or None.
-        causal: whether query i is limited to keys j ≤ i besides the mask.
-        scale: of the logits; None for 1/√e.
+        rule: causality, sliding window and scale of the logits; the mask comes on top of it.
         inputs: [B, T, d], what the projections were applied to, for the weight-based bound; or None.
     """
 
     q: Tensor
     k: Tensor
     mask: Tensor | None = None
-    causal: bool = True
-    scale: float | None = None
+    rule: AttentionRule = field(default_factory=lambda: AttentionRule(causal=True))
     inputs: Tensor | None = None
 
 
@@ -119,7 +118,7 @@ def attention_sites(model: nn.Module, adapter: Adapter | None = None) -> tuple[A
     except UnsupportedModelError:
         anatomy = None
     if anatomy is not None:
-        return tuple(_family_site(anatomy, layer, inner) for layer in range(len(anatomy.layers)))
+        return tuple(_family_site(anatomy, layer) for layer in range(len(anatomy.layers)))
     from attlas.analyses.attention_sites_torch import multihead_site
 
     found = [(n, m) for n, m in inner.named_modules() if isinstance(m, nn.MultiheadAttention)]
@@ -135,9 +134,8 @@ def attention_sites(model: nn.Module, adapter: Adapter | None = None) -> tuple[A
 # -- Hugging Face families ---------------------------------------------------------------------------------------------
 
 
-def _family_site(anatomy: Anatomy, layer: int, hf: Any) -> AttentionSite:
+def _family_site(anatomy: Anatomy, layer: int) -> AttentionSite:
     parts, cfg = anatomy.layers[layer], anatomy.cfg
-    window = _sliding_window(hf.config, parts.attn, layer)
 
     def read(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], n_sequences: int) -> Reading | None:
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -152,27 +150,12 @@ def _family_site(anatomy: Anatomy, layer: int, hf: Any) -> AttentionSite:
             q, k = anatomy.rotary(q, k, (cos[rows], sin[rows]))
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 and isinstance(args[1], Tensor) else None)
         allowed = boolean_mask(mask, n_sequences, k.shape[2])
-        if allowed is None and window is not None and k.shape[2] > window:
-            at = torch.arange(k.shape[2], device=k.device)
-            allowed = ((at[:, None] - at[None]) < window)[None, None]
-        return Reading(q, k, allowed, cfg.causal, parts.scale, x)
+        return Reading(q, k, allowed, parts.rule, x)
 
     def weights() -> HeadWeights:
         return _family_weights(parts, cfg.n_heads, cfg.n_kv_heads)
 
     return AttentionSite(f"blocks.{layer}.attn", parts.attn, cfg.n_heads, read, weights, anatomy.rotary is not None)
-
-
-def _sliding_window(config: Any, attn: Any, layer: int) -> int | None:
-    """Width of a sliding window, where this layer has one."""
-    if hasattr(attn, "sliding_window"):
-        return attn.sliding_window
-    if getattr(config, "use_sliding_window", True) is False:
-        return None
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None and kinds[layer] != "sliding_attention":
-        return None
-    return getattr(config, "sliding_window", None)
 
 
 def _project(parts: LayerParts, x: Tensor, n_heads: int, n_kv: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from attlas.analyses.attention_sites import AttentionSite, HeadWeights, Reading
 from attlas.errors import UnsupportedModelError
+from attlas.kernels import AttentionRule
 
 
 def multihead_site(name: str, module: nn.MultiheadAttention) -> AttentionSite:
@@ -73,7 +74,7 @@ def _read(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], n
     mask = _mask(named.get("attn_mask"), named.get("key_padding_mask"), batch_size, n, n_sequences)
     # is_causal is only a hint beside a mask; the mask is what attention uses.
     causal = bool(named.get("is_causal", False)) and mask is None and q.shape[2] <= k.shape[2]
-    return Reading(q, k, mask, causal, None, query if same else None)
+    return Reading(q, k, mask, AttentionRule(causal), query if same else None)
 
 
 def _mask(attn: Tensor | None, padding: Tensor | None, batch: int, heads: int, n_sequences: int) -> Tensor | None:

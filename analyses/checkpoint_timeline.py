@@ -26,8 +26,7 @@ from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import CheckpointError, ConfigError
-from attlas.interp import HookedModel, load_model
-from attlas.kernels import attention_stats
+from attlas.interp import HookedModel, attended, load_model
 
 _F = pa.float64()
 TIMELINE = TableSchema(
@@ -289,13 +288,10 @@ def repeated_tokens(model: HookedModel, config: TimelineConfig) -> Tensor:
 @torch.no_grad()
 def repeat_scores(model: HookedModel, tokens: Tensor) -> dict[str, np.ndarray]:
     """Previous-token, duplicate-token and induction scores [layer, head] over the second copy's queries."""
-    kind = "rot_" if model.cfg.positional == "rotary" else ""
-    cache = model.capture(tokens, [f"blocks.*.attn.hook_{kind}q", f"blocks.*.attn.hook_{kind}k"])
     second = torch.arange(tokens.shape[1], device=tokens.device) > (tokens.shape[1] - 1) // 2
     rows: dict[str, list[np.ndarray]] = {"previous_token": [], "duplicate_token": [], "induction": []}
-    for layer in range(model.cfg.n_layers):
-        q, k = (cache.pop(f"blocks.{layer}.attn.hook_{kind}{n}").transpose(1, 2) for n in "qk")
-        found = attention_stats(q, k, causal=True, scale=model.layers[layer].scale, token_ids=tokens).reduce(second)
+    for layer in attended(model, tokens):
+        found = layer.stats().reduce(second)
         for name, source in (
             ("previous_token", "previous_token"),
             ("duplicate_token", "duplicate"),

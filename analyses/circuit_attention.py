@@ -15,7 +15,7 @@ from torch import Tensor
 
 from attlas.analyses.circuit_frozen import FrozenPass, Part
 from attlas.analyses.circuit_graph import CircuitGraph, Edge, Node
-from attlas.analyses.circuit_qk import projected
+from attlas.analyses.circuit_qk import projected, seen_by
 from attlas.errors import ConfigError
 
 Entry = tuple[int, int, int, int]  # layer, head, dest, src
@@ -71,17 +71,17 @@ def score_terms(frozen: FrozenPass, entry: Entry) -> dict[str, list[tuple[Part, 
     scale = frozen.model.layers[layer].scale
     query_parts, queries = projected(frozen, layer, head, dest, "q")
     query = queries.sum(0)
-    n = dest + 1 if frozen.model.cfg.causal else frozen.n_positions
+    sources = seen_by(frozen, layer, dest)
     by_name: dict[tuple[str, int, int, int], float] = {}
-    whole: list[Tensor] = []
-    for position in range(n):
+    whole: dict[int, Tensor] = {}
+    for position in sources:
         parts, keys = projected(frozen, layer, head, position, "k")
-        whole.append(keys.sum(0))
-        share = (1.0 if position == src else 0.0) - 1.0 / n
+        whole[position] = keys.sum(0)
+        share = (1.0 if position == src else 0.0) - 1.0 / len(sources)
         for part, value in zip(parts, (keys @ query * scale).tolist(), strict=True):
             name = (part.kind, part.layer, part.head, part.feature)
             by_name[name] = by_name.get(name, 0.0) + share * value
-    difference = whole[src] - torch.stack(whole).mean(0)
+    difference = whole[src] - torch.stack(list(whole.values())).mean(0)
     key_side = [(Part(kind, at, src, h, f), value) for (kind, at, h, f), value in by_name.items()]
     query_side = list(zip(query_parts, (queries @ difference * scale).tolist(), strict=True))
     return {

@@ -281,7 +281,7 @@ class FrozenPass:
         """
         cfg = self.model.cfg
         group = cfg.n_heads // cfg.n_kv_heads
-        n = dest + 1 if cfg.causal else self.n_positions
+        n = self.model.layers[layer].rule.span(dest, dest, self.n_positions)[1]
         pattern = self.cache[f"blocks.{layer}.attn.hook_pattern"][:, dest, :n]
         W_V = self.model.W_V(layer).detach().double().repeat_interleave(group, 0)
         b_V = self.model.b_V(layer).detach().double().repeat_interleave(group, 0)

@@ -169,8 +169,7 @@ def qk_attribution(
     frozen = frozen or FrozenPass(model, tokens, saes)
     layer, head = _check_head(model, config.layer, config.head)
     dest, src = frozen.at(config.dest), frozen.at(config.src)
-    if model.cfg.causal and src > dest:
-        raise ConfigError(f"position {dest} cannot see position {src}; choose a source at or before the destination")
+    _check_seen(model, layer, dest, src)
     dest_parts, q = projected(frozen, layer, head, dest, "q")
     src_parts, k = projected(frozen, layer, head, src, "k")
     terms = q @ k.T * model.layers[layer].scale
@@ -191,6 +190,22 @@ def _check_head(model: HookedModel, layer: int, head: int) -> tuple[int, int]:
     if not 0 <= head < model.cfg.n_heads:
         raise LayerRangeError(f"head {head} is out of range; {model.name} has heads 0–{model.cfg.n_heads - 1}")
     return layer, head
+
+
+def _check_seen(model: HookedModel, layer: int, dest: int, src: int) -> None:
+    """
+    Raises:
+        ConfigError: the destination does not attend to the source: it comes later, or lies outside a sliding window.
+    """
+    rule = model.layers[layer].rule
+    if rule.causal and src > dest:
+        raise ConfigError(f"position {dest} cannot see position {src}; choose a source at or before the destination")
+    reach = rule.sliding_window
+    if reach is not None and abs(dest - src) >= reach:
+        raise ConfigError(
+            f"position {src} is outside the sliding window of layer {layer} ({reach} positions): position {dest} sees "
+            f"{max(0, dest - reach + 1)}–{dest} alone; choose a source there"
+        )
 
 
 @torch.no_grad()
@@ -216,20 +231,29 @@ def projected(frozen: FrozenPass, layer: int, head: int, position: int, which: s
     return [*parts, Part("constant", layer, position)], rows
 
 
+def seen_by(frozen: FrozenPass, layer: int, dest: int) -> range:
+    """The sources that a destination attends to at a layer."""
+    return range(*frozen.model.layers[layer].rule.span(dest, dest, frozen.n_positions))
+
+
 @torch.no_grad()
 def key_contrast(frozen: FrozenPass, layer: int, head: int, dest: int, src: int) -> list[tuple[str, float]]:
     """What sets a source apart: each source-side term's part of (score there − mean score of all sources seen).
 
     What all keys share cancels, as it does in the softmax. Terms are named without position, the largest by size first.
+
+    Raises:
+        LayerRangeError, ConfigError: as `qk_attribution`.
     """
     layer, head = _check_head(frozen.model, layer, head)
     dest, src = frozen.at(dest), frozen.at(src)
+    _check_seen(frozen.model, layer, dest, src)
     query = projected(frozen, layer, head, dest, "q")[1].sum(0)
-    n = dest + 1 if frozen.model.cfg.causal else frozen.n_positions
+    sources = seen_by(frozen, layer, dest)
     found: dict[str, float] = {}
-    for position in range(n):
+    for position in sources:
         parts, keys = projected(frozen, layer, head, position, "k")
-        share = (1.0 if position == src else 0.0) - 1.0 / n
+        share = (1.0 if position == src else 0.0) - 1.0 / len(sources)
         for part, value in zip(parts, (keys @ query * frozen.model.layers[layer].scale).tolist(), strict=True):
             name = name_of(part)
             found[name] = found.get(name, 0.0) + share * value

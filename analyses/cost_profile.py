@@ -3,7 +3,8 @@
 Each sub-layer is run by itself on random hidden states, so that lengths beyond the context window can be timed too. Next
 to seconds stand the operations and the least traffic of the arithmetic:
 
-- FLOPs of projections: 2·T per weight. FLOPs of mixing (attention): 4·T²·H·e, halved for causal models.
+- FLOPs of projections: 2·T per weight. FLOPs of mixing (attention): 4·T²·H·e, halved for causal models; with a
+  sliding window, 4·H·e for each pair of positions that it lets through.
 - bytes: weights once, input and output once, and for attention q, k, v and z written and read once. No T × T traffic, as
   with a fused kernel.
 """
@@ -42,7 +43,12 @@ COST = TableSchema(
         column("low", _F, "s", "first quartile"),
         column("high", _F, "s", "third quartile"),
         column("flops_projection", _F, "FLOP", "2·T per weight and sequence"),
-        column("flops_mixing", _F, "FLOP", "4·T²·heads·d_head per sequence (half when causal); 0 for mlp"),
+        column(
+            "flops_mixing",
+            _F,
+            "FLOP",
+            "4·T²·heads·d_head a sequence (half when causal, less in windows); 0 for mlp",
+        ),
         column("bytes", _F, "B", "weights, input, output, q, k, v and z, each moved once"),
     ),
 )
@@ -188,7 +194,10 @@ def _arithmetic(model: HookedModel, parts: LayerParts, module: str, length: int,
     mixing, kept = 0.0, 0
     if module == "attn":
         modules = list({id(m): m for m in (parts.q, parts.k, parts.v, parts.out_proj)}.values())
-        mixing = batch * 4 * length**2 * cfg.n_heads * cfg.d_head * (0.5 if cfg.causal else 1)
+        pairs = length**2 * (0.5 if cfg.causal else 1)
+        if parts.rule.sliding_window is not None:
+            pairs = float(parts.rule.n_queries(length).sum())
+        mixing = batch * 4 * pairs * cfg.n_heads * cfg.d_head
         kept = 2 * (2 * cfg.n_heads + 2 * cfg.n_kv_heads) * cfg.d_head  # q, z and k, v: written and read
     weights = sum(p.numel() for m in modules for p in m.parameters() if p.ndim == 2)
     return {

@@ -20,8 +20,7 @@ from attlas.data.progress import Track, no_track
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref, Run, Workspace
-from attlas.interp import HookedModel
-from attlas.kernels import attention_stats
+from attlas.interp import HookedModel, attended
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -131,28 +130,16 @@ def entropy(
     """
     config = config or EntropyConfig()
     cfg = model.cfg
-    kind = "rot_" if cfg.positional == "rotary" else ""
     skip = config.skip_first if cfg.causal else 0
     per_unit: dict[str, list[np.ndarray]] = {}  # name → [units, layer, head]
     pooled: list[list[Tensor]] = [[] for _ in range(cfg.n_layers)]
     n_queries = 0
     for batch in track(data.batches(config.batch_size), "attention entropy"):
-        inputs = batch.to(model.device)
-        cache = model.capture(inputs, [f"blocks.*.attn.hook_{kind}q", f"blocks.*.attn.hook_{kind}k"])
         rows: dict[str, list[Tensor]] = {}
-        for layer in range(cfg.n_layers):
-            q = cache.pop(f"blocks.{layer}.attn.hook_{kind}q").transpose(1, 2)
-            k = cache.pop(f"blocks.{layer}.attn.hook_{kind}k").transpose(1, 2)
-            stats = attention_stats(
-                q,
-                k,
-                causal=cfg.causal,
-                scale=model.layers[layer].scale,
-                token_ids=inputs if inputs.ndim == 2 else None,
-                window=config.window,
-            )
-            ent = stats.entropy[:, :, skip:].float().cpu()
-            pooled[layer].append(ent.transpose(0, 1).flatten(1))
+        for layer in attended(model, batch):
+            stats = layer.stats(window=config.window)
+            ent = stats.entropy[:, :, skip:].cpu()
+            pooled[layer.layer].append(ent.transpose(0, 1).flatten(1))
             rows.setdefault("entropy", []).append(ent.mean(-1))
             rows.setdefault("normalized", []).append(stats.normalized_entropy[:, :, skip:].nanmean(-1).cpu())
             rows.setdefault("local_mass", []).append(stats.window_mass[:, :, skip:].mean(-1).cpu())

@@ -146,9 +146,8 @@ def _fill_attribution(
         sae.W_enc.to(q.dtype),
         torch.tensor([e.feature for _, e in here], device=q.device),
         torch.tensor([e.position for _, e in here], device=q.device),
+        model.layers[layer].rule,
         sequences=torch.tensor([row for row, _ in here], device=q.device),
-        causal=model.cfg.causal,
-        scale=model.layers[layer].scale,
     )
     for (_, example), source, heads in zip(
         here, found.by_source.cpu().numpy(), found.by_head.cpu().numpy(), strict=True

@@ -26,8 +26,8 @@ from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
-from attlas.interp import HookedModel
-from attlas.kernels import AttentionStats, attention_stats
+from attlas.interp import HookedModel, attended
+from attlas.kernels import AttentionStats
 
 _F = pa.float64()
 _HEAD = (
@@ -122,12 +122,13 @@ class AnatomyConfig:
 
 @dataclass(frozen=True)
 class AnatomyResult:
-    """Columns [layer, head] by name; masses [layer, head] by (kind, at); column_mass [layer, head, position]."""
+    """Columns [layer, head] by name; masses [layer, head] by (kind, at); column_mass [layer, head, position]; seen
+    [layer, position], how many queries can see each key."""
 
     columns: dict[str, np.ndarray]
     masses: dict[tuple[str, int], np.ndarray]
     column_mass: np.ndarray
-    causal: bool
+    seen: np.ndarray
     n_queries: int
     config: AnatomyConfig
 
@@ -156,11 +157,9 @@ class AnatomyResult:
             for (kind, width), values in self.masses.items()
             for layer, at in np.ndindex(layers, heads)
         ]
-        n = self.column_mass.shape[2]
-        seen = n - np.arange(n) if self.causal else np.full(n, n)
         index = np.indices(self.column_mass.shape)
         columns: dict[str, Any] = {name: index[i].ravel() for i, name in enumerate(("layer", "head", "position"))}
-        columns |= {"mass": self.column_mass.ravel(), "per_query": (self.column_mass / seen).ravel()}
+        columns |= {"mass": self.column_mass.ravel(), "per_query": (self.column_mass / self.seen[:, None]).ravel()}
         return {
             "map_anatomy": MAP_ANATOMY.table(flat),
             "map_mass": MAP_MASS.table(rows),
@@ -209,30 +208,22 @@ def map_anatomy(
     """Dissect the maps of every head; q and k are read once, and nothing T × T is kept."""
     config = config or AnatomyConfig()
     cfg = model.cfg
-    kind = "rot_" if cfg.positional == "rotary" else ""
     skip = config.skip_first if cfg.causal else 0
     sums: list[dict[Any, Tensor]] = [{} for _ in range(cfg.n_layers)]
     n_units = n_queries = 0
     for batch in track(data.batches(config.batch_size), "anatomy of maps"):
-        inputs = batch.to(model.device)
-        cache = model.capture(inputs, [f"blocks.*.attn.hook_{kind}q", f"blocks.*.attn.hook_{kind}k"])
-        for layer in range(cfg.n_layers):
-            q, k = (cache.pop(f"blocks.{layer}.attn.hook_{kind}{n}").transpose(1, 2) for n in "qk")
-            n_tokens = q.shape[2]
-            stats = attention_stats(
-                q,
-                k,
-                causal=cfg.causal,
-                scale=model.layers[layer].scale,
-                token_ids=inputs if inputs.ndim == 2 else None,
+        for layer in attended(model, batch):
+            n_tokens = layer.q.shape[2]
+            stats = layer.stats(
                 window=tuple(dict.fromkeys((*config.windows, *_distances(n_tokens)))) if cfg.causal else 1,
                 top_k=config.top_k or None,
                 column=True,
             )
             for name, value in _layer_sums(stats, skip, cfg.causal, config).items():
-                sums[layer][name] = sums[layer][name] + value if name in sums[layer] else value
-        n_units += inputs.shape[0]
-        n_queries += inputs.shape[0] * (n_tokens - skip)
+                found = sums[layer.layer]
+                found[name] = found[name] + value if name in found else value
+        n_units += batch.shape[0]
+        n_queries += batch.shape[0] * (n_tokens - skip)
     stacked = {name: torch.stack([s[name] for s in sums]).numpy() for name in sums[0]}
     columns = {f.name: stacked[f.name] / n_queries for f in MEASURES if f.name in stacked}
     columns["normalized"] = stacked["normalized"] / stacked["n_ranked"]
@@ -247,7 +238,8 @@ def map_anatomy(
     else:
         columns |= {f"repeat_{n}": nothing for n in ("previous_token", "duplicate_token", "induction")}
     columns["broad"] = columns["normalized"]
-    return AnatomyResult(columns, masses, stacked["column_mass"] / n_units, cfg.causal, n_queries, config)
+    seen = np.stack([parts.rule.n_queries(n_tokens).numpy() for parts in model.layers])
+    return AnatomyResult(columns, masses, stacked["column_mass"] / n_units, seen, n_queries, config)
 
 
 def _distances(n_tokens: int) -> list[int]:

@@ -25,7 +25,7 @@ from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
-from attlas.interp import HookedModel
+from attlas.interp import HookedModel, attended
 
 # Weights of all layers and heads held at a time: one block of queries of one sequence.
 _BLOCK_ELEMENTS = 1 << 23
@@ -38,7 +38,12 @@ COVERAGE = TableSchema(
         column("selector", pa.int16(), "", "layer s whose keys are kept"),
         column("layer", pa.int16(), "", "layer l whose mass is counted"),
         column("coverage", _F, "fraction", "mean over heads and queries of the mass of l on the keys of s"),
-        column("n_queries", pa.int64(), "queries", "queries with more than k keys; others would be covered trivially"),
+        column(
+            "n_queries",
+            pa.int64(),
+            "queries",
+            "queries with more than k keys in some layer; others are covered trivially",
+        ),
     ),
 )
 PARTITION = TableSchema(
@@ -222,59 +227,47 @@ def selection_layers(
     """Coverage of every layer by every layer's keys, over a data set; weights are made a block of queries at a time."""
     config = config or SelectionConfig()
     cfg = model.cfg
-    kind = "rot_" if cfg.positional == "rotary" else ""
     covered = {k: torch.zeros(cfg.n_layers, cfg.n_layers, dtype=torch.float64) for k in config.top_k}
     n_queries = dict.fromkeys(config.top_k, 0)
     share = torch.zeros(2, cfg.n_layers, cfg.n_heads, dtype=torch.float64)
     n_all = 0
     for batch in track(data.batches(config.batch_size), "selection layers"):
-        cache = model.capture(batch.to(model.device), [f"blocks.*.attn.hook_{kind}q", f"blocks.*.attn.hook_{kind}k"])
-        qk = [
-            tuple(cache[f"blocks.{layer}.attn.hook_{kind}{n}"].transpose(1, 2).float() for n in "qk")
-            for layer in range(cfg.n_layers)
-        ]
-        length = qk[0][0].shape[2]
+        layers = list(attended(model, batch))
+        length = layers[0].q.shape[2]
         rows = max(1, _BLOCK_ELEMENTS // (cfg.n_layers * cfg.n_heads * length))
         for sequence in range(batch.shape[0]):
             for start in range(0, length, rows):
                 block = slice(start, min(length, start + rows))
-                maps = _maps(model, qk, sequence, block)  # [L, H, R, S]
-                at = torch.arange(block.start, block.stop, device=maps.device)
-                n_keys = at + 1 if cfg.causal else torch.full_like(at, length)
+                found = [layer.weights(sequence, block) for layer in layers]
+                maps, allowed = (torch.stack(parts) for parts in zip(*found, strict=True))  # [L, H, R, S], [L, R, S]
+                n_keys = allowed.sum(-1)
                 share += _share(maps, n_keys, config.mass)
-                n_all += len(at)
+                n_all += maps.shape[2]
                 for k in config.top_k:
-                    some = maps[:, :, n_keys > k]
-                    if some.shape[2]:
-                        covered[k] += _coverage(some, k)
-                        n_queries[k] += some.shape[2]
+                    some = n_keys.amax(0) > k
+                    if bool(some.any()):
+                        covered[k] += _coverage(maps[:, :, some], allowed[:, some], k)
+                        n_queries[k] += int(some.sum())
     means = {k: (c / n_queries[k] if n_queries[k] else c * np.nan).numpy() for k, c in covered.items()}
     return SelectionResult(means, n_queries, (share[0] / n_all).numpy(), (share[1] / n_all).numpy(), config)
 
 
-def _maps(model: HookedModel, qk: list[Any], sequence: int, block: slice) -> Tensor:
-    """Attention weights of a block of queries at every layer: [L, H, R, S]."""
-    found = []
-    for layer, (q, k) in enumerate(qk):
-        keys = k[sequence].repeat_interleave(q.shape[1] // k.shape[1], 0)
-        logits = q[sequence, :, block] @ keys.mT * model.layers[layer].scale
-        if model.cfg.causal:
-            at = torch.arange(logits.shape[-1], device=logits.device)
-            logits = logits.masked_fill(at > at[block, None], -torch.inf)
-        found.append(logits.softmax(-1))
-    return torch.stack(found)
+def _coverage(maps: Tensor, allowed: Tensor, k: int) -> Tensor:
+    """Σ over queries of the head-averaged mass of each layer on each layer's top-k keys: [selector, layer], float64.
 
-
-def _coverage(maps: Tensor, k: int) -> Tensor:
-    """Σ over queries of the head-averaged mass of each layer on each layer's top-k keys: [selector, layer], float64."""
+    A layer whose window holds fewer than k keys selects those alone.
+    """
     mean = maps.mean(1)  # [L, R, S]; the sum over heads, up to a factor
-    chosen = mean.topk(k, dim=-1).indices
-    found = [mean.gather(-1, index.expand_as(chosen)).sum((-1, -2)) for index in chosen]
+    chosen = mean.masked_fill(~allowed, -1).topk(k, dim=-1).indices
+    found = []
+    for index, own in zip(chosen, allowed.gather(-1, chosen), strict=True):
+        found.append((mean.gather(-1, index.expand_as(chosen)) * own).sum((-1, -2)))
     return torch.stack(found).double().cpu()
 
 
 def _share(maps: Tensor, n_keys: Tensor, mass: float) -> Tensor:
-    """Σ over queries of the least share, and number, of keys that hold `mass`: [2, L, H], float64."""
+    """Σ over queries of the least share, and number, of keys that hold `mass`: [2, L, H], float64; n_keys [L, R]."""
+    n_keys = n_keys.unsqueeze(1)
     ordered = maps.sort(-1, descending=True).values.cumsum(-1)
     needed = 1 + (ordered < mass).sum(-1)
     needed = torch.minimum(needed, n_keys)

@@ -1,7 +1,8 @@
 """Model adapters, hook names, capture and interventions."""
 
+from attlas.interp.attended import Attended, attended
 from attlas.interp.config import ModelConfig
 from attlas.interp.load import load_model
 from attlas.interp.model import Cache, HookedModel, require_finite
 
-__all__ = ["Cache", "HookedModel", "ModelConfig", "load_model", "require_finite"]
+__all__ = ["Attended", "Cache", "HookedModel", "ModelConfig", "attended", "load_model", "require_finite"]

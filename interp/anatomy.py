@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attlas.errors import UnsupportedModelError
 from attlas.interp.config import ModelConfig
+from attlas.kernels import AttentionRule
 
 Rotary = Callable[[Tensor, Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
 
@@ -25,7 +26,7 @@ class LayerParts:
         q, k, v: projections of separate families; with a fused one (GPT-2) all three are that module.
         out_proj: W_O; its input is hook_z with heads concatenated.
         attn_out, mlp_out: the modules whose output joins the residual stream (DINOv2: after the layer scale).
-        scale: what scores are multiplied with, usually 1/√d_head.
+        rule: which keys a query may attend to (causality, sliding window), and what scores are multiplied with.
     """
 
     block: nn.Module
@@ -39,7 +40,13 @@ class LayerParts:
     out_proj: nn.Module
     attn_out: nn.Module
     mlp_out: nn.Module
-    scale: float
+    rule: AttentionRule
+
+    @property
+    def scale(self) -> float:
+        """What scores are multiplied with, usually 1/√d_head."""
+        assert self.rule.scale is not None
+        return self.rule.scale
 
     @property
     def fused_qkv(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 from attlas.interp.anatomy import Anatomy, LayerParts
 from attlas.interp.config import ModelConfig
+from attlas.kernels import AttentionRule
 
 MODEL_TYPES = ("gpt2",)
 
@@ -43,7 +44,7 @@ def describe(hf: Any) -> Anatomy:
                 out_proj=block.attn.c_proj,
                 attn_out=block.attn,
                 mlp_out=block.mlp,
-                scale=float(block.attn.scaling),
+                rule=AttentionRule(causal=True, scale=float(block.attn.scaling)),
             )
         )
     return Anatomy(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from attlas.interp.anatomy import Anatomy, LayerParts
 from attlas.interp.config import ModelConfig
+from attlas.kernels import AttentionRule
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
 
@@ -23,6 +24,16 @@ def rotate(q: Tensor, k: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> 
     """Apply RoPE (Su et al. 2021, arXiv 2104.09864) to q, k of [B, head, T, d_head]; cos, sin are [B, T, d_head]."""
     cos, sin = (t.unsqueeze(1) for t in position_embeddings)
     return q * cos + rotate_half(q) * sin, k * cos + rotate_half(k) * sin
+
+
+def sliding_window(config: Any, attn: Any, layer: int) -> int | None:
+    """Width of a layer's sliding window as its model masks it (the query's own position among them), or None."""
+    if hasattr(attn, "sliding_window"):  # Qwen2: by layer
+        return attn.sliding_window
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return config.sliding_window if kinds[layer] == "sliding_attention" else None
+    return config.sliding_window if config.model_type == "mistral" else None  # Llama has none, whatever its config says
 
 
 def describe(hf: Any) -> Anatomy:
@@ -57,9 +68,13 @@ def describe(hf: Any) -> Anatomy:
             out_proj=block.self_attn.o_proj,
             attn_out=block.self_attn,
             mlp_out=block.mlp,
-            scale=float(block.self_attn.scaling),
+            rule=AttentionRule(
+                causal=True,
+                sliding_window=sliding_window(config, block.self_attn, index),
+                scale=float(block.self_attn.scaling),
+            ),
         )
-        for block in base.layers
+        for index, block in enumerate(base.layers)
     )
     return Anatomy(
         cfg=cfg,

@@ -8,6 +8,7 @@ from torch import nn
 
 from attlas.interp.anatomy import Anatomy, LayerParts, find
 from attlas.interp.config import ModelConfig
+from attlas.kernels import AttentionRule
 
 MODEL_TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers", "ijepa")
 
@@ -35,7 +36,7 @@ def _layer(block: nn.Module) -> LayerParts:
         out_proj=find(block, "attention.o_proj", "attention.output.dense"),
         attn_out=find(block, "layer_scale1", "attention"),
         mlp_out=mlp if older else find(block, "layer_scale2", "mlp"),
-        scale=float(d_head) ** -0.5,
+        rule=AttentionRule(causal=False, scale=float(d_head) ** -0.5),
     )
 
 

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from attlas.errors import KernelError
 from attlas.kernels import AttentionRule, attention_stats, feature_dfa
 
-
 CAUSAL, FULL = AttentionRule(True), AttentionRule(False)
 
 

@@ -1,0 +1,71 @@
+"""Queries and keys of every attention layer with what each query may see: what a statistic of attention is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attlas.interp.model import HookedModel
+from attlas.kernels import AttentionRule, AttentionStats, attention_stats
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What one layer attends with.
+
+    Attributes:
+        layer: index, from 0.
+        q: [B, H, T, e], after any rotary embedding; k: [B, K, T, e].
+        rule: causality, sliding window and scale of the layer.
+        tokens: int64 [B, T], or None for images.
+        mask: bool [B, 1, T, T], True = may attend, where some tokens are padding; else None. Padding has no key to
+            attend to, so it is no query either.
+    """
+
+    layer: int
+    q: Tensor
+    k: Tensor
+    rule: AttentionRule
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+
+    def stats(self, **options: Any) -> AttentionStats:
+        """Statistics of every query; options are `window`, `top_k` and `column` of `attlas.kernels.attention_stats`."""
+        return attention_stats(self.q, self.k, self.rule, mask=self.mask, token_ids=self.tokens, **options)
+
+    def weights(self, sequence: int, block: slice) -> tuple[Tensor, Tensor]:
+        """Attention of a block of queries of one sequence: weights float [H, R, T], and bool [R, T], what may be seen."""
+        dtype = torch.float64 if self.q.dtype == torch.float64 else torch.float32
+        q, k = self.q[sequence, :, block].to(dtype), self.k[sequence].to(dtype)
+        at = torch.arange(k.shape[1], device=k.device)
+        allowed = self.rule.allowed(at[block], at)
+        if self.mask is not None:
+            allowed = allowed & self.mask[sequence, 0, block]
+        logits = q @ k.repeat_interleave(q.shape[0] // k.shape[0], 0).mT * self.rule.scaled(q.shape[-1])
+        return logits.masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num(0.0), allowed
+
+
+def attended(model: HookedModel, inputs: Tensor, attention_mask: Tensor | None = None) -> Iterator[Attended]:
+    """One forward pass, then every layer in order.
+
+    Args:
+        inputs: tokens int64 [B, T], or pixels float [B, C, H, W].
+        attention_mask: [B, T], 1 for tokens and 0 for padding, on either side; None: no padding.
+    """
+    kind = "rot_" if model.cfg.positional == "rotary" else ""
+    inputs = inputs.to(model.device)
+    options: dict[str, Tensor] = {}
+    mask = None
+    if attention_mask is not None:
+        real = attention_mask.to(model.device).bool()
+        options["attention_mask"] = real.long()
+        mask = (real[:, None, None] & real[:, None, :, None]) if not bool(real.all()) else None
+    cache = model.capture(inputs, [f"blocks.*.attn.hook_{kind}q", f"blocks.*.attn.hook_{kind}k"], **options)
+    tokens = inputs if inputs.ndim == 2 else None
+    for layer, parts in enumerate(model.layers):
+        q, k = (cache.pop(f"blocks.{layer}.attn.hook_{kind}{n}").transpose(1, 2) for n in "qk")
+        yield Attended(layer, q, k, parts.rule, tokens, mask)
