@@ -58,7 +58,7 @@ def attended(model: HookedModel, inputs: Tensor, attention_mask: Tensor | None =
     """
     kind = "rot_" if model.cfg.positional == "rotary" else ""
     inputs = inputs.to(model.device)
-    options: dict[str, Tensor] = {}
+    options: dict[str, Any] = {}
     mask = None
     if attention_mask is not None:
         real = attention_mask.to(model.device).bool()
