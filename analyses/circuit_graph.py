@@ -217,6 +217,6 @@ class CircuitGraph:
         ) as run:
             for name, table in self.tables().items():
                 run.table(name, table)
-            save_json(self, run.subfolder("graph") / "graph.json")
+            run.write("graph/graph.json", lambda path: save_json(self, path))
             run.summary = {**self.summary(), "tokens": list(self.token_text)}
         return run.record

@@ -61,6 +61,10 @@ class WorkspaceError(AttlasError):
     """A workspace folder cannot be read or written, or is of a newer schema."""
 
 
+class StorageError(WorkspaceError):
+    """A place cannot be written: no space, read-only, no permission."""
+
+
 class SAEFormatError(AttlasError, ValueError):
     """A sparse autoencoder's files lack keys, hold unknown ones, or are of a refused format."""
 

@@ -97,14 +97,13 @@ def _route(app: Dash, store: Store, pages: tuple[Page, ...]) -> None:
             return frame(store, pages, path, params), lost, True, SLOW_MS, "No such page", None
         try:
             data = clean(page.data(store, params))
-        except AttlasError as error:
-            data, body = {}, empty("This page cannot be shown", str(error), "attlas doctor")
-            now = None
-        else:
             now = _fingerprint(path, search, look, data)
             if ctx.triggered_id == "tick" and now == seen:  # a page that waits is left alone until there is news
                 return no_update, no_update, no_update, no_update, no_update, no_update
             body = page.view(data, theme(look))
+        except Exception as error:
+            data, body = {}, empty("This page cannot be shown", _told(error), "attlas doctor")
+            now = None
         live = data.get("live")
         # A page of live work is changed in place, so that clicks and figures outlast the drawing; others are made anew.
         key = path if "job" in data else f"{path}{search}"
@@ -120,7 +119,10 @@ def _route(app: Dash, store: Store, pages: tuple[Page, ...]) -> None:
         prevent_initial_call=True,
     )
     def rows(request: dict[str, Any] | None, search: str | None) -> Any:
-        return grid_rows(store, parse(search), request) if request else no_update
+        try:
+            return grid_rows(store, parse(search), request) if request else no_update
+        except AttlasError:  # the page around it says so
+            return {"rowData": [], "rowCount": 0}
 
     local = "attlas"
     app.clientside_callback(
@@ -160,6 +162,15 @@ def _route(app: Dash, store: Store, pages: tuple[Page, ...]) -> None:
         Input("grid", "getRowsRequest"),
         prevent_initial_call=True,
     )
+
+
+def _told(error: Exception) -> str:
+    """One line; of an error that Attlas did not expect, the log has the rest."""
+    if isinstance(error, AttlasError):
+        return str(error)
+    logging.getLogger("attlas.dashboard").error("a page failed", exc_info=error)
+    line = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}: {line}; a run may have been changed by hand (the log of the server says where)"
 
 
 def _fingerprint(path: str, search: str | None, look: str | None, data: Any) -> str:
@@ -220,12 +231,15 @@ def _serve_json(server: flask.Flask, store: Store, pages: tuple[Page, ...], list
                 time.sleep(0.05)
                 data = page.data(store, params)
             return _json(clean(data))
-        except AttlasError as error:
-            return _json({"error": str(error)}, 400)
+        except Exception as error:
+            return _json({"error": _told(error)}, 400 if isinstance(error, AttlasError) else 500)
 
     @server.get("/picture/<run>/<int:index>.png")
     def picture(run: str, index: int) -> flask.Response:
-        found = pattern_picture(store, run, index)
+        try:
+            found = pattern_picture(store, run, index)
+        except AttlasError as error:
+            return _json({"error": str(error)}, 400)
         if found is None:
             return _json({"error": f"no map {index} in run '{run}'"}, 404)
         return flask.Response(found, mimetype="image/png", headers={"Cache-Control": "private, max-age=3600"})

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,6 @@ from attlas.data.workspace import Run, Workspace
 from attlas.errors import WorkspaceError
 
 Row = dict[str, Any]
-_SAFE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 _KEPT_IN_MEMORY = 3
 
 
@@ -39,6 +39,16 @@ def clean(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [clean(v) for v in value]
     return value
+
+
+@contextmanager
+def _unreadable() -> Iterator[None]:
+    """DuckDB's errors as one line."""
+    try:
+        yield
+    except duckdb.Error as error:
+        line = str(error).strip().splitlines()[0][:200]
+        raise WorkspaceError(f"a table cannot be read ({line}); run the job that wrote it again") from error
 
 
 @dataclass(frozen=True)
@@ -85,11 +95,14 @@ class Store:
 
     def runs(self, kind: str | None = None, model: str | None = None) -> list[Run]:
         """Runs, newest first."""
-        return [run for run in self.workspace.runs(kind, model=model) if _SAFE_ID.fullmatch(run.id)]
+        return self.workspace.runs(kind, model=model)
 
     def models(self) -> list[str]:
         """Names of the models any run is about, in order of first appearance from the newest."""
-        return list(dict.fromkeys(run.model.name for run in self.runs()))
+        try:
+            return list(dict.fromkeys(run.model.name for run in self.runs()))
+        except WorkspaceError:  # the page itself says so
+            return []
 
     def pick(self, kind: str, run_id: str | None = None, model: str | None = None) -> Run | None:
         """The run named in the URL when it is of this kind, else the newest of the model."""
@@ -102,17 +115,20 @@ class Store:
     # -- tables ----------------------------------------------------------------------------------------------------
 
     def table_file(self, run: Run | None, table: str) -> Path | None:
-        """The Parquet file, or None when the run has no such table."""
-        if run is None:
-            return None
-        try:
-            return self.workspace.table_path(run, table)
-        except WorkspaceError:
-            return None
+        """The Parquet file, whole as it was written, or None when the run has no such table.
+
+        Raises:
+            WorkspaceError: it is damaged.
+        """
+        return None if run is None or table not in run.tables else self.workspace.table_path(run, table)
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
-        """Run one statement on a cursor of its own, so that requests may run at once."""
-        with self._db.cursor() as cursor:
+        """Run one statement on a cursor of its own, so that requests may run at once.
+
+        Raises:
+            WorkspaceError: DuckDB cannot read a file; which.
+        """
+        with self._db.cursor() as cursor, _unreadable():
             cursor.execute(sql, list(parameters))
             names = [d[0] for d in cursor.description or ()]
             return [{n: clean(v) for n, v in zip(names, row, strict=True)} for row in cursor.fetchall()]
@@ -139,12 +155,7 @@ class Store:
 
     def arrays(self, run: Run | None, name: str) -> dict[str, np.ndarray]:
         """Arrays of a run, empty when it has none of that name."""
-        if run is None or name not in run.arrays:
-            return {}
-        try:
-            return self.workspace.read_arrays(run, name)
-        except WorkspaceError:
-            return {}
+        return {} if run is None or name not in run.arrays else self.workspace.read_arrays(run, name)
 
     # -- features --------------------------------------------------------------------------------------------------
 
@@ -157,9 +168,10 @@ class Store:
                 haystack = f"lower(concat_ws(' ', {', '.join(text)}))" if text else "''"
                 self._serial += 1
                 name = f"features_{self._serial}"
-                self._db.execute(
-                    f"CREATE TABLE {name} AS SELECT *, {haystack} AS _search FROM read_parquet(?)", [str(path)]
-                )
+                with _unreadable():
+                    self._db.execute(
+                        f"CREATE TABLE {name} AS SELECT *, {haystack} AS _search FROM read_parquet(?)", [str(path)]
+                    )
                 while len(self._loaded) >= _KEPT_IN_MEMORY:
                     self._db.execute(f"DROP TABLE {self._loaded.pop(next(iter(self._loaded)))}")
                 self._loaded[key] = name

@@ -5,110 +5,38 @@
       .lock                held only while the manifest is read, changed and renamed into place
       runs/<run id>/       <table>.parquet, <arrays>.safetensors, and folders such as sae/
 
-A run is written into a hidden folder, fsynced, renamed, and only then listed in the manifest, so a crash at any point
-leaves the workspace as it was. Any number of processes may write at once.
+The manifest is the only truth: a run is the folder and the hashes that its entry names. A run is written into a hidden
+folder, fsynced, renamed to a name that no entry has yet, and only then listed; what it replaces is deleted after that.
+So a crash at any point leaves the old run whole or the new one, and what it left behind is collected by the next
+write. Any number of processes may write at once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import fcntl
-import hashlib
 import json
-import math
 import os
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from attlas.data.files import fsync_dir, write_text_atomic
-from attlas.errors import WorkspaceError
+from attlas.data.disk import check_writable, disk_errors, other_place
+from attlas.data.files import check_name, fsync_dir, is_whole, write_text_atomic
+from attlas.data.run_folders import UNCOMMITTED, collect, delete, folder_of, seal, unused
+from attlas.data.run_record import Ref, Run, jsonable, run_id, run_key
+from attlas.data.run_writer import RunWriter
+from attlas.errors import StorageError, WorkspaceError
 
-SCHEMA_VERSION = 1
+__all__ = ["SCHEMA_VERSION", "Ref", "Run", "RunWriter", "Workspace", "in_workspace", "jsonable", "run_key"]
 
-
-@dataclass(frozen=True)
-class Ref:
-    """A model or a data set: the name a person uses, and a hash of its content."""
-
-    name: str
-    hash: str
-
-
-@dataclass(frozen=True)
-class Run:
-    """One entry of the manifest.
-
-    Attributes:
-        id: folder name under `runs/`, `<kind>-<model name>-<key>`; equal inputs give equal ids.
-        kind: which job wrote it, such as "sae", "features", "entropy".
-        model: the model analysed.
-        data: the tokens or images used, or None.
-        config: the job's configuration, as JSON.
-        seed: the seed, or None where nothing is random.
-        parents: ids of runs this one read (features → its SAE).
-        tables: names of Parquet tables.
-        arrays: names of safetensors files.
-        summary: headline numbers, for overview pages.
-        created: ISO 8601, UTC.
-        attlas_version: version of the writer.
-    """
-
-    id: str
-    kind: str
-    model: Ref
-    data: Ref | None = None
-    config: dict[str, Any] = field(default_factory=dict)
-    seed: int | None = None
-    parents: tuple[str, ...] = ()
-    tables: tuple[str, ...] = ()
-    arrays: tuple[str, ...] = ()
-    summary: dict[str, Any] = field(default_factory=dict)
-    created: str = ""
-    attlas_version: str = ""
-
-    @classmethod
-    def from_json(cls, entry: Mapping[str, Any]) -> Run:
-        known = {f.name for f in dataclasses.fields(cls)}
-        values = {k: v for k, v in entry.items() if k in known}
-        for key in ("parents", "tables", "arrays"):
-            values[key] = tuple(values.get(key, ()))
-        values["model"] = Ref(**entry["model"])
-        values["data"] = Ref(**entry["data"]) if entry.get("data") else None
-        return cls(**values)
-
-
-def jsonable(value: Any) -> Any:
-    """Turn a config (dataclass, tuple, path, numpy scalar …) into plain JSON values."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [jsonable(v) for v in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None  # JSON has no NaN
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(value)
-
-
-def run_key(kind: str, model: Ref, data: Ref | None, config: Mapping[str, Any], parents: tuple[str, ...]) -> str:
-    """Eight hex digits that are equal exactly when a run would compute the same thing."""
-    payload = json.dumps([kind, model.hash, data.hash if data else None, config, parents], sort_keys=True)
-    return hashlib.sha256(payload.encode()).hexdigest()[:8]
+SCHEMA_VERSION = 2  # 1: a run's folder was always its id, and no hashes were kept
 
 
 class Workspace:
@@ -116,22 +44,29 @@ class Workspace:
 
     Args:
         path: the folder.
+        rescue: where a finished run finds no room, write it and all that follow to another disk, with a warning that
+            says where, in place of an error (`path` changes, `moved_from` tells from where).
 
     Raises:
         WorkspaceError: the folder exists, is not empty and has no manifest; or its manifest is of a newer schema,
             or cannot be parsed.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, rescue: bool = False) -> None:
         self.path = Path(path).expanduser()
-        if self.path.exists() and not self.path.is_dir():
-            raise WorkspaceError(f"workspace '{self.path}' is a file; give a folder")
-        if self.path.is_dir() and not self._manifest.exists():
-            strangers = [p.name for p in self.path.iterdir() if not p.name.startswith(".") and p.name != "runs"]
-            if strangers:
-                raise WorkspaceError(
-                    f"'{self.path}' is not a workspace (no manifest.json, but {strangers[0]!r}); give a new folder"
-                )
+        self.rescue = rescue
+        self.moved_from: Path | None = None
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise WorkspaceError(f"workspace '{self.path}' is a file; give a folder")
+            if self.path.is_dir() and not self._manifest.exists():
+                strangers = [p.name for p in self.path.iterdir() if not p.name.startswith(".") and p.name != "runs"]
+                if strangers:
+                    raise WorkspaceError(
+                        f"'{self.path}' is not a workspace (no manifest.json, but {strangers[0]!r}); give a new folder"
+                    )
+        except OSError as error:
+            raise WorkspaceError(f"workspace '{self.path}' cannot be opened: {error.strerror or error}") from error
         self._read()
 
     def __repr__(self) -> str:
@@ -146,14 +81,23 @@ class Workspace:
             manifest = json.loads(self._manifest.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {"schema_version": SCHEMA_VERSION, "runs": []}
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise WorkspaceError(f"'{self._manifest}' cannot be read: {error.strerror or error}") from error
+        except (ValueError, RecursionError) as error:  # JSON, UTF-8, numbers of thousands of digits
             raise WorkspaceError(
-                f"'{self._manifest}' is not JSON ({error}); restore it or start a new workspace"
+                f"'{self._manifest}' is not JSON ({str(error)[:120]}); restore it or start a new workspace"
             ) from error
-        version = manifest.get("schema_version")
-        if not isinstance(version, int) or version > SCHEMA_VERSION:
+        version = manifest.get("schema_version") if isinstance(manifest, dict) else None
+        runs = manifest.get("runs") if isinstance(manifest, dict) else None
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1 or not isinstance(runs, list):
             raise WorkspaceError(
-                f"workspace '{self.path}' has schema version {version}, this attlas reads up to "
+                f"'{self._manifest}' is no manifest of a workspace (it must have a schema_version and a list of runs); "
+                "restore it or start a new workspace"
+            )
+        if version > SCHEMA_VERSION:
+            shown = version if version < 2**63 else "of too many digits"
+            raise WorkspaceError(
+                f"workspace '{self.path}' has schema version {shown}, this attlas reads up to "
                 f"{SCHEMA_VERSION}; upgrade attlas"
             )
         return manifest
@@ -161,8 +105,16 @@ class Workspace:
     # -- reading ---------------------------------------------------------------------------------------------------
 
     def runs(self, kind: str | None = None, *, model: str | None = None) -> list[Run]:
-        """Runs, newest first; optionally only of one kind, or of one model (name or weight hash)."""
-        found = [Run.from_json(entry) for entry in self._read()["runs"]]
+        """Runs, newest first; optionally only of one kind, or of one model (name or weight hash).
+
+        An entry of the manifest that cannot be read is left out, with a warning that says what is wrong with it.
+        """
+        found = []
+        for entry in self._read()["runs"]:
+            try:
+                found.append(Run.from_json(entry))
+            except WorkspaceError as error:
+                warnings.warn(f"workspace '{self.path}': {error}; it is left out", stacklevel=2)
         found = [r for r in found if kind in (None, r.kind) and model in (None, r.model.name, r.model.hash)]
         return sorted(found, key=lambda r: r.created, reverse=True)
 
@@ -170,12 +122,12 @@ class Workspace:
         """The run with this id.
 
         Raises:
-            WorkspaceError: there is none.
+            WorkspaceError: there is none, or its entry in the manifest cannot be read.
         """
         for entry in self._read()["runs"]:
-            if entry["id"] == run_id:
+            if isinstance(entry, dict) and entry.get("id") == run_id:
                 return Run.from_json(entry)
-        raise WorkspaceError(f"workspace '{self.path}' has no run '{run_id}'")
+        raise WorkspaceError(f"workspace '{self.path}' has no run '{str(run_id)[:80]}'")
 
     def latest(self, kind: str, *, model: str | None = None) -> Run | None:
         """The newest run of a kind, or None."""
@@ -183,34 +135,102 @@ class Workspace:
         return found[0] if found else None
 
     def folder(self, run: Run | str) -> Path:
-        """The folder that holds a run's files."""
-        return self.path / "runs" / (run if isinstance(run, str) else run.id)
+        """The folder that holds a run's files; for reading one of them, `file` checks it first.
+
+        Raises:
+            WorkspaceError: the id is not a plain file name.
+        """
+        if isinstance(run, str):
+            check_name(run, "run id")
+            known = [e for e in self._read()["runs"] if isinstance(e, dict) and e.get("id") == run]
+            return self.path / "runs" / (Run.from_json(known[0]).folder if known else run)
+        return self.path / "runs" / check_name(run.folder or run.id, "run id")
+
+    def file(self, run: Run | str, name: str) -> Path:
+        """Path of one file of a run, such as "t.parquet" or "sae/cfg.json", whole as it was written.
+
+        Raises:
+            WorkspaceError: the run has no such file, or it is not the one that was written.
+        """
+        run = self.run(run) if isinstance(run, str) else run
+        parts = [check_name(part, "file") for part in name.split("/")]
+        path = self.folder(run).joinpath(*parts)
+        if not path.is_file() and (now := self._now(run)) != run:  # replaced since it was looked up
+            run, path = now, self.folder(now).joinpath(*parts)
+        kept = run.files.get(name)
+        if not path.is_file():
+            if kept is None:
+                raise WorkspaceError(f"run '{run.id}' has no file '{name}'")
+            raise WorkspaceError(f"run '{run.id}': '{name}' is missing from '{path.parent}'; run the job again")
+        if kept is not None and not is_whole(path, kept["bytes"], kept["sha256"]):
+            raise WorkspaceError(
+                f"run '{run.id}': '{path}' is damaged (not the bytes that were written); restore it or run the job again"
+            )
+        return path
+
+    def checked_folder(self, run: Run | str, name: str = "") -> Path:
+        """A folder of a run (all of it by default), after every file in it was checked as `file` does."""
+        run = self.run(run) if isinstance(run, str) else run
+        for path in run.files:
+            if not name or path.startswith(f"{name}/"):
+                self.file(run, path)
+        return self.folder(run) / name
+
+    def _now(self, run: Run) -> Run:
+        with contextlib.suppress(WorkspaceError):
+            return self.run(run.id)
+        return run
 
     def table_path(self, run: Run | str, name: str) -> Path:
         """Path of a table, for DuckDB.
 
         Raises:
-            WorkspaceError: the run has no such table.
+            WorkspaceError: the run has no such table, or it is damaged.
         """
-        path = self.folder(run) / f"{name}.parquet"
-        if not path.is_file():
-            raise WorkspaceError(f"run '{self.folder(run).name}' has no table '{name}'")
-        return path
+        run = self.run(run) if isinstance(run, str) else run
+        if name not in run.tables:
+            raise WorkspaceError(f"run '{run.id}' has no table '{name}'")
+        return self.file(run, f"{name}.parquet")
 
     def read_table(self, run: Run | str, name: str) -> pa.Table:
-        """A whole table in memory."""
-        return pq.read_table(self.table_path(run, name))
+        """A whole table in memory.
+
+        Raises:
+            WorkspaceError: the run has no such table, or it is damaged.
+        """
+        path = self.table_path(run, name)
+        try:
+            return pq.ParquetFile(path, page_checksum_verification=True).read()
+        except (pa.ArrowException, OSError) as error:
+            raise WorkspaceError(f"'{path}' is damaged ({_first_line(error)}); run the job again") from error
 
     def read_arrays(self, run: Run | str, name: str) -> dict[str, np.ndarray]:
-        """All arrays of one safetensors file, as numpy."""
+        """All arrays of one safetensors file, as numpy.
+
+        Raises:
+            WorkspaceError: the run has no such arrays, or they are damaged.
+        """
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        path = self.folder(run) / f"{name}.safetensors"
-        if not path.is_file():
-            raise WorkspaceError(f"run '{self.folder(run).name}' has no arrays '{name}'")
-        return load_file(path)
+        run = self.run(run) if isinstance(run, str) else run
+        if name not in run.arrays:
+            raise WorkspaceError(f"run '{run.id}' has no arrays '{name}'")
+        path = self.file(run, f"{name}.safetensors")
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise WorkspaceError(f"'{path}' is damaged ({_first_line(error)}); run the job again") from error
 
     # -- writing ---------------------------------------------------------------------------------------------------
+
+    def check_writable(self) -> None:
+        """Make sure that runs can be written here, before the work for one begins.
+
+        Raises:
+            StorageError: the folder is read-only, not ours, or its disk is full.
+        """
+        check_writable(self.path / "runs")
 
     def find(
         self,
@@ -239,114 +259,106 @@ class Workspace:
 
         A run with equal inputs is replaced when the block ends; nothing changes when it raises.
         """
-        config_json = jsonable(config or {})
-        key = run_key(kind, model, data, config_json, parents)
-        slug = "".join(c if c.isalnum() else "-" for c in Path(model.name).name).strip("-") or "model"
+        settings = jsonable(config or {})
+        key = run_key(kind, model, data, settings, parents)
         run = Run(
-            id=f"{kind}-{slug}-{key}",
+            id=run_id(kind, model, key),
             kind=kind,
             model=model,
             data=data,
-            config=config_json,
+            config=settings,
             seed=seed,
             parents=parents,
         )
         return RunWriter(self, run)
 
     def remove(self, run: Run | str) -> None:
-        """Take a run off the manifest, then delete its folder."""
-        run_id = run if isinstance(run, str) else run.id
+        """Take a run off the manifest, then delete its folder.
+
+        Raises:
+            WorkspaceError: there is no such run.
+        """
+        wanted = run if isinstance(run, str) else run.id
+        check_name(wanted, "run id")
         with self._locked() as manifest:
-            manifest["runs"] = [entry for entry in manifest["runs"] if entry["id"] != run_id]
-        shutil.rmtree(self.folder(run_id), ignore_errors=True)
+            mine = [e for e in manifest["runs"] if isinstance(e, dict) and e.get("id") == wanted]
+            if not mine:
+                raise WorkspaceError(f"workspace '{self.path}' has no run '{wanted}'")
+            manifest["runs"] = [e for e in manifest["runs"] if e not in mine]
+        if name := folder_of(mine[0]):
+            with contextlib.suppress(OSError):
+                delete(self.path / "runs" / name)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[dict[str, Any]]:
         """Hold the lock, yield the manifest, write it back atomically."""
-        try:
+        with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / ".lock", "a")
-        except OSError as error:
-            raise WorkspaceError(f"cannot write to workspace '{self.path}': {error.strerror}") from error
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             manifest = self._read()
             yield manifest
+            manifest["schema_version"] = SCHEMA_VERSION
             write_text_atomic(self._manifest, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
-    def _commit(self, run: Run, temporary: Path) -> None:
-        for path in temporary.rglob("*"):
-            if path.is_file():
-                with open(path, "rb") as handle:
-                    os.fsync(handle.fileno())
-        with self._locked() as manifest:
-            final = self.folder(run)
-            old = final.with_name(f".old-{uuid.uuid4().hex}")
-            if final.exists():
-                final.rename(old)
-            temporary.rename(final)
-            fsync_dir(final.parent)
-            entry = jsonable(run)
-            manifest["runs"] = [e for e in manifest["runs"] if e["id"] != run.id] + [entry]
-        shutil.rmtree(old, ignore_errors=True)
+    def commit(self, run: Run, temporary: Path) -> Run:
+        """List the files of a hidden folder as this run, in place of an earlier one; for RunWriter.
 
-
-class RunWriter:
-    """Collects one run's files; entering gives itself, leaving commits, an exception discards."""
-
-    def __init__(self, workspace: Workspace, run: Run) -> None:
-        self.workspace = workspace
-        self.record = run
-        self.summary: dict[str, Any] = {}
-        self._tables: list[str] = []
-        self._arrays: list[str] = []
-        self._temporary = workspace.path / "runs" / f".new-{run.id}-{uuid.uuid4().hex[:8]}"
-
-    @property
-    def id(self) -> str:
-        return self.record.id
-
-    def __enter__(self) -> RunWriter:
+        Raises:
+            StorageError: there is no room; the folder keeps its files.
+        """
+        run = dataclasses.replace(run, files=seal(temporary))
         try:
-            self._temporary.mkdir(parents=True)
-        except OSError as error:
-            raise WorkspaceError(f"cannot write to workspace '{self.workspace.path}': {error.strerror}") from error
-        return self
+            with self._locked() as manifest:
+                collect(self.path / "runs", manifest["runs"])
+                final = unused(self.path / "runs", run.id, manifest["runs"])
+                run = dataclasses.replace(run, folder=final.name)
+                with disk_errors(final):
+                    os.rename(temporary, final)
+                    fsync_dir(final.parent)
+                others = [e for e in manifest["runs"] if not (isinstance(e, dict) and e.get("id") == run.id)]
+                manifest["runs"] = [*others, jsonable(run)]
+        except BaseException:
+            listed = run.folder in {folder_of(entry) for entry in self._read()["runs"]}
+            if not listed and not temporary.exists():
+                os.rename(self.folder(run), temporary)
+            raise
+        with contextlib.suppress(OSError):  # what is left over is collected another time
+            (final / UNCOMMITTED).unlink()
+            with open(self.path / ".lock", "a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                collect(self.path / "runs", self._read()["runs"])
+        return run
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if kind is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
-            return
-        from attlas import __version__
+    def move_elsewhere(self, error: StorageError, needed: int) -> None:
+        """Write from now on to another disk, where one has room and `rescue` is set; else raise the error."""
+        place = other_place(self.path, needed) if self.rescue and self.moved_from is None else None
+        if place is None:
+            raise error
+        self.moved_from, self.path = self.path, place
+        warnings.warn(f"{error}; the result is kept in workspace '{place}'", stacklevel=2)
 
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        self.record = dataclasses.replace(
-            self.record,
-            tables=tuple(self._tables),
-            arrays=tuple(self._arrays),
-            summary=jsonable(self.summary),
-            created=now,
-            attlas_version=__version__,
-        )
-        self.workspace._commit(self.record, self._temporary)
 
-    def table(self, name: str, table: pa.Table) -> None:
-        """Write `<name>.parquet` (zstd, row groups of 32,768 so that DuckDB can skip)."""
-        pq.write_table(table, self._temporary / f"{name}.parquet", compression="zstd", row_group_size=32_768)
-        self._tables.append(name)
+def in_workspace(path: Path) -> Path:
+    """The path itself; below a workspace's `runs/`, that of the run as it is now, after its files were checked.
 
-    def arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Write `<name>.safetensors` (numpy arrays, made contiguous)."""
-        from safetensors.numpy import save_file
+    Raises:
+        WorkspaceError: a file there is damaged.
+    """
+    path = Path(path)
+    for place in (path, *path.parents):
+        if place.parent.name == "runs" and (place.parent.parent / "manifest.json").is_file():
+            workspace = Workspace(place.parent.parent)
+            known = [r for r in workspace.runs() if place.name in (r.id, r.folder)]
+            if not known:
+                return path
+            below = path.relative_to(place).as_posix()
+            if below in known[0].files:
+                return workspace.file(known[0], below)
+            return workspace.checked_folder(known[0], "" if below == "." else below)
+    return path
 
-        contiguous = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
-        save_file(contiguous, self._temporary / f"{name}.safetensors")
-        self._arrays.append(name)
 
-    def subfolder(self, name: str) -> Path:
-        """A folder of the run for files of other formats, such as a saved SAE."""
-        path = self._temporary / name
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

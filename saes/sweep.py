@@ -20,6 +20,7 @@ from attlas.saes.evaluation import EvalConfig, evaluate
 from attlas.saes.history import History
 from attlas.saes.loop import OnStep, train_loop
 from attlas.saes.sources import Inputs, held_out, load_inputs
+from attlas.saes.store import adopt_store, stored_inputs
 from attlas.saes.train import SAMPLE_TOKENS, make_buffer, start_trainee
 from attlas.saes.train_config import TrainConfig
 
@@ -132,7 +133,7 @@ class SweepResult:
             writer.table("pareto", self.table())
             writer.table("training", TRAINING.table(self.history.rows))
             for name, sae in self.saes.items():
-                sae.save(writer.subfolder("saes") / name)
+                writer.write(f"saes/{name}", sae.save)
             writer.summary = self.summary()
         return writer.record
 
@@ -163,6 +164,7 @@ def sweep_saes(
     Example:
         >>> sweep_saes(SweepConfig(TrainConfig(n_tokens=500_000), k=(8, 16, 32), width=(768, 1536))).plot()
     """
+    config = dataclasses.replace(config, train=adopt_store(config.train))
     train = config.train
     variants = config.variants()
     if model is None:
@@ -170,7 +172,7 @@ def sweep_saes(
 
         model = load_model(train.model, device=train.device, dtype=train.dtype)
     hooks = match_hooks(model, train.hooks)
-    inputs = data or load_inputs(model, train)
+    inputs = data or stored_inputs(train) or load_inputs(model, train)
     buffer = make_buffer(model, inputs, hooks, train, track)
     sample = buffer.peek(SAMPLE_TOKENS)
     variant_of: dict[str, TrainConfig] = {}

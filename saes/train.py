@@ -20,6 +20,7 @@ from attlas.saes.buffer import MixingBuffer
 from attlas.saes.history import TRAINING, History
 from attlas.saes.loop import OnStep, train_loop
 from attlas.saes.sources import Inputs, as_hooked, load_inputs, model_source
+from attlas.saes.store import adopt_store, store_source, stored_inputs
 from attlas.saes.train_config import TrainConfig
 from attlas.saes.trainee import Trainee
 
@@ -87,7 +88,7 @@ class TrainResult:
             with workspace.begin(
                 "sae", model=self.model_ref, data=self.data_ref, config=config, seed=config.seed
             ) as writer:
-                sae.save(writer.subfolder("sae"))
+                writer.write("sae", sae.save)
                 writer.table("training", self.table(hook))
                 writer.summary = self.summary(hook)
             runs.append(writer.record)
@@ -124,14 +125,14 @@ def train_sae(
         >>> result = attlas.train_sae(TrainConfig(hooks=("blocks.*.attn.hook_z",), n_tokens=200_000))
         >>> result.save("workspace")
     """
-    config = config or TrainConfig()
+    config = adopt_store(config or TrainConfig())
     if model is None:
         from attlas.interp import load_model
 
         model = load_model(config.model, device=config.device, dtype=config.dtype)
     model = as_hooked(model)
     hooks = match_hooks(model, config.hooks)
-    inputs = Inputs.of(data) if data is not None else load_inputs(model, config)
+    inputs = Inputs.of(data) if data is not None else stored_inputs(config) or load_inputs(model, config)
     buffer = make_buffer(model, inputs, hooks, config, track)
     sample = buffer.peek(SAMPLE_TOKENS)
     trainees = [start_trainee(hook, hook, model, sample[hook], config) for hook in hooks]
@@ -158,8 +159,6 @@ def make_buffer(
     """The mixing buffer over the model itself, or over the on-disk store that the configuration names."""
     source = model_source(model, inputs, hooks, config)
     if config.store is not None:
-        from attlas.saes.store import store_source
-
         source = store_source(model, inputs, hooks, config, track)
     return MixingBuffer(source, config.buffer_tokens, config.seed, getattr(torch, config.activation_dtype))
 

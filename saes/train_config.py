@@ -80,7 +80,8 @@ class TrainConfig:
     capture_batch: int = 32
     """Sequences or images in one forward pass of the model."""
     store: Path | None = None
-    """Folder of an on-disk activation store: read when it is there, else written first."""
+    """Folder of an on-disk activation store: written first when it is not there; else what it was captured with
+    (model, hooks, text, positions, type) is taken over."""
     activation_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of activations in the buffer and the store; weights and sums are float32 in any case."""
     device: str = "auto"

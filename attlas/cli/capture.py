@@ -19,7 +19,7 @@ class Args(TextArgs, ModelArgs):
     hooks: tuple[str, ...] = ("blocks.*.attn.hook_z",)
     """Hook names or globs."""
     to: Path = Path("activations")
-    """Folder to write; one that holds the same activations is checked and kept, any other is refused."""
+    """Folder to write, new or empty; the same activations are kept, or gone on with, anything else there is refused."""
     text: str = "embedded:train"
     """embedded:train, embedded:val, or a JSONL, Parquet or text file, or a Hugging Face dataset folder."""
     images: str | None = None
@@ -36,13 +36,12 @@ class Args(TextArgs, ModelArgs):
 
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Say how much it will be, then write."""
-    import json
-
     from attlas.saes.activations import match_hooks
     from attlas.saes.sources import load_inputs
-    from attlas.saes.store import store_source
+    from attlas.saes.store import check_store, read_manifest, store_source
     from attlas.saes.train_config import TrainConfig
 
+    check_store(args.to)
     model = open_model(args, out)
     hooks = match_hooks(model, args.hooks)
     config = TrainConfig(
@@ -58,7 +57,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         store=args.to,
     )
     store_source(model, load_inputs(model, config), hooks, config, out.track)
-    manifest = json.loads((args.to / "manifest.json").read_text(encoding="utf-8"))
+    manifest = read_manifest(args.to) or {}
     rows = sum(shard["rows"] for shard in manifest["shards"])
     out.say(f"{rows:,} tokens of {len(hooks)} hooks, {manifest['bytes'] / 1e6:.1f} MB, in {args.to}")
     return {"path": str(args.to), "hooks": list(hooks), "n_tokens": rows, "bytes": manifest["bytes"]}

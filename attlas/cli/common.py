@@ -64,8 +64,9 @@ class OutArgs:
 class Output:
     """A verb's channel to the person: bars and tables on stderr, so that stdout holds the JSON alone."""
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, as_json: bool, argv: Sequence[str] = ()) -> None:
         self.as_json = as_json
+        self.given = {a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--")}  # options typed out
         self.console = Console(stderr=True, quiet=False, highlight=False)
         self._progress: Any = None
 
@@ -157,7 +158,7 @@ def run_verb(verb: str, module: ModuleType, argv: Sequence[str]) -> int:
             args=list(argv) or list(getattr(module, "DEFAULT_ARGV", [])),
             config=(tyro.conf.OmitArgPrefixes,),
         )
-        out = Output(as_json=getattr(args, "json", False))
+        out = Output(as_json=getattr(args, "json", False), argv=argv)
         quiet = contextlib.redirect_stdout(sys.stderr) if out.as_json else contextlib.nullcontext()
         with quiet, _short_warnings(verb):
             result = module.run(args, out)

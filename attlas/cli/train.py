@@ -51,7 +51,10 @@ class Args(OutArgs):
 
 
 def run(args: Args, out: Output) -> dict[str, Any]:
+    from attlas.saes.store import adopt_store
+
     config = dataclasses.replace(args.train, model=args.model_alias) if args.model_alias else args.train
+    config = adopt_store(config, out.given | ({"model"} if args.model_alias else set()))
     workspace = open_workspace(args)
     if args.sweep_k or args.sweep_sparsity or args.sweep_width or args.sweep_seed:
         return _sweep(args, config, workspace, out)

@@ -13,6 +13,7 @@ from attlas.dashboard.pages.circuit_parts import pairs_map
 from attlas.dashboard.pages.circuit_views import here, over_tokens
 from attlas.dashboard.queries import Row, Store
 from attlas.dashboard.theme import Theme
+from attlas.data.workspace import Run
 
 KINDS = {
     "patching": "patching",
@@ -50,7 +51,7 @@ def saved_data(store: Store, params: Params) -> Data:
     found |= {"model": run.model.name, "summary": run.summary, "config": run.config}
     found["tables"] = {name: store.rows(run, name) for name in run.tables}
     if run.kind == "circuit":
-        found["graph"] = _graph(store, run.id)
+        found["graph"] = _graph(store, run)
     return found
 
 
@@ -58,16 +59,14 @@ def _settings(config: dict[str, Any]) -> str:
     return ", ".join(f"{k} {v}" for k, v in config.items() if isinstance(v, (str, int, float)) and k != "seed")
 
 
-def _graph(store: Store, run: str) -> dict[str, Any] | None:
+def _graph(store: Store, run: Run) -> dict[str, Any] | None:
     from attlas.analyses.circuit_graph_files import load_json
     from attlas.dashboard.pages.circuit_graph import plain
-    from attlas.errors import AttlasError
 
-    path = store.path / "runs" / run / "graph" / "graph.json"
-    try:
-        return plain(load_json(path))
-    except (AttlasError, OSError):
+    name = "graph/graph.json"
+    if name not in run.files and not (store.workspace.folder(run) / name).is_file():
         return None
+    return plain(load_json(store.workspace.file(run, name)))
 
 
 def saved_view(data: Data, look: Theme) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from types import ModuleType
 
+from attlas.data.workspace import in_workspace
 from attlas.errors import SAEFormatError
 from attlas.saes.base import SAE
 from attlas.saes.formats import dictionary_learning, original, saelens, sparsify
@@ -27,6 +28,7 @@ def load_sae(path_or_release: str | Path, device: str = "cpu") -> SAE:
 
     Raises:
         SAEFormatError: nothing there is readable as an SAE, or the release cannot be fetched.
+        WorkspaceError: it is a workspace's, and not the bytes that were written.
 
     Example:
         >>> sae = attlas.load_sae("workspace/runs/sae-gpt2-mini-0a1b2c3d")
@@ -35,7 +37,7 @@ def load_sae(path_or_release: str | Path, device: str = "cpu") -> SAE:
         from attlas.saes.formats.registry import load_release
 
         return load_release(str(path_or_release)).to(device)
-    path = Path(path_or_release).expanduser()
+    path = in_workspace(Path(path_or_release).expanduser())
     if not path.exists():
         raise SAEFormatError(f"'{path}' does not exist; give an SAE's folder, its .pt file, or saelens:RELEASE/ID")
     if (path / "sae").is_dir():  # a run's folder
