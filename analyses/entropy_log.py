@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,10 @@ import pyarrow.parquet as pq
 
 from attlas.analyses.attention_sites import AttentionSite
 from attlas.analyses.entropy_reduce import QUANTILES
+from attlas.data.disk import check_writable
+from attlas.data.files import atomic_path
 from attlas.data.schema import TableSchema, column
+from attlas.errors import StorageError
 
 log = logging.getLogger("attlas.tracker")
 _FLOAT = pa.float64()
@@ -78,6 +81,8 @@ class TrackerLog:
     def __init__(self, sites: Sequence[AttentionSite], out: str | Path | None, loggers: Sequence[Any]) -> None:
         self.sites = sites
         self.out = None if out is None else Path(out)
+        if self.out is not None:
+            check_writable(self.out.absolute().parent)
         self.loggers = list(loggers)
         self._chunks: list[dict[str, Any]] = []
         self._next_write = 0.0
@@ -148,11 +153,12 @@ class TrackerLog:
     def _write(self) -> None:
         assert self.out is not None
         start = time.monotonic()
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.out.with_name(f".{self.out.name}.{os.getpid()}")
-        pq.write_table(self.table(), temporary, compression="zstd")
-        temporary.replace(self.out)
-        self._written = len(self._chunks)
+        try:
+            with atomic_path(self.out) as temporary:
+                pq.write_table(self.table(), temporary, compression="zstd", write_page_checksum=True)
+            self._written = len(self._chunks)
+        except StorageError as error:  # the user's training must not end for its log
+            warnings.warn(f"{error}; the tracker's rows stay in memory", stacklevel=2)
         now = time.monotonic()
         self._next_write = now + 100 * (now - start)
 

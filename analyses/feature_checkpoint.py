@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,14 @@ from torch import Tensor
 from attlas.analyses.feature_relations import Coactivation
 from attlas.analyses.feature_stream import FeatureStream, Kept
 from attlas.data.files import atomic_path
-from attlas.errors import ConfigError
+from attlas.errors import ConfigError, StorageError
 
 _SUMS = ("count", "total", "maximum", "histogram")
 _KEPT = ("key", "value", "sequence", "position")
 
 
 def save_pass(path: Path, key: str, n_batches: int, stream: FeatureStream, coactivation: Coactivation) -> None:
-    """Write the state after `n_batches`, atomically.
+    """Write the state after `n_batches`, atomically; on a full disk the earlier state is kept, with a warning.
 
     Args:
         key: what the pass depends on (model, SAE, data, settings); `load_pass` refuses another.
@@ -40,8 +41,11 @@ def save_pass(path: Path, key: str, n_batches: int, stream: FeatureStream, coact
         "n_sequences": stream.n_sequences,
         "coactive": coactivation.seen,
     }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"state": json.dumps(values)})
+    try:
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"state": json.dumps(values)})
+    except StorageError as error:
+        warnings.warn(f"no state after batch {n_batches}: {error}; the pass goes on", stacklevel=2)
 
 
 def load_pass(path: Path, key: str, stream: FeatureStream, coactivation: Coactivation) -> int:

@@ -26,6 +26,7 @@ _REFUSALS = {
     errno.EIO: "the disk gives errors; name another place",
 }
 _WRAPPED = re.compile(r"os error (\d+)|[Ee]rrno (\d+)")  # of Rust (safetensors) and of C++ (pyarrow)
+_TORCH = ("PytorchStreamWriter failed", "inline_container.cc", "iostream error")  # torch.save does not say which
 
 
 def reason(error: BaseException) -> str | None:
@@ -34,8 +35,8 @@ def reason(error: BaseException) -> str | None:
     text = str(error)
     if number is None and (found := _WRAPPED.search(text)):
         number = int(found[1] or found[2])
-    if number is None and ("PytorchStreamWriter" in text or "file write failed" in text):
-        number = errno.ENOSPC  # torch.save does not say which
+    if number is None and any(words in text for words in _TORCH):
+        number = errno.ENOSPC
     return _REFUSALS.get(number) if number is not None else None
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from attlas.data.disk import check_writable
 from attlas.data.files import sha256_file
 from attlas.data.models_catalog import ModelCard
 from attlas.data.progress import Track, no_track
@@ -26,6 +27,7 @@ IOI_CHECK = "When Mary and John went to the store, John gave a drink to"
 def fetch(card: ModelCard, track: Track = no_track) -> Path:
     """Download, convert, verify, and put in place as one rename; nothing is left behind on failure."""
     convert, verify = CONVERTERS[card.name]
+    check_writable(card.path.parent)
     card.path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{card.name}-", dir=card.path.parent))
     steps = ["download", "convert", "verify"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from attlas.data.files import atomic_path
-from attlas.errors import CheckpointError, ConfigError
+from attlas.errors import CheckpointError, ConfigError, StorageError
 from attlas.saes.buffer import MixingBuffer
 from attlas.saes.trainee import Trainee
 
@@ -21,7 +22,10 @@ NAME = "checkpoint.safetensors"
 def save_checkpoint(
     folder: Path, step: int, trainees: list[Trainee], buffer: MixingBuffer, config: dict[str, Any], rows: list[Any]
 ) -> bool:
-    """Write the whole state after `step` steps; False, and nothing written, when a weight is not finite."""
+    """Write the whole state after `step` steps.
+
+    False, and the earlier checkpoint kept, when a weight is not finite, or, with a warning, when there is no room.
+    """
     if not all(trainee.finite() for trainee in trainees):
         return False
     tensors, values = buffer.state()
@@ -31,8 +35,12 @@ def save_checkpoint(
         tensors |= more
     # safetensors refuses tensors that share memory, and the buffer's rows are a slice of a larger block
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    with atomic_path(folder / NAME) as temporary:
-        save_file(tensors, temporary, metadata={"state": json.dumps(kept)})
+    try:
+        with atomic_path(folder / NAME) as temporary:
+            save_file(tensors, temporary, metadata={"state": json.dumps(kept)})
+    except StorageError as error:
+        warnings.warn(f"no checkpoint of step {step}: {error}; training goes on", stacklevel=2)
+        return False
     return True
 
 

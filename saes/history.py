@@ -7,13 +7,16 @@ show a run that is not finished. Its columns are those of `TRAINING`, and "sae",
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from attlas.data.disk import disk_errors
 from attlas.data.schema import TableSchema, column
+from attlas.errors import StorageError
 
 TRAINING = TableSchema(
     "training",
@@ -43,14 +46,20 @@ class History:
         self.rows: list[dict[str, Any]] = list(rows or [])
         self._path = folder / LIVE_FILE if folder is not None else None
         if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
+            with disk_errors(self._path):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._path.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        if self._path is not None:
-            with open(self._path, "a", encoding="utf-8") as handle:
+        if self._path is None:
+            return
+        try:
+            with disk_errors(self._path), open(self._path, "a", encoding="utf-8") as handle:
                 handle.write(json.dumps(row) + "\n")
+        except StorageError as error:  # the training is worth more than its curve on disk
+            warnings.warn(f"{error}; training goes on, its live curve ends here", stacklevel=2)
+            self._path = None
 
     def of(self, name: str) -> list[dict[str, Any]]:
         """The rows of one SAE."""
@@ -74,12 +83,15 @@ def live_folder(workspace: Path, key: str) -> Path:
 def live_runs(workspace: str | Path) -> list[LiveRun]:
     """Unfinished training runs of a workspace, the newest first; a half-written last line is left out."""
     found = []
+    needed = {column.name for column in TRAINING.columns}
     for path in Path(workspace).glob(f".training/*/{LIVE_FILE}"):
         rows = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
+                row = json.loads(line)
+            except ValueError:
                 continue
+            if isinstance(row, dict) and row.keys() >= needed:
+                rows.append(row)
         found.append(LiveRun(path.parent.name, path, rows))
     return sorted(found, key=lambda run: run.path.stat().st_mtime, reverse=True)

@@ -42,6 +42,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     from attlas.saes.train_config import TrainConfig
 
     check_store(args.to)
+    out.how_to_go_on = lambda: f"the same command goes on after the shards that are written: {out.command()}"
     model = open_model(args, out)
     hooks = match_hooks(model, args.hooks)
     config = TrainConfig(

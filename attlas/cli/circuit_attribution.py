@@ -11,6 +11,7 @@ import tyro
 from attlas.analyses.circuit_config import DLAConfig, TraceConfig
 from attlas.cli.circuit_inputs import PromptArgs, SAEArgs, load_saes, load_task
 from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
+from attlas.data.disk import check_writable
 from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -124,6 +125,8 @@ def run_trace(args: Trace, out: Output) -> dict[str, Any]:
     """Trace, save, show."""
     if args.out is not None and args.out.suffix not in FORMATS:
         raise ConfigError(f"--out '{args.out}' should end in .json, .graphml or .ct.json")
+    if args.out is not None:
+        check_writable(args.out.absolute().parent)
     workspace, model = open_workspace(args), open_model(args, out)
     task = load_task(model, args, args.seed, out)
     saes = load_saes(model, args, workspace, out)

@@ -6,9 +6,12 @@ import contextlib
 import json
 import math
 import os
+import shlex
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from attlas.interp import HookedModel
 
 T = TypeVar("T")
+_opened: list[Workspace] = []  # by the verb that runs
 
 
 @dataclass(frozen=True)
@@ -64,11 +68,17 @@ class OutArgs:
 class Output:
     """A verb's channel to the person: bars and tables on stderr, so that stdout holds the JSON alone."""
 
-    def __init__(self, as_json: bool, argv: Sequence[str] = ()) -> None:
+    def __init__(self, as_json: bool, argv: Sequence[str] = (), verb: str = "") -> None:
         self.as_json = as_json
+        self._typed = ["attlas", verb, *argv]
+        self.how_to_go_on: Callable[[], str] = lambda: f"finished runs are kept; again: {self.command()}"
         self.given = {a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--")}  # options typed out
         self.console = Console(stderr=True, quiet=False, highlight=False)
         self._progress: Any = None
+
+    def command(self, *more: str) -> str:
+        """The command as it was typed, with more options, ready to paste."""
+        return shlex.join([*self._typed, *(option for option in more if option not in self._typed)])
 
     def say(self, message: str) -> None:
         """One line of news."""
@@ -126,10 +136,19 @@ def open_model(args: ModelArgs, out: Output) -> HookedModel:
 
 
 def open_workspace(args: OutArgs) -> Workspace:
-    """Open (not yet create) the workspace the arguments name."""
+    """Open (not yet create) the workspace that the arguments name, for writing.
+
+    Should its disk be full when a result is ready, the result is kept on another one (see Workspace).
+
+    Raises:
+        StorageError: it cannot be written; said before any work.
+    """
     from attlas.data.workspace import Workspace
 
-    return Workspace(args.workspace)
+    workspace = Workspace(args.workspace, rescue=True)
+    workspace.check_writable()
+    _opened.append(workspace)
+    return workspace
 
 
 @contextlib.contextmanager
@@ -149,8 +168,56 @@ def _short_warnings(verb: str) -> Iterator[None]:
         warnings.formatwarning = usual
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: whatever Ctrl-C stops, this stops."""
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM as an exception, so that temporary files go and the last line is said."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise _Terminated
+
+    usual = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+
+
+def _storage_line(error: BaseException) -> str | None:
+    """What a full disk or a read-only place did to a verb, in one line, or None when the error is another."""
+    from attlas.data.disk import as_storage_error
+
+    refused = as_storage_error(error)
+    return str(refused) if refused is not None else None
+
+
+def _moved(verb: str) -> int:
+    """Status 1, and a line, when a result had to be kept elsewhere than asked."""
+    moved = [w for w in _opened if w.moved_from is not None]
+    for workspace in moved:
+        print(
+            f"attlas {verb}: '{workspace.moved_from}' had no room; the result is whole in '{workspace.path}' "
+            f"(use it with --workspace {workspace.path})",
+            file=sys.stderr,
+        )
+    return 1 if moved else 0
+
+
 def run_verb(verb: str, module: ModuleType, argv: Sequence[str]) -> int:
-    """Parse a verb's arguments, run it, print its result, turn errors into one line and a status."""
+    """Parse a verb's arguments, run it, print its result, turn errors into one line and a status.
+
+    Returns:
+        0 done; 1 done, but something is to be mended (`doctor`) or the result lies elsewhere than asked; 2 refused;
+        130 interrupted; 143 terminated.
+    """
+    out: Output | None = None
+    _opened.clear()
     try:
         args = tyro.cli(
             module.Args,
@@ -158,20 +225,31 @@ def run_verb(verb: str, module: ModuleType, argv: Sequence[str]) -> int:
             args=list(argv) or list(getattr(module, "DEFAULT_ARGV", [])),
             config=(tyro.conf.OmitArgPrefixes,),
         )
-        out = Output(as_json=getattr(args, "json", False), argv=argv)
+        out = Output(as_json=getattr(args, "json", False), argv=argv, verb=verb)
         quiet = contextlib.redirect_stdout(sys.stderr) if out.as_json else contextlib.nullcontext()
-        with quiet, _short_warnings(verb):
+        with quiet, _short_warnings(verb), _terminable():
             result = module.run(args, out)
     except AttlasError as error:
         print(f"attlas {verb}: {error}", file=sys.stderr)
         if os.environ.get("ATTLAS_DEBUG"):
             raise
         return 2
-    except KeyboardInterrupt:
-        print(f"attlas {verb}: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stopped:
+        ended = "terminated" if isinstance(stopped, _Terminated) else "interrupted"
+        print(f"attlas {verb}: {ended}{'; ' + out.how_to_go_on() if out is not None else ''}", file=sys.stderr)
+        return 143 if isinstance(stopped, _Terminated) else 130
+    except Exception as error:
+        line = _storage_line(error)
+        if line is None or os.environ.get("ATTLAS_DEBUG"):
+            raise
+        print(f"attlas {verb}: {line}", file=sys.stderr)
+        return 2
     if out.as_json:
         from attlas.data.workspace import jsonable
 
         print(json.dumps(jsonable(result), ensure_ascii=False, allow_nan=False))
+    return _moved(verb) or int(getattr(module, "STATUS", _ok)(result))
+
+
+def _ok(result: Any) -> int:
     return 0

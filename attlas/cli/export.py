@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from attlas.cli.common import OutArgs, Output, open_workspace
+from attlas.cli.common import OutArgs, Output
+from attlas.data.disk import check_writable
 from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,9 +34,11 @@ class Args(OutArgs):
 
 
 def run(args: Args, out: Output) -> dict[str, Any]:
+    from attlas.data.workspace import Workspace
     from attlas.saes.formats import FORMATS, load_sae
 
-    workspace = open_workspace(args)
+    workspace = Workspace(args.workspace)  # read only
+    check_writable(args.folder)
     source, parent = find_sae(workspace, args.sae)
     sae = load_sae(source)
     if args.folder.is_file() or (args.folder.is_dir() and any(args.folder.iterdir())):

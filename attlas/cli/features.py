@@ -12,6 +12,7 @@ from attlas.analyses.features_config import FeaturesConfig
 from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
 from attlas.cli.export import find_sae
 from attlas.cli.inputs import DataArgs, load_data
+from attlas.data.disk import check_writable
 from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,6 +66,12 @@ def _describe(args: Args, out: Output) -> dict[str, Any]:
     from attlas.saes.formats import load_sae
 
     workspace = open_workspace(args)
+    if args.checkpoint is not None:
+        check_writable(args.checkpoint.absolute().parent)
+        out.how_to_go_on = lambda: f"the same command goes on from '{args.checkpoint}': {out.command()}"
+    else:
+        again = out.command("--checkpoint", "features.state")
+        out.how_to_go_on = lambda: f"nothing of the pass is kept; with --checkpoint it could go on: {again}"
     source, parent = find_sae(workspace, args.sae)
     sae = load_sae(source)
     model = _open(args, parent, out)

@@ -12,6 +12,7 @@ import tyro
 from attlas.analyses.drop_curve_config import DropCurveConfig
 from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
 from attlas.cli.inputs import DataArgs, load_data
+from attlas.data.disk import check_writable
 from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         if not (named or args.target):
             raise ConfigError(f"nothing to write to '{args.out}': say what goes with --drop, or --target and a budget")
         check_folder(args.out, args.force)
+        check_writable(args.out.absolute().parent)
     if args.heal_steps and not (named or args.target):
         raise ConfigError("healing needs a pruned model: give --drop, or --target and a budget")
     if args.sae and not args.what_dies:

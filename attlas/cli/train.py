@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -64,11 +65,15 @@ def run(args: Args, out: Output) -> dict[str, Any]:
 def _train(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -> dict[str, Any]:
     from attlas.saes.checkpoint import has_checkpoint
     from attlas.saes.history import live_folder
+    from attlas.saes.store import check_store
     from attlas.saes.train import train_sae
 
     folder = live_folder(workspace.path, _key(config))
     if args.resume and not has_checkpoint(folder):
         out.say(f"--resume: no checkpoint of this configuration in {workspace.path}; starting from the first step")
+    if config.store is not None:
+        check_store(config.store)
+    out.how_to_go_on = lambda: _go_on(folder, out)
     with training_bar(out, config) as on_step:
         result = train_sae(config, folder=folder, resume=args.resume, on_step=on_step)
     runs = result.save(workspace)
@@ -84,12 +89,19 @@ def _train(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -
 
 
 def _sweep(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -> dict[str, Any]:
+    from attlas.saes.history import live_folder
+    from attlas.saes.store import check_store
     from attlas.saes.sweep import SweepConfig, sweep_saes
 
     sweep = SweepConfig(config, args.sweep_k, args.sweep_sparsity, args.sweep_width, args.sweep_seed)
+    folder = live_folder(workspace.path, _key(sweep))
+    if config.store is not None:
+        check_store(config.store)
+    out.how_to_go_on = lambda: _go_on(folder, out)
     with training_bar(out, config) as on_step:
-        result = sweep_saes(sweep, on_step=on_step)
+        result = sweep_saes(sweep, folder=folder, resume=args.resume, on_step=on_step)
     record = result.save(workspace)
+    shutil.rmtree(folder, ignore_errors=True)
     rows = sorted(result.rows, key=lambda row: (row["hook"], row["l0"]))
     out.table(
         f"Sweep on {config.model} ({config.n_tokens:,} tokens; measured on held-out data; * = Pareto front)",
@@ -113,7 +125,16 @@ def _sweep(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -
     return {"workspace": str(workspace.path), "runs": [record.id], "pareto": result.rows}
 
 
-def _key(config: TrainConfig) -> str:
+def _go_on(folder: Path, out: Output) -> str:
+    """What to type after an interruption."""
+    from attlas.saes.checkpoint import has_checkpoint
+
+    if has_checkpoint(folder):
+        return f"go on from the last checkpoint with: {out.command('--resume')}"
+    return f"no checkpoint had been written yet (see --checkpoint-every); again: {out.command()}"
+
+
+def _key(config: Any) -> str:
     """The same configuration gives the same folder, so that --resume finds it."""
     from attlas.data.workspace import jsonable
 
