@@ -30,6 +30,9 @@ VERBS: dict[str, list[str]] = {
 }
 
 
+TEXT = ["--seq-len", "64", "--text", "embedded:val"]
+
+
 def full(mount: Callable[[str], Path]) -> Path:
     place = mount("size=512k")
     status = os.statvfs(place)
