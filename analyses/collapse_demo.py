@@ -190,7 +190,7 @@ def _bytes(n: int = 500_000, length: int = 50) -> tuple[Tensor, Tensor]:
 
     raw = bytearray()
     for text in read_documents("embedded:train"):
-        raw += text.encode() + b"\n"
+        raw += str(text).encode() + b"\n"
         if len(raw) >= n:
             break
     rows = torch.tensor(list(raw[:n]), dtype=torch.long).view(-1, length)

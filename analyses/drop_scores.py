@@ -14,8 +14,8 @@ from attlas.analyses.redundancy import RedundancyConfig, redundancy
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset
-from attlas.errors import ConfigError
 from attlas.interp import HookedModel
+from attlas.interp.labels import loss_labels
 
 
 @torch.no_grad()
@@ -31,14 +31,12 @@ def quality(
         forward: what gives logits; the model itself by default.
 
     Raises:
-        ConfigError: a vision model without classifier or images without labels.
+        ConfigError: a vision model without classifier, or images without labels that it knows.
     """
     forward = forward or model
     loss = right = 0.0
     count = 0
-    labels = getattr(data, "labels", None)
-    if model.cfg.family == "vit" and (labels is None or not model.cfg.n_classes):
-        raise ConfigError(f"{model.name} needs a classifier and labelled images to measure what dropping costs")
+    labels = loss_labels(model, data)
     for batch in data.batches(batch_size):
         logits = forward(batch).float()
         if labels is not None:

@@ -43,6 +43,7 @@ from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
+from attlas.interp.labels import class_names
 from attlas.saes.base import SAE
 
 # Batches between two states of the first pass.
@@ -329,8 +330,8 @@ def _pictures(examples: list[Example], data: ImageDataset) -> tuple[np.ndarray, 
 def _names(model: HookedModel, data: TokenDataset | ImageDataset, ids: set[int]) -> dict[int, str]:
     if isinstance(data, TokenDataset):
         return {i: model.to_str_tokens([i])[0] if model.tokenizer is not None else str(i) for i in ids}
-    classes = data.class_names
-    return {i: classes[i] if classes is not None and i < len(classes) else str(i) for i in ids}
+    classes = class_names(model)
+    return {i: classes[i] if classes else str(i) for i in ids}
 
 
 def _families(examples: list[Example]) -> dict[int, FamilyScore]:

@@ -26,6 +26,7 @@ from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
+from attlas.interp.labels import loss_labels
 
 EXACT = ("zero", "mean", "identity")
 TAYLOR = ("taylor", "taylor_abs")
@@ -161,12 +162,10 @@ def head_effects(
     """Δ loss of every head, sequence by sequence (text: mean next-token loss; images: loss of the true class).
 
     Raises:
-        ConfigError: a vision model without classifier, or images without labels.
+        ConfigError: a vision model without classifier, or images without labels that it knows.
     """
     config = config or HeadEffectsConfig()
-    labels = getattr(data, "labels", None)
-    if model.cfg.family == "vit" and (labels is None or not model.cfg.n_classes):
-        raise ConfigError(f"{model.name} needs a classifier and labelled images for a loss; see `attlas vit`")
+    labels = loss_labels(model, data)
     means = mean_z(model, data, config.batch_size) if "mean" in config.ablations else None
     found: dict[str, list[np.ndarray]] = {name: [] for name in config.ablations}
     start = 0

@@ -23,8 +23,8 @@ from attlas.data.progress import Track, no_track
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref, Run, Workspace
-from attlas.errors import ConfigError
 from attlas.interp import HookedModel
+from attlas.interp.labels import loss_labels
 
 MODULE_EFFECTS = TableSchema(
     "module_effects",
@@ -115,12 +115,10 @@ def module_effects(
     """Drop every module alone, sequence by sequence (text: mean next-token loss; images: loss of the true class).
 
     Raises:
-        ConfigError: a vision model without classifier, or images without labels.
+        ConfigError: a vision model without classifier, or images without labels that it knows.
     """
     config = config or RedundancyConfig()
-    labels = getattr(data, "labels", None)
-    if model.cfg.family == "vit" and (labels is None or not model.cfg.n_classes):
-        raise ConfigError(f"{model.name} needs a classifier and labelled images for a loss; see `attlas vit`")
+    labels = loss_labels(model, data)
     parts: list[np.ndarray] = []
     start = 0
 

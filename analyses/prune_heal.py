@@ -23,6 +23,7 @@ from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError, NonFiniteError
 from attlas.interp import HookedModel
 from attlas.interp.anatomy import linear_weight
+from attlas.interp.labels import classifier_labels, loss_labels
 
 HEALING = TableSchema(
     "healing",
@@ -116,6 +117,7 @@ def heal(
 
     Raises:
         NonFiniteError: the loss is no longer finite.
+        ConfigError: images whose labels are not of the model's classes.
     """
     zeros = {id(p) for p in frozen}
     parameters = [p for p in hf.parameters() if id(p) not in zeros]
@@ -124,7 +126,7 @@ def heal(
     optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=0.0)
     keep_silent = _silent_rows(hf)
     rows = [{"step": 0, "loss": None, "eval_loss": _loss(hf, dense, held_out, config.batch_size), "learning_rate": 0.0}]
-    batches = _forever(data, config)
+    batches = _forever(dense, data, config)
     for step in track(range(1, config.steps + 1), "healing"):
         rate = config.learning_rate * _schedule(step, config.steps)
         for group in optimiser.param_groups:
@@ -150,10 +152,12 @@ def _schedule(step: int, steps: int) -> float:
     return step / warm if step <= warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def _forever(data: TokenDataset | ImageDataset, config: HealConfig) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _forever(
+    dense: HookedModel, data: TokenDataset | ImageDataset, config: HealConfig
+) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Batches in an order that each pass draws anew."""
     inputs: Tensor = data.tokens if isinstance(data, TokenDataset) else data.pixels
-    labels = None if isinstance(data, TokenDataset) else data.labels
+    labels = None if isinstance(data, TokenDataset) else classifier_labels(dense, data)
     generator = torch.Generator().manual_seed(config.seed)
     while True:
         for rows in torch.randperm(len(inputs), generator=generator).split(config.batch_size):
@@ -178,7 +182,7 @@ def _objective(hf: Any, dense: HookedModel, inputs: Tensor, labels: Tensor | Non
 @torch.no_grad()
 def _loss(hf: Any, dense: HookedModel, data: TokenDataset | ImageDataset, batch_size: int) -> float:
     total = count = 0.0
-    labels = None if isinstance(data, TokenDataset) else data.labels
+    labels = loss_labels(dense, data)
     start = 0
     for batch in data.batches(batch_size):
         target = None if labels is None else labels[start : start + len(batch)]

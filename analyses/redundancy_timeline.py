@@ -23,6 +23,7 @@ from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import CheckpointError
 from attlas.interp import HookedModel, load_model
+from attlas.interp.labels import classifier_labels
 
 REDUNDANCY_TIMELINE = TableSchema(
     "redundancy_timeline",
@@ -149,6 +150,6 @@ def redundancy_timeline(
             raise CheckpointError(f"'{checkpoint.folder}' is {here} (family, layers, width); the first is {shape}")
         dataset = dataset if dataset is not None else data(model)
         results.append(redundancy(model, dataset, config))
-        measurable = isinstance(dataset, TokenDataset) or bool(dataset.labels is not None and model.cfg.n_classes)
+        measurable = isinstance(dataset, TokenDataset) or classifier_labels(model, dataset) is not None
         losses.append(quality(model, dataset, config.batch_size)[0] if measurable else float("nan"))
     return RedundancyTimelineResult(checkpoints, tuple(results), tuple(losses), model.ref, config)

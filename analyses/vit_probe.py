@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attlas.data.splits import stratified_order
 from attlas.errors import ImageDataError
 
 
@@ -71,9 +72,9 @@ class LinearProbe:
         x = features.double()
         mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
         x = torch.cat([(x - mean) / std, torch.ones(len(x), 1, dtype=x.dtype, device=x.device)], dim=1)
-        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
+        order = torch.from_numpy(stratified_order(len(x), labels.cpu().numpy(), seed)).to(x.device)
         fold = torch.empty_like(order)
-        fold[order] = torch.arange(len(x), device=x.device) % min(n_folds, len(x))
+        fold[order] = torch.arange(len(x), device=x.device) * min(n_folds, len(x)) // len(x)
         targets = torch.nn.functional.one_hot(labels).to(x)
         weights = []
         for held_out in range(int(fold.max()) + 1):

@@ -21,6 +21,7 @@ from attlas.analyses.vit_tables import N_IMAGES, interval
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.schema import TableSchema, column
+from attlas.data.splits import stratified_order
 from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
@@ -167,7 +168,8 @@ def vit_pruning(
     require_vit(model, images)
     if len(images) <= config.n_search:
         raise ConfigError(f"n_search {config.n_search} leaves none of {len(images)} images to measure on; lower it")
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))
+    own = None if images.labels is None else images.labels.numpy()
+    order = torch.from_numpy(stratified_order(len(images), own, config.seed))
     search, rest = order[: config.n_search].sort().values, order[config.n_search :].sort().values
     readout = make_readout(model, images, min(32, config.batch_size), config.seed)
     hunt = _Hunt(model, images, search, readout, config.batch_size)

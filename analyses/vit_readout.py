@@ -13,6 +13,7 @@ from attlas.analyses.vit_probe import KnnProbe, LinearProbe
 from attlas.data.images import ImageDataset
 from attlas.errors import ImageDataError
 from attlas.interp import HookedModel
+from attlas.interp.labels import classifier_labels
 
 Answer = tuple[Tensor, Tensor]
 """(logits [B, n_classes] or last hidden state, normed last hidden state [B, T, d_model]), as a Suffix returns it."""
@@ -113,26 +114,6 @@ def patch_grid(model: HookedModel, images: ImageDataset) -> tuple[int, int]:
     if rows * columns < 1:
         raise ImageDataError(f"images of {height} × {width} pixels hold no patch of {model.cfg.patch_size}")
     return rows, columns
-
-
-def classifier_labels(model: HookedModel, images: ImageDataset) -> Tensor | None:
-    """Labels in the numbering of the model's classifier, or None when they cannot be told.
-
-    Class names are matched (case aside) with the model's `id2label`; where the model has only placeholders
-    ("LABEL_3"), or the images no names, equal numbers of classes count as the same order.
-    """
-    n_classes = model.cfg.n_classes
-    if images.labels is None or not n_classes:
-        return None
-    known = {str(v).strip().lower(): int(k) for k, v in (model.hf.config.id2label or {}).items()}
-    placeholders = all(name.startswith("label_") for name in known)
-    if images.class_names is None or placeholders:
-        fits = int(images.labels.max()) < n_classes and len(images.class_names or known) == n_classes
-        return images.labels if fits else None
-    wanted = [name.strip().lower() for name in images.class_names]
-    if not set(wanted) <= set(known):
-        return None
-    return torch.tensor([known[name] for name in wanted])[images.labels]
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from attlas.analyses.vit_rollout import relevance_of
 from attlas.analyses.vit_token_tables import COLUMN_MASS, LEAF_TOKENS, REMOVAL, ROLLOUT, SCHEMAS, TOKENS
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
+from attlas.data.splits import stratified_order
 from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
@@ -34,7 +35,7 @@ class VitTokensConfig:
     Attributes:
         remove_at: layers before which patches are removed; none given takes the first and the middle one.
         fractions: shares of patches to remove.
-        n_curve_images: images for the curves (the first ones); column mass takes all.
+        n_curve_images: images for the curves, drawn by the seed from all classes; column mass takes all.
         n_random: random orders to compare with.
         leaf_share: the share of patches that receive least and count as leaf tokens.
         residual: share of the skip connection in attention rollout.
@@ -206,10 +207,6 @@ class VitTokensResult:
         return run.record
 
 
-def _subset(images: ImageDataset, n: int) -> ImageDataset:
-    return images if n >= len(images) else images.take(n)
-
-
 def vit_tokens(
     model: HookedModel, images: ImageDataset, config: VitTokensConfig | None = None, track: Track = no_track
 ) -> VitTokensResult:
@@ -229,7 +226,9 @@ def vit_tokens(
     if any(not 0 <= layer <= last for layer in layers):
         raise ConfigError(f"remove_at {layers}: {model.name} has layers 0–{last}")
     mass = column_mass(model, images, batch_size=min(32, config.batch_size), track=track)
-    few = _subset(images, config.n_curve_images)
+    own = None if images.labels is None else images.labels.numpy()
+    rows = torch.from_numpy(stratified_order(len(images), own, config.seed)[: config.n_curve_images])
+    few = images.select(rows)
     readout = make_readout(model, few, min(32, config.batch_size), config.seed)
     n_patches = mass.grid[0] * mass.grid[1]
     chance = {f"random-{i}": random_orders(len(few), n_patches, config.seed + i) for i in range(config.n_random)}
@@ -248,7 +247,7 @@ def vit_tokens(
 
     removal = {}
     for layer in layers:
-        least = mass.least_first(max(0, layer - 1))[: len(few)]
+        least = mass.least_first(max(0, layer - 1))[rows]
         removal[layer] = curves({"least-received": least, "most-received": least.flip(-1)}, layer)
     relevance = relevance_of(model, few, residual=config.residual, batch_size=config.batch_size, track=track)
     most = {name: torch.argsort(r, dim=-1, descending=True, stable=True) for name, r in relevance.items()}

@@ -27,6 +27,7 @@ from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
+from attlas.interp.labels import classifier_labels
 from attlas.saes.base import SAE
 
 _F = pa.float64()
@@ -292,9 +293,8 @@ def _target(model: HookedModel, data: TokenDataset | ImageDataset, batch: Tensor
     """What the loss of a batch is taken against; None where there is no loss."""
     if isinstance(data, TokenDataset):
         return batch.to(model.device)
-    if data.labels is None or not model.cfg.n_classes:
-        return None
-    return data.labels[start : start + len(batch)].to(model.device)
+    labels = classifier_labels(model, data, warn=True)
+    return None if labels is None else labels[start : start + len(batch)].to(model.device)
 
 
 def _examples(

@@ -25,6 +25,7 @@ from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel
+from attlas.interp.labels import loss_labels
 
 ALL_LAYERS = -1
 _F = pa.float64()
@@ -149,6 +150,7 @@ def window_loss(
 
     Raises:
         UnsupportedModelError: a backbone without unembedding or classifier, or images without labels.
+        ConfigError: images of classes that the classifier does not know.
     """
     config = config or WindowConfig()
     cfg = model.cfg
@@ -174,11 +176,11 @@ def window_loss(
 def _losses(model: HookedModel, data: TokenDataset | ImageDataset, batch_size: int) -> Iterator[np.ndarray]:
     """Loss of each sequence or image, a batch at a time."""
     start = 0
+    labels = loss_labels(model, data)
     for batch in data.batches(batch_size):
-        if isinstance(data, ImageDataset):
-            assert data.labels is not None
-            labels = data.labels[start : start + len(batch)].to(model.device)
-            loss = torch.nn.functional.cross_entropy(model(batch).float(), labels, reduction="none")
+        if labels is not None:
+            target = labels[start : start + len(batch)].to(model.device)
+            loss = torch.nn.functional.cross_entropy(model(batch).float(), target, reduction="none")
         else:
             loss = model.cross_entropy(batch).mean(1)
         yield loss.double().cpu().numpy()

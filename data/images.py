@@ -2,77 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import io
-import json
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from attlas.data.image_files import Found, read_folder, read_npz, sample_tiles, shorten
+from attlas.data.image_labels import match_classes
+from attlas.data.image_processor import MAX_PIXELS, ImageSpec, to_array, to_pixels
+from attlas.data.splits import stratified_order
 from attlas.data.workspace import Ref
-from attlas.errors import CheckpointError, ImageDataError
+from attlas.errors import ImageDataError
+
+__all__ = ["GLYPHS", "MAX_PIXELS", "ImageDataset", "ImageSpec", "load_images", "shrink", "to_array", "to_pixels"]
 
 GLYPHS = Path(__file__).resolve().parent / "models" / "vit-mini" / "glyphs-test.npz"
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
-MAX_PIXELS = 100_000_000
-
-
-@dataclass(frozen=True)
-class ImageSpec:
-    """How a model wants its images.
-
-    Attributes:
-        size: (height, width) in pixels.
-        mean, std: per channel, of pixels scaled to [0, 1]; one value means a grey image.
-        resample: PIL's number of the filter (2 bilinear, 3 bicubic).
-    """
-
-    size: tuple[int, int]
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    resample: int = 2
-
-    @property
-    def n_channels(self) -> int:
-        return len(self.mean)
-
-    @classmethod
-    def from_folder(cls, folder: Path) -> ImageSpec:
-        """Read preprocessor_config.json (of any image processor with size, image_mean and image_std).
-
-        Raises:
-            CheckpointError: the file is not there or not JSON.
-        """
-        path = Path(folder) / "preprocessor_config.json"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError) as error:
-            raise CheckpointError(f"cannot read '{path}': {error}") from error
-        size = config.get("crop_size") if config.get("do_center_crop") else None
-        size = size or config.get("size") or 224
-        if isinstance(size, int):
-            height = width = size
-        else:
-            height = size.get("height") or size.get("shortest_edge")
-            width = size.get("width") or height
-        return cls(
-            size=(int(height), int(width)),
-            mean=tuple(config.get("image_mean", (0.5, 0.5, 0.5))),
-            std=tuple(config.get("image_std", (0.5, 0.5, 0.5))),
-            resample=int(config.get("resample", 2)),
-        )
-
-    def normalise(self, images: np.ndarray) -> Tensor:
-        """uint8 [n, H, W, C] → float32 [n, C, H, W]."""
-        x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
-        mean, std = torch.tensor(self.mean).view(1, -1, 1, 1), torch.tensor(self.std).view(1, -1, 1, 1)
-        return (x - mean) / std
 
 
 @dataclass(frozen=True)
@@ -81,10 +32,11 @@ class ImageDataset:
 
     Attributes:
         pixels: float32 [n, C, H, W], normalised.
-        thumbnails: uint8 [n, H, W, 3], for showing.
+        thumbnails: uint8 [n, H, W, 3], what the model sees, for showing.
         labels: int64 [n], or None.
-        class_names: name of each label, or None.
-        name, hash: where they came from, and 16 hex digits over the pixels.
+        class_names: name of each label, or None. Labels are in a model's numbering where these are its classifier's
+            names; `attlas.interp.labels` asks.
+        name, hash: where they came from, and 16 hex digits over pixels, labels and names.
     """
 
     pixels: Tensor
@@ -105,50 +57,34 @@ class ImageDataset:
         """Pixels [≤ batch_size, C, H, W] each, in order."""
         return self.pixels.split(batch_size)
 
-    def take(self, n: int) -> ImageDataset:
-        """The first images."""
-        labels = self.labels[:n] if self.labels is not None else None
-        return ImageDataset(
-            self.pixels[:n], self.thumbnails[:n], labels, self.class_names, self.name, f"{self.hash[:12]}{n:x}"[:16]
+    def select(self, rows: Iterable[int] | Tensor | np.ndarray) -> ImageDataset:
+        """The images of these numbers, in that order."""
+        chosen = torch.as_tensor(rows if isinstance(rows, (Tensor, np.ndarray)) else list(rows), dtype=torch.long)
+        digest = hashlib.sha256(self.hash.encode() + chosen.numpy().tobytes()).hexdigest()[:16]
+        return dataclasses.replace(
+            self,
+            pixels=self.pixels[chosen],
+            thumbnails=self.thumbnails[chosen.numpy()],
+            labels=None if self.labels is None else self.labels[chosen],
+            hash=digest,
         )
 
+    def take(self, n: int) -> ImageDataset:
+        """The first images; `load_images` set them in an order of which any piece is a stratified sample."""
+        return self if n >= len(self) else self.select(range(n))
 
-def to_array(image: bytes | Image.Image | np.ndarray | Path, spec: ImageSpec) -> np.ndarray:
-    """Any image as uint8 [H, W, C] of the model's size and channels; transparent parts become white.
+    def split(self, share: float, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
+        """Two disjoint parts, the first with this share of every class, drawn by the seed.
 
-    Raises:
-        ImageDataError: not an image, corrupt, or of more than 100 million pixels.
-    """
-    try:
-        if isinstance(image, np.ndarray):
-            opened = Image.fromarray(image)
-        elif isinstance(image, Image.Image):
-            opened = image
-        else:
-            opened = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
-        if opened.width * opened.height > MAX_PIXELS:
-            raise ImageDataError(f"an image of {opened.width} × {opened.height} pixels is too large; shrink it first")
-        opened.draft("RGB", (4 * spec.size[1], 4 * spec.size[0]))  # JPEG only: decode large ones at reduced size
-        opened = ImageOps.exif_transpose(opened)
-        if opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info:
-            rgba = opened.convert("RGBA")
-            opened = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-        opened = opened.convert("L" if spec.n_channels == 1 else "RGB")
-        opened = opened.resize((spec.size[1], spec.size[0]), Image.Resampling(spec.resample))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError, TypeError) as error:
-        if isinstance(error, ImageDataError):
-            raise
-        what = image if isinstance(image, Path) else "this upload"
-        raise ImageDataError(
-            f"'{what}' is not an image that can be read ({type(error).__name__}); use PNG or JPEG"
-        ) from error
-    array = np.array(opened, dtype=np.uint8)
-    return array[..., None] if array.ndim == 2 else array
-
-
-def to_pixels(image: bytes | Image.Image | np.ndarray | Path, spec: ImageSpec) -> Tensor:
-    """Any image as float32 [C, H, W], normalised for a model; raises as to_array does."""
-    return spec.normalise(to_array(image, spec)[None])[0]
+        Raises:
+            ImageDataError: a part would be empty.
+        """
+        cut = round(len(self) * share)
+        if not 0 < cut < len(self):
+            raise ImageDataError(f"{len(self)} images of '{self.name}' cannot be split {share:.0%}; give more images")
+        labels = None if self.labels is None else self.labels.numpy()
+        order = stratified_order(len(self), labels, seed)
+        return self.select(order[:cut]), self.select(order[cut:])
 
 
 def load_images(
@@ -159,35 +95,91 @@ def load_images(
     Args:
         source: "embedded:glyphs" (rendered characters with labels), "sklearn:samples" (scikit-learn's and, where
             installed, scikit-image's sample pictures, cut into square tiles), a folder (subfolders are classes), or
-            an .npz with `images` uint8 [n, H, W] or [n, H, W, 3] and optionally `labels`, `classes`.
-        spec: the model's; None raises.
-        n_images: how many, drawn without replacement by the seed; None takes all in order.
+            an .npz with `images` [n, H, W] or [n, H, W, 3] and optionally `labels`, `classes`.
+        spec: the model's; None raises. Where it knows its classifier's names and they hold all of the source's,
+            labels are given in the classifier's numbering.
+        n_images: how many, drawn without replacement; None takes all.
+        seed: of the order, in which any contiguous piece holds all classes in their shares.
+
+    Files that cannot be read are left out with one warning.
 
     Raises:
-        ImageDataError: missing, empty or unreadable.
+        ImageDataError: missing, empty, or half of the files or more unreadable.
     """
     if spec is None:
         raise ImageDataError(
             "the model has no preprocessor_config.json, so how it wants its images is not known; add one"
         )
-    labels: np.ndarray | None = None
-    names: tuple[str, ...] | None = None
-    if str(source) == "embedded:glyphs":
-        images, labels, names = _npz(GLYPHS)
-    elif str(source) == "sklearn:samples":
-        images = _samples()
-    elif Path(source).suffix == ".npz":
-        images, labels, names = _npz(Path(source))
-    else:
-        images, labels, names = _folder(Path(source).expanduser())
-    chosen = np.arange(len(images))
-    if n_images is not None and n_images < len(images):
-        chosen = np.sort(np.random.default_rng(seed).permutation(len(images))[:n_images])
-    arrays = np.stack([to_array(images[i], spec) for i in chosen])
-    digest = hashlib.sha256(str(arrays.shape).encode() + arrays.tobytes()).hexdigest()[:16]
-    shown = arrays if arrays.shape[-1] == 3 else np.repeat(arrays, 3, axis=-1)
-    picked = torch.from_numpy(labels[chosen].astype(np.int64)) if labels is not None else None
-    return ImageDataset(spec.normalise(arrays), shown, picked, names, str(source), digest)
+    images, labels, names = _read(str(source))
+    order = stratified_order(len(images), labels, seed)
+    arrays, chosen = _readable(images, order, spec, n_images or len(images), str(source))
+    pictures = np.stack(arrays)
+    shown = pictures if pictures.shape[-1] == 3 else np.repeat(pictures, 3, axis=-1)
+    picked = None if labels is None else torch.from_numpy(labels[chosen])
+    picked, names = _numbered(picked, names, spec.classes)
+    digest = hashlib.sha256(str(pictures.shape).encode() + pictures.tobytes())
+    if picked is not None:
+        digest.update(picked.numpy().tobytes() + "\0".join(names or ()).encode())
+    return ImageDataset(spec.normalise(pictures), shown, picked, names, str(source), digest.hexdigest()[:16])
+
+
+def _read(source: str) -> Found:
+    if source == "embedded:glyphs":
+        return read_npz(GLYPHS)
+    if source == "sklearn:samples":
+        return sample_tiles(), None, None
+    if source.startswith(("embedded:", "sklearn:")):
+        raise ImageDataError(f"no images '{source}'; there are embedded:glyphs and sklearn:samples")
+    path = Path(source).expanduser()
+    return read_npz(path) if path.suffix == ".npz" else read_folder(path)
+
+
+def _readable(
+    images: Any, order: np.ndarray, spec: ImageSpec, wanted: int, source: str
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """The first `wanted` images of the order that can be read, and their numbers."""
+    arrays: list[np.ndarray] = []
+    chosen: list[int] = []
+    bad: list[str] = []
+    reason = ""
+    for i in order:
+        if len(arrays) == wanted:
+            break
+        try:
+            array = to_array(images[i], spec)
+        except ImageDataError as error:
+            bad.append(images[i].name if isinstance(images[i], Path) else f"number {i}")
+            reason = reason or str(error)
+            continue
+        if arrays and array.shape != arrays[0].shape:
+            sizes = " and ".join(f"{a.shape[0]} × {a.shape[1]}" for a in (arrays[0], array))
+            raise ImageDataError(
+                f"the model's image processor neither crops nor resizes to one size, so images of '{source}' are "
+                f"{sizes} pixels; give images of one shape"
+            )
+        arrays.append(array)
+        chosen.append(int(i))
+    if bad and len(images) == 1:
+        raise ImageDataError(reason)
+    if bad:
+        said = f"{len(bad)} of {len(bad) + len(arrays)} images of '{source}' cannot be read ({shorten(sorted(bad))})"
+        if len(bad) >= len(arrays):
+            raise ImageDataError(f"{said}; the first: {reason}")
+        warnings.warn(f"{said} and are left out", stacklevel=3)
+    return arrays, np.array(chosen)
+
+
+def _numbered(
+    labels: Tensor | None, names: tuple[str, ...] | None, classes: tuple[str, ...]
+) -> tuple[Tensor | None, tuple[str, ...] | None]:
+    """Labels and names in a classifier's numbering where it knows all of the names; else as they are."""
+    if labels is None or names is None or not classes:
+        return labels, names
+    places = match_classes(names, classes)
+    known = [place for place in places if place is not None]
+    if len(known) < len(places):
+        return labels, names
+    return torch.tensor(known)[labels], classes
 
 
 def shrink(thumbnails: np.ndarray, longest: int = 64) -> np.ndarray:
@@ -199,50 +191,3 @@ def shrink(thumbnails: np.ndarray, longest: int = 64) -> np.ndarray:
     cut = thumbnails[:, : h // step * step, : w // step * step]
     means: np.ndarray = cut.reshape(m, h // step, step, w // step, step, c).mean((2, 4)).astype(np.uint8)
     return means
-
-
-def _npz(path: Path) -> tuple[Any, np.ndarray | None, tuple[str, ...] | None]:
-    if not path.is_file():
-        raise ImageDataError(f"'{path}' does not exist")
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            if "images" not in data:
-                raise ImageDataError(f"'{path}' has no array 'images', only {sorted(data.files)}")
-            classes = tuple(str(c) for c in data["classes"]) if "classes" in data else None
-            return data["images"], data["labels"] if "labels" in data else None, classes
-    except (ValueError, OSError) as error:
-        if isinstance(error, ImageDataError):
-            raise
-        raise ImageDataError(f"'{path}' cannot be read as .npz ({error})") from error
-
-
-def _folder(path: Path) -> tuple[list[Path], np.ndarray | None, tuple[str, ...] | None]:
-    if not path.exists():
-        raise ImageDataError(f"'{path}' does not exist; give a folder, an .npz, embedded:glyphs or sklearn:samples")
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.suffix.lower() in _SUFFIXES)
-    if not files:
-        raise ImageDataError(f"folder '{path}' holds no images ({', '.join(sorted(_SUFFIXES))})")
-    classes = sorted({p.parent.name for p in files if p.parent != path}) if path.is_dir() else []
-    if not classes or any(p.parent == path for p in files):
-        return files, None, None
-    return files, np.array([classes.index(p.parent.name) for p in files]), tuple(classes)
-
-
-def _samples(tile: int = 213) -> list[np.ndarray]:
-    """Square tiles of the sample pictures, left to right."""
-    from sklearn.datasets import load_sample_images
-
-    pictures = [np.asarray(image) for image in load_sample_images().images]
-    try:
-        from skimage import data as skimage_data
-
-        for name in ("astronaut", "coffee", "chelsea", "rocket"):
-            pictures.append(np.asarray(getattr(skimage_data, name)()))
-    except Exception:  # scikit-image is optional, and some of its pictures need a download
-        pass
-    tiles = []
-    for picture in pictures:
-        for top in range(0, picture.shape[0] - tile + 1, tile):
-            for left in range(0, picture.shape[1] - tile + 1, tile):
-                tiles.append(picture[top : top + tile, left : left + tile])
-    return tiles

@@ -1,9 +1,9 @@
-"""Text in, token sequences out: documents from any common file, packed into rows of one length."""
+"""Text in, token sequences out: documents of any common format, packed into rows of one length."""
 
 from __future__ import annotations
 
 import hashlib
-import json
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attlas.data.splits import stratified_order
+from attlas.data.text_files import Document, Skipped, read_file
+from attlas.data.text_folders import refuse_split, split_files
 from attlas.data.workspace import Ref
 from attlas.errors import ConfigError, TextDataError
 
@@ -54,8 +57,21 @@ class TokenDataset:
         return self.tokens.shape[0]
 
     def take(self, n_seqs: int) -> TokenDataset:
-        """The first sequences."""
+        """The first sequences, of documents in the order that `load_tokens` drew."""
         return TokenDataset.from_tokens(self.tokens[:n_seqs], self.name)
+
+    def split(self, share: float, seed: int = 0) -> tuple[TokenDataset, TokenDataset]:
+        """Two disjoint parts, sequences drawn by the seed.
+
+        Raises:
+            TextDataError: a part would be empty.
+        """
+        cut = round(len(self) * share)
+        if not 0 < cut < len(self):
+            raise TextDataError(f"{len(self)} sequences of '{self.name}' cannot be split {share:.0%}; use more tokens")
+        order = torch.from_numpy(stratified_order(len(self), seed=seed))
+        first, second = (TokenDataset.from_tokens(self.tokens[rows], self.name) for rows in (order[:cut], order[cut:]))
+        return first, second
 
     def batches(self, batch_size: int, shuffle_seed: int | None = None) -> Sequence[Tensor]:
         """Tokens [≤ batch_size, seq_len] each, in order, or in the order a seed gives."""
@@ -66,56 +82,132 @@ class TokenDataset:
 
 
 def load_tokens(
-    source: str | Path, tokenizer: Any, *, seq_len: int = 256, n_tokens: int | None = None, seed: int = 0
+    source: str | Path,
+    tokenizer: Any,
+    *,
+    seq_len: int = 256,
+    n_tokens: int | None = None,
+    seed: int = 0,
+    column: str | None = None,
+    split: str | None = None,
+    prefer: str | None = None,
+    d_vocab: int | None = None,
 ) -> TokenDataset:
     """Read, tokenise and pack text.
 
     Documents are put in an order drawn from the seed, joined with the end-of-text token between them, and cut into
     rows; each row begins with BOS (where the tokenizer has one) and continues the stream where the last row ended.
+    Rows of token ids that all have one length are packed already: they are cut to seq_len and used as they are, in the
+    seed's order; token ids of other lengths are joined as documents are.
 
     Args:
-        source: "embedded:train", "embedded:val", a JSONL ({"text": …} a line), Parquet (column "text") or plain text
-            file (documents divided by blank lines), or a Hugging Face dataset folder.
-        tokenizer: a Hugging Face tokenizer.
+        source: "embedded:train", "embedded:val", a text file (documents divided by blank lines), .jsonl, .json, .csv,
+            .tsv (these also .gz or .zst), .parquet or .arrow, or a Hugging Face dataset folder.
+        tokenizer: a Hugging Face tokenizer; None where the source holds token ids.
         seq_len: tokens a row, BOS included.
         n_tokens: stop after about so many (rounded down to whole rows, at least one); None takes all.
         seed: order of documents.
+        column: of the text or token ids; None takes "text", else "input_ids" or "tokens".
+        split: of a dataset folder; None takes the only one, or `prefer` of several.
+        d_vocab: ids from here on are refused; None takes the tokenizer's length.
 
     Raises:
-        TextDataError: the source is missing, empty, not UTF-8, or shorter than one row.
+        TextDataError: the source is missing, empty, damaged, not UTF-8, or shorter than one row; its column or split
+            does not exist; or its token ids are beyond the vocabulary.
     """
     if seq_len < 2:
         raise ConfigError(f"seq_len {seq_len} is too short; use 2 or more")
-    documents = list(read_documents(source))
+    documents = list(read_documents(source, column=column, split=split, prefer=prefer))
     order = np.random.default_rng(seed).permutation(len(documents))
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    name = str(source) if split is None else f"{source} ({split})"
+    if isinstance(documents[0], list):
+        _check_ids(documents, name, len(tokenizer) if d_vocab is None and tokenizer is not None else d_vocab)
+        if len({len(d) for d in documents}) == 1 and len(documents) > 1:
+            return TokenDataset.from_tokens(_packed([documents[i] for i in order], seq_len, n_tokens, name), name)
+    elif tokenizer is None:
+        raise TextDataError(f"'{name}' is text and the model has no tokenizer; give token ids in a column input_ids")
+    tokens = _packed_stream([documents[i] for i in order], tokenizer, seq_len, n_tokens, name)
+    return TokenDataset.from_tokens(tokens, name)
+
+
+def _packed_stream(
+    documents: Sequence[Document], tokenizer: Any, seq_len: int, n_tokens: int | None, name: str
+) -> Tensor:
+    """Rows [n, seq_len] of BOS and the stream of all documents, each ended by EOS."""
+    bos, eos = getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None)
     body = seq_len - (bos is not None)
     n_rows = None if n_tokens is None else max(1, n_tokens // seq_len)
     stream: list[int] = []
-    for start in range(0, len(order), _CHUNK):
-        chunk = [documents[i] for i in order[start : start + _CHUNK]]
-        for ids in tokenizer(chunk, add_special_tokens=False, verbose=False)["input_ids"]:
+    for start in range(0, len(documents), _CHUNK):
+        for ids in _ids(documents[start : start + _CHUNK], tokenizer, bos):
             stream.extend(ids)
-            if eos is not None:
+            if eos is not None and (not ids or ids[-1] != eos or isinstance(documents[0], str)):
                 stream.append(eos)
         if n_rows is not None and len(stream) >= n_rows * body:
             break
     available = len(stream) // body
     if available == 0:
-        raise TextDataError(f"'{source}' has {len(stream)} tokens, fewer than one sequence of {seq_len}; lower seq_len")
+        raise TextDataError(f"'{name}' has {len(stream)} tokens, fewer than one sequence of {seq_len}; lower seq_len")
     rows = available if n_rows is None else min(n_rows, available)
     tokens = torch.tensor(stream[: rows * body], dtype=torch.long).view(rows, body)
     if bos is not None:
         tokens = torch.cat([torch.full((rows, 1), bos, dtype=torch.long), tokens], dim=1)
-    return TokenDataset.from_tokens(tokens, str(source))
+    return tokens
 
 
-def read_documents(source: str | Path) -> Iterator[str]:
-    """Documents of a source, in file order; see load_tokens for what a source may be.
+def _ids(documents: Sequence[Document], tokenizer: Any, bos: int | None) -> list[list[int]]:
+    if isinstance(documents[0], str):
+        found: list[list[int]] = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]
+        return found
+    return [d[1:] if d[0] == bos else d for d in documents if isinstance(d, list)]  # rows begin with BOS anyway
+
+
+def _packed(rows: Sequence[Document], seq_len: int, n_tokens: int | None, name: str) -> Tensor:
+    """Rows of token ids of one length cut into sequences [n, seq_len]; what is left of each row is dropped."""
+    tokens = torch.tensor(rows, dtype=torch.long)
+    pieces = tokens.shape[1] // seq_len
+    if not pieces:
+        raise TextDataError(f"'{name}' has rows of {tokens.shape[1]} token ids; lower seq_len {seq_len} to that")
+    tokens = tokens[:, : pieces * seq_len].reshape(-1, seq_len)
+    return tokens if n_tokens is None else tokens[: max(1, n_tokens // seq_len)]
+
+
+def _check_ids(documents: Sequence[Document], name: str, d_vocab: int | None) -> None:
+    low, high = min(min(d) for d in documents), max(max(d) for d in documents)  # type: ignore[type-var]
+    if low < 0 or (d_vocab is not None and high >= d_vocab):  # type: ignore[operator]
+        raise TextDataError(
+            f"'{name}' holds token ids {low}–{high}, the model knows 0–{(d_vocab or 0) - 1}; it is of another tokenizer"
+        )
+
+
+def read_documents(
+    source: str | Path, *, column: str | None = None, split: str | None = None, prefer: str | None = None
+) -> Iterator[Document]:
+    """Documents of a source, in file order: text, or token ids; arguments as in load_tokens.
+
+    Rows without text (null) are left out, with one warning that counts them.
 
     Raises:
-        TextDataError: missing, empty, not UTF-8, or without a text column.
+        TextDataError: missing, empty, damaged, not UTF-8, or without the column or split; or text and token ids mixed.
     """
+    skipped, kinds = Skipped(), set()
+    for file in _files(source, split, prefer):
+        for document in read_file(file, None if str(source) in EMBEDDED else column, skipped):
+            if isinstance(document, str) and not document.strip():
+                continue
+            kinds.add(type(document))
+            if len(kinds) > 1:
+                raise TextDataError(f"'{source}' holds both text and token ids; name one column with --column")
+            yield document
+    if not kinds:
+        raise TextDataError(f"'{source}' holds no text" + (f" in {skipped.rows} rows" if skipped.rows else ""))
+    if skipped.nulls:
+        warnings.warn(
+            f"{skipped.nulls} of {skipped.rows} rows of '{source}' have no text and are left out", stacklevel=2
+        )
+
+
+def _files(source: str | Path, split: str | None, prefer: str | None) -> list[Path]:
     if str(source).startswith("embedded:"):
         if str(source) not in EMBEDDED:
             raise TextDataError(f"no embedded text '{source}'; there are {', '.join(EMBEDDED)}")
@@ -124,64 +216,9 @@ def read_documents(source: str | Path) -> Iterator[str]:
         path = Path(source).expanduser()
     if not path.exists():
         raise TextDataError(
-            f"'{path}' does not exist; give a text, JSONL or Parquet file, a dataset folder, or embedded:val"
+            f"'{path}' does not exist; give a text, JSONL, CSV or Parquet file, a dataset folder, or embedded:val"
         )
-    found = False
-    for document in _documents(path):
-        if document.strip():
-            found = True
-            yield document
-    if not found:
-        raise TextDataError(f"'{path}' holds no text")
-
-
-def _documents(path: Path) -> Iterator[str]:
     if path.is_dir():
-        files = sorted([*path.rglob("*.arrow"), *path.rglob("*.parquet"), *path.rglob("*.jsonl")])
-        if not files:
-            raise TextDataError(f"folder '{path}' holds no .arrow, .parquet or .jsonl file")
-        for file in files:
-            yield from _documents(file)
-    elif path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        yield from _column(pq.read_table(path), path)
-    elif path.suffix == ".arrow":
-        import pyarrow as pa
-
-        with pa.memory_map(str(path)) as source:
-            yield from _column(pa.ipc.open_stream(source).read_all(), path)
-    elif path.suffix in (".jsonl", ".json"):
-        yield from _json_lines(path)
-    else:
-        yield from (part.strip() for part in _read_utf8(path).split("\n\n"))
-
-
-def _column(table: Any, path: Path) -> Iterator[str]:
-    if "text" not in table.column_names:
-        raise TextDataError(f"'{path}' has no column 'text', only {table.column_names}")
-    for value in table.column("text"):
-        if (text := value.as_py()) is not None:
-            yield text
-
-
-def _read_utf8(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise TextDataError(
-            f"'{path}' is not UTF-8 (byte {error.start}); convert it, for example with iconv"
-        ) from error
-
-
-def _json_lines(path: Path) -> Iterator[str]:
-    for number, line in enumerate(_read_utf8(path).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise TextDataError(f"'{path}' line {number} is not JSON ({error.msg})") from error
-        if not isinstance(record, dict) or not isinstance(record.get("text"), str):
-            raise TextDataError(f"'{path}' line {number} has no string under 'text'")
-        yield record["text"]
+        return split_files(path, split, prefer)
+    refuse_split(source, split)
+    return [path]

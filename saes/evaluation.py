@@ -150,6 +150,8 @@ def evaluate(
         >>> result.value("ce_recovered")
     """
     config, model = config or EvalConfig(), as_hooked(model)
+    from attlas.interp.labels import classifier_labels
+
     name = hook or sae.cfg.hook_name
     if not name:
         raise ConfigError("the SAE does not say which hook it belongs to; give hook='blocks.L.attn.hook_z'")
@@ -164,10 +166,11 @@ def evaluate(
     subjects += [make_control(c, sae, mean_D, covariance_DD, sample_ND, k, config.eval_seed) for c in config.controls]
 
     collected: dict[str, list[dict[str, np.ndarray]]] = {subject.name: [] for subject in subjects}
-    behaviour = Behaviour(model, name, inputs.labels is not None) if config.functional else None
+    truth = classifier_labels(model, inputs, warn=True)  # in the classifier's numbering
+    behaviour = Behaviour(model, name, truth is not None) if config.functional else None
     for picked in track(batches, "evaluating"):
         batch = inputs.tensor[picked].to(model.device)
-        labels = inputs.labels[picked].to(model.device) if inputs.labels is not None else None
+        labels = truth[picked].to(model.device) if truth is not None else None
         rows_ND = capture_rows(model, batch, [name])[name].float()
         values_NK, indices_NK = sae.encode_sparse(rows_ND)
         fired_F += torch.bincount(indices_NK[values_NK > 0], minlength=sae.cfg.d_sae)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -29,11 +29,13 @@ class Inputs:
         tensor: tokens int64 [n, T], or pixels float32 [n, C, H, W].
         ref: name and hash of the data.
         labels: int64 [n] for labelled images, else None.
+        class_names: of the labels, where they have names.
     """
 
     tensor: Tensor
     ref: Ref
     labels: Tensor | None = None
+    class_names: tuple[str, ...] | None = None
 
     @classmethod
     def of(cls, data: Inputs | TokenDataset | ImageDataset) -> Inputs:
@@ -42,7 +44,7 @@ class Inputs:
             return data
         if hasattr(data, "tokens"):
             return cls(data.tokens, data.ref)
-        return cls(data.pixels, data.ref, data.labels)
+        return cls(data.pixels, data.ref, data.labels, data.class_names)
 
 
 def as_hooked(model: Any) -> HookedModel:
@@ -74,17 +76,14 @@ def load_inputs(model: HookedModel, config: TrainConfig) -> Inputs:
 
 
 def _default_split(model: HookedModel, *, held_out: bool, n_images: int | None = None) -> Inputs:
-    """The model's default images: four fifths for training, the rest to evaluate on; always the same split."""
+    """The model's default images: four fifths of every class for training, the rest to evaluate on, always the same."""
     from attlas.data.images import load_images
 
-    whole = Inputs.of(load_images(default_images(model), model.image_spec))
-    order = torch.randperm(len(whole.tensor), generator=torch.Generator().manual_seed(0))
-    cut = max(1, len(order) * 4 // 5)
-    picked = order[cut:][:n_images] if held_out else order[:cut]
-    part = "held out" if held_out else "train"
-    labels = whole.labels[picked] if whole.labels is not None else None
-    content = hashlib.sha256(f"{whole.ref.hash} {part} {len(picked)}".encode()).hexdigest()[:16]
-    return Inputs(whole.tensor[picked], Ref(f"{whole.ref.name} ({part})", content), labels)
+    train, rest = load_images(default_images(model), model.image_spec).split(4 / 5)
+    part = dataclasses.replace(train, name=f"{train.name} (train)")
+    if held_out:
+        part = dataclasses.replace(rest, name=f"{rest.name} (held out)")
+    return Inputs.of(part if n_images is None else part.take(n_images))
 
 
 def model_source(model: HookedModel, inputs: Inputs, hooks: Sequence[str], config: TrainConfig) -> Source:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -31,7 +30,8 @@ class Args(DataArgs, ModelArgs, OutArgs):
 
     Three ways: name what goes (--drop), let scores choose (--target and one budget: --n, --max-delta-ce,
     --save-parameters, --save-kv or --save-time), or, with neither, measure drop curves beside controls. Losses are taken
-    on --text, scores on --calibration; of images, one half calibrates and the other measures.
+    on --text, scores on --calibration (a source given for both is divided); of images, half of every class calibrates and
+    the other half measures.
 
     Example: attlas prune --model gpt2-mini --target attn --n 2 --format compact --out gpt2-mini-pruned
     Example: attlas prune --model gpt2-mini --drop attn:2 --what-dies --sae RUN
@@ -163,23 +163,16 @@ def _data(model: HookedModel, args: Args) -> tuple[TokenDataset | ImageDataset, 
 
     evaluation = load_data(model, args, args.curve.seed)
     if isinstance(evaluation, ImageDataset):
-        half = len(evaluation) // 2
-        if not half:
+        if len(evaluation) < 2:
             raise ConfigError("one image cannot both calibrate and measure; give --n-images 2 or more")
-        return _images(evaluation, slice(0, half)), _images(evaluation, slice(half, None))
+        return evaluation.split(1 / 2, args.curve.seed)
     seq_len = model.cfg.sequence_length(args.seq_len)
-    calibration = load_tokens(
-        args.calibration, model.tokenizer, seq_len=seq_len, n_tokens=args.calibration_tokens, seed=args.curve.seed
-    )
+    both = args.calibration == args.text
+    wanted = args.calibration_tokens + (args.n_tokens if both else 0)
+    calibration = load_tokens(args.calibration, model.tokenizer, seq_len=seq_len, n_tokens=wanted, seed=args.curve.seed)
+    if both:  # one source: no sequence may both calibrate and measure
+        return calibration.split(args.calibration_tokens / wanted, args.curve.seed)
     return calibration, evaluation
-
-
-def _images(images: ImageDataset, rows: slice) -> ImageDataset:
-    labels = None if images.labels is None else images.labels[rows]
-    part = f"{images.hash[:12]}{rows.start:x}-"[:16]
-    return dataclasses.replace(
-        images, pixels=images.pixels[rows], thumbnails=images.thumbnails[rows], labels=labels, hash=part
-    )
 
 
 def _curve(

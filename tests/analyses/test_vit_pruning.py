@@ -12,6 +12,7 @@ import torch
 from attlas.analyses.vit_pruning import VitPruningConfig, vit_pruning
 from attlas.analyses.vit_readout import jensen_shannon
 from attlas.data.images import ImageDataset
+from attlas.data.splits import stratified_order
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
@@ -30,7 +31,8 @@ def test_greedy_takes_the_cheapest_head_of_all(vit_mini: HookedModel, glyphs: Im
     config = VitPruningConfig(n_search=10, n_candidates=0, max_heads=2, n_random=1, batch_size=7, n_bootstrap=20)
     images = glyphs.take(20)
     result = vit_pruning(vit_mini, images, config)
-    chosen = torch.randperm(20, generator=torch.Generator().manual_seed(0))[:10].sort().values
+    assert images.labels is not None
+    chosen = torch.from_numpy(stratified_order(20, images.labels.numpy(), 0)[:10]).sort().values
     clean = _logits(vit_mini, images.pixels[chosen], []).softmax(-1)
     gone: list[tuple[int, int]] = []
     for _ in range(2):
@@ -43,7 +45,6 @@ def test_greedy_takes_the_cheapest_head_of_all(vit_mini: HookedModel, glyphs: Im
     assert result.orders["greedy"] == gone
     assert result.n_tried == 24 + 23
     rest = torch.tensor([i for i in range(20) if i not in chosen.tolist()])
-    assert images.labels is not None
     for name, order in result.orders.items():
         for step in range(3):
             right = _logits(vit_mini, images.pixels[rest], order[:step]).argmax(-1) == images.labels[rest]

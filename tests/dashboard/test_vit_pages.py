@@ -211,7 +211,9 @@ def test_vits_of_every_shape(
         model = transformers.ViTForImageClassification(config)
     model.save_pretrained(tmp_path)
     size = {"height": 4 * grid[0], "width": 4 * grid[1]}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": size}))
+    (tmp_path / "preprocessor_config.json").write_text(
+        json.dumps({"size": size, "image_processor_type": "ViTImageProcessor"})
+    )
     store = Store(vision_workspace.path, {"tiny": str(tmp_path)})
     found = _asked(store, model="tiny", image="1", row="2", column="3", prune="1.2,0.0")
     assert found["job"]["error"] == ""

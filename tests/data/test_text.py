@@ -114,7 +114,7 @@ def test_hash_follows_content_and_shape(gpt2_mini: HookedModel) -> None:
         ("blank.txt", b"\n\n  \n", "holds no text"),
         ("latin.txt", "caf\xe9".encode("latin-1"), "not UTF-8"),
         ("bad.jsonl", b'{"text": "a"}\n{broken\n', "line 2 is not JSON"),
-        ("other.jsonl", b'{"body": "a"}\n', "no string under 'text'"),
+        ("other.jsonl", b'{"body": "a"}\n', "no column 'text', only body"),
     ],
 )
 def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:

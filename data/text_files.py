@@ -1,0 +1,259 @@
+"""Documents of one file, whatever its format: text or token ids, one row at a time."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attlas.errors import TextDataError, nearest
+
+STRUCTURED = ("arrow", "parquet", "jsonl", "json", "csv", "tsv")
+TEXT_COLUMN, IDS_COLUMNS = "text", ("input_ids", "tokens")
+COMPRESSED = (".gz", ".zst")
+_SHOWN = 12  # columns named in a message
+
+Document = str | list[int]
+
+
+@dataclass
+class Skipped:
+    """How many rows had no text."""
+
+    rows: int = 0
+    nulls: int = 0
+
+
+def kind_of(path: Path) -> str:
+    """Format by the suffix, compression aside: one of STRUCTURED, or "text"."""
+    suffixes = path.suffixes
+    if suffixes and suffixes[-1].lower() in COMPRESSED:
+        suffixes.pop()
+    found = suffixes[-1].lower().lstrip(".") if suffixes else ""
+    found = {"ndjson": "jsonl", "feather": "arrow"}.get(found, found)
+    return found if found in STRUCTURED else "text"
+
+
+def read_file(path: Path, column: str | None, skipped: Skipped) -> Iterator[Document]:
+    """Documents of a file in order; rows without text are passed over and counted in `skipped`.
+
+    Args:
+        path: .txt (documents divided by blank lines), .jsonl, .json, .csv, .tsv, .parquet, .arrow; text formats may be
+            .gz or .zst as well.
+        column: of the text (or of token ids); None takes "text", else "input_ids" or "tokens" of integers.
+
+    Raises:
+        TextDataError: damaged, not UTF-8, no such column, or a column that holds neither text nor token ids.
+    """
+    kind = kind_of(path)
+    if kind == "parquet":
+        return _parquet(path, column, skipped)
+    if kind == "arrow":
+        return _arrow(path, column, skipped)
+    if kind in ("jsonl", "json"):
+        return _records(_json_records(path), path, column, skipped)
+    if kind in ("csv", "tsv"):
+        return _records(_csv_records(path, "," if kind == "csv" else "\t"), path, column, skipped)
+    if column is not None:
+        raise TextDataError(f"'{path}' is plain text, without columns; leave --column out")
+    return (part.strip() for part in read_utf8(path).split("\n\n"))
+
+
+def read_utf8(path: Path) -> str:
+    """A text file, unpacked, without a byte order mark, with \\n for every kind of line end.
+
+    Raises:
+        TextDataError: damaged or not UTF-8.
+    """
+    try:
+        content = path.read_bytes()
+        if path.suffix.lower() == ".gz":
+            content = gzip.decompress(content)
+        elif path.suffix.lower() == ".zst":
+            import pyarrow as pa
+
+            content = pa.input_stream(pa.BufferReader(content), compression="zstd").read()
+    except (OSError, EOFError, zlib.error) as error:
+        raise TextDataError(f"'{path}' cannot be read ({first_line(error)}); it is cut off or damaged") from error
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise TextDataError(
+            f"'{path}' is not UTF-8 (byte {error.start}); convert it, for example with iconv"
+        ) from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# -- records: JSON and CSV ---------------------------------------------------------------------------------------------
+
+
+def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, value) of JSON values one after another (a line each, or spread over lines), or of one array."""
+    text = read_utf8(path)
+    decoder, at, last = json.JSONDecoder(), 0, len(text)
+    line, counted = 1, 0
+    while True:
+        while at < last and text[at] in " \t\n":
+            at += 1
+        if at == last:
+            return
+        line, counted = line + text.count("\n", counted, at), at
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            raise TextDataError(f"'{path}' line {error.lineno} is not JSON ({error.msg})") from error
+        except RecursionError as error:
+            raise TextDataError(f"'{path}' is nested too deeply to be text") from error
+        if isinstance(value, list):
+            yield from ((f"element {i}", element) for i, element in enumerate(value))
+        else:
+            yield f"line {line}", value
+
+
+def _csv_records(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.DictReader(io.StringIO(read_utf8(path), newline=""), delimiter=delimiter)
+    try:
+        for row in reader:
+            row.pop(None, None)  # type: ignore[call-overload]  # more cells than the header has
+            yield f"line {reader.line_num}", {key: value or None for key, value in row.items()}
+    except csv.Error as error:
+        raise TextDataError(f"'{path}' line {reader.line_num} is not CSV ({error})") from error
+
+
+def _records(
+    records: Iterator[tuple[str, Any]], path: Path, column: str | None, skipped: Skipped
+) -> Iterator[Document]:
+    chosen, first_keys = column, None
+    for place, record in records:
+        if isinstance(record, str) and column is None:
+            record = {TEXT_COLUMN: record}
+        if not isinstance(record, dict):
+            raise TextDataError(f"'{path}' {place} holds no object with a column '{column or TEXT_COLUMN}'")
+        first_keys = first_keys if first_keys is not None else list(record)
+        if chosen is None:
+            chosen = next((c for c in (TEXT_COLUMN, *IDS_COLUMNS) if c in record), None)
+        skipped.rows += 1
+        value = record.get(chosen) if chosen is not None else None
+        if value is None:
+            skipped.nulls += 1
+        else:
+            yield _checked(value, path, str(chosen), place)
+        known = chosen is not None and chosen in record
+        first_keys = [] if known else first_keys
+    if first_keys:
+        raise _no_column(path, column, first_keys)
+
+
+def _checked(value: Any, path: Path, column: str, place: str) -> Document:
+    if isinstance(value, str):
+        return _encodable(value)
+    if isinstance(value, list) and value and all(type(v) is int for v in value):
+        return value
+    kind = type(value).__name__
+    if isinstance(value, list):
+        kind = f"a list of {type(value[0]).__name__}" if value else "an empty list"
+    raise TextDataError(
+        f"'{path}' {place}: column '{column}' holds {kind}, neither text nor token ids; name another with --column"
+    )
+
+
+def _encodable(text: str) -> str:
+    """JSON may spell half of a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _no_column(path: Path, column: str | None, names: list[str]) -> TextDataError:
+    shown = ", ".join(map(str, names[:_SHOWN])) + (", …" if len(names) > _SHOWN else "")
+    wanted = f"no column '{column or TEXT_COLUMN}'"
+    hint = "" if column is None else nearest(column, map(str, names))
+    return TextDataError(f"'{path}' has {wanted}, only {shown or 'none'}; name the text's with --column{hint}")
+
+
+# -- columns: Parquet and Arrow ----------------------------------------------------------------------------------------
+
+
+def _parquet(path: Path, column: str | None, skipped: Skipped) -> Iterator[Document]:
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            name = _column(file.schema_arrow, path, column)
+            for batch in file.iter_batches(batch_size=1024, columns=[name]):
+                yield from _values(batch.column(0), skipped)
+    except TextDataError:
+        raise
+    except Exception as error:  # ArrowInvalid, OSError, ArrowNotImplementedError … by what is damaged
+        raise TextDataError(f"'{path}' cannot be read as Parquet ({first_line(error)}); copy it again") from error
+
+
+def _arrow(path: Path, column: str | None, skipped: Skipped) -> Iterator[Document]:
+    """The stream format that `datasets` writes, or the file format (Feather)."""
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            whole = source.read(6) == b"ARROW1"
+            source.seek(0)
+            reader = pa.ipc.open_file(source) if whole else pa.ipc.open_stream(source)
+            name = _column(reader.schema, path, column)
+            batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if whole else iter(reader)
+            for batch in batches:
+                chosen = batch.column(reader.schema.get_field_index(name))
+                chosen.validate(full=True)  # offsets of damaged files point anywhere
+                yield from _values(chosen, skipped)
+    except TextDataError:
+        raise
+    except Exception as error:
+        raise TextDataError(f"'{path}' cannot be read as Arrow ({first_line(error)}); copy it again") from error
+
+
+def _column(schema: Any, path: Path, column: str | None) -> str:
+    """The column to read, of text or of token ids."""
+    name = column or next((c for c in (TEXT_COLUMN, *IDS_COLUMNS) if c in schema.names), None)
+    if name is None or name not in schema.names:
+        raise _no_column(path, column, schema.names)
+    if schema.names.count(name) > 1:
+        raise TextDataError(f"'{path}' has {schema.names.count(name)} columns '{name}'; rename one")
+    kind = schema.field(name).type
+    if not (_is_text(kind) or _is_ids(kind)):
+        raise TextDataError(
+            f"'{path}': column '{name}' holds {kind}, neither text nor token ids; name another with --column"
+        )
+    return str(name)
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_ids(kind: Any) -> bool:
+    import pyarrow as pa
+
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return any(test(kind) for test in lists) and bool(pa.types.is_integer(kind.value_type))
+
+
+def _values(column: Any, skipped: Skipped) -> Iterator[Document]:
+    for value in column.to_pylist():
+        skipped.rows += 1
+        if value is None or (isinstance(value, list) and (not value or None in value)):
+            skipped.nulls += 1
+        else:
+            yield value

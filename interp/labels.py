@@ -1,0 +1,92 @@
+"""Labels of images in the numbering of a model's classifier: the one place where they are asked for."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from attlas.data.image_files import shorten
+from attlas.data.image_labels import config_classes, match_classes
+from attlas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from attlas.interp.model import HookedModel
+
+
+class Labelled(Protocol):
+    """What an image set (or the inputs made of one) says about its labels."""
+
+    @property
+    def labels(self) -> Tensor | None: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None: ...
+
+
+def class_names(model: HookedModel) -> tuple[str, ...]:
+    """Names of the classifier's classes in its order; empty without a classifier, or where it has no names."""
+    names = config_classes(getattr(model.hf.config, "id2label", None))
+    return names if model.cfg.n_classes == len(names) else ()
+
+
+def classifier_labels(model: HookedModel, images: Labelled, *, warn: bool = False) -> Tensor | None:
+    """Labels int64 [n] in the numbering of the model's classifier, or None when they cannot be told.
+
+    Class names are matched with the model's `id2label` (see `match_classes`); where the model has only placeholders
+    ("LABEL_3"), or the images no names, equal numbers of classes count as the same order (said in a warning).
+
+    Args:
+        warn: say so when there are labels that the classifier does not know.
+    """
+    labels, names, n_classes = images.labels, images.class_names, model.cfg.n_classes
+    if labels is None or not n_classes:
+        return None
+    known = class_names(model)
+    if names is None or not known:
+        fits = int(labels.max()) < n_classes and len(names or range(n_classes)) == n_classes
+        found = labels if fits else None
+        if fits and names is not None:
+            warnings.warn(
+                f"{model.name} names no classes; {shorten(map(repr, names))} are taken as its 0, 1, …", stacklevel=2
+            )
+    elif names == known:
+        found = labels
+    else:
+        places = [-1 if place is None else place for place in match_classes(names, known)]
+        found = torch.tensor(places)[labels]
+        found = found if bool((found >= 0).all()) else None
+    if found is None and warn:
+        warnings.warn(f"{_mismatch(model, images)}; labels are not used", stacklevel=2)
+    return found
+
+
+def loss_labels(model: HookedModel, data: Any) -> Tensor | None:
+    """Labels [n] for the loss of a vision model's classifier; None for a language model, whose text is its target.
+
+    Raises:
+        ConfigError: no classifier, no labels, or classes that the classifier does not know.
+    """
+    if model.cfg.family != "vit":
+        return None
+    if not model.cfg.n_classes or getattr(data, "labels", None) is None:
+        raise ConfigError(f"{model.name} needs a classifier and labelled images for a loss; see `attlas vit`")
+    labels = classifier_labels(model, data)
+    if labels is None:
+        raise ConfigError(f"{_mismatch(model, data)}; name the folders as its classes, or give a model of these")
+    return labels
+
+
+def _mismatch(model: HookedModel, images: Labelled) -> str:
+    known, names, n = class_names(model), images.class_names, model.cfg.n_classes
+    where = f"the classifier of {model.name} ({n} classes{': ' + shorten(map(repr, known)) if known else ', unnamed'})"
+    if names is None:
+        top = int(images.labels.max()) if images.labels is not None else -1
+        return f"label {top} of the images is beyond {where}"
+    if not known:
+        return f"{len(names)} classes of the images ({shorten(map(repr, names))}) do not fit {where}"
+    places = match_classes(names, known)
+    strange = [name for name, place in zip(names, places, strict=True) if place is None]
+    return f"the images' classes {shorten(map(repr, strange))} are not known to {where}"
