@@ -124,7 +124,7 @@ def _csv_records(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
     reader = csv.DictReader(io.StringIO(read_utf8(path), newline=""), delimiter=delimiter)
     try:
         for row in reader:
-            row.pop(None, None)  # type: ignore[call-overload]  # more cells than the header has
+            row.pop(None, None)  # more cells than the header has
             yield f"line {reader.line_num}", {key: value or None for key, value in row.items()}
     except csv.Error as error:
         raise TextDataError(f"'{path}' line {reader.line_num} is not CSV ({error})") from error

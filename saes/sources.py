@@ -71,7 +71,17 @@ def load_inputs(model: HookedModel, config: TrainConfig) -> Inputs:
 
     seq_len = model.cfg.sequence_length(config.seq_len)
     return Inputs.of(
-        load_tokens(config.text, model.tokenizer, seq_len=seq_len, n_tokens=config.n_tokens, seed=config.seed)
+        load_tokens(
+            config.text,
+            model.tokenizer,
+            seq_len=seq_len,
+            n_tokens=config.n_tokens,
+            seed=config.seed,
+            column=config.column,
+            split=config.split,
+            prefer="train",
+            d_vocab=model.cfg.d_vocab,
+        )
     )
 
 
@@ -105,6 +115,8 @@ def held_out(
     text: str = "embedded:val",
     images: str | None = None,
     *,
+    column: str | None = None,
+    split: str | None = None,
     n_tokens: int = 65_536,
     n_images: int | None = None,
     seq_len: int = 256,
@@ -120,4 +132,15 @@ def held_out(
     from attlas.data.text import load_tokens
 
     seq_len = model.cfg.sequence_length(seq_len)
-    return Inputs.of(load_tokens(text, model.tokenizer, seq_len=seq_len, n_tokens=n_tokens, seed=seed))
+    return Inputs.of(
+        load_tokens(
+            text,
+            model.tokenizer,
+            seq_len=seq_len,
+            n_tokens=n_tokens,
+            seed=seed,
+            column=column,
+            split=split,
+            d_vocab=model.cfg.d_vocab,
+        )
+    )

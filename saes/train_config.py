@@ -32,7 +32,11 @@ class TrainConfig:
     sparsity: float | None = None
     """λ of standard, gated and jumprelu; None takes the architecture's own."""
     text: str = "embedded:train"
-    """embedded:train, embedded:val, or a JSONL, Parquet or text file, or a Hugging Face dataset folder."""
+    """embedded:train, embedded:val, a text, JSONL, CSV or Parquet file (also .gz), or a Hugging Face dataset folder."""
+    column: str | None = None
+    """Column of the text, or of token ids; without it "text", else "input_ids" or "tokens"."""
+    split: str | None = None
+    """Split of a dataset folder, such as train; without it the only one, or train."""
     images: str | None = None
     """For vision models: embedded:glyphs, sklearn:samples, a folder or .npz; None picks by the model's channels."""
     n_tokens: int = 1_000_000

@@ -21,7 +21,9 @@ class Args(TextArgs, ModelArgs):
     to: Path = Path("activations")
     """Folder to write, new or empty; the same activations are kept, or gone on with, anything else there is refused."""
     text: str = "embedded:train"
-    """embedded:train, embedded:val, or a JSONL, Parquet or text file, or a Hugging Face dataset folder."""
+    """embedded:train, embedded:val, a text, JSONL, CSV or Parquet file (also .gz), or a Hugging Face dataset folder."""
+    split: str | None = None
+    """Split of a dataset folder, such as train; without it the only one, or train."""
     images: str | None = None
     """For vision models: embedded:glyphs, sklearn:samples, a folder or an .npz."""
     seed: int = 0
@@ -49,6 +51,8 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         model=args.model,
         hooks=args.hooks,
         text=args.text,
+        column=args.column,
+        split=args.split,
         images=args.images,
         n_tokens=args.n_tokens,
         seq_len=args.seq_len,

@@ -48,7 +48,11 @@ class TextArgs:
     """The text to run on."""
 
     text: str = "embedded:val"
-    """embedded:train, embedded:val, or a JSONL, Parquet or text file, or a Hugging Face dataset folder."""
+    """embedded:train, embedded:val, a text, JSONL, CSV or Parquet file (also .gz), or a Hugging Face dataset folder."""
+    column: str | None = None
+    """Column of the text, or of token ids; without it "text", else "input_ids" or "tokens"."""
+    split: str | None = None
+    """Split of a dataset folder, such as train; needed where there are several."""
     n_tokens: int = 65_536
     """How many tokens to use."""
     seq_len: int = 256

@@ -52,6 +52,8 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         model,
         args.text,
         args.images,
+        column=args.column,
+        split=args.split,
         n_tokens=args.n_tokens,
         n_images=args.n_images,
         seq_len=args.seq_len,

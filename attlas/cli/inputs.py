@@ -32,7 +32,16 @@ def load_data(model: HookedModel, args: DataArgs, seed: int = 0) -> TokenDataset
     if model.cfg.family == "vit":
         return load_images(image_source(model, args.images), model.image_spec, n_images=args.n_images, seed=seed)
     seq_len = model.cfg.sequence_length(args.seq_len)
-    return load_tokens(args.text, model.tokenizer, seq_len=seq_len, n_tokens=args.n_tokens, seed=seed)
+    return load_tokens(
+        args.text,
+        model.tokenizer,
+        seq_len=seq_len,
+        n_tokens=args.n_tokens,
+        seed=seed,
+        column=args.column,
+        split=args.split,
+        d_vocab=model.cfg.d_vocab,
+    )
 
 
 def image_source(model: HookedModel, source: str) -> str:

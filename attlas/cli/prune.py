@@ -61,7 +61,11 @@ class Args(DataArgs, ModelArgs, OutArgs):
     force: bool = False
     """Replace what is in --out."""
     calibration: str = "embedded:train"
-    """Text that scores are taken on and healing trains on."""
+    """Text that scores are taken on and healing trains on; as --text."""
+    calibration_column: str | None = None
+    """Its column; --column where it is the source of --text."""
+    calibration_split: str | None = None
+    """Its split."""
     calibration_tokens: int = 16_384
     """How much of it."""
     heal_steps: int = 0
@@ -167,9 +171,18 @@ def _data(model: HookedModel, args: Args) -> tuple[TokenDataset | ImageDataset, 
             raise ConfigError("one image cannot both calibrate and measure; give --n-images 2 or more")
         return evaluation.split(1 / 2, args.curve.seed)
     seq_len = model.cfg.sequence_length(args.seq_len)
-    both = args.calibration == args.text
+    both = (args.calibration, args.calibration_split) == (args.text, args.split)
     wanted = args.calibration_tokens + (args.n_tokens if both else 0)
-    calibration = load_tokens(args.calibration, model.tokenizer, seq_len=seq_len, n_tokens=wanted, seed=args.curve.seed)
+    calibration = load_tokens(
+        args.calibration,
+        model.tokenizer,
+        seq_len=seq_len,
+        n_tokens=wanted,
+        seed=args.curve.seed,
+        column=args.column if args.calibration == args.text else args.calibration_column,
+        split=args.calibration_split,
+        d_vocab=model.cfg.d_vocab,
+    )
     if both:  # one source: no sequence may both calibrate and measure
         return calibration.split(args.calibration_tokens / wanted, args.curve.seed)
     return calibration, evaluation

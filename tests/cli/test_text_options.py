@@ -1,0 +1,60 @@
+"""`--column` and `--split` wherever a text may be named."""
+
+from __future__ import annotations
+
+import dataclasses
+from importlib import import_module
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from attlas.cli import VERBS
+from attlas.cli.inputs import DataArgs, load_data
+from attlas.cli.prune import Args as PruneArgs
+from attlas.cli.prune import _data
+from attlas.errors import TextDataError
+from attlas.interp import HookedModel
+from attlas.saes.sources import held_out, load_inputs
+from attlas.saes.train_config import TrainConfig
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    for split in ("train", "test"):
+        body = [f"In {split}, number {i} is {i * i} and the next is {i + 1}." for i in range(100)]
+        pq.write_table(pa.table({"body": body, "id": range(100)}), tmp_path / f"{split}-00000-of-00001.parquet")
+    return str(tmp_path)
+
+
+def test_every_verb_with_a_text_takes_a_column_and_a_split() -> None:
+    with_text = []
+    for verb in VERBS:
+        args = getattr(import_module(f"attlas.cli.{verb}"), "Args", None)
+        names = {f.name for f in dataclasses.fields(args)} if dataclasses.is_dataclass(args) else set()
+        if "text" in names:
+            with_text.append(verb)
+            assert {"column", "split"} <= names, verb
+    assert {"entropy", "eval", "features", "capture", "prune", "redundancy"} <= set(with_text)
+    assert {"text", "column", "split"} <= {f.name for f in dataclasses.fields(TrainConfig)}
+
+
+def test_they_reach_the_text(source: str, gpt2_mini: HookedModel) -> None:
+    small = {"column": "body", "seq_len": 32, "n_tokens": 256}
+    found = load_data(gpt2_mini, DataArgs(text=source, split="test", **small))  # type: ignore[arg-type]
+    assert "In test" in gpt2_mini.tokenizer.decode(found.tokens.flatten())  # type: ignore[union-attr]
+    with pytest.raises(TextDataError, match="has the splits test, train; name one with --split"):
+        load_data(gpt2_mini, DataArgs(text=source, **small))  # type: ignore[arg-type]
+    with pytest.raises(TextDataError, match="has no column 'text', only body, id"):
+        load_data(gpt2_mini, DataArgs(text=source, split="test"))
+    trained = load_inputs(gpt2_mini, TrainConfig(text=source, **small))  # type: ignore[arg-type]
+    assert "In train" in gpt2_mini.tokenizer.decode(trained.tensor.flatten())
+    judged = held_out(gpt2_mini, source, split="test", **small)  # type: ignore[arg-type]
+    assert "In test" in gpt2_mini.tokenizer.decode(judged.tensor.flatten())
+    parts = {"text": source, "split": "test", "calibration": source, "calibration_split": "train"}
+    calibration, evaluation = _data(gpt2_mini, PruneArgs(**parts, **small, calibration_tokens=128))  # type: ignore[arg-type]
+    texts = [gpt2_mini.tokenizer.decode(d.tokens.flatten()) for d in (calibration, evaluation)]  # type: ignore[union-attr]
+    assert "In train" in texts[0]
+    assert "In test" in texts[1]
+    assert "In train" not in texts[1]
