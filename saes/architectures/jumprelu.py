@@ -30,7 +30,7 @@ class _JumpReLU(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         pre_BF, theta_F = ctx.saved_tensors
         near = ((pre_BF - theta_F).abs() < ctx.bandwidth / 2).to(pre_BF.dtype)
-        theta_grad = -(theta_F / ctx.bandwidth * near * grads[0]).flatten(0, -2).sum(0)
+        theta_grad = -(theta_F / ctx.bandwidth * near * grads[0]).sum_to_size(theta_F.shape)
         return grads[0] * ((pre_BF > theta_F) & (pre_BF > 0)), theta_grad, None
 
 
@@ -45,7 +45,7 @@ class _Step(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
         pre_BF, theta_F = ctx.saved_tensors
         near = ((pre_BF - theta_F).abs() < ctx.bandwidth / 2).to(pre_BF.dtype)
-        return None, -(near / ctx.bandwidth * grads[0]).flatten(0, -2).sum(0), None
+        return None, -(near / ctx.bandwidth * grads[0]).sum_to_size(theta_F.shape), None
 
 
 class JumpReLUSAE(SAE):

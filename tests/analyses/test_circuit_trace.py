@@ -16,6 +16,9 @@ from attlas.analyses.circuit_trace import FeatureTarget, LogitTarget, TraceConfi
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError, ConservationError, PromptError, UnsupportedModelError
 from attlas.interp import HookedModel, load_model
+from attlas.saes.architectures import ARCHITECTURES
+from attlas.saes.base import SAE
+from attlas.saes.config import NORMALISATIONS, SAEConfig
 
 ALL = TraceConfig(threshold=0.0, top_n=100_000, max_nodes=100_000)
 
@@ -133,6 +136,54 @@ def test_a_feature_is_explained_by_sources_as_the_formula_says(model: HookedMode
     idle = int(f.argmin())
     with pytest.raises(ConfigError, match="not active"):
         trace(model, tokens, FeatureTarget(1, idle, dest), saes={hook: sae})
+
+
+def _of_architecture(model: HookedModel, arch: str, normalisation: str = "none") -> SAE:
+    width = model.cfg.n_heads * model.cfg.d_head
+    sae = SAE.create(
+        SAEConfig(d_in=width, d_sae=2 * width, k=8, arch=arch, normalisation=normalisation,
+                  hook_name="blocks.1.attn.hook_z", model_hash=model.weight_hash)
+    )  # fmt: skip
+    draw = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, tensor in sae.state_dict().items():
+            value = torch.randn(tensor.shape, generator=draw)
+            tensor.copy_(value.abs() * 0.2 if name == "threshold" else 0.2 * value)
+    return sae
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_every_architecture_is_traced(tiny_llama: HookedModel, arch: str) -> None:
+    tokens, dest, hook = _tokens(), 6, "blocks.1.attn.hook_z"
+    sae = _of_architecture(tiny_llama, arch)
+    f = sae.encode(tiny_llama.capture(tokens, hook)[hook][0, dest].flatten()).detach()
+    feature = int(f.argmax())
+    assert f[feature] > 0
+    graph = trace(tiny_llama, tokens, FeatureTarget(1, feature, dest), ALL, saes={hook: sae})
+    _conserved(graph)
+    assert graph.nodes[0].value == pytest.approx(float(f[feature]), rel=1e-4)
+    frozen = FrozenPass(tiny_llama, tokens, {hook: sae})
+    row, constant, value = feature_row(frozen, 1, feature, dest)
+    assert value == pytest.approx(float(f[feature]), rel=1e-4)
+    found = direct_attribution(frozen, 1, feature, dest)
+    assert float(found.sum()) + constant == pytest.approx(value, rel=1e-4)
+    _conserved(trace(tiny_llama, tokens, LogitTarget((3,), (5,)), ALL, saes={hook: sae}))
+
+
+@pytest.mark.parametrize("normalisation", [n for n in NORMALISATIONS if n != "none"])
+def test_normalised_tokens_are_split_exactly_and_not_traced(tiny_llama: HookedModel, normalisation: str) -> None:
+    tokens, hook = _tokens(), "blocks.1.attn.hook_z"
+    sae = _of_architecture(tiny_llama, "batchtopk", normalisation)
+    frozen = FrozenPass(tiny_llama, tokens, {hook: sae})
+    parts, vectors = frozen.parts(6, 3)
+    assert any(part.kind == "feature" for part in parts)
+    torch.testing.assert_close(vectors.sum(0), frozen.cache["blocks.2.hook_resid_post"][6], atol=1e-4, rtol=1e-4)
+    x = frozen.cache[hook][6].flatten().float()
+    amounts, bias, error, W_dec = frozen.decomposed(1, 6)
+    torch.testing.assert_close((amounts.float() @ W_dec + bias.float()), sae(x).detach(), atol=1e-4, rtol=1e-4)
+    feature = int(amounts.argmax())
+    with pytest.raises(ConfigError, match=f"normalises every token \\({normalisation}\\)"):
+        trace(tiny_llama, tokens, FeatureTarget(1, feature, 6), saes={hook: sae})
 
 
 def test_a_size_limit_cuts_warns_and_keeps_the_rest_in_sight(gpt2_mini: HookedModel) -> None:
