@@ -30,6 +30,8 @@ class Reading:
         mask: as `attlas.kernels.attention_stats` takes it, or None.
         rule: causality, sliding window and scale of the logits; the mask comes on top of it.
         inputs: [B, T, d], what the projections were applied to, for the weight-based bound; or None.
+        queries: bool [B, T], False for padding, which is left out on either side; None: as the mask tells (see
+            `real_tokens`), for self-attention.
     """
 
     q: Tensor
@@ -37,6 +39,38 @@ class Reading:
     mask: Tensor | None = None
     rule: AttentionRule = field(default_factory=lambda: AttentionRule(causal=True))
     inputs: Tensor | None = None
+    queries: Tensor | None = None
+
+    @property
+    def real(self) -> Tensor | None:
+        """bool [B, T], which queries are tokens and not padding; None: all."""
+        return real_tokens(self.mask, self.q.shape[2], self.k.shape[2]) if self.queries is None else self.queries
+
+    @property
+    def whole_mask(self) -> Tensor | None:
+        """The mask with padding left without any key."""
+        real = self.real
+        if real is None or bool(real.all()):
+            return self.mask
+        rows = real[:, None, :, None]
+        if self.mask is None or self.mask.dtype == torch.bool:
+            return rows if self.mask is None else rows & self.mask
+        return torch.where(rows, self.mask, -torch.inf)
+
+
+def real_tokens(mask: Tensor | None, n_queries: int, n_keys: int) -> Tensor | None:
+    """bool [B, T]: which tokens of self-attention are no padding, as its mask tells: those that some query may attend to.
+
+    None where it cannot tell: no mask, other keys than queries, or a mask by which no token attends to itself.
+    """
+    if mask is None or mask.ndim != 4 or n_queries != n_keys or mask.shape[-1] != n_keys:
+        return None
+    open_ = (mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2).any(1)
+    if open_.shape[1] == 1:
+        return open_[:, 0]
+    if not bool(open_.diagonal(dim1=-2, dim2=-1).any()):
+        return None
+    return open_.any(1)
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,11 @@ def _read(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], n
     mask = _mask(named.get("attn_mask"), named.get("key_padding_mask"), batch_size, n, n_sequences)
     # is_causal is only a hint beside a mask; the mask is what attention uses.
     causal = bool(named.get("is_causal", False)) and mask is None and q.shape[2] <= k.shape[2]
-    return Reading(q, k, mask, AttentionRule(causal), query if same else None)
+    padding = named.get("key_padding_mask")
+    real = torch.ones(q.shape[0], q.shape[2], dtype=torch.bool, device=q.device)
+    if same and padding is not None:  # of cross-attention's queries no padding is told
+        real = (_additive(padding if padding.ndim == 2 else padding[None])[:n_sequences] > -torch.inf).expand_as(real)
+    return Reading(q, k, mask, AttentionRule(causal), query if same else None, real)
 
 
 def _mask(attn: Tensor | None, padding: Tensor | None, batch: int, heads: int, n_sequences: int) -> Tensor | None:

@@ -31,18 +31,23 @@ def entropy_lower_bound(s: Tensor | float, n_keys: Tensor | int) -> Tensor:
     return torch.where(n_keys > 1, torch.log1p(rest) + peak, 0)
 
 
-def logit_bound(qk_norm: Tensor, inputs: Tensor, scale: float, n_iterations: int = 8) -> Tensor:
+def logit_bound(
+    qk_norm: Tensor, inputs: Tensor, scale: float, real: Tensor | None = None, n_iterations: int = 8
+) -> Tensor:
     """The paper's s = scale·‖W_K·W_Qᵀ‖₂·‖X·Xᵀ‖₂, per sequence and head.
 
     Args:
         qk_norm: [H], from `qk_norms`.
         inputs: X [B, T, d], what W_Q and W_K are applied to.
         scale: of the logits.
+        real: bool [B, T], False for padding, which takes no part; None: all.
 
     Returns: float64 [B, H].
     """
     x = inputs.to(torch.float64)
     x = torch.cat([x, torch.ones_like(x[..., :1])], dim=-1)  # the biases' column, see qk_norms
+    if real is not None:
+        x = torch.where(real.unsqueeze(-1), x, 0)
     v = x.sum(1)
     largest = x.new_zeros(x.shape[0])
     for _ in range(n_iterations):  # ‖X·Xᵀ‖₂ = σ(X)², by power iteration on XᵀX without forming it

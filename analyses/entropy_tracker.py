@@ -252,13 +252,13 @@ class EntropyTracker:
     def _measure(self, index: int, site: AttentionSite, reading: Reading) -> Tensor:
         """Sums of one layer, [H, WIDTH]. Logits and sums are float32 whatever the autocast."""
         with torch.autocast(reading.q.device.type, enabled=False):
-            stats = attention_stats(reading.q, reading.k, reading.rule, mask=reading.mask, window=1)
+            stats = attention_stats(reading.q, reading.k, reading.rule, mask=reading.whole_mask, window=1)
             bound = None
             weights = site.weights() if site.weights is not None and self.config.weights else None
             if weights is not None:
                 norms = self._weight_norms(index, weights, site.rotary)
                 if reading.inputs is not None:
-                    s = logit_bound(norms, reading.inputs, reading.rule.scaled(reading.q.shape[-1]))
+                    s = logit_bound(norms, reading.inputs, reading.rule.scaled(reading.q.shape[-1]), reading.real)
                     bound = entropy_lower_bound(s[..., None], stats.n_keys)
             return sums_of(stats, bound)
 

@@ -163,7 +163,7 @@ def test_every_architecture_is_traced(tiny_llama: HookedModel, arch: str) -> Non
     _conserved(graph)
     assert graph.nodes[0].value == pytest.approx(float(f[feature]), rel=1e-4)
     frozen = FrozenPass(tiny_llama, tokens, {hook: sae})
-    row, constant, value = feature_row(frozen, 1, feature, dest)
+    _row, constant, value = feature_row(frozen, 1, feature, dest)
     assert value == pytest.approx(float(f[feature]), rel=1e-4)
     found = direct_attribution(frozen, 1, feature, dest)
     assert float(found.sum()) + constant == pytest.approx(value, rel=1e-4)
@@ -179,7 +179,7 @@ def test_normalised_tokens_are_split_exactly_and_not_traced(tiny_llama: HookedMo
     assert any(part.kind == "feature" for part in parts)
     torch.testing.assert_close(vectors.sum(0), frozen.cache["blocks.2.hook_resid_post"][6], atol=1e-4, rtol=1e-4)
     x = frozen.cache[hook][6].flatten().float()
-    amounts, bias, error, W_dec = frozen.decomposed(1, 6)
+    amounts, bias, _error, W_dec = frozen.decomposed(1, 6)
     torch.testing.assert_close((amounts.float() @ W_dec + bias.float()), sae(x).detach(), atol=1e-4, rtol=1e-4)
     feature = int(amounts.argmax())
     with pytest.raises(ConfigError, match=f"normalises every token \\({normalisation}\\)"):

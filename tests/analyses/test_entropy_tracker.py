@@ -191,6 +191,66 @@ def test_padding_rows_without_keys_and_single_tokens(gpt2_mini: HookedModel) -> 
     assert single.normalized.isna().all()
 
 
+@pytest.mark.parametrize("which", ["gpt2_mini", "tiny_llama", "windowed"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_padding_on_either_side_is_no_query(
+    which: str, side: str, attention: str, request: pytest.FixtureRequest
+) -> None:
+    """Each row's tokens alone, by their own positions, give the same sums."""
+    import transformers
+
+    if which == "windowed":
+        shape = {"vocab_size": 101, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+        config = transformers.MistralConfig(**shape, num_attention_heads=2, num_key_value_heads=1, sliding_window=5)
+        hf: Any = transformers.MistralForCausalLM(config)
+    else:
+        hf = copy.deepcopy(request.getfixturevalue(which).hf)
+    hf.set_attn_implementation(attention)
+    ids = torch.randint(1, 101, (3, 12), generator=torch.Generator().manual_seed(0))
+    lengths = (12, 7, 4)
+    mask, places = torch.zeros_like(ids), torch.zeros_like(ids)
+    for row, n in enumerate(lengths):
+        at = slice(0, n) if side == "right" else slice(12 - n, 12)
+        mask[row, at], places[row, at] = 1, torch.arange(n)
+    with EntropyTracker(hf.train(), every=1) as tracker:
+        hf(input_ids=ids, attention_mask=mask, position_ids=places, use_cache=False)
+        tracker.step()
+    table = tracker.table().to_pandas()
+    assert (table.n_queries == sum(lengths)).all()
+    parts = []
+    with EntropyTracker(hf, every=1) as alone:
+        for row in range(3):
+            hf(input_ids=ids[row : row + 1, mask[row].bool()], use_cache=False)
+            alone.step()
+    rows = alone.table().to_pandas()
+    for name, weights in (("entropy", lengths), ("max_weight", lengths), ("normalized", [n - 1 for n in lengths])):
+        parts = [rows[rows.step == i][name].to_numpy() for i in range(3)]
+        np.testing.assert_allclose(table[name], np.average(parts, axis=0, weights=weights), atol=1e-4, err_msg=name)
+    bounds = [rows[rows.step == i].weight_bound.to_numpy() for i in range(3)]
+    np.testing.assert_allclose(table.weight_bound, np.average(bounds, axis=0, weights=lengths), rtol=1e-3, atol=1e-5)
+
+
+def test_padding_of_custom_sites() -> None:
+    q = torch.randn(2, 2, 5, 4)
+    keys = torch.ones(2, 1, 1, 5, dtype=torch.bool)
+    keys[1, ..., 3:] = False
+    strictly = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril(-1)
+    readings = {
+        7 + 1: Reading(q, q, keys),
+        10: Reading(q, q, keys, queries=torch.ones(2, 5, dtype=torch.bool)),  # the queries are another sequence
+        2 * 4: Reading(q, q, strictly),  # no token sees itself: the first has no key, and the last is no padding
+        3: Reading(q, q, queries=torch.tensor([[True, True, False, False, False], [True] + 4 * [False]])),
+    }
+    for n, reading in readings.items():
+        model = nn.Identity().train()
+        sites = [AttentionSite("mine", model, 2, lambda *_, reading=reading: reading)]
+        with EntropyTracker(model, every=1, adapter=lambda _, sites=sites: sites) as tracker:
+            model(torch.zeros(1))
+            tracker.step()
+        assert set(tracker.table()["n_queries"].to_pylist()) == {n}
+
+
 def test_half_precision_logits_that_overflow() -> None:
     """Logits of 1.6e5 are infinite in float16; the tracker's are not."""
     q = torch.full((1, 1, 4, 16), 200.0, dtype=torch.float16)
@@ -315,7 +375,10 @@ def test_multihead_attention_with_masks(batch_first: bool) -> None:
         _, weights = layer(given, given, given, attn_mask=future, key_padding_mask=padding, average_attn_weights=False)
         tracker.step()
     table = tracker.table().to_pandas()
-    np.testing.assert_allclose(table.entropy, _entropy(weights.detach().double()).mean((0, 2)), atol=1e-5)
+    real = ~padding
+    expected = _entropy(weights.detach().double()).transpose(0, 1)[:, real].mean(1)
+    np.testing.assert_allclose(table.entropy, expected, atol=1e-5)
+    assert (table.n_queries == 16).all()
     q = layer.in_proj_weight[:16]
     np.testing.assert_allclose(table.sigma_q, float(torch.linalg.matrix_norm(q, 2).detach()), rtol=5e-3)
     assert (table.lower_bound >= table.weight_bound - 1e-6).all()
