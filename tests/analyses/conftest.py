@@ -33,8 +33,8 @@ def _sae(model: HookedModel, layer: int, hook: str = "attn.hook_z", k: int = 8) 
         hook_name=f"blocks.{layer}.{hook}",
         model_name=model.name,
         model_hash=model.weight_hash,
-        n_heads=cfg.n_heads if z else 0,
-        d_head=cfg.d_head if z else 0,
+        n_heads=cfg.n_heads if z else None,
+        d_head=cfg.d_head if z else None,
     )
     sae = SAE.create(config)
     draw = torch.Generator().manual_seed(layer)
