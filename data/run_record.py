@@ -94,9 +94,12 @@ class Run:
         )
         if not re.fullmatch(re.escape(run.id) + r"(\.\d+)?", run.folder):
             check.refuse("folder", f"be {run.id} or {run.id}.2, .3 …")
-        listed = [f"{name}.parquet" for name in run.tables] + [f"{name}.safetensors" for name in run.arrays]
-        if run.files and (absent := sorted(set(listed) - set(run.files))):
-            raise WorkspaceError(f"{check.who}: 'files' lacks {absent[0]!r}, which the run names as its own")
+        for key, end in (("tables", "parquet"), ("arrays", "safetensors")):
+            absent = [name for name in getattr(run, key) if f"{name}.{end}" not in run.files]
+            if run.files and absent:
+                raise WorkspaceError(
+                    f"{check.who}: '{key}' names {absent[0]!r}, and 'files' has no '{absent[0]}.{end}'"
+                )
         return run
 
 
