@@ -49,7 +49,9 @@ def _usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Returns 0 when the result is complete, 2 for bad input, 130 when interrupted."""
+    """Entry point. Returns 0 when the result is complete, 1 when it lies elsewhere or `doctor` found something, 2 for bad
+    input, 130 when interrupted, 143 when terminated.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
