@@ -76,7 +76,7 @@ def encoder_rows(sae: SAE, x: Tensor, features: Sequence[int]) -> tuple[Tensor, 
 
 
 def check_saes(model: HookedModel, saes: SAEs, *, need: str = "") -> dict[str, SAE]:
-    """The SAEs on the model's device, in eval mode, checked against it.
+    """The SAEs on the model's device, checked against it.
 
     Args:
         need: a hook ending all must have, such as "hook_z".
@@ -106,7 +106,7 @@ def check_saes(model: HookedModel, saes: SAEs, *, need: str = "") -> dict[str, S
             )
         if sae.cfg.hook_name and sae.cfg.hook_name != hook:
             warnings.warn(f"the SAE was trained on '{sae.cfg.hook_name}' and is used on '{hook}'", stacklevel=3)
-        checked[hook] = sae.to(model.device).eval()
+        checked[hook] = sae.to(model.device)
     return checked
 
 

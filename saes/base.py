@@ -213,7 +213,7 @@ class SAE(nn.Module):
         digest = hashlib.sha256(f"{self.cfg.arch} {self.cfg.k}".encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def save(self, folder: str | Path) -> Path:

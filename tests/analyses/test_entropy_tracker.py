@@ -459,6 +459,7 @@ def test_hugging_face_trainer(gpt2_mini: HookedModel, tmp_path: Path) -> None:
     )  # fmt: skip
     Trainer(model=copy.deepcopy(gpt2_mini.hf), args=args, train_dataset=data, callbacks=[callback]).train()
     assert sorted(set(callback.tracker.table()["step"].to_pylist())) == [0, 2, 4]
+    assert not any(len(m._forward_hooks) for m in callback.tracker.model.modules())
     assert pq.read_table(tmp_path / "entropy.parquet").num_rows == 3 * 24
 
 
@@ -488,3 +489,27 @@ def test_lightning_callback(gpt2_mini: HookedModel) -> None:
     assert sorted(set(table.step)) == [0, 2]
     assert (table.loss == 3).all()
     assert _hooks(module) == 0
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("which", ["gpt2_mini", "vit_mini"])
+def test_trainer_records_the_loss_it_logs(
+    which: str, accumulation: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """Language models get num_items_in_batch from the Trainer, classifiers do not; the log is the reference."""
+    from transformers import Trainer, TrainingArguments
+
+    model: HookedModel = request.getfixturevalue(which)
+    key, rows = next(iter(_inputs(model, 8).items()))
+    labels = rows if key == "input_ids" else torch.arange(8) % 4
+    data = [{key: row, "labels": label} for row, label in zip(rows, labels, strict=True)]
+    callback = trainer_callback(every=1)
+    args = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=2, gradient_accumulation_steps=accumulation,
+        report_to=[], use_cpu=True, disable_tqdm=True, save_strategy="no", learning_rate=1e-4, logging_steps=1,
+    )  # fmt: skip
+    trainer = Trainer(model=copy.deepcopy(model.hf), args=args, train_dataset=data, callbacks=[callback])
+    trainer.train()
+    logged = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    table = callback.tracker.table().to_pandas()
+    np.testing.assert_allclose(table.groupby("step").loss.first(), logged, rtol=1e-3)
