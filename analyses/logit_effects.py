@@ -7,18 +7,47 @@ depends on the token, is left out. Effects are therefore comparable within a fea
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from attlas.errors import UnsupportedModelError
 from attlas.interp import HookedModel
+from attlas.interp.anatomy import linear_weight
 
 
 @torch.no_grad()
 def residual_directions(model: HookedModel, W_dec: Tensor, hook: str) -> Tensor:
-    """What each decoder row adds to the residual stream, [F, d_model]: hook_z rows pass through W_O, others stay."""
+    """What each decoder row adds to the residual stream, [F, d_model]: hook_z rows pass through W_O (and DINOv2's layer
+    scale), others stay."""
     if not hook.endswith("hook_z"):
         return W_dec.detach()
     layer = int(hook.split(".")[1])
-    return W_dec.detach() @ model.W_O(layer).flatten(0, 1).to(W_dec.dtype)
+    written = W_dec.detach() @ model.W_O(layer).flatten(0, 1).to(W_dec.dtype)
+    scale = getattr(model.layer(layer).attn_out, "lambda1", None)
+    return written if scale is None else written * scale.detach().to(written.dtype)
+
+
+def readout_weight(model: HookedModel) -> Tensor:
+    """What a direction at every token of the normed state adds to the logits, [d_model, d_vocab or n_classes].
+
+    That is the unembedding, or a classifier of CLS or of the tokens' mean. DINOv2's classifier reads CLS beside the mean
+    of the patches: the sum of its halves. DeiT with a teacher averages two classifiers.
+
+    Raises:
+        UnsupportedModelError: a backbone, or a classifier that reads anything else.
+    """
+    weight = model.W_U
+    second = getattr(model.hf, "distillation_classifier", None)
+    if isinstance(second, nn.Linear):
+        weight = (weight + linear_weight(second)) / 2
+    d_model = model.cfg.d_model
+    if weight.shape[0] == 2 * d_model and model.cfg.family == "vit":
+        weight = weight[:d_model] + weight[d_model:]
+    if weight.shape[0] != d_model:
+        raise UnsupportedModelError(
+            f"the classifier of {model.name} reads {weight.shape[0]} numbers, not d_model {d_model}: effects on its "
+            "logits are not defined"
+        )
+    return weight
 
 
 @torch.no_grad()
@@ -34,13 +63,16 @@ def logit_effects(
         n: how many of each.
         chunk: features at a time; F × d_vocab is never held.
 
+    Raises:
+        UnsupportedModelError: no classifier, or one that reads neither CLS nor means (see `readout_weight`).
+
     Returns: (promoted values [F, n], promoted ids, suppressed values, suppressed ids), sorted by size.
     """
     directions = residual_directions(model, W_dec, hook).float()
     if model.cfg.norm == "ln":
         directions = directions - directions.mean(-1, keepdim=True)
     weight: Tensor = model.final_norm.weight  # type: ignore[assignment]
-    unembed = model.W_U.float() * weight.float()[:, None]
+    unembed = readout_weight(model).float() * weight.float()[:, None]
     n = min(n, unembed.shape[1])
     parts = []
     for piece in directions.split(chunk):

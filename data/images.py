@@ -110,6 +110,8 @@ def load_images(
         raise ImageDataError(
             "the model has no preprocessor_config.json, so how it wants its images is not known; add one"
         )
+    if n_images is not None and n_images < 1:
+        raise ImageDataError(f"n_images {n_images} must be 1 or more")
     images, labels, names = _read(str(source))
     order = stratified_order(len(images), labels, seed)
     arrays, chosen = _readable(images, order, spec, n_images or len(images), str(source))

@@ -42,7 +42,32 @@ def split_files(folder: Path, split: str | None = None, prefer: str | None = Non
         if split is not None and own is not None and split != own:
             raise TextDataError(f"'{folder}' is the split '{own}', not '{split}'; leave --split out")
         return _of_state(folder)
-    return _by_name(folder, split, prefer)
+    inner = _only_set(folder)
+    return _by_name(folder, split, prefer) if inner == folder else split_files(inner, split, prefer)
+
+
+def _only_set(folder: Path) -> Path:
+    """The data set below a cache folder of the hub or of `datasets`; the folder itself where it is none.
+
+    Raises:
+        TextDataError: there are several (other data, or versions of one).
+    """
+    if (folder / "snapshots").is_dir() and (folder / "refs" / "main").is_file():
+        return folder / "snapshots" / (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+    found = sorted(
+        {
+            path.parent
+            for name in ("dataset_dict.json", "state.json", "dataset_info.json")
+            for path in folder.rglob(name)
+            if not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        }
+    )
+    tops = [path for path in found if not any(other in path.parents for other in found)]
+    if folder in tops or not tops:
+        return folder
+    if len(tops) > 1:
+        raise TextDataError(f"'{folder}' holds {len(tops)} data sets; give one of them, such as '{tops[0]}'")
+    return tops[0]
 
 
 def _of_state(folder: Path) -> list[Path]:

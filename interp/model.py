@@ -375,7 +375,8 @@ class HookedModel:
 
     @property
     def W_U(self) -> Tensor:
-        """Unembedding (or classifier) [d_model, d_vocab or n_classes].
+        """Unembedding [d_model, d_vocab], or classifier [d_model, n_classes] ([2 · d_model, n_classes] for DINOv2's, which
+        reads CLS beside the mean of the patches).
 
         Raises:
             UnsupportedModelError: the model is a backbone.

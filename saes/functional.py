@@ -59,13 +59,15 @@ class Behaviour:
         return "classifier" if self.labelled else "unlabelled"
 
     def run(self, batch: Tensor, patch: HookFn | None) -> Tensor:
-        """Logits, or the final CLS states of a backbone."""
+        """Logits; of a backbone the final CLS states, or the mean over its patches where it has none."""
         if patch is None:
             output = self.model(batch)
         else:
             with self.model.hooks({self.hook: patch}):
                 output = self.model(batch)
-        return output[:, 0] if self.kind == "backbone" else output
+        if self.kind != "backbone":
+            return output
+        return output[:, 0] if self.model.cfg.n_prefix_tokens else output.mean(1)
 
     def baseline(self, batch: Tensor, labels: Tensor | None, mean_D: Tensor) -> Baseline:
         """Run the batch clean and with both ablations."""

@@ -236,7 +236,7 @@ def _finished(folder: Path, plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _settings(inputs: Inputs, config: TrainConfig) -> dict[str, Any]:
     """What was asked for, so that a training takes it over (see `adopt_store`)."""
-    names = ("model", "text", "images", "n_tokens", "seq_len", "seed")
+    names = ("model", "text", "column", "split", "images", "n_tokens", "seq_len", "seed")
     return {"data_name": inputs.ref.name, **{name: getattr(config, name) for name in names}}
 
 
@@ -255,7 +255,9 @@ def adopt_store(config: TrainConfig, given: Collection[str] | None = None) -> Tr
     if manifest is None:
         return config
     settings = manifest.get("settings", {})
-    there = {name: settings[name] for name in ("model", "text", "images", "seq_len") if name in settings}
+    there = {
+        name: settings[name] for name in ("model", "text", "column", "split", "images", "seq_len") if name in settings
+    }
     there |= {"activation_dtype": manifest.get("dtype"), "skip_positions": manifest.get("skip_positions")}
     default = TrainConfig()
     set_here = given if given is not None else [n for n in there if getattr(config, n) != getattr(default, n)]

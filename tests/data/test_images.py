@@ -154,5 +154,7 @@ def test_samples_and_halves_hold_all_classes(tmp_path: Path, spec: ImageSpec) ->
     assert len({found.hash, first.hash, second.hash, found.take(8).hash}) == 4
     few = load_images(tmp_path, spec, n_images=4, seed=1)
     assert counts(few) == [1, 1, 1, 1]
+    with pytest.raises(ImageDataError, match="n_images 0 must be 1 or more"):
+        load_images(tmp_path, spec, n_images=0)
     with pytest.raises(ImageDataError, match="cannot be split"):
         few.take(1).split(0.5)

@@ -295,6 +295,25 @@ def test_layouts_of_the_hub(layout: tuple[str, ...], tmp_path: Path) -> None:
         list(read_documents(tmp_path))
 
 
+def test_caches_hold_one_data_set_or_are_refused(tmp_path: Path) -> None:
+    hub = tmp_path / "datasets--a--b"
+    for name, value in (("old", "stale"), ("new", "fresh")):
+        text(hub / "snapshots" / name / "data" / "train-00000-of-00001.parquet", value)
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text("new")
+    assert list(read_documents(hub)) == ["fresh"]
+    cache = tmp_path / "wiki"
+    for version, value in (("1.0", "stale"), ("2.0", "fresh")):
+        text(cache / version / "wiki-train.arrow", value)
+        (cache / version / "dataset_info.json").write_text("{}")
+    with pytest.raises(TextDataError, match=r"holds 2 data sets; give one of them, such as .*1\.0'"):
+        list(read_documents(cache))
+    assert list(read_documents(cache / "2.0")) == ["fresh"]
+    text(tmp_path / "outer" / "inner" / "wiki-train.arrow", "inner")
+    (tmp_path / "outer" / "inner" / "dataset_info.json").write_text("{}")
+    assert list(read_documents(tmp_path / "outer")) == ["inner"]
+
+
 def test_other_folders(tmp_path: Path) -> None:
     text(tmp_path / "plain" / "part-1.jsonl", "a")
     text(tmp_path / "plain" / "part-2.jsonl", "b")
