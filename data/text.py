@@ -173,7 +173,7 @@ def _packed(rows: Sequence[Document], seq_len: int, n_tokens: int | None, name: 
 
 
 def _check_ids(documents: Sequence[Document], name: str, d_vocab: int | None) -> None:
-    low, high = min(min(d) for d in documents), max(max(d) for d in documents)  # type: ignore[type-var]
+    low, high = min(min(d) for d in documents), max(max(d) for d in documents)
     if low < 0 or (d_vocab is not None and high >= d_vocab):  # type: ignore[operator]
         raise TextDataError(
             f"'{name}' holds token ids {low}–{high}, the model knows 0–{(d_vocab or 0) - 1}; it is of another tokenizer"
