@@ -158,7 +158,7 @@ def sweep_saes(
         val: held-out data; None takes 32,768 tokens of embedded:val (or 500 images).
         evaluation: how to measure; None measures without controls and intervals.
         folder, resume: live curve and checkpoint, as in `train_sae`.
-        track: progress bar of the evaluation.
+        track: progress bar.
         on_step: told of every training step.
 
     Example:
@@ -183,7 +183,7 @@ def sweep_saes(
         trainees.append(start_trainee(full, hook, model, sample[hook], variant))
 
     kept = Path(folder) if folder is not None else None
-    history = train_loop(trainees, buffer, train, folder=kept, resume=resume, on_step=on_step)
+    history = train_loop(trainees, buffer, train, folder=kept, resume=resume, track=track, on_step=on_step)
     saes = {trainee.name: trainee.finish() for trainee in trainees}
     val = val or held_out(model, n_tokens=32_768, n_images=500, seq_len=train.seq_len, seed=train.seed)
     evaluation = evaluation or EvalConfig(controls=(), n_bootstrap=0)

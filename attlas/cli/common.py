@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from attlas.cli.progress import Bars, Lines, Reporter, Task
 from attlas.errors import AttlasError
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ class Output:
         self.how_to_go_on: Callable[[], str] = lambda: f"finished runs are kept; again: {self.command()}"
         self.given = {a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--")}  # options typed out
         self.console = Console(stderr=True, quiet=False, highlight=False)
-        self._progress: Any = None
+        self.reporter: Reporter = (Bars if self.console.is_terminal else Lines)(self.console)
 
     def command(self, *more: str) -> str:
         """The command as it was typed, with more options, ready to paste."""
@@ -100,28 +102,16 @@ class Output:
         Console(highlight=False).print(table)
 
     def track(self, iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-        """A progress bar with rate and time left (see attlas.data.progress.Track); may be nested."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        """Progress with rate and time left (see attlas.data.progress.Track); may be nested."""
+        return self.reporter.track(iterable, description, total)
 
-        if total is None and isinstance(iterable, Sized):
-            total = len(iterable)
-        outermost = self._progress is None
-        if outermost:
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=not self.console.is_terminal,
-            )
-            self._progress.start()
-        try:
-            yield from self._progress.track(iterable, total=total, description=description)
-        finally:
-            if outermost:
-                self._progress.stop()
-                self._progress = None
+    def phase(self, description: str) -> AbstractContextManager[Task]:
+        """Something long without a count, such as loading a model."""
+        return self.reporter.task(description)
+
+    def news(self, text: str) -> None:
+        """Beside the progress: how the innermost loop is doing."""
+        self.reporter.news(text)
 
 
 def _cell(value: Any) -> str:
@@ -135,7 +125,7 @@ def open_model(args: ModelArgs, out: Output) -> HookedModel:
     """Load the model the arguments name, saying so."""
     from attlas.interp import load_model
 
-    with out.console.status(f"loading {args.model}"):
+    with out.phase(f"loading {args.model}"):
         return load_model(args.model, device=args.device, dtype=args.dtype)
 
 

@@ -128,7 +128,7 @@ class _Demo:
         return load_images("embedded:glyphs", spec, n_images=self.args.n_images, seed=self.args.seed)
 
     def train(self) -> Run:
-        from attlas.cli.train import training_bar
+        from attlas.cli.train import training_news
         from attlas.saes.train import train_sae
         from attlas.saes.train_config import TrainConfig
 
@@ -136,8 +136,7 @@ class _Demo:
         config = TrainConfig(
             model="gpt2-mini", hooks=(args.hook,), arch="topk", k=16, d_sae=1536, n_tokens=args.n_tokens, seed=args.seed
         )
-        with training_bar(self.out, config) as on_step:
-            result = train_sae(config, on_step=on_step)
+        result = train_sae(config, track=self.out.track, on_step=training_news(self.out))
         return result.save(self.workspace)[0]
 
     def evaluate(self) -> Run:

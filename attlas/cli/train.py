@@ -6,20 +6,19 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from attlas.cli.common import OutArgs, Output, open_workspace
+from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
 from attlas.saes.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from attlas.data.workspace import Workspace
     from attlas.saes.loop import OnStep
+    from attlas.saes.loop import Progress as Step
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,10 @@ def _train(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -
     if config.store is not None:
         check_store(config.store)
     out.how_to_go_on = lambda: _go_on(folder, out)
-    with training_bar(out, config) as on_step:
-        result = train_sae(config, folder=folder, resume=args.resume, on_step=on_step)
+    model = open_model(ModelArgs(model=config.model, device=config.device, dtype=config.dtype), out)
+    result = train_sae(
+        config, model=model, folder=folder, resume=args.resume, track=out.track, on_step=training_news(out)
+    )
     runs = result.save(workspace)
     shutil.rmtree(folder, ignore_errors=True)
     summary = result.summary()
@@ -98,8 +99,10 @@ def _sweep(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -
     if config.store is not None:
         check_store(config.store)
     out.how_to_go_on = lambda: _go_on(folder, out)
-    with training_bar(out, config) as on_step:
-        result = sweep_saes(sweep, folder=folder, resume=args.resume, on_step=on_step)
+    model = open_model(ModelArgs(model=config.model, device=config.device, dtype=config.dtype), out)
+    result = sweep_saes(
+        sweep, model=model, folder=folder, resume=args.resume, track=out.track, on_step=training_news(out)
+    )
     record = result.save(workspace)
     shutil.rmtree(folder, ignore_errors=True)
     rows = sorted(result.rows, key=lambda row: (row["hook"], row["l0"]))
@@ -141,31 +144,12 @@ def _key(config: Any) -> str:
     return hashlib.sha256(json.dumps(jsonable(config), sort_keys=True).encode()).hexdigest()[:8]
 
 
-@contextmanager
-def training_bar(out: Output, config: TrainConfig) -> Iterator[OnStep]:
-    """A progress bar with tokens/s, time left and the last explained variance and L0."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def training_news(out: Output) -> OnStep:
+    """Tells beside the progress: tokens/s, and the last explained variance and L0."""
 
-    from attlas.saes.loop import Progress as Step
+    def on_step(step: Step) -> None:
+        if step.rows:
+            ev, l0 = (sum(row[key] for row in step.rows) / len(step.rows) for key in ("explained_variance", "l0"))
+            out.news(f"{step.tokens_per_second:,.0f} tokens/s, EV {ev:.3f}, L0 {l0:.1f}")
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("[dim]{task.fields[news]}"),
-    )
-    with Progress(*columns, console=out.console, transient=not out.console.is_terminal) as progress:
-        task = progress.add_task("training", total=config.n_steps, rate="", news="")
-
-        def on_step(step: Step) -> None:
-            progress.update(task, completed=step.step, total=step.n_steps)
-            if step.rows:
-                mean = {
-                    key: sum(row[key] for row in step.rows) / len(step.rows) for key in ("explained_variance", "l0")
-                }
-                news = f"EV {mean['explained_variance']:.3f}  L0 {mean['l0']:.1f}"
-                progress.update(task, rate=f"{step.tokens_per_second:,.0f} tokens/s", news=news)
-
-        yield on_step
+    return on_step
