@@ -52,6 +52,58 @@ def attend_once(model: HookedModel, layer: int, n_copies: int, edit: Callable[[T
             handle.remove()
 
 
+def entering(model: HookedModel, inputs: Tensor) -> list[Tensor]:
+    """The residual stream [B, T, d_model] in front of every layer; the last layer itself is not run."""
+    last = model.cfg.n_layers - 1
+    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(last)]
+    residual, cache = model.run_with_cache(inputs, names, stop_at_layer=last)
+    return [*(cache[name] for name in names), residual]
+
+
+@contextlib.contextmanager
+def last_layer_for_prefix(model: HookedModel) -> Iterator[None]:
+    """While this lasts, a vision model's last layer, behind its attention, works on the prefix tokens (CLS …) alone.
+
+    For a `Suffix`; the whole model would keep a shortened hook_resid_pre. See `reads_prefix_alone`.
+    """
+    n, parts = model.cfg.n_prefix_tokens, model.layers[-1]
+    whole: list[Tensor] = []
+
+    def shorten(_module: nn.Module, args: tuple[Any, ...]) -> Any:
+        whole.append(args[0])
+        return args[0][:, :n], *args[1:]
+
+    handles = [
+        parts.block.register_forward_pre_hook(shorten),
+        parts.ln1.register_forward_pre_hook(lambda _module, _args: (whole.pop(),)),
+        parts.out_proj.register_forward_pre_hook(lambda _module, args: (args[0][:, :n], *args[1:])),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def reads_prefix_alone(model: HookedModel, sample: Tensor) -> bool:
+    """Whether the logits, and the prefix's final state, stay what they are without the last layer's patches.
+
+    Tried out on `sample` (pixels [B, C, H, W]), since heads of one family differ: ViT's reads CLS, DINOv2's patches too.
+    """
+    n = model.cfg.n_prefix_tokens
+    if not n:
+        return False
+    suffix, residual = Suffix(model, model.cfg.n_layers - 1), entering(model, sample)[-1]
+    logits, state = suffix(residual)
+    try:
+        with last_layer_for_prefix(model):
+            short_logits, short = suffix(residual)
+    except (RuntimeError, ValueError, IndexError):
+        return False
+    pairs = [(short, state[:, :n])] + ([(short_logits, logits)] if model.cfg.n_classes else [])
+    return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in pairs)
+
+
 class Prefix:
     """One dense forward pass, kept: the residual stream in front of every layer, and what else each layer was given.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,16 +12,16 @@ from torch import Tensor
 
 from attlas.analyses.bootstrap import Interval
 from attlas.analyses.head_effects import mean_z
-from attlas.analyses.prefix_reuse import attend_once
-from attlas.analyses.vit_readout import Answer, Readout, jensen_shannon, make_readout, metric_mean
+from attlas.analyses.prefix_reuse import attend_once, entering, last_layer_for_prefix, reads_prefix_alone
+from attlas.analyses.vit_readout import Answer, Readout, jensen_shannon, make_readout, metric_mean, patch_grid
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.interp import HookedModel
 from attlas.interp.suffix import Suffix
 
-# Rows of a forward pass: ablations of a layer share one, since its attention is the same for all, while their activations
-# are few enough for the cache (CPU).
-ROWS = {"cpu": 128, "cuda": 1024}
+# Tokens of a forward pass: all ablations of a layer go together, since its attention is the same for all, with so few
+# images that their activations stay in the cache (CPU).
+TOKENS = {"cpu": 4096, "cuda": 2**18}
 
 __all__ = ["HeadImportance", "head_importance", "jensen_shannon", "mean_z"]
 
@@ -66,23 +67,32 @@ def head_importance(
     shape = (len(images), cfg.n_layers, cfg.n_heads)
     found = {a: {m: np.zeros(shape, dtype=np.float32) for m in readout.metrics} for a in ablations}
     suffixes = [Suffix(model, layer) for layer in range(cfg.n_layers)]
-    copies = max(1, ROWS.get(model.device.type, 128) // batch_size)
-    places = torch.arange(len(images), device=model.device).split(batch_size)
-    for rows in track(places, f"pruning {cfg.n_layers * cfg.n_heads} heads", len(places)):
-        where = slice(int(rows[0]), int(rows[-1]) + 1)
-        _, cache = model.run_with_cache(images.pixels[where], "blocks.*.hook_resid_pre")
-        clean = suffixes[-1](cache[f"blocks.{cfg.n_layers - 1}.hook_resid_pre"])
-        for layer, suffix in enumerate(suffixes):
-            residual = cache.pop(f"blocks.{layer}.hook_resid_pre")
-            wanted = [(head, ablation) for head in range(cfg.n_heads) for ablation in ablations]
-            for low in range(0, len(wanted), copies):
-                group = wanted[low : low + copies]
-                fills = [(head, means[layer, head] if a == "mean" and means is not None else 0.0) for head, a in group]
-                for (head, ablation), pruned in zip(
-                    group, _without(model, layer, fills, suffix, residual), strict=True
-                ):
-                    for name, value in readout.compare(clean, pruned, rows).items():
-                        found[ablation][name][where, layer, head] = value.float().cpu().numpy()
+    variants = [(head, ablation) for head in range(cfg.n_heads) for ablation in ablations]
+    rows, columns = patch_grid(model, images)
+    fitting = max(1, TOKENS.get(model.device.type, 4096) // (rows * columns + cfg.n_prefix_tokens))
+    together = min(len(variants), fitting)
+    groups = [variants[low : low + together] for low in range(0, len(variants), together)]
+    places = torch.arange(len(images), device=model.device).split(max(1, min(batch_size, fitting // together)))
+
+    narrow = last_layer_for_prefix if reads_prefix_alone(model, images.pixels[:1]) else contextlib.nullcontext
+
+    def passes() -> Iterator[tuple[Tensor, Answer, Tensor, int, list[tuple[int, str]]]]:
+        for where in places:
+            residuals = entering(model, images.pixels[where.cpu()])
+            with narrow(model):
+                clean = suffixes[-1](residuals[-1])
+                for layer, residual in enumerate(residuals):
+                    for group in groups:
+                        yield where, clean, residual, layer, group
+
+    for where, clean, residual, layer, group in track(
+        passes(), "pruning heads", len(places) * cfg.n_layers * len(groups)
+    ):
+        fills = [(head, means[layer, head] if a == "mean" and means is not None else 0.0) for head, a in group]
+        answers = _without(model, layer, fills, suffixes[layer], residual)
+        for (head, ablation), pruned in zip(group, answers, strict=True):
+            for name, value in readout.compare(clean, pruned, where).items():
+                found[ablation][name][where.cpu().numpy(), layer, head] = value.float().cpu().numpy()
     return [HeadImportance(found[a], a) for a in ablations]
 
 

@@ -93,28 +93,21 @@ def hop_matrix(rows: int, columns: int) -> tuple[Tensor, Tensor]:
     return torch.maximum(dy.abs(), dx.abs()), (dy.double() ** 2 + dx.double() ** 2).sqrt()
 
 
-def _offsets(rows: int, columns: int) -> Tensor:
-    """Index of (source − query) in the flattened recentred map, [n, n]."""
-    y, x = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    y, x = y.flatten(), x.flatten()
-    dy, dx = y[None] - y[:, None] + rows - 1, x[None] - x[:, None] + columns - 1
-    return dy * (2 * columns - 1) + dx
+def _recentred(patch: Tensor, rows: int, columns: int) -> Tensor:
+    """Sums of attention maps [..., n, n] over all pairs of patches with the same offset (source − query).
+
+    Returns: float64 [..., (2·rows − 1)·(2·columns − 1)], offsets row-major.
+    """
+    grid = patch.unflatten(-1, (rows, columns)).unflatten(-3, (rows, columns))  # [..., row, column, row', column']
+    across = _sum_by_offset(grid.transpose(-3, -2))  # [..., row, row', column offset]
+    return _sum_by_offset(across.movedim(-1, -3)).transpose(-1, -2).flatten(-2)
 
 
-class _Recentre:
-    """Sums of an attention map [n, n] over all pairs of patches with the same offset (source − query)."""
-
-    def __init__(self, rows: int, columns: int) -> None:
-        offsets = _offsets(rows, columns).flatten()
-        self.n_offsets = (2 * rows - 1) * (2 * columns - 1)
-        self.order = offsets.argsort(stable=True)
-        self.count = torch.bincount(offsets, minlength=self.n_offsets)
-        self.ends = self.count.cumsum(0) - 1
-
-    def __call__(self, patch: Tensor) -> Tensor:
-        """[..., n, n] → float64 [..., n_offsets]: sorted by offset, so that each sum is a difference of running sums."""
-        running = patch.flatten(-2)[..., self.order].double().cumsum(-1)[..., self.ends]
-        return torch.diff(running, dim=-1, prepend=torch.zeros_like(running[..., :1]))
+def _sum_by_offset(x: Tensor) -> Tensor:
+    """[..., n, n] → float64 [..., 2n − 1], entry d + n − 1 the sum over i of x[i, i + d]: rows sheared, then summed."""
+    n = x.shape[-1]
+    wide = torch.nn.functional.pad(x.flip(-2), (0, n)).flatten(-2)[..., :-n]
+    return wide.unflatten(-1, (n, 2 * n - 1)).sum(-2, dtype=torch.float64)
 
 
 @torch.no_grad()
@@ -131,10 +124,11 @@ def head_strength(
     per_image = 4 * cfg.n_layers * cfg.n_heads * (n_patches + prefix) ** 2
     batch_size = max(1, min(batch_size, 2**28 // per_image))
     distances = hop_matrix(rows, columns)[1].float() * cfg.patch_size
-    recentre = _Recentre(rows, columns)
+    offsets = [torch.arange(-n + 1, n).abs() for n in (rows, columns)]
+    count = ((rows - offsets[0])[:, None] * (columns - offsets[1])[None]).flatten()  # pairs of patches of each offset
     shape = (cfg.n_layers, cfg.n_heads)
     measured = {m: np.zeros((len(images), *shape), dtype=np.float32) for m in MEASURES}
-    maps = torch.zeros(*shape, recentre.n_offsets, dtype=torch.float64)
+    maps = torch.zeros(*shape, len(count), dtype=torch.float64)
     squares = torch.zeros(*shape, dtype=torch.float64)
     done = 0
     for pixels in track(images.batches(batch_size), "attention by distance"):
@@ -143,15 +137,15 @@ def head_strength(
             pattern = cache.pop(f"blocks.{layer}.attn.hook_pattern").float().cpu()
             for name, value in _measure(pattern, prefix, distances).items():
                 measured[name][done : done + len(pixels), layer] = value.numpy()
-            centred = recentre(pattern[:, :, prefix:, prefix:])
+            centred = _recentred(pattern[:, :, prefix:, prefix:], rows, columns)
             maps[layer] += centred.sum(0)
-            squares[layer] += (centred / recentre.count).pow(2).sum(0).sum(-1)
+            squares[layer] += (centred / count).pow(2).sum(0).sum(-1)
         done += len(pixels)
     n = len(images)
-    ring_mass, ring_mean = _rings(maps / n, recentre.count, rows, columns)
-    average = maps / n / recentre.count
+    ring_mass, ring_mean = _rings(maps / n, count, rows, columns)
+    average = maps / n / count
     within = squares / n - average.pow(2).sum(-1)  # variance over images, summed over offsets
-    between = average.var(-1, correction=0) * recentre.n_offsets  # variance over offsets of the average map
+    between = average.var(-1, correction=0) * len(count)  # variance over offsets of the average map
     return HeadStrength(
         per_image=measured,
         ring_mass=ring_mass,

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
 from attlas.analyses.bootstrap import bootstrap_mean
+from attlas.analyses.prefix_reuse import entering, last_layer_for_prefix, reads_prefix_alone
 from attlas.analyses.vit import VitConfig, vit
 from attlas.analyses.vit_importance import head_importance, jensen_shannon
 from attlas.analyses.vit_strength import head_strength
@@ -46,6 +47,38 @@ def test_suffix_of_other_families(kind: str) -> None:
     with torch.no_grad():
         logits, cache = model.run_with_cache(pixels, "blocks.1.hook_resid_pre")
         torch.testing.assert_close(Suffix(model, 1)(cache["blocks.1.hook_resid_pre"])[0], logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("kind", "reads_prefix"), [("Dinov2Model", True), ("Dinov2ForImageClassification", False)])
+def test_the_last_layer_leaves_out_patches_only_where_nothing_reads_them(kind: str, reads_prefix: bool) -> None:
+    import transformers
+
+    common = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 16, "patch_size": 4}
+    model = load_model(getattr(transformers, kind)(transformers.Dinov2Config(**common, num_labels=5)).eval())
+    pixels, suffix = torch.randn(2, 3, 16, 16), Suffix(model, 1)
+    with torch.no_grad():
+        residual = entering(model, pixels)[1]
+        _, whole = suffix(residual)
+        assert reads_prefix_alone(model, pixels[:1]) is reads_prefix
+        with last_layer_for_prefix(model):
+            _, state = suffix(residual)
+        torch.testing.assert_close(state, whole[:, :1], atol=1e-5, rtol=0)
+        torch.testing.assert_close(suffix(residual)[1], whole, atol=0, rtol=0)
+
+
+def test_importance_counts_passes_not_batches(vit_mini: HookedModel, glyphs: ImageDataset) -> None:
+    totals: list[int | None] = []
+
+    def track(items, description, total=None):  # type: ignore[no-untyped-def]
+        if description == "pruning heads":
+            totals.append(total)
+            items = list(items)
+            assert len(items) == total
+        yield from items
+
+    head_importance(vit_mini, glyphs.take(8), ablations=("zero",), track=track)
+    assert totals[0] is not None
+    assert totals[0] >= vit_mini.cfg.n_layers
 
 
 def test_importance_equals_pruning_the_whole_model(vit_mini: HookedModel, glyphs: ImageDataset) -> None:
