@@ -268,8 +268,9 @@ def _measure(
     tokens = repeated_tokens(model, config)
     row |= repeat_scores(model, tokens)
     half = (tokens.shape[1] - 1) // 2
-    losses["repeat_loss"] = float(model.cross_entropy(tokens)[:, half:].mean())
-    if model.anatomy.unembed is not None and isinstance(data, TokenDataset):
+    if model.has_head:
+        losses["repeat_loss"] = float(model.cross_entropy(tokens)[:, half:].mean())
+    if model.has_head and isinstance(data, TokenDataset):
         parts = [model.cross_entropy(batch).mean(1) for batch in data.batches(config.batch_size)]
         losses["loss"] = float(torch.cat(parts).mean())
     return row, losses

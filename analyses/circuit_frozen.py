@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from attlas.analyses.circuit_saes import SAEs, check_saes, decompose
-from attlas.errors import ConfigError, PromptError, UnsupportedModelError
+from attlas.errors import ConfigError, PromptError
 from attlas.interp import HookedModel
 from attlas.saes.base import SAE
 
@@ -94,10 +94,7 @@ class FrozenPass:
     """
 
     def __init__(self, model: HookedModel, tokens: Tensor, saes: SAEs | None = None) -> None:
-        if model.cfg.family == "vit" or model.anatomy.unembed is None:
-            raise UnsupportedModelError(
-                f"{model.name} ({model.cfg.family}) predicts no next token; give a language model"
-            )
+        model.require_language_model()
         tokens = tokens[None] if tokens.ndim == 1 else tokens
         if tokens.shape[0] != 1:
             raise PromptError(f"one prompt is traced at a time, not {tokens.shape[0]}; give one row of tokens")

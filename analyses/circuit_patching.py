@@ -26,7 +26,7 @@ from attlas.analyses.circuit_tasks import Task
 from attlas.data.progress import Track, no_track
 from attlas.data.schema import TableSchema, column
 from attlas.data.workspace import Ref, Run, Workspace
-from attlas.errors import ConfigError, PromptError, UnsupportedModelError
+from attlas.errors import ConfigError, PromptError
 from attlas.interp import HookedModel
 
 PATCHING = TableSchema(
@@ -170,8 +170,7 @@ def require_text_model(model: HookedModel) -> None:
     Raises:
         UnsupportedModelError: a vision model, or a backbone with no unembedding.
     """
-    if model.cfg.family == "vit" or model.anatomy.unembed is None:
-        raise UnsupportedModelError(f"{model.name} ({model.cfg.family}) predicts no next token; give a language model")
+    model.require_language_model()
 
 
 def patching(

@@ -123,6 +123,7 @@ class Task:
 @torch.no_grad()
 def score_task(model: HookedModel, task: Task, batch_size: int = 16, seed: int = 0) -> TaskScore:
     """The model's accuracy and mean metric on the clean prompts."""
+    model.require_language_model()
     values, top = [], []
     for start in range(0, len(task), batch_size):
         part = task.take(slice(start, start + batch_size))

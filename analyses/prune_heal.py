@@ -119,6 +119,8 @@ def heal(
         NonFiniteError: the loss is no longer finite.
         ConfigError: images whose labels are not of the model's classes.
     """
+    if dense.cfg.family != "vit":
+        dense.require_head("loss to heal with")
     zeros = {id(p) for p in frozen}
     parameters = [p for p in hf.parameters() if id(p) not in zeros]
     for parameter in parameters:

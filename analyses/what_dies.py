@@ -270,6 +270,8 @@ def what_dies(
     drop.check(model)
     if not drop:
         raise ConfigError("nothing is dropped; name attention, MLP, blocks or heads")
+    if model.cfg.family != "vit":
+        model.require_head("loss to compare")
     checked = check_saes(model, saes or {})
     tallies = {hook: FeatureTally(sae.cfg.d_sae, config.n_examples) for hook, sae in checked.items()}
     start = 0

@@ -154,7 +154,8 @@ def window_loss(
     """
     config = config or WindowConfig()
     cfg = model.cfg
-    if model.anatomy.unembed is None or (isinstance(data, ImageDataset) and data.labels is None):
+    model.require_head("loss to compare")
+    if isinstance(data, ImageDataset) and data.labels is None:
         raise UnsupportedModelError(
             f"{model.name} with this data has no loss to compare (a language model's head, or a classifier and labels)"
         )

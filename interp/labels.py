@@ -67,9 +67,11 @@ def loss_labels(model: HookedModel, data: Any) -> Tensor | None:
     """Labels [n] for the loss of a vision model's classifier; None for a language model, whose text is its target.
 
     Raises:
+        UnsupportedModelError: a language model's backbone: hidden states have no loss.
         ConfigError: no classifier, no labels, or classes that the classifier does not know.
     """
     if model.cfg.family != "vit":
+        model.require_head("loss")
         return None
     if not model.cfg.n_classes or getattr(data, "labels", None) is None:
         raise ConfigError(f"{model.name} needs a classifier and labelled images for a loss; see `attlas vit`")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
 import threading
 import warnings
@@ -17,6 +16,7 @@ from torch import nn
 
 from attlas.data.files import sha256_file
 from attlas.errors import CheckpointError, ConfigError, ModelNotFoundError, UnsupportedModelError
+from attlas.interp.checkpoint import check_sizes, model_class, read_config, weight_shapes
 from attlas.interp.compiled import uncompiled
 from attlas.interp.families import FAMILIES
 from attlas.interp.model import HookedModel
@@ -109,21 +109,18 @@ def wrap_module(module: Any) -> HookedModel:
 
 
 def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Any:
-    import transformers
-
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise ModelNotFoundError(f"'{folder}' has no config.json; give a Hugging Face model folder")
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"'{config_path}' is not JSON ({error})") from error
+    config = read_config(folder)
     model_type = config.get("model_type")
-    if model_type not in {t for family in FAMILIES for t in family.MODEL_TYPES}:
+    if not isinstance(model_type, str) or model_type not in {t for family in FAMILIES for t in family.MODEL_TYPES}:
         known = sorted(t for family in FAMILIES for t in family.MODEL_TYPES)
         raise UnsupportedModelError(f"{name}: model type '{model_type}' has no adapter; supported: {', '.join(known)}")
-    cls = next((getattr(transformers, a) for a in config.get("architectures") or [] if hasattr(transformers, a)), None)
-    cls = cls or transformers.AutoModel
+    shapes = weight_shapes(folder)
+    cls = model_class(folder, config, shapes)
+    with LOADING, _quiet():
+        check_sizes(folder, cls, shapes)
     try:
         with LOADING, _quiet():
             model, info = cls.from_pretrained(

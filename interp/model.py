@@ -81,6 +81,32 @@ class HookedModel:
         return next(self.hf.parameters()).dtype
 
     @property
+    def has_head(self) -> bool:
+        """Whether outputs are logits; a backbone's are hidden states, from which there is no loss."""
+        return self.anatomy.unembed is not None
+
+    def require_head(self, purpose: str) -> None:
+        """The one check of all that needs logits or losses.
+
+        Raises:
+            UnsupportedModelError: the model is a backbone; names its class and `purpose`.
+        """
+        if not self.has_head:
+            head = "a classifier (…ForImageClassification)" if self.cfg.family == "vit" else "a language-model head"
+            raise UnsupportedModelError(
+                f"{self.name} ({type(uncompiled(self.hf)).__name__}) is a backbone without {head}, so there is no "
+                f"{purpose}; open the model with its head, or measure attention alone (entropy, capture, train)"
+            )
+
+    def require_language_model(self) -> None:
+        """Raises UnsupportedModelError for a model that predicts no next token: a vision model, or a backbone."""
+        if self.cfg.family == "vit":
+            raise UnsupportedModelError(
+                f"{self.name} ({self.cfg.family}) predicts no next token; give a language model"
+            )
+        self.require_head("prediction of the next token")
+
+    @property
     def layers(self) -> tuple[LayerParts, ...]:
         return self.anatomy.layers
 
@@ -295,7 +321,12 @@ class HookedModel:
         return [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in flat]
 
     def cross_entropy(self, tokens: Tensor, logits: Tensor | None = None) -> Tensor:
-        """Loss of each next token, nats, [B, T−1]."""
+        """Loss of each next token, nats, [B, T−1].
+
+        Raises:
+            UnsupportedModelError: a backbone, or a vision model.
+        """
+        self.require_language_model()
         tokens = tokens.to(self.device)
         logits = self(tokens) if logits is None else logits
         losses = nn.functional.cross_entropy(
@@ -381,8 +412,8 @@ class HookedModel:
         Raises:
             UnsupportedModelError: the model is a backbone.
         """
-        if self.anatomy.unembed is None:
-            raise UnsupportedModelError(f"{self.name} is a backbone: it has no unembedding or classifier")
+        self.require_head("unembedding or classifier")
+        assert self.anatomy.unembed is not None
         return linear_weight(self.anatomy.unembed)
 
     def with_saes(self, saes: Mapping[str, Any], use_error_term: bool = True) -> contextlib.AbstractContextManager[Any]:

@@ -156,6 +156,8 @@ def evaluate(
     if not name:
         raise ConfigError("the SAE does not say which hook it belongs to; give hook='blocks.L.attn.hook_z'")
     (name,) = match_hooks(model, [name])
+    if model.cfg.family != "vit":
+        model.require_head("loss to recover")
     inputs = Inputs.of(data)
     batches = _batches(inputs, model, config)
     mean_D, covariance_DD, sample_ND = _moments(sae, model, inputs, batches, name, track)

@@ -111,6 +111,8 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     lm_eval = lm_eval_config(args)
     workspace = open_workspace(args)
     model = open_model(args, out)
+    if model.cfg.family != "vit":
+        model.require_head("loss that says what dropping costs")
     named.check(model)
     calibration, evaluation = _data(model, args)
     if not named and args.target is None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from attlas.data.models_catalog import EMBEDDED_DIR
+from attlas.errors import CheckpointError, UnsupportedModelError
 from attlas.interp import load_model
 
 
@@ -30,3 +35,146 @@ def test_a_module_in_memory_keeps_its_mode_and_may_hold_scalars() -> None:
         warnings.simplefilter("error")
         assert load_model(module.eval()).weight_hash != first
     assert not module.training
+
+
+def _llama(**changes: Any) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            **{
+                "vocab_size": 97, "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2,
+                "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, **changes,
+            }
+        )
+    )  # fmt: skip
+
+
+def _edit(folder: Path, **changes: Any) -> Path:
+    config = json.loads((folder / "config.json").read_text())
+    config |= changes
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+    return folder
+
+
+def _save(module: Any, folder: Path, **changes: Any) -> Path:
+    module.save_pretrained(folder)
+    return _edit(folder, **changes)
+
+
+def test_a_config_without_architectures_is_read_from_its_weights(tmp_path: Path) -> None:
+    tokens = torch.randint(0, 97, (1, 8))
+    cases = {"gpt2": _gpt2(), "untied": _llama(), "tied": _llama(tie_word_embeddings=True)}
+    for name, module in cases.items():
+        model = load_model(_save(module.eval(), tmp_path / name, architectures=...), device="cpu")
+        assert model.has_head
+        torch.testing.assert_close(model(tokens), module(tokens).logits, atol=1e-5, rtol=1e-5)
+    for name, module in (("gpt2 base", _gpt2().transformer), ("llama base", _llama().model)):
+        model = load_model(_save(module, tmp_path / name, architectures=...), device="cpu")
+        assert not model.has_head
+    with pytest.raises(CheckpointError, match=r"holds lm_head weights.*\[\"LlamaForCausalLM\"\]"):
+        load_model(_edit(tmp_path / "untied", architectures=["LlamaModel"]))
+    with pytest.raises(UnsupportedModelError, match="no HouseModel"):
+        load_model(_edit(tmp_path / "untied", architectures=["HouseModel"]))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_backbone_has_attention_but_no_losses(family: str) -> None:
+    from attlas.analyses.circuit_frozen import FrozenPass
+    from attlas.analyses.circuit_tasks import score_task
+    from attlas.analyses.drop_scores import quality
+    from attlas.analyses.entropy import entropy
+    from attlas.analyses.head_effects import head_effects
+    from attlas.analyses.module_effects import module_effects
+    from attlas.analyses.window_loss import window_loss
+    from attlas.data.text import TokenDataset
+    from attlas.saes.base import SAE
+    from attlas.saes.config import SAEConfig
+    from attlas.saes.evaluation import evaluate
+
+    model = load_model(_gpt2().transformer.eval() if family == "gpt2" else _llama().model.eval())
+    tokens = torch.randint(0, 97, (2, 16))
+    data = TokenDataset.from_tokens(tokens, "random")
+    assert entropy(model, data).columns["entropy"].shape[0] > 0
+    assert model(tokens).shape == (2, 16, 24)
+    sae = SAE.create(SAEConfig(d_in=24, d_sae=48, k=4, arch="topk", hook_name="blocks.1.attn.hook_z"))
+    for refused in (
+        lambda: model.cross_entropy(tokens),
+        lambda: window_loss(model, data),
+        lambda: head_effects(model, data),
+        lambda: module_effects(model, data),
+        lambda: quality(model, data, 2),
+        lambda: score_task(model, None),
+        lambda: FrozenPass(model, tokens[:1]),
+        lambda: evaluate(sae, model, data),
+        lambda: model.W_U,
+    ):
+        with pytest.raises(
+            UnsupportedModelError, match=r"\((GPT2|Llama)Model\) is a backbone without a language-model"
+        ):
+            refused()
+
+
+LIES: tuple[tuple[dict[str, Any], str], ...] = (
+    ({"num_hidden_layers": -1}, "num_hidden_layers is -1, not a whole number"),
+    ({"num_hidden_layers": 10**9}, "states 1000000000 layers, the weights hold 2"),
+    ({"num_hidden_layers": "two"}, 'num_hidden_layers is "two"'),
+    ({"num_hidden_layers": 1}, "states 1 layers, the weights hold 2"),
+    ({"num_hidden_layers": 2.5}, "num_hidden_layers is 2.5"),
+    ({"num_hidden_layers": True}, "num_hidden_layers is true"),
+    ({"hidden_size": "24"}, 'hidden_size is "24"'),
+    ({"hidden_size": 48}, r"makes .* \[.*48.*\], the weights hold"),
+    ({"hidden_size": 10**7}, r"makes .*, the weights hold"),
+    ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+    ({"num_attention_heads": 5}, "config.json makes"),
+    ({"num_attention_heads": 8}, "config.json makes"),
+    ({"num_key_value_heads": 3}, "config.json makes"),
+    ({"head_dim": 8}, r"self_attn.*_proj.weight \["),
+    ({"head_dim": -6}, "head_dim is -6"),
+    ({"intermediate_size": 10**12}, r"mlp.*_proj.weight \["),
+    ({"intermediate_size": []}, r"intermediate_size is \[\]"),
+    ({"vocab_size": 10**12}, r"weight \[1000000000000, 24\]"),
+    ({"vocab_size": None}, "vocab_size is null"),
+    ({"max_position_embeddings": "64"}, "max_position_embeddings is"),
+    ({"rms_norm_eps": -1.0}, "rms_norm_eps is -1.0"),
+    ({"rms_norm_eps": "small"}, "rms_norm_eps is"),
+    ({"hidden_act": "no_such_act"}, "config.json makes no model"),
+    ({"architectures": "LlamaForCausalLM"}, "architectures is"),
+    ({"model_type": ["llama"]}, "has no adapter"),
+)
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return _save(_llama(), tmp_path_factory.mktemp("honest") / "llama")
+
+
+@pytest.mark.parametrize(("lie", "said"), LIES, ids=lambda x: str(x)[:50])
+def test_a_lie_of_config_json_is_one_line(honest: Path, tmp_path: Path, lie: dict[str, Any], said: str) -> None:
+    """Nothing is allocated: the largest of these would be terabytes."""
+    shutil.copytree(honest, tmp_path / "it")
+    with pytest.raises((CheckpointError, UnsupportedModelError), match=said) as caught:
+        load_model(_edit(tmp_path / "it", **lie), device="cpu")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
+
+
+def test_a_config_that_is_no_object_and_headers_that_are_none(honest: Path, tmp_path: Path) -> None:
+    shutil.copytree(honest, tmp_path / "it")
+    path = tmp_path / "it" / "model.safetensors"
+    for damage in (b"", b"\xff" * 40, (2).to_bytes(8, "little") + b"[]", path.read_bytes()[:100]):
+        path.write_bytes(damage)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+            load_model(tmp_path / "it", device="cpu")
+    for text in ("[1, 2]", "null", "{", "\udcff"):
+        (tmp_path / "it" / "config.json").write_text(text, errors="surrogateescape")
+        with pytest.raises(CheckpointError, match="JSON"):
+            load_model(tmp_path / "it", device="cpu")
+
+
+@pytest.mark.parametrize("lie", [{"image_size": "16"}, {"patch_size": 0}, {"hidden_size": 100}, {"num_channels": 3}])
+def test_lies_about_images(tmp_path: Path, lie: dict[str, Any]) -> None:
+    shutil.copytree(EMBEDDED_DIR / "vit-mini", tmp_path / "it")
+    with pytest.raises(CheckpointError, match=r"mend config\.json"):
+        load_model(_edit(tmp_path / "it", **lie), device="cpu")
