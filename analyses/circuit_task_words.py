@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attlas.errors import TaskError
+from attlas.interp.tokens import token_texts
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -50,8 +51,7 @@ def single_tokens(tokenizer: Any, words: tuple[str, ...]) -> list[str]:
 def capitalised_words(tokenizer: Any, n: int) -> list[str]:
     """Up to n capitalised one-token words of the vocabulary, in the order of their ids (frequent ones come first)."""
     found = []
-    for index in range(len(tokenizer)):
-        text = tokenizer.decode([index])
+    for text in token_texts(tokenizer, range(len(tokenizer))):
         word = text.removeprefix(" ")
         if text.startswith(" ") and len(word) >= 4 and word.isalpha() and word.istitle() and word.isascii():
             found.append(text)

@@ -23,6 +23,8 @@ from attlas.interp.model import HookedModel
 
 # transformers takes weight tying off its base class while it loads; two loads at once could leave it off for good.
 LOADING = threading.RLock()
+# What a tokenizer may be stored as: one of these sets of files.
+_TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",), ("spiece.model",))
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -44,7 +46,7 @@ def load_model(
     Raises:
         ModelNotFoundError: nothing has this name.
         UnsupportedModelError: no adapter for the architecture.
-        CheckpointError: weights are damaged or incomplete.
+        CheckpointError: weights, config or tokenizer are damaged, incomplete, or contradict each other.
     """
     device = _device(device)
     if isinstance(dtype, str):
@@ -185,11 +187,16 @@ def _folder_hash(folder: Path) -> str:
 def _tokenizer(folder: Path) -> Any:
     """The folder's tokenizer; a checkpoint folder without one takes its parents' (checkpoints/step-…)."""
     for place in (folder, folder.parent, folder.parent.parent):
-        if (place / "tokenizer.json").is_file():
+        if any(all((place / name).is_file() for name in names) for names in _TOKENIZER_FILES):
             from transformers import AutoTokenizer
 
-            with _quiet():
-                return AutoTokenizer.from_pretrained(place, local_files_only=True)
+            try:
+                with _quiet():
+                    return AutoTokenizer.from_pretrained(place, local_files_only=True)
+            except Exception as error:  # json, sentencepiece, protobuf, missing packages: many classes
+                raise CheckpointError(
+                    f"cannot read the tokenizer in '{place}' ({_first_line(error)}); mend or remove its files"
+                ) from error
     return None
 
 

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from attlas.data.workspace import Ref
-from attlas.errors import ConfigError, ContextLengthError, LayerRangeError, NonFiniteError, UnsupportedModelError
+from attlas.errors import (
+    ConfigError,
+    ContextLengthError,
+    LayerRangeError,
+    NonFiniteError,
+    PromptError,
+    UnsupportedModelError,
+)
 from attlas.interp.anatomy import LayerParts, linear_bias, linear_weight
 from attlas.interp.arguments import check_arguments, padded_positions
 from attlas.interp.compiled import Eager, has_hooks, uncompiled
@@ -19,6 +26,7 @@ from attlas.interp.config import ModelConfig
 from attlas.interp.engine import HookEngine, HookFn, Registration, StopForward
 from attlas.interp.families import describe
 from attlas.interp.names import NameFilter, hook_names, layer_of, resolve
+from attlas.interp.tokens import token_texts
 
 Cache = dict[str, Tensor]
 
@@ -158,7 +166,20 @@ class HookedModel:
                     f"a sequence of {inputs.shape[1]} tokens is longer than the context window of {self.name} "
                     f"({self.cfg.n_ctx}); use seq_len ≤ {self.cfg.n_ctx}"
                 )
+            self._check_ids(inputs)
         return inputs.to(self.device)
+
+    def _check_ids(self, tokens: Tensor) -> None:
+        if not tokens.numel():
+            raise ConfigError(f"there are no tokens ({list(tokens.shape)}); give at least one")
+        n_rows = getattr(self.anatomy.embed, "num_embeddings", self.cfg.d_vocab)
+        low, high = (int(x) for x in tokens.aminmax())
+        if low < 0 or high >= n_rows:
+            more = f"; its tokenizer has {len(self.tokenizer)}" if self.tokenizer is not None else ""
+            raise ConfigError(
+                f"token id {low if low < 0 else high} is outside the embedding of {self.name} ({n_rows} tokens{more}); "
+                "give the tokenizer the model was trained with"
+            )
 
     @contextlib.contextmanager
     def hooks(self, functions: Mapping[str, HookFn]) -> Iterator[HookedModel]:
@@ -304,9 +325,16 @@ class HookedModel:
         return self.tokenizer
 
     def to_tokens(self, text: str | list[str], prepend_bos: bool = True) -> Tensor:
-        """Token ids int64 [B, T]; a list must tokenise to equal lengths (pad yourself otherwise)."""
+        """Token ids int64 [B, T]; a list must tokenise to equal lengths (pad yourself otherwise).
+
+        Raises:
+            PromptError: a text is empty, or there is none.
+            ConfigError: the texts are of several lengths.
+        """
         tokenizer = self._need_tokenizer()
         texts = [text] if isinstance(text, str) else text
+        if not texts or not all(texts):
+            raise PromptError("the prompt is empty; give some text")
         rows = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
         if prepend_bos and tokenizer.bos_token_id is not None:
             rows = [[tokenizer.bos_token_id, *row] for row in rows]
@@ -315,10 +343,8 @@ class HookedModel:
         return torch.tensor(rows, dtype=torch.long, device=self.device)
 
     def to_str_tokens(self, ids: Tensor | list[int]) -> list[str]:
-        """Each token as the text it stands for."""
-        tokenizer = self._need_tokenizer()
-        flat = ids.flatten().tolist() if isinstance(ids, Tensor) else ids
-        return [tokenizer.decode([i], clean_up_tokenization_spaces=False) for i in flat]
+        """Each token as the text it stands for, see `attlas.interp.tokens.token_texts`."""
+        return token_texts(self._need_tokenizer(), ids.flatten().tolist() if isinstance(ids, Tensor) else ids)
 
     def cross_entropy(self, tokens: Tensor, logits: Tensor | None = None) -> Tensor:
         """Loss of each next token, nats, [B, T−1].
