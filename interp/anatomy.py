@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +56,8 @@ class LayerParts:
     @property
     def attn_dropout(self) -> float:
         """Probability with which attention weights are dropped in training."""
-        p = getattr(self.attn, "attn_dropout", None) or getattr(self.attn, "attention_dropout", 0.0)
+        attn: Any = self.attn
+        p: Any = getattr(attn, "attn_dropout", None) or getattr(attn, "attention_dropout", 0.0)
         return float(getattr(p, "p", p))
 
 

@@ -164,20 +164,20 @@ class HookEngine:
         centre = self.anatomy.cfg.norm == "ln"
         state: list[tuple[Tensor, Tensor, bool]] = []
 
-        def before(norm: nn.Module, args: tuple[Any, ...]) -> None:
+        def before(norm: Any, args: tuple[Any, ...]) -> None:
             x = _precise(args[0])
             x = x - x.mean(-1, keepdim=True) if centre else x
-            eps = getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", 0.0)
+            eps: Any = getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", 0.0)
             scale, changed = self._call(name, (x.pow(2).mean(-1, keepdim=True) + eps).sqrt())
             state[:] = [(x, scale, changed)] if changed or _in_graph(scale) else []
 
-        def after(norm: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
+        def after(norm: Any, _args: Any, output: Tensor) -> Tensor | None:
             if not state:
                 return None
             x, scale, changed = state.pop()
             anew = (x / scale).to(output.dtype)
             anew = anew if norm.weight is None else anew * norm.weight
-            bias = getattr(norm, "bias", None)
+            bias: Any = getattr(norm, "bias", None)
             anew = anew if bias is None else anew + bias
             return anew if changed else _graph_through(output, anew)
 
