@@ -158,8 +158,9 @@ def window_loss(rows: Sequence[Row], look: Theme) -> Any:
             name=f"window {window}",
             error_y={
                 "type": "data",
-                "array": [max(0.0, row["high"] - row["delta"]) for row in part],
-                "arrayminus": [max(0.0, row["delta"] - row["low"]) for row in part],
+                # Without an interval (fewer than eight sequences) no bar.
+                "array": [None if row["high"] is None else max(0.0, row["high"] - row["delta"]) for row in part],
+                "arrayminus": [None if row["low"] is None else max(0.0, row["delta"] - row["low"]) for row in part],
                 "color": look.muted,
                 "thickness": 1,
                 "width": 2,
