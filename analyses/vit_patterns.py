@@ -25,6 +25,7 @@ from attlas.analyses.vit_tables import HEAD, LAYER
 from attlas.data.images import ImageDataset, shrink
 from attlas.data.progress import Track, no_track
 from attlas.data.schema import TableSchema, column
+from attlas.data.splits import stratified_order
 from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
@@ -295,12 +296,22 @@ class VitPatternsResult:
         return run.record
 
 
+def _held_out(image: np.ndarray, images: ImageDataset, seed: int) -> np.ndarray:
+    """Which maps are kept from training, bool [n]: those of a fifth of the images, or a fifth of few images' maps."""
+    labels = None if images.labels is None else images.labels.numpy()
+    kept = stratified_order(len(images), labels, seed)[: len(images) // 5]
+    found: np.ndarray = np.isin(image, kept)
+    if 0 < found.sum() < len(found):
+        return found
+    return np.random.default_rng(seed).permutation(len(image)) % 5 == 0
+
+
 def vit_patterns(
     model: HookedModel, images: ImageDataset, config: VitPatternsConfig | None = None, track: Track = no_track
 ) -> VitPatternsResult:
     """Draw single-query maps of all heads, code them, cluster them, lay them out.
 
-    A fifth of the maps is held out of training, to tell how much of their variance the codes explain.
+    The maps of a fifth of the images are held out of training, to tell how much of their variance the codes explain.
 
     Raises:
         UnsupportedModelError: the model is no vision model.
@@ -309,7 +320,7 @@ def vit_patterns(
     require_vit(model, images)
     sample = sample_patterns(model, images, n_maps=config.n_maps, seed=config.seed, track=track)
     maps = sample.recentred() if config.frame == "query" else sample.maps
-    held_out = np.random.default_rng(config.seed).permutation(len(maps)) % 5 == 0
+    held_out = _held_out(sample.image, images, config.seed)
     _, latents, labels, quality = encode_and_cluster(
         maps,
         held_out,

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from attlas.interp import HookedModel
 
 
+HELD_OUT = (32_768, 500)
+"""Tokens, or images, that a sweep measures on."""
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What a model is run on.
@@ -83,6 +87,32 @@ def load_inputs(model: HookedModel, config: TrainConfig) -> Inputs:
             d_vocab=model.cfg.d_vocab,
         )
     )
+
+
+def train_and_held_out(model: HookedModel, config: TrainConfig) -> tuple[Inputs, Inputs]:
+    """What a training configuration names, and data of the same source that training then does not see.
+
+    The shipped text and a model's default images have held-out parts of their own; of any other source, 32,768 tokens or
+    500 images (a fifth at most) are kept from training, drawn by the seed.
+    """
+    if model.cfg.family == "vit":
+        from attlas.data.images import load_images
+
+        if config.images is None:
+            return _default_split(model, held_out=False), _default_split(model, held_out=True, n_images=HELD_OUT[1])
+        images = load_images(config.images, model.image_spec, seed=config.seed)
+        first, second = images.split(1 - min(1 / 5, HELD_OUT[1] / len(images)), config.seed)
+        return Inputs.of(first), Inputs.of(second)
+    if config.text == "embedded:train":
+        return load_inputs(model, config), held_out(
+            model, n_tokens=HELD_OUT[0], seq_len=config.seq_len, seed=config.seed
+        )
+    from attlas.data.text import TokenDataset
+
+    more = dataclasses.replace(config, n_tokens=config.n_tokens + HELD_OUT[0])
+    tokens = TokenDataset.from_tokens(load_inputs(model, more).tensor, config.text)
+    parts = tokens.split(1 - min(1 / 5, HELD_OUT[0] / tokens.n_tokens), config.seed)
+    return Inputs.of(parts[0]), Inputs.of(parts[1])
 
 
 def _default_split(model: HookedModel, *, held_out: bool, n_images: int | None = None) -> Inputs:

@@ -19,7 +19,7 @@ from attlas.saes.base import SAE
 from attlas.saes.evaluation import EvalConfig, evaluate
 from attlas.saes.history import History
 from attlas.saes.loop import OnStep, train_loop
-from attlas.saes.sources import Inputs, held_out, load_inputs
+from attlas.saes.sources import HELD_OUT, Inputs, held_out, load_inputs, train_and_held_out
 from attlas.saes.store import adopt_store, stored_inputs
 from attlas.saes.train import SAMPLE_TOKENS, make_buffer, start_trainee
 from attlas.saes.train_config import TrainConfig
@@ -155,7 +155,8 @@ def sweep_saes(
     Args:
         config: the grid.
         model, data: as in `train_sae`.
-        val: held-out data; None takes 32,768 tokens of embedded:val (or 500 images).
+        val: held-out data; None takes 32,768 tokens (or 500 images) that training does not see: of embedded:val, or of
+            the configuration's own source (see `train_and_held_out`).
         evaluation: how to measure; None measures without controls and intervals.
         folder, resume: live curve and checkpoint, as in `train_sae`.
         track: progress bar.
@@ -172,7 +173,10 @@ def sweep_saes(
 
         model = load_model(train.model, device=train.device, dtype=train.dtype)
     hooks = match_hooks(model, train.hooks)
-    inputs = data or stored_inputs(train) or load_inputs(model, train)
+    inputs = data or stored_inputs(train)
+    if inputs is None and val is None:
+        inputs, val = train_and_held_out(model, train)
+    inputs = inputs or load_inputs(model, train)
     buffer = make_buffer(model, inputs, hooks, train, track)
     sample = buffer.peek(SAMPLE_TOKENS)
     variant_of: dict[str, TrainConfig] = {}
@@ -185,7 +189,7 @@ def sweep_saes(
     kept = Path(folder) if folder is not None else None
     history = train_loop(trainees, buffer, train, folder=kept, resume=resume, track=track, on_step=on_step)
     saes = {trainee.name: trainee.finish() for trainee in trainees}
-    val = val or held_out(model, n_tokens=32_768, n_images=500, seq_len=train.seq_len, seed=train.seed)
+    val = val or held_out(model, n_tokens=HELD_OUT[0], n_images=HELD_OUT[1], seq_len=train.seq_len, seed=train.seed)
     evaluation = evaluation or EvalConfig(controls=(), n_bootstrap=0)
     rows = [
         _measure(name, sae, variant_of[name], model, val, evaluation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,9 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         seed=args.evaluation.eval_seed,
     )
     results = {}
+    parent = targets[0][1]
+    if parent is not None and parent.data is not None and parent.data.name == data.ref.name:
+        warnings.warn(f"'{data.ref.name}' is what {parent.id} was trained on, not held out from it", stacklevel=1)
     for sae, parent in targets:
         result = evaluate(sae.to(model.device), model, data, args.evaluation, hook=args.hook, track=out.track)
         record = result.save(workspace, parents=(parent.id,) if parent else ())

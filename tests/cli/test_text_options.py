@@ -16,7 +16,7 @@ from attlas.cli.prune import Args as PruneArgs
 from attlas.cli.prune import _data
 from attlas.errors import TextDataError
 from attlas.interp import HookedModel
-from attlas.saes.sources import held_out, load_inputs
+from attlas.saes.sources import held_out, load_inputs, train_and_held_out
 from attlas.saes.train_config import TrainConfig
 
 
@@ -58,3 +58,16 @@ def test_they_reach_the_text(source: str, gpt2_mini: HookedModel) -> None:
     assert "In train" in texts[0]
     assert "In test" in texts[1]
     assert "In train" not in texts[1]
+
+
+def test_a_sweep_keeps_a_part_of_its_own_source(source: str, gpt2_mini: HookedModel, vit_mini: HookedModel) -> None:
+    config = TrainConfig(text=source, column="body", seq_len=16, n_tokens=1024)
+    train, rest = train_and_held_out(gpt2_mini, config)
+    rows = [set(map(tuple, part.tensor.tolist())) for part in (train, rest)]
+    assert rows[0]
+    assert rows[1]
+    assert not rows[0] & rows[1]
+    assert all("In test" not in gpt2_mini.tokenizer.decode(part.tensor.flatten()) for part in (train, rest))
+    first, second = train_and_held_out(vit_mini, TrainConfig(model="vit-mini", images="embedded:glyphs"))
+    assert len(second.tensor) <= len(first.tensor) // 4 + 1
+    assert set(first.labels.tolist()) == set(second.labels.tolist()) == set(range(36))  # type: ignore[union-attr]
