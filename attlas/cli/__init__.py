@@ -8,6 +8,7 @@ anywhere but in `VERBS`.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -50,9 +51,22 @@ def _usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns 0 when the result is complete, 1 when it lies elsewhere or `doctor` found something, 2 for bad
-    input, 130 when interrupted, 143 when terminated.
+    input, 130 when interrupted, 141 when the reader of a pipe has gone, 143 when terminated.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            return _main(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()  # here, where a reader that has gone (`| head`) can still be met quietly
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
+        return 141
+
+
+def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0

@@ -45,7 +45,8 @@ class Trace(SAEArgs, PromptArgs, ModelArgs, OutArgs):
     For example:
 
         attlas circuit trace --model gpt2-mini --task induction --row 3 --out circuit.json
-        attlas circuit trace --prompt "When Anna met Tom, Tom gave a ring to" --answer " Anna" --wrong " Tom"
+        attlas circuit trace --prompt "the cat sat on the mat. the cat" --depth 3
+        attlas circuit trace -m smollm2-135m --prompt "When Anna met Tom, Tom gave a ring to" --answer " Anna" --wrong " Tom"
     """
 
     row: int = 0

@@ -203,6 +203,13 @@ def _moved(verb: str) -> int:
     return 1 if moved else 0
 
 
+def with_sub_verb(module: ModuleType, argv: Sequence[str]) -> list[str]:
+    """The arguments, with the verb's default sub-verb where none is named (`attlas models --json`)."""
+    default = list(getattr(module, "DEFAULT_ARGV", []))
+    bare = not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help"))
+    return [*default, *argv] if bare else list(argv)
+
+
 def run_verb(verb: str, module: ModuleType, argv: Sequence[str]) -> int:
     """Parse a verb's arguments, run it, print its result, turn errors into one line and a status.
 
@@ -210,13 +217,15 @@ def run_verb(verb: str, module: ModuleType, argv: Sequence[str]) -> int:
         0 done; 1 done, but something is to be mended (`doctor`) or the result lies elsewhere than asked; 2 refused;
         130 interrupted; 143 terminated.
     """
+    from attlas.cli.next_step import next_line
+
     out: Output | None = None
     _opened.clear()
     try:
         args = tyro.cli(
             module.Args,
             prog=f"attlas {verb}",
-            args=list(argv) or list(getattr(module, "DEFAULT_ARGV", [])),
+            args=with_sub_verb(module, argv),
             config=(tyro.conf.OmitArgPrefixes,),
         )
         out = Output(as_json=getattr(args, "json", False), argv=argv, verb=verb)
@@ -242,7 +251,10 @@ def run_verb(verb: str, module: ModuleType, argv: Sequence[str]) -> int:
         from attlas.data.workspace import jsonable
 
         print(json.dumps(jsonable(result), ensure_ascii=False, allow_nan=False))
-    return _moved(verb) or int(getattr(module, "STATUS", _ok)(result))
+    moved = _moved(verb)
+    if line := next_line(verb, args, result):
+        print(line, file=sys.stderr)
+    return moved or int(getattr(module, "STATUS", _ok)(result))
 
 
 def _ok(result: Any) -> int:
