@@ -1,9 +1,10 @@
 """Direct logit attribution: what each component, head or feature adds to the answer's logit difference by itself.
 
-The final norm's scale is frozen at the value it has in the run, so the logit difference is linear in the residual
-stream and the parts add up to it (Elhage et al. 2021, "A mathematical framework for transformer circuits"). The logit
-lens (nostalgebraist 2020) is the same sum cut off after each layer, with that same frozen scale *(ours)*: it shows how
-the final answer is put together, not what a model cut there would say.
+What a part adds to the right answer's logit and to the wrong one's stands apart: the difference of the two does not say
+which name a head writes (see circuit_roles). The final norm's scale is frozen at the value it has in the run, so the
+logit difference is linear in the residual stream and the parts add up to it (Elhage et al. 2021, "A mathematical
+framework for transformer circuits"). The logit lens (nostalgebraist 2020) is the same sum cut off after each layer, with
+that same frozen scale *(ours)*: it shows how the final answer is put together, not what a model cut there would say.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.analyses.circuit_config import DLAConfig
 from attlas.analyses.circuit_frozen import FrozenPass, Part
+from attlas.analyses.circuit_roles import HeadRole, head_role
 from attlas.analyses.circuit_saes import SAEs
 from attlas.analyses.circuit_tasks import Task
 from attlas.data.progress import Track, no_track
@@ -44,6 +47,28 @@ DLA = TableSchema(
         column("feature", pa.int32(), "", "SAE feature; −1 for none"),
         column("contribution", pa.float64(), "logits", "mean over prompts of its part of the logit difference"),
         *_INTERVAL,
+        column("right", pa.float64(), "logits", "mean over prompts of its part of the right answers' logit"),
+        column("right_low", pa.float64(), "logits", "95 % bootstrap interval over prompts, lower end"),
+        column("right_high", pa.float64(), "logits", "95 % bootstrap interval over prompts, upper end"),
+        column("wrong", pa.float64(), "logits", "the same of the wrong answers' logit; null where a prompt has none"),
+        column("wrong_low", pa.float64(), "logits", "95 % bootstrap interval over prompts, lower end"),
+        column("wrong_high", pa.float64(), "logits", "95 % bootstrap interval over prompts, upper end"),
+        column("looks_at", pa.string(), "", "role of the prompt with most of the head's attention, where at least 0.2"),
+        column("attention", pa.float64(), "fraction", "that attention, mean over prompts; null without roles"),
+        column("label", pa.string(), "", "ioi: name mover, negative, S-inhibition candidate"),
+    ),
+)
+ROLES = TableSchema(
+    "head_roles",
+    "one head and one named position of the prompts",
+    (
+        column("layer", pa.int16(), "", "layer index"),
+        column("head", pa.int16(), "", "head index"),
+        column("role", pa.string(), "", "named position, such as IO, S1 or S2"),
+        column("attention", pa.float64(), "fraction", "attention to it from the answer's position, mean over prompts"),
+        column("low", pa.float64(), "fraction", "95 % bootstrap interval over prompts, lower end"),
+        column("high", pa.float64(), "fraction", "95 % bootstrap interval over prompts, upper end"),
+        column("n_prompts", pa.int32(), "prompts", "prompts measured"),
     ),
 )
 LENS = TableSchema(
@@ -55,7 +80,7 @@ LENS = TableSchema(
         *_INTERVAL,
     ),
 )
-SCHEMAS = (DLA, LENS)
+SCHEMAS = (DLA, LENS, ROLES)
 
 
 @dataclass(frozen=True)
@@ -65,17 +90,24 @@ class DLAResult:
     Attributes:
         parts: m components (their position is −1: each prompt's own).
         contributions: float64 [n_prompts, m], logits; a feature that is not active adds 0.
+        right, wrong: the same of the right and the wrong answers' logit alone; contributions is their difference.
         lens: float64 [n_prompts, n_layers + 1], logits.
         values: the model's logit difference, float64 [n_prompts].
         gap: largest |Σ contributions − value| over prompts, logits.
+        task: its name.
+        attention: role → float64 [n_prompts, n_layers, n_heads], attention from the answer's position.
     """
 
     parts: tuple[Part, ...]
     contributions: np.ndarray
+    right: np.ndarray
+    wrong: np.ndarray
     lens: np.ndarray
     values: np.ndarray
     gap: float
     config: DLAConfig
+    task: str
+    attention: dict[str, np.ndarray]
 
     def ranking(self, n: int = 10) -> list[tuple[str, float]]:
         """(name, mean contribution), the largest by size first."""
@@ -85,12 +117,49 @@ class DLAResult:
     def table(self) -> pa.Table:
         """Table dla."""
         mean, low, high = bootstrap_mean(self.contributions, seed=self.config.seed)
+        apart = {
+            f"{side}{end}": values
+            for side, each in (("right", self.right), ("wrong", self.wrong))
+            for end, values in zip(("", "_low", "_high"), bootstrap_mean(each, seed=self.config.seed), strict=True)
+        }
         rows = []
         for i, part in enumerate(self.parts):
             row = {"name": name_of(part), "kind": part.kind, "layer": part.layer, "head": part.head}
             numbers = {"contribution": float(mean[i]), "low": float(low[i]), "high": float(high[i])}
-            rows.append({**row, "feature": part.feature, **numbers, "n_prompts": len(self.values)})
+            numbers |= {name: None if np.isnan(values[i]) else float(values[i]) for name, values in apart.items()}
+            role = self.role(part)
+            place = {"looks_at": role.looks_at, "label": role.label}
+            attention = None if np.isnan(role.attention) else role.attention
+            row |= {"feature": part.feature, **numbers, **place, "attention": attention}
+            rows.append({**row, "n_prompts": len(self.values)})
         return DLA.table(rows)
+
+    def role(self, part: Part) -> HeadRole:
+        """Where a head looks from the answer's position, and its label; empty for other parts."""
+        if part.kind != "head":
+            return HeadRole("", float("nan"), "")
+        i = self.parts.index(part)
+        attention = {role: values[:, part.layer, part.head] for role, values in self.attention.items()}
+        return head_role(self.task, attention, self.right[:, i], self.wrong[:, i], self.config.seed)
+
+    def labels(self) -> dict[str, list[str]]:
+        """Label → names of the heads that have it; only by "head" on ioi."""
+        found: dict[str, list[str]] = {}
+        for part in self.parts:
+            if label := self.role(part).label:
+                found.setdefault(label, []).append(name_of(part))
+        return found
+
+    def roles_table(self) -> pa.Table:
+        """Table head_roles."""
+        rows = []
+        for role, values in self.attention.items():
+            mean, low, high = bootstrap_mean(values, seed=self.config.seed)
+            for layer, head in np.ndindex(*mean.shape):
+                numbers = {"attention": mean[layer, head], "low": low[layer, head], "high": high[layer, head]}
+                at = {"layer": layer, "head": head, "role": role, "n_prompts": len(values)}
+                rows.append(at | {name: float(value) for name, value in numbers.items()})
+        return ROLES.table(rows)
 
     def lens_table(self) -> pa.Table:
         """Table logit_lens."""
@@ -109,7 +178,7 @@ class DLAResult:
         )
 
     def tables(self) -> dict[str, pa.Table]:
-        return {"dla": self.table(), "logit_lens": self.lens_table()}
+        return {"dla": self.table(), "logit_lens": self.lens_table(), "head_roles": self.roles_table()}
 
     def plot(self, n: int = 20) -> Any:
         """The largest contributions with their intervals; by head, a heatmap layer × head."""
@@ -152,6 +221,7 @@ class DLAResult:
             "n_prompts": len(self.values),
             "gap": self.gap,
             "strongest": self.ranking(5),
+            "labels": self.labels(),
         }
 
     def save(self, workspace: Workspace, model: Ref, data: Ref | None = None, parents: Sequence[str] = ()) -> Run:
@@ -193,28 +263,44 @@ def dla(
     config = config or DLAConfig()
     if config.by == "feature" and not saes:
         raise ConfigError("attribution to features needs SAEs; give saes={hook: sae}, or use by='head'")
-    found: list[dict[Part, float]] = []
+    found: list[dict[Part, np.ndarray]] = []
     lens, values, gap = [], [], 0.0
+    attention: dict[str, list[np.ndarray]] = {role: [] for role in task.roles}
     for row in track(range(len(task)), "direct logit attribution"):
         frozen = FrozenPass(model, task.tokens[row], saes if config.by == "feature" else None)
         position, right, wrong = answers(task, row)
         covector, constant, value = frozen.logit_covector(position, right, wrong)
         parts, vectors = frozen.parts(position, model.cfg.n_layers)
         amounts = vectors @ covector
+        sides = [frozen.logit_covector(position, ids, [])[:2] if ids else None for ids in (right, wrong)]
+        apart = [amounts.new_full(amounts.shape, torch.nan) if s is None else vectors @ s[0] for s in sides]
+        last = [float("nan") if s is None else s[1] for s in sides]
+        for role, at in task.roles.items():
+            attention[role].append(frozen.attention_to(position, int(at[row])).cpu().numpy())
         layers = np.array([part.layer for part in parts])
         lens.append([float(amounts[layers < layer].sum()) + constant for layer in range(model.cfg.n_layers + 1)])
         gap = max(gap, check_sum(float(amounts.sum()) + constant, value, float(amounts.abs().sum()), "the logits"))
-        sums: dict[Part, float] = {}
-        for part, amount in zip(parts, amounts.tolist(), strict=True):
+        sums: dict[Part, np.ndarray] = {}
+        for part, three in zip(parts, torch.stack([amounts, *apart], 1).cpu().numpy(), strict=True):
             key = _key(part, config.by)
-            sums[key] = sums.get(key, 0.0) + amount
-        final = Part("bias", -1, -1)
-        sums[final] = constant
+            sums[key] = sums.get(key, np.zeros(3)) + three
+        sums[Part("bias", -1, -1)] = np.array([constant, *last])
         found.append(sums)
         values.append(value)
     names = tuple(sorted({part for sums in found for part in sums}, key=lambda p: (p.layer, p.kind, p.head, p.feature)))
-    contributions = np.array([[sums.get(part, 0.0) for part in names] for sums in found])
-    return DLAResult(names, contributions, np.array(lens), np.array(values), gap, config)
+    table = np.array([[sums.get(part, np.zeros(3)) for part in names] for sums in found])
+    return DLAResult(
+        parts=names,
+        contributions=table[..., 0],
+        right=table[..., 1],
+        wrong=table[..., 2],
+        lens=np.array(lens),
+        values=np.array(values),
+        gap=gap,
+        config=config,
+        task=task.name,
+        attention={role: np.stack(rows).astype(np.float64) for role, rows in attention.items()},
+    )
 
 
 def _key(part: Part, by: str) -> Part:

@@ -4,7 +4,8 @@ Faithfulness is (m(circuit) − m(nothing)) / (m(model) − m(nothing)), where e
 (Wang et al. 2022, arXiv 2211.00593; Marks et al. 2024, arXiv 2403.19647); completeness asks the same of the model
 without the circuit: what is left should be near 0. Units are heads, or an autoencoder's features and error in the layers
 that have one; "nothing" ablates all of them. MLPs, embeddings and biases stand in every run *(ours)*: a trace does not
-look into them. The control is circuits of as many units, drawn at random layer by layer.
+look into them. Two controls: circuits of as many units a layer drawn anywhere ("random"), and as many drawn at the
+circuit's own layers and positions ("same places"), which is the harder one: most positions do not matter to a task.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ FAITHFULNESS = TableSchema(
     "faithfulness",
     "one set of units left standing",
     (
-        column("kept", pa.string(), "", "model (all), nothing, circuit, without circuit, random 0, random 1 …"),
+        column("kept", pa.string(), "", "model (all), nothing, circuit, without circuit, random 0 …, same places 0 …"),
         column("n_units", pa.float64(), "", "units kept, mean over prompts"),
         column("metric", pa.float64(), "metric", "mean over prompts"),
         column("recovered", pa.float64(), "fraction", "(metric − nothing) / (model − nothing); null where they tie"),
@@ -60,7 +61,7 @@ class FaithfulnessConfig:
             prompts at that position, or "zero".
         by_position: keep a unit only where the graph has it; False keeps it at every position (for prompts whose
             positions differ).
-        n_random: random circuits of the same size.
+        n_random: random circuits of the same size, of each of both kinds.
         seed: of these and of the bootstrap.
     """
 
@@ -98,7 +99,15 @@ class FaithfulnessResult:
     @property
     def random(self) -> list[float]:
         """What each random circuit recovers."""
-        return [self.recovered(name)[0] for name in self.metrics if name.startswith("random")]
+        return self._control("random")
+
+    @property
+    def same_places(self) -> list[float]:
+        """What each random circuit at the layers and positions of the real one recovers."""
+        return self._control("same places")
+
+    def _control(self, kind: str) -> list[float]:
+        return [self.recovered(name)[0] for name in self.metrics if name.startswith(kind)]
 
     def table(self) -> pa.Table:
         """Table faithfulness."""
@@ -148,6 +157,8 @@ class FaithfulnessResult:
             "left_high": complete[2],
             "random_mean": float(np.mean(self.random)) if self.random else None,
             "random_max": float(np.max(self.random)) if self.random else None,
+            "same_places_mean": float(np.mean(self.same_places)) if self.same_places else None,
+            "same_places_max": float(np.max(self.same_places)) if self.same_places else None,
             "n_units": self.n_units["circuit"],
             "n_units_of": self.n_units["model"],
             "model": float(self.metrics["model"].mean()),
@@ -224,6 +235,8 @@ def faithfulness(
     generator = torch.Generator().manual_seed(config.seed)
     for i in range(config.n_random):
         sets[f"random {i}"] = ablation.shuffled(circuit, generator)
+    for i in range(config.n_random):
+        sets[f"same places {i}"] = ablation.shuffled(circuit, generator, in_place=True)
     metric = metric or task.metric_fn()
     metrics, n_units = {}, {}
     for name, keep in track(list(sets.items()), "ablating"):
@@ -303,17 +316,18 @@ class _Ablation:
             return live
         return torch.cat([live, torch.ones_like(live[..., :1])], dim=-1)
 
-    def shuffled(self, circuit: Keep, generator: torch.Generator) -> Keep:
-        """As many units in each layer and prompt, drawn at random from those that could make a difference."""
+    def shuffled(self, circuit: Keep, generator: torch.Generator, in_place: bool = False) -> Keep:
+        """As many units in each layer and prompt (`in_place`: and position), drawn from those that could matter."""
         found = {}
         for layer, keep in circuit.items():
             able = self.candidates(layer)
             if not self.config.by_position:
                 able, keep = able.any(1, keepdim=True), keep.any(1, keepdim=True)
-            n = (keep & able).flatten(1).sum(1)
-            score = torch.rand(able.shape, generator=generator).masked_fill(~able, -1.0).flatten(1)
-            rank = score.argsort(dim=1, descending=True).argsort(dim=1)
-            found[layer] = (rank < n[:, None]).view(able.shape).expand_as(circuit[layer])
+            first = 2 if in_place else 1
+            n = (keep & able).flatten(first).sum(-1, keepdim=True)
+            score = torch.rand(able.shape, generator=generator).masked_fill(~able, -1.0).flatten(first)
+            rank = score.argsort(dim=-1, descending=True).argsort(dim=-1)
+            found[layer] = (rank < n).view(able.shape).expand_as(circuit[layer])
         return found
 
     def count(self, keep: Keep) -> float:

@@ -265,6 +265,11 @@ class FrozenPass:
         covector, constant = self.through_norm("ln_final", position, direction)
         return covector, float(constant) + extra, float(value)
 
+    def attention_to(self, dest: int, src: int) -> Tensor:
+        """Attention of every head from one position to another, [n_layers, n_heads]; 0 to what comes later."""
+        names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(self.model.cfg.n_layers)]
+        return torch.stack([self.cache[name][:, dest, src] for name in names])
+
     def back_through_attention(self, layer: int, dest: int, row: Tensor) -> tuple[Tensor, Tensor, float]:
         """A functional Σ_h row[h] · z^h at dest, as one of the residual streams at its sources.
 

@@ -155,7 +155,11 @@ KINDS = {
         "Faithfulness",
         "/circuit",
         "attlas circuit trace --task induction --faithful",
-        {"faithfulness": "recovered", "random_mean": "at random", "left_without_circuit": "left without it"},
+        {
+            "faithfulness": "recovered",
+            "same_places_mean": "at random in its places",
+            "left_without_circuit": "left without it",
+        },
         _SAVED,
     ),
     "vit": Kind("ViT heads", "/vit", _VIT, {"top_head": "head that matters most:", "metric": "by"}),

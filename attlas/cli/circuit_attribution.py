@@ -102,8 +102,11 @@ def run_dla(args: Dla, out: Output) -> dict[str, Any]:
     title = f"{model.name}, {task.name}: logit difference {result.values.mean():.3f} in parts ({len(task)} prompts)"
     out.table(
         title,
-        ["part", "logits", "from", "to"],
-        [[r[k] for k in ("name", "contribution", "low", "high")] for r in rows[:15]],
+        ["part", "logits", "from", "to", "on right", "on wrong", "looks at", "label"],
+        [
+            [r[k] for k in ("name", "contribution", "low", "high", "right", "wrong", "looks_at", "label")]
+            for r in rows[:15]
+        ],
     )
     out.say(f"the parts miss the model's logits by {result.gap:.1e} at most; wrote run {saved.id} to {workspace.path}")
     return {

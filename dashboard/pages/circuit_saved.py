@@ -162,6 +162,8 @@ def _dla(data: Data, look: Theme) -> Any:
     ordered = sorted(rows, key=lambda r: -abs(r["contribution"]))
     first = heatmap(heads, "contribution", look, unit="logits", signed=True) if heads else None
     names = {"name": "part", "contribution": "logits", "low": "low", "high": "high"}
+    if rows and "right" in rows[0]:  # older runs have the difference alone
+        names |= {"right": "on right", "wrong": "on wrong", "looks_at": "looks at", "label": "label"}
     parts = card(
         "What each part adds",
         first,
@@ -222,7 +224,8 @@ def _faithfulness(data: Data, look: Theme) -> Any:
     names = {k: k for k in ("kept", "n_units", "metric", "recovered", "low", "high")}
     note = (
         "Share of the metric recovered with only these units left standing, 95 % intervals over prompts; random: circuits "
-        f"of as many units. {saved['model']}, run {saved['run']}."
+        "of as many units anywhere in each layer; same places: at the circuit's own layers and positions. "
+        f"{saved['model']}, run {saved['run']}."
     )
     return card(
         "Faithfulness",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from attlas.analyses.circuit_dla import DLAConfig, dla, name_of
+from attlas.analyses.circuit_roles import head_role
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError, ConservationError
 from attlas.interp import HookedModel, load_model
@@ -34,6 +37,10 @@ def test_parts_add_up_to_the_models_logits(by: str, model: HookedModel, random_t
         assert result.values[row] == pytest.approx(expected, abs=1e-5)
         assert result.contributions[row].sum() == pytest.approx(expected, rel=1e-4, abs=1e-5)
         assert result.lens[row, -1] == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        # The right and the wrong logit apart: all but the mean of the final norm's constant is in the parts.
+        assert result.right[row].sum() == pytest.approx(float(at[right].mean()), rel=1e-4, abs=1e-4)
+        assert result.wrong[row].sum() == pytest.approx(float(at[task.wrong[row]].mean()), rel=1e-4, abs=1e-4)
+    np.testing.assert_allclose(result.right - result.wrong, result.contributions, atol=1e-9)
     assert result.gap < 1e-4
     kinds = {part.kind for part in result.parts}
     assert ("attention" in kinds) == (by == "component")
@@ -76,6 +83,35 @@ def test_the_lens_is_the_residual_stream_through_the_frozen_norm(gpt2_mini: Hook
     logits = gpt2_mini.hf.lm_head((x - x.mean()) / scale * norm.weight + norm.bias)
     expected = float(logits[task.right[0, 0]] - logits[task.wrong[0]].mean())
     assert result.lens[0, 2] == pytest.approx(expected, abs=1e-4)
+
+
+def test_attention_to_roles_is_the_models_own(gpt2_mini: HookedModel, random_task: Any) -> None:
+    task = replace(random_task(), roles={"here": torch.tensor([2, 1, 0]), "there": torch.tensor([3, 4, 5])})
+    result = dla(gpt2_mini, task, DLAConfig(by="head"))
+    eager = copy.deepcopy(gpt2_mini.hf)
+    eager.set_attn_implementation("eager")
+    maps = torch.stack(eager(task.tokens, output_attentions=True).attentions, 1)  # [B, layer, head, dest, src]
+    for role, at in task.roles.items():
+        for row in range(len(task)):
+            expected = maps[row, :, :, task.positions[row], at[row]].detach()
+            np.testing.assert_allclose(result.attention[role][row], expected, atol=1e-5)
+    assert result.roles_table().num_rows == 2 * 24
+    assert not result.labels()  # labels are for ioi
+
+
+def test_labels_tell_a_name_mover_from_a_head_that_unwrites_the_other_name() -> None:
+    at_io, at_s2 = np.linspace(0.5, 0.7, 16), np.linspace(0.01, 0.1, 16)
+    ones = np.linspace(0.9, 1.1, 16)
+    looks = {"IO": at_io, "S2": at_s2}
+    assert head_role("ioi", looks, right=2 * ones, wrong=0 * ones).label == "name mover"
+    assert head_role("ioi", looks, right=-2 * ones, wrong=0 * ones).label == "negative"
+    assert head_role("ioi", looks, right=np.resize([-1.0, 1.0], 16), wrong=-2 * ones).label == ""
+    # The same logit difference as a name mover's, by taking from S: no name mover.
+    unwrites = head_role("ioi", {"IO": at_s2, "S2": at_io}, right=-0.2 * ones, wrong=-2.1 * ones)
+    assert (unwrites.looks_at, unwrites.label) == ("S2", "S-inhibition candidate")
+    assert head_role("ioi", {"IO": at_s2, "S1": at_io}, right=0 * ones, wrong=-ones).label == "negative"
+    assert head_role("ioi", {"IO": at_s2}, right=ones, wrong=ones).looks_at == ""
+    assert head_role("greater-than", looks, right=2 * ones, wrong=0 * ones).label == ""
 
 
 def test_saved_tables_and_figures(gpt2_mini: HookedModel, tmp_path: Path, random_task: Any) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from attlas.analyses.circuit_faithfulness import FaithfulnessConfig, faithfulness, recovered
+from attlas.analyses.circuit_faithfulness import FaithfulnessConfig, _Ablation, faithfulness, recovered
 from attlas.analyses.circuit_graph import CircuitGraph, Node
 from attlas.analyses.circuit_tasks import Task, TaskConfig, make_task
 from attlas.analyses.circuit_trace import LogitTarget, TraceConfig, trace
@@ -115,7 +115,27 @@ def test_a_traced_circuit_beats_random_ones(gpt2_mini: HookedModel, tmp_path: Pa
     assert summary["left_without_circuit"] < summary["faithfulness"]
     run = result.save(Workspace(tmp_path), gpt2_mini.ref)
     assert run.summary["random_max"] == max(result.random)
-    assert len(result.plot().data[0].x) == 8
+    assert run.summary["same_places_max"] == max(result.same_places)
+    # Heads drawn where the circuit has its own change more than heads drawn anywhere, and recover less than the circuit.
+    assert np.abs(result.random).mean() < np.abs(result.same_places).mean()
+    assert max(result.same_places) < summary["faithfulness"]
+    assert len(result.plot().data[0].x) == 12
+
+
+def test_controls_keep_the_circuits_numbers(gpt2_mini: HookedModel, random_task: Any) -> None:
+    task = random_task()
+    nodes = [n for n in _heads(gpt2_mini, task.tokens.shape[1]) if n.head < 2 and n.layer > 1 and n.position in (3, 4)]
+    ablation = _Ablation(gpt2_mini, task, FaithfulnessConfig(), {})
+    circuit = ablation.units([_graph(gpt2_mini, task, nodes)] * len(task))
+    draws = [ablation.shuffled(circuit, torch.Generator().manual_seed(s), in_place=True) for s in range(20)]
+    for layer, keep in circuit.items():
+        for drawn in draws:
+            assert torch.equal(drawn[layer].sum(-1), keep.sum(-1))  # of each prompt and position
+        anywhere = ablation.shuffled(circuit, torch.Generator().manual_seed(0))[layer]
+        assert torch.equal(anywhere.flatten(1).sum(1), keep.flatten(1).sum(1))
+    seen = torch.stack([d[3] for d in draws]).any(0)
+    assert seen[:, 3:5].all()  # every head has its turn
+    assert not seen[:, 5:].any()
 
 
 def test_the_share_is_a_ratio_of_means() -> None:
