@@ -117,6 +117,8 @@ def load_tokens(
     """
     if seq_len < 2:
         raise ConfigError(f"seq_len {seq_len} is too short; use 2 or more")
+    if n_tokens is not None and n_tokens < 1:
+        raise ConfigError(f"n_tokens {n_tokens} must be 1 or more")
     documents = list(read_documents(source, column=column, split=split, prefer=prefer))
     order = np.random.default_rng(seed).permutation(len(documents))
     name = str(source) if split is None else f"{source} ({split})"

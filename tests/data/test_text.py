@@ -135,3 +135,9 @@ def test_bad_places_are_named(tmp_path: Path) -> None:
         load_tokens("embedded:val", Letters(), seq_len=1)
     with pytest.raises(AttlasError):
         load_tokens(_write(tmp_path, "txt"), Letters(), seq_len=100_000)
+
+
+def test_no_tokens_at_all_are_refused(gpt2_mini: HookedModel) -> None:
+    for n_tokens in (0, -5):
+        with pytest.raises(ConfigError, match=f"n_tokens {n_tokens} must be 1 or more"):
+            load_tokens("embedded:val", gpt2_mini.tokenizer, n_tokens=n_tokens)
