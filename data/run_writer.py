@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from attlas.data.disk import disk_errors
 from attlas.data.files import check_name
 from attlas.data.run_folders import UNCOMMITTED
 from attlas.data.run_record import Run, jsonable
-from attlas.errors import StorageError
+from attlas.errors import NonFiniteError, StorageError
 
 if TYPE_CHECKING:
     from attlas.data.workspace import Workspace
@@ -62,7 +63,16 @@ class RunWriter:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def table(self, name: str, table: pa.Table) -> None:
-        """Write `<name>.parquet` (zstd, checksums, row groups of 32,768 so that DuckDB can skip)."""
+        """Write `<name>.parquet` (zstd, checksums, row groups of 32,768 so that DuckDB can skip).
+
+        Raises:
+            NonFiniteError: it has measurements, and all of them are NaN or infinite.
+        """
+        if not _measures(table):
+            raise NonFiniteError(
+                f"table '{name}' of {self.id} would hold NaN or infinity alone, so nothing is saved; look for NaN in the "
+                "model's weights, or load it in float32"
+            )
 
         def save(path: Path) -> None:
             pq.write_table(table, path, compression="zstd", row_group_size=32_768, write_page_checksum=True)
@@ -143,3 +153,9 @@ class RunWriter:
         except StorageError as error:
             self._move(error, drop=[])
             self.record = self.workspace.commit(record, self._temporary)
+
+
+def _measures(table: pa.Table) -> bool:
+    """Whether one number at least is finite, or there are none to be so: single columns may well be NaN."""
+    floats = [c for c in table.columns if pa.types.is_floating(c.type) and c.null_count < len(c)]
+    return not floats or any(pc.any(pc.is_finite(column)).as_py() for column in floats)

@@ -13,7 +13,7 @@ import pytest
 
 from attlas.data.schema import TableSchema, column
 from attlas.data.workspace import Ref, Workspace
-from attlas.errors import WorkspaceError
+from attlas.errors import NonFiniteError, WorkspaceError
 
 MODEL = Ref("m", "0" * 16)
 SCHEMA = TableSchema("t", "one row", (column("x", pa.int32(), "nats", "a number"),))
@@ -127,6 +127,19 @@ def test_absent_things_are_named(tmp_path: Path) -> None:
         workspace.read_table(run_id, "absent")
     with pytest.raises(WorkspaceError):
         workspace.read_table(run_id, "../../manifest")
+
+
+def test_nothing_but_nan_is_no_result(tmp_path: Path) -> None:
+    nan, inf = float("nan"), float("inf")
+    good = [{"a": [nan, 1.0], "b": [nan, nan]}, {"a": [None, None]}, {"s": ["x"]}, {"a": pa.array([], pa.float64())}]
+    for number, columns in enumerate(good):
+        with Workspace(tmp_path / "w").begin("job", model=MODEL, config={"n": number}) as run:
+            run.table("t", pa.table(columns))
+    for columns in ({"i": [1, 2], "a": [nan, nan]}, {"a": [nan, None], "b": [inf, -inf]}):
+        with pytest.raises(NonFiniteError, match=r"table 't' of bad-m-.* would hold NaN"):  # noqa: SIM117
+            with Workspace(tmp_path / "w").begin("bad", model=MODEL) as run:
+                run.table("t", pa.table(columns))
+    assert {run.kind for run in Workspace(tmp_path / "w").runs()} == {"job"}
 
 
 @pytest.mark.parametrize("data", [{"y": [1]}, {"x": [1], "y": [1]}, {"x": ["text"]}, {"x": [2**40]}])
