@@ -99,6 +99,14 @@ def catalog() -> list[ModelCard]:
     return cards
 
 
+def lasting_name(name_or_path: str) -> str:
+    """A name to record: names of the catalogue and the hub as they are, a folder as an absolute path."""
+    folder = Path(name_or_path).expanduser()
+    if any(card.name == name_or_path for card in catalog()) or not (folder / "config.json").is_file():
+        return name_or_path
+    return str(folder.resolve())
+
+
 def resolve_model(name_or_path: str) -> ResolvedModel:
     """Turn a name, a folder or a hub id into a folder with config.json.
 

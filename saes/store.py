@@ -24,6 +24,7 @@ from safetensors.torch import load, save_file
 
 from attlas.data.disk import check_writable, disk_errors
 from attlas.data.files import atomic_path, check_name, sha256_file, write_text_atomic
+from attlas.data.models_catalog import lasting_name
 from attlas.data.progress import Track, no_track
 from attlas.data.workspace import Ref
 from attlas.errors import CheckpointError, ConfigError, WorkspaceError
@@ -236,12 +237,14 @@ def _finished(folder: Path, plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _settings(inputs: Inputs, config: TrainConfig) -> dict[str, Any]:
     """What was asked for, so that a training takes it over (see `adopt_store`)."""
-    names = ("model", "text", "column", "split", "images", "n_tokens", "seq_len", "seed")
-    return {"data_name": inputs.ref.name, **{name: getattr(config, name) for name in names}}
+    names = ("text", "column", "split", "images", "n_tokens", "seq_len", "seed")
+    kept = {name: getattr(config, name) for name in names}
+    return {"data_name": inputs.ref.name, "model": lasting_name(config.model), **kept}
 
 
 def adopt_store(config: TrainConfig, given: Collection[str] | None = None) -> TrainConfig:
-    """The configuration with what its finished store already settles: model, hooks, text, positions, type.
+    """The configuration to record: a model's folder as an absolute path, and what a finished store already settles
+    (model, hooks, text, positions, type) taken over.
 
     Args:
         config: as asked for; without a finished store it comes back as it is.
@@ -251,6 +254,7 @@ def adopt_store(config: TrainConfig, given: Collection[str] | None = None) -> Tr
     Raises:
         ConfigError: some disagree; all are named, with the values to use.
     """
+    config = dataclasses.replace(config, model=lasting_name(config.model))
     manifest = read_manifest(config.store) if config.store is not None else None
     if manifest is None:
         return config

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from attlas.cli.common import ModelArgs, OutArgs, Output, TextArgs, open_model, open_workspace
-from attlas.cli.export import find_sae
+from attlas.cli.export import find_sae, model_of
 from attlas.saes.eval_config import EvalConfig
 
 if TYPE_CHECKING:
@@ -45,9 +45,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
 
     workspace = open_workspace(args)
     targets = _targets(args, workspace)
-    model_name = args.model
-    if targets[0][1] is not None and args.model == Args.model:
-        model_name = str(targets[0][1].config.get("model", args.model))
+    model_name = model_of(targets[0][1], args.model, Args.model)
     model = open_model(ModelArgs(model=model_name, device=args.device, dtype=args.dtype), out)
     data = held_out(
         model,

@@ -69,6 +69,18 @@ def find_sae(workspace: Workspace, name: str | None) -> tuple[str, Run | None]:
     return name, None
 
 
+def model_of(parent: Run | None, typed: str, default: str) -> str:
+    """The model that is named, or else the one the autoencoder was trained on.
+
+    Raises:
+        ConfigError: that one's folder is not there any more.
+    """
+    name = str(parent.config.get("model", typed)) if parent is not None and typed == default else typed
+    if Path(name).is_absolute() and parent is not None and not Path(name).exists():
+        raise ConfigError(f"run '{parent.id}' was made on the model in '{name}', which is not there; give --model")
+    return name
+
+
 def _neuronpedia(workspace: Workspace, parent: Run | None, cfg: Any, folder: Path) -> list[Path]:
     from attlas.saes.formats import neuronpedia
 

@@ -10,7 +10,7 @@ import tyro
 
 from attlas.analyses.features_config import FeaturesConfig
 from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
-from attlas.cli.export import find_sae
+from attlas.cli.export import find_sae, model_of
 from attlas.cli.inputs import DataArgs, load_data
 from attlas.data.disk import check_writable
 from attlas.errors import ConfigError
@@ -55,9 +55,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
 
 def _open(args: Args, parent: Run | None, out: Output) -> HookedModel:
     """The model that is named, or else the one the autoencoder was trained on."""
-    name = args.model
-    if parent is not None and args.model == Args.model:
-        name = str(parent.config.get("model", args.model))
+    name = model_of(parent, args.model, Args.model)
     return open_model(ModelArgs(model=name, device=args.device, dtype=args.dtype), out)
 
 

@@ -72,7 +72,7 @@ def _sae(store: Store, run: str) -> SAE:
     from attlas.saes import load_sae
 
     path = store.workspace.folder(next(r for r in store.runs("sae") if r.id == run))
-    return store.live.kept(("sae", run), lambda: load_sae(str(path)))
+    return store.live.kept(("sae", str(path)), lambda: load_sae(str(path)))
 
 
 def _target(frozen: FrozenPass, setup: Setup) -> LogitTarget:

@@ -122,3 +122,24 @@ def test_capture_then_train_at_the_first_try(tmp_path: Path) -> None:
     sizes = ["--n-tokens", "512", "--batch-size", "128", "--buffer-tokens", "256", "--d-sae", "16", "--k", "4"]
     assert main(["train", "--store", str(store), *sizes, "--hooks", "blocks.2.*hook_z", "-w", str(workspace)]) == 0
     assert main(["train", "--store", str(store), *sizes, "--skip-positions", "0", "-w", str(workspace)]) == 2
+
+
+def test_a_models_folder_is_recorded_absolutely(
+    tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An evaluation from another folder finds the model that a relative path named."""
+    from attlas.cli.export import model_of
+    from attlas.data.workspace import Ref, Run
+
+    monkeypatch.chdir(tiny_llama_dir.parent)
+    config = adopt_store(TrainConfig(model=tiny_llama_dir.name))
+    assert config.model == str(tiny_llama_dir.resolve())
+    assert adopt_store(config) == config
+    assert adopt_store(TrainConfig()).model == "gpt2-mini"
+    run = Run("sae-x", "sae", Ref("x", "0"), config={"model": config.model})
+    monkeypatch.chdir(tmp_path)
+    assert model_of(run, "gpt2-mini", "gpt2-mini") == config.model
+    assert model_of(run, "other", "gpt2-mini") == "other"
+    gone = dataclasses.replace(run, config={"model": str(tmp_path / "gone")})
+    with pytest.raises(ConfigError, match=r"sae-x.*which is not there; give --model"):
+        model_of(gone, "gpt2-mini", "gpt2-mini")
