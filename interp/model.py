@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -136,8 +136,21 @@ class HookedModel:
         Raises:
             ConfigError: an argument the module does not know, or one that Attlas has another way for.
             ContextLengthError: the sequence is longer than the context window.
+            NonFiniteError: the output holds NaN or infinity, and no intervention is open; names where they begin.
         """
         check_arguments(self.hf, kwargs)
+        output = self._forward(inputs, dict(kwargs))
+        if not self._engine.registrations and not _is_finite(output):
+            self._locate(inputs, kwargs)
+        return output
+
+    def _locate(self, inputs: Tensor, kwargs: dict[str, Any]) -> NoReturn:
+        """Run once more and name the first activation that is not finite."""
+        with torch.no_grad():
+            require_finite(self.run_with_cache(inputs, check_finite=False, **kwargs)[1])
+        raise NonFiniteError(f"the output of {self.name} holds NaN or infinity; check weights, use float32")
+
+    def _forward(self, inputs: Tensor, kwargs: dict[str, Any]) -> Tensor:
         inputs = self._check(inputs)
         if self.cfg.family == "vit":
             kwargs["pixel_values"] = inputs.to(self.dtype)
@@ -208,7 +221,7 @@ class HookedModel:
         names: NameFilter = None,
         stop_at_layer: int | None = None,
         *,
-        check_finite: bool = False,
+        check_finite: bool | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Cache]:
         """Run and keep activations.
@@ -217,7 +230,7 @@ class HookedModel:
             inputs: tokens int64 [B, T], or pixels float [B, C, H, W].
             names: hook names, globs ("blocks.*.attn.hook_z"), or a predicate; None keeps all but scores and patterns.
             stop_at_layer: run layers before this one only; negative counts from the end, as in TransformerLens.
-            check_finite: raise on NaN or infinity, naming layer and hook.
+            check_finite: raise on NaN or infinity, naming layer and hook; None: unless an intervention is open.
             kwargs: passed to the Hugging Face module, such as attention_mask; unknown ones are refused.
 
         Returns:
@@ -227,7 +240,9 @@ class HookedModel:
         Raises:
             HookNameError, LayerRangeError, ContextLengthError, NonFiniteError.
         """
+        check_arguments(self.hf, kwargs)
         n_layers = self.cfg.n_layers
+        check_finite = not self._engine.registrations if check_finite is None else check_finite
         cache: Cache = {}
         wanted = resolve(names, self._names)
 
@@ -248,13 +263,15 @@ class HookedModel:
                         raise ConfigError(f"'{late[0]}' is not reached when stopping at layer {stop_at_layer}")
                     stack.enter_context(self._stopping(stop))
                 try:
-                    output = self(inputs, **kwargs)
+                    output = self._forward(inputs, dict(kwargs))
                 except StopForward as stopped:
                     output = stopped.residual  # type: ignore[assignment]
         finally:
             self._engine.remove(registrations)
         if check_finite:
             require_finite(cache)
+            if not _is_finite(output):
+                self._locate(inputs, kwargs)
         return output, cache
 
     @contextlib.contextmanager
@@ -272,11 +289,13 @@ class HookedModel:
             handle.remove()
 
     @torch.no_grad()
-    def capture(self, inputs: Tensor, names: NameFilter, *, check_finite: bool = False, **kwargs: Any) -> Cache:
+    def capture(self, inputs: Tensor, names: NameFilter, *, check_finite: bool | None = None, **kwargs: Any) -> Cache:
         """Only the named activations, without gradients; nothing after the last layer needed is computed.
 
         Args: as in run_with_cache. Returns: name → tensor.
         """
+        check_arguments(self.hf, kwargs)
+        check_finite = not self._engine.registrations if check_finite is None else check_finite
         wanted = resolve(names, self._names)
         last = max((self._depth(name) for name in wanted), default=0)
         if last > self.cfg.n_layers:
@@ -310,7 +329,7 @@ class HookedModel:
         self._engine.add(registrations)
         try:
             with contextlib.suppress(StopForward):
-                self(inputs, **kwargs)
+                self._forward(inputs, dict(kwargs))
         finally:
             self._engine.remove(registrations)
         if check_finite:
@@ -449,6 +468,15 @@ class HookedModel:
         return splice(self, saes, use_error_term)
 
 
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite, by their sum where that tells; tensors inside a transform are let through."""
+    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        return True
+    tensor = tensor.detach()
+    total = tensor.sum(dtype=torch.float32 if tensor.element_size() < 4 else None)
+    return bool(torch.isfinite(total)) or bool(torch.isfinite(tensor).all())
+
+
 def require_finite(cache: Mapping[str, Tensor]) -> None:
     """Raise on the first activation that holds NaN or infinity.
 
@@ -456,7 +484,7 @@ def require_finite(cache: Mapping[str, Tensor]) -> None:
         NonFiniteError: names layer and hook and how many values are bad. Masked scores (−inf) are allowed.
     """
     for name, tensor in cache.items():
-        if name.endswith("hook_attn_scores"):
+        if name.endswith("hook_attn_scores") or _is_finite(tensor):
             continue
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:

@@ -179,7 +179,15 @@ def test_nan_is_named(tiny_llama_dir: Path) -> None:
     model = load_model(tiny_llama_dir)
     model.layers[1].out_proj.weight.data[0, 0] = torch.nan
     with pytest.raises(NonFiniteError, match=r"layer 1, hook 'blocks.1.hook_attn_out'"):
-        model.run_with_cache(torch.ones(1, 4, dtype=torch.long), check_finite=True)
+        model.run_with_cache(torch.ones(1, 4, dtype=torch.long))
+    cache = model.run_with_cache(torch.ones(1, 4, dtype=torch.long), check_finite=False)[1]  # to look at them
+    assert cache["blocks.1.hook_attn_out"].isnan().any()
+    with pytest.raises(NonFiniteError, match=r"layer 1, hook 'blocks.1.hook_attn_out'"):
+        model(torch.ones(1, 4, dtype=torch.long))
+    with pytest.raises(NonFiniteError, match=r"layer 2, hook 'blocks.2.attn.hook_z'"):
+        model.capture(torch.ones(1, 4, dtype=torch.long), "blocks.2.attn.hook_z")
+    with model.hooks({"blocks.1.hook_attn_out": lambda t, _: t.nan_to_num()}):  # interventions are their writer's own
+        assert model(torch.ones(1, 4, dtype=torch.long)).isfinite().all()
 
 
 def test_damaged_and_incomplete_weights(tmp_path: Path) -> None:
