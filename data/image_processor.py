@@ -6,6 +6,8 @@ one affine map to floats. Together they are the processor's pixels.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import io
 import json
 from dataclasses import dataclass, field
@@ -37,19 +39,28 @@ class ImageSpec:
     """How a model wants its images.
 
     Attributes:
-        size: (height, width) in pixels, or None where it depends on the image (shortest edge without a crop).
         mean, std: per channel, of pixels after `scale`; 0 and 1 where the processor does not normalise.
         scale: factor of 8-bit pixels, 1/255 for most.
         processor: transformers' processor, of which resize and crop are used.
         classes: the classifier's class names in its order, or none.
+        name: where it came from.
+        size: (height, width) in pixels, found by trying the processor; None where it depends on the image (shortest
+            edge without a crop).
+
+    Raises:
+        CheckpointError: the processor does anything but resize, crop, rescale and normalise.
     """
 
-    size: tuple[int, int] | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    scale: float = 1 / 255
-    processor: Any = field(default=None, compare=False, repr=False)
+    scale: float
+    processor: Any = field(compare=False, repr=False)
     classes: tuple[str, ...] = ()
+    name: str = "the processor"
+    size: tuple[int, int] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", self._probe())
 
     @property
     def n_channels(self) -> int:
@@ -113,10 +124,16 @@ class ImageSpec:
             )
         factor = getattr(processor, "rescale_factor", None) or 1 / 255
         scale = float(factor) if getattr(processor, "do_rescale", False) else 1.0
-        spec = cls(None, mean, std, scale, processor, classes)
-        return cls(spec._probe(name), mean, std, scale, processor, classes)
+        return cls(mean, std, scale, processor, classes, name)
 
-    def _probe(self, name: str) -> tuple[int, int] | None:
+    def resized(self, size: tuple[int, int]) -> ImageSpec:
+        """The same for another (height, width): images are resized to it whole, without a crop."""
+        processor = copy.deepcopy(self.processor)
+        processor.size = type(processor.size)(height=size[0], width=size[1])
+        processor.do_resize, processor.do_center_crop = True, False
+        return dataclasses.replace(self, processor=processor)
+
+    def _probe(self) -> tuple[int, int] | None:
         """The size of what the model sees, found by trying; the two steps must give the processor's own pixels."""
         sizes = set()
         noise = np.random.default_rng(0)
@@ -129,14 +146,14 @@ class ImageSpec:
                 same = whole.shape == (self.n_channels, *seen.shape[:2])
                 same = same and np.allclose(whole, self.normalise(seen[None])[0].numpy(), atol=1e-4)
             except Exception as error:
-                raise CheckpointError(f"{name} gives no pixels ({_short(error)})") from error
+                raise CheckpointError(f"{self.name} gives no pixels ({_short(error)})") from error
             if not same:
                 kind = type(self.processor).__name__.removesuffix("Pil")
                 raise CheckpointError(
-                    f"{name}: {kind} does more than resize, crop, rescale and normalise, which attlas cannot follow"
+                    f"{self.name}: {kind} does more than resize, crop, rescale and normalise, which attlas cannot follow"
                 )
             sizes.add(seen.shape[:2])
-        return (sizes.pop()) if len(sizes) == 1 else None
+        return sizes.pop() if len(sizes) == 1 else None
 
     def seen(self, image: Image.Image) -> np.ndarray:
         """An 8-bit image (mode L or RGB) resized and cropped: uint8 [H, W, C]."""

@@ -98,6 +98,15 @@ def test_a_type_comes_from_the_model_where_the_processor_has_none(tmp_path: Path
     assert (spec.size, type(spec.processor).__name__) == ((12, 20), "ViTImageProcessorPil")
 
 
+def test_another_size(tmp_path: Path) -> None:
+    spec = ImageSpec.from_folder(save(tmp_path, BIT))
+    small = spec.resized((20, 12))
+    assert (spec.size, small.size) == ((28, 28), (20, 12))
+    changed = {**BIT, "size": {"height": 20, "width": 12}, "do_center_crop": False}
+    wanted = AutoImageProcessor.from_pretrained(str(save(tmp_path, changed)), backend="pil")(picture())["pixel_values"]
+    assert np.abs(to_pixels(picture(), small).numpy() - wanted[0]).max() < 1e-3
+
+
 def test_no_type_anywhere_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="names no image_processor_type, and a dinov2_with_registers has none"):
         ImageSpec.from_folder(save(tmp_path, {"size": 16}, {"model_type": "dinov2_with_registers"}))
