@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,9 +13,11 @@ from attlas.data.image_labels import config_classes, match_classes
 from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
+    from attlas.data.text import TokenDataset
     from attlas.interp.model import HookedModel
 
 
+@runtime_checkable
 class Labelled(Protocol):
     """What an image set (or the inputs made of one) says about its labels."""
 
@@ -32,7 +34,7 @@ def class_names(model: HookedModel) -> tuple[str, ...]:
     return names if model.cfg.n_classes == len(names) else ()
 
 
-def classifier_labels(model: HookedModel, images: Labelled, *, warn: bool = False) -> Tensor | None:
+def classifier_labels(model: HookedModel, images: Labelled | TokenDataset, *, warn: bool = False) -> Tensor | None:
     """Labels int64 [n] in the numbering of the model's classifier, or None when they cannot be told.
 
     Class names are matched with the model's `id2label` (see `match_classes`); where the model has only placeholders
@@ -41,9 +43,10 @@ def classifier_labels(model: HookedModel, images: Labelled, *, warn: bool = Fals
     Args:
         warn: say so when there are labels that the classifier does not know.
     """
-    labels, names, n_classes = images.labels, images.class_names, model.cfg.n_classes
-    if labels is None or not n_classes:
+    n_classes = model.cfg.n_classes
+    if not n_classes or not isinstance(images, Labelled) or images.labels is None:
         return None
+    labels, names = images.labels, images.class_names
     known = class_names(model)
     if names is None or not known:
         fits = int(labels.max()) < n_classes and len(names or range(n_classes)) == n_classes
