@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.saes.base import SAE
+from attlas.saes.identity import check_sae
 
 SAEs = Mapping[str, SAE]
 
@@ -92,20 +92,7 @@ def check_saes(model: HookedModel, saes: SAEs, *, need: str = "") -> dict[str, S
             raise ConfigError(f"{model.name} has no hook '{hook}' for the SAE; give one of its hooks")
         if need and not hook.endswith(need):
             raise ConfigError(f"the SAE sits on '{hook}'; this needs SAEs on {need}, where heads can be told apart")
-        width = model.cfg.n_heads * model.cfg.d_head if hook.endswith("hook_z") else model.cfg.d_model
-        if sae.cfg.d_in != width:
-            raise ConfigError(
-                f"the SAE for '{hook}' has d_in {sae.cfg.d_in} (trained on '{sae.cfg.hook_name}' of "
-                f"'{sae.cfg.model_name}'); the hook of {model.name} is {width} wide"
-            )
-        if sae.cfg.model_hash and sae.cfg.model_hash != model.weight_hash:
-            warnings.warn(
-                f"the SAE was trained on {sae.cfg.model_name} ({sae.cfg.model_hash}), this is {model.name} "
-                f"({model.weight_hash}): its features may mean nothing here",
-                stacklevel=3,
-            )
-        if sae.cfg.hook_name and sae.cfg.hook_name != hook:
-            warnings.warn(f"the SAE was trained on '{sae.cfg.hook_name}' and is used on '{hook}'", stacklevel=3)
+        check_sae(sae, model, hook)
         checked[hook] = sae.to(model.device)
     return checked
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,7 @@ from attlas.analyses.head_effects import sequence_loss
 from attlas.interp import HookedModel
 from attlas.interp.names import layer_of
 from attlas.saes.base import SAE
+from attlas.saes.positions import Positions
 
 BEFORE, AFTER = 0, 1
 COUNT, ACTIVITY, EFFECT, SIZE = range(4)
@@ -160,10 +161,14 @@ def activations(
 
 
 @torch.no_grad()
-def read(sae: SAE, x: Tensor, gradient: Tensor | None) -> Reading:
-    """Every feature on one sequence [T, …]; effect and size are NaN without a gradient."""
+def read(sae: SAE, x: Tensor, gradient: Tensor | None, keep: Tensor | None = None) -> Reading:
+    """Every feature on one sequence [T, …], on the positions of `keep` bool [T]; effect and size are NaN without a
+    gradient."""
     flat = sae.flatten_heads(x)
     values, indices = sae.encode_sparse(flat)
+    n = len(flat)
+    if keep is not None:
+        values, n = values.masked_fill(~keep.to(values.device)[:, None], 0), int(keep.sum())
     active = values > 0
     where = indices[active].cpu()
     sums = np.zeros((4, sae.cfg.d_sae))
@@ -172,7 +177,7 @@ def read(sae: SAE, x: Tensor, gradient: Tensor | None) -> Reading:
         return np.bincount(where.numpy(), per_feature[active].double().cpu().numpy(), minlength=sae.cfg.d_sae)
 
     sums[COUNT] = np.bincount(where.numpy(), minlength=sae.cfg.d_sae)
-    sums[ACTIVITY] = add_up(values) / len(flat)
+    sums[ACTIVITY] = add_up(values) / max(n, 1)
     if gradient is None:
         sums[EFFECT:] = math.nan
     else:
@@ -183,7 +188,7 @@ def read(sae: SAE, x: Tensor, gradient: Tensor | None) -> Reading:
     strongest = amount == peak[where]
     position = torch.zeros(sae.cfg.d_sae, dtype=torch.int64)
     position[where[strongest]] = token[strongest]
-    return Reading(sums, peak, position, len(flat))
+    return Reading(sums, peak, position, n)
 
 
 def _contributions(sae: SAE, x: Tensor, values: Tensor, indices: Tensor, gradient: Tensor) -> Tensor:
@@ -202,7 +207,7 @@ def tally(
     target: Tensor | None,
     drop: Drop,
     tallies: dict[str, FeatureTally],
-    skip_positions: int = 1,
+    rules: Mapping[str, Positions],
 ) -> None:
     """Add one batch to the tallies: the whole model, and the model with parts dropped. Absent places do nothing after."""
     before = activations(model, batch, target, list(saes))
@@ -211,15 +216,17 @@ def tally(
     if present:
         with masked(model, drop):
             after = activations(model, batch, target, present)
+    masks = {hook: rules[hook].mask(batch, before[hook][0].shape[1]) for hook in saes}
     for hook, sae in saes.items():
         for row in range(len(batch)):
-            first, second = (_read_row(sae, found.get(hook), row, skip_positions) for found in (before, after))
+            keep = masks[hook][row]
+            first, second = (_read_row(sae, found.get(hook), row, keep) for found in (before, after))
             assert first is not None
             tallies[hook].add(first, second)
 
 
-def _read_row(sae: SAE, found: tuple[Tensor, Tensor | None] | None, row: int, skip: int) -> Reading | None:
+def _read_row(sae: SAE, found: tuple[Tensor, Tensor | None] | None, row: int, keep: Tensor) -> Reading | None:
     if found is None:
         return None
     x, gradient = found
-    return read(sae, x[row, skip:], None if gradient is None else gradient[row, skip:])
+    return read(sae, x[row], None if gradient is None else gradient[row], keep)

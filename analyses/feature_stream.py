@@ -81,15 +81,17 @@ class FeatureStream:
         self._pairs: dict[str, np.ndarray] = {}
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []
 
-    def add(self, values: Tensor, indices: Tensor, tokens: Tensor | None = None, first_position: int = 0) -> None:
+    def add(self, values: Tensor, indices: Tensor, tokens: Tensor | None = None, keep: Tensor | None = None) -> None:
         """One batch of sequences.
 
         Args:
             values, indices: [B, T, k] active features of every token; entries with value ≤ 0 are not active.
             tokens: int64 [B, T], for token summaries.
-            first_position: position of column 0 in its sequence.
+            keep: bool [B, T], the positions that count; None counts all.
         """
         B, T, _ = values.shape
+        if keep is not None:
+            values = values.masked_fill(~keep.to(values.device)[..., None], 0)
         b, t, slot = torch.nonzero(values > 0, as_tuple=True)
         v = values[b, t, slot].float().cpu()
         f = indices[b, t, slot].cpu()
@@ -99,11 +101,11 @@ class FeatureStream:
         self.maximum.scatter_reduce_(0, f, v, "amax")
         bins = (torch.bucketize(v, EDGES) - 1).clamp(0, N_BINS - 1)
         self.histogram += torch.bincount(f * N_BINS + bins, minlength=self.d_sae * N_BINS)
-        self._merge(self.top, v, v, b, t + first_position, f, B)
-        self._merge(self.sample, torch.rand(len(v), generator=self.generator), v, b, t + first_position, f, B)
+        self._merge(self.top, v, v, b, t, f, B)
+        self._merge(self.sample, torch.rand(len(v), generator=self.generator), v, b, t, f, B)
         if tokens is not None and len(v):
             self._add_pairs(f.numpy(), tokens[b.to(tokens.device), t.to(tokens.device)].cpu().numpy(), v.numpy())
-        self.n_tokens += B * T
+        self.n_tokens += B * T if keep is None else int(keep.sum())
         self.n_sequences += B
 
     def _merge(self, kept: Kept, key: Tensor, v: Tensor, b: Tensor, t: Tensor, f: Tensor, B: int) -> None:

@@ -41,10 +41,11 @@ from attlas.data.images import ImageDataset, shrink
 from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref, Run, Workspace
-from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.interp.labels import class_names
 from attlas.saes.base import SAE
+from attlas.saes.identity import check_sae, fingerprint
+from attlas.saes.positions import positions_for
 
 # Batches between two states of the first pass.
 SAVE_EVERY = 50
@@ -264,22 +265,22 @@ def features(
         ConfigError: the hook is unknown, or its width is not the SAE's d_in; or the checkpoint is of another pass.
     """
     config = config or FeaturesConfig()
-    hook = hook or sae.cfg.hook_name
-    if not hook:
-        raise ConfigError("the SAE does not say which hook it was trained on; give the hook")
+    hook = check_sae(sae, model, hook)
     is_text = isinstance(data, TokenDataset)
-    skip = config.skip_positions
+    positions = positions_for(model, config.skip_positions, config.exclude_tokens, sae.cfg)
     stream = FeatureStream(sae.cfg.d_sae, config.n_top, config.n_sample, config.seed)
     coactivation = Coactivation(sae.cfg.d_sae, config.coactivation_tokens)
-    key = f"{model.weight_hash}/{sae.hash}/{data.hash}/{hook}/{config}"
+    key = ""
+    if checkpoint is not None:
+        key = f"{model.weight_hash}/{fingerprint(model)}/{sae.hash}/{data.hash}/{hook}/{config}/{positions}"
     done = load_pass(checkpoint, key, stream, coactivation) if checkpoint is not None else 0
     for n, batch in enumerate(track(data.batches(config.batch_size), "features"), 1):
         if n <= done:
             continue
-        x = sae.flatten_heads(model.capture(batch, hook)[hook][:, skip:])
-        values, indices = sae.encode_sparse(x)
-        stream.add(values, indices, batch[:, skip:] if is_text else None, first_position=skip)
-        coactivation.add(values, indices)
+        values, indices = sae.encode_sparse(sae.flatten_heads(model.capture(batch, hook)[hook]))
+        keep = positions.mask(batch, values.shape[1]).to(values.device)
+        stream.add(values, indices, batch if is_text else None, keep)
+        coactivation.add(values[keep], indices[keep])
         if checkpoint is not None and n % SAVE_EVERY == 0:
             save_pass(checkpoint, key, n, stream, coactivation)
     has_heads = hook.endswith("hook_z")

@@ -20,7 +20,8 @@ class FeaturesConfig:
         n_logits: promoted and suppressed tokens kept.
         n_related: neighbours and co-active features kept.
         coactivation_tokens: tokens, the first of the data, over which co-activation is counted.
-        skip_positions: leading positions (BOS, CLS) left out, as in training.
+        skip_positions: leading positions left out; None as the SAE records it (else BOS of text, nothing of images).
+        exclude_tokens: tokens whose positions are left out: bos, eos, pad, sep, token strings or ids; None as recorded.
         seed: of the sample.
     """
 
@@ -32,7 +33,8 @@ class FeaturesConfig:
     n_logits: int = 10
     n_related: int = 8
     coactivation_tokens: int = 32_768
-    skip_positions: int = 1
+    skip_positions: int | None = None
+    exclude_tokens: tuple[str, ...] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:

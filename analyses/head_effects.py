@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.bootstrap import bootstrap_mean
-from attlas.analyses.prefix_reuse import Prefix, attend_once
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.schema import TableSchema, column
@@ -27,6 +26,7 @@ from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.interp.labels import loss_labels
+from attlas.interp.prefix_reuse import Prefix, attend_once
 
 EXACT = ("zero", "mean", "identity")
 TAYLOR = ("taylor", "taylor_abs")

@@ -29,6 +29,8 @@ from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel
 from attlas.saes.base import SAE
+from attlas.saes.identity import check_sae
+from attlas.saes.positions import positions_for
 
 _HEAD = (column("layer", pa.int16(), "", "layer index"), column("head", pa.int16(), "", "head index"))
 SURVEY = TableSchema(
@@ -74,7 +76,8 @@ class HeadSurveyConfig:
         min_phi: correlation of activity, from which they belong together.
         n_draws: random draws of the control.
         batch_size: sequences at a time.
-        skip_positions: leading positions (BOS) left out.
+        skip_positions: leading positions left out; None as the SAE records it (else BOS of text, nothing of images).
+        exclude_tokens: tokens whose positions are left out: bos, eos, pad, sep, token strings or ids; None as recorded.
         seed: of the control and the bootstrap.
     """
 
@@ -84,7 +87,8 @@ class HeadSurveyConfig:
     min_phi: float = 0.3
     n_draws: int = 200
     batch_size: int = 16
-    skip_positions: int = 1
+    skip_positions: int | None = None
+    exclude_tokens: tuple[str, ...] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -194,14 +198,19 @@ def head_survey(
     for hook in saes:
         if not hook.endswith("hook_z"):
             raise ConfigError(f"'{hook}' has no heads to survey; give SAEs on attn.hook_z")
+        check_sae(saes[hook], model, hook)
     streams = {hook: FeatureStream(sae.cfg.d_sae, 1, 1, config.seed) for hook, sae in saes.items()}
     together = {hook: Coactivation(sae.cfg.d_sae, data.n_tokens) for hook, sae in saes.items()}
+    rules = {
+        hook: positions_for(model, config.skip_positions, config.exclude_tokens, sae.cfg) for hook, sae in saes.items()
+    }
     for batch in track(data.batches(config.batch_size), "head survey"):
         cache = model.capture(batch, list(saes))
         for hook, sae in saes.items():
-            values, indices = sae.encode_sparse(sae.flatten_heads(cache[hook][:, config.skip_positions :]))
-            streams[hook].add(values, indices, batch[:, config.skip_positions :])
-            together[hook].add(values, indices)
+            values, indices = sae.encode_sparse(sae.flatten_heads(cache[hook]))
+            keep = rules[hook].mask(batch).to(values.device)
+            streams[hook].add(values, indices, batch, keep)
+            together[hook].add(values[keep], indices[keep])
     heads: list[dict[str, Any]] = []
     features: list[dict[str, Any]] = []
     for hook in sorted(saes, key=lambda h: int(h.split(".")[1])):

@@ -16,7 +16,6 @@ from torch import Tensor
 from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.analyses.drop_selection import Drop, Unit, masked
 from attlas.analyses.head_effects import sequence_loss, spearman
-from attlas.analyses.prefix_reuse import Prefix
 from attlas.analyses.redundancy import MODULES, RedundancyConfig, RedundancyResult
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
@@ -25,6 +24,7 @@ from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref, Run, Workspace
 from attlas.interp import HookedModel
 from attlas.interp.labels import loss_labels
+from attlas.interp.prefix_reuse import Prefix
 
 MODULE_EFFECTS = TableSchema(
     "module_effects",

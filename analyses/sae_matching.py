@@ -26,6 +26,8 @@ from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.saes.base import SAE
+from attlas.saes.identity import check_sae
+from attlas.saes.positions import positions_for
 
 MATCHES = TableSchema(
     "sae_matches",
@@ -54,14 +56,16 @@ class MatchingConfig:
         split_cosine: decoder cosine from which a feature of the second is a part of one of the first.
         same_cosine: decoder cosine from which a mutual match counts as the same feature.
         batch_size: sequences or images at a time.
-        skip_positions: leading positions (BOS, CLS) left out.
+        skip_positions: leading positions left out; None as the SAE records it (else BOS of text, nothing of images).
+        exclude_tokens: tokens whose positions are left out: bos, eos, pad, sep, token strings or ids; None as recorded.
         seed: of the control.
     """
 
     split_cosine: float = 0.4
     same_cosine: float = 0.7
     batch_size: int = 16
-    skip_positions: int = 1
+    skip_positions: int | None = None
+    exclude_tokens: tuple[str, ...] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -160,6 +164,9 @@ def sae_matching(
         raise ConfigError(f"the SAEs have d_in {first.cfg.d_in} and {second.cfg.d_in}; both must sit on the same hook")
     if second.cfg.hook_name and second.cfg.hook_name != hook:
         raise ConfigError(f"the SAEs sit on '{hook}' and '{second.cfg.hook_name}'; both must sit on the same hook")
+    for sae in (first, second):
+        check_sae(sae, model, hook)
+    positions = positions_for(model, config.skip_positions, config.exclude_tokens, first.cfg)
     A, B = _unit(first.W_dec), _unit(second.W_dec)
     cosine, match = _best(A, B)
     _, back = _best(B, A)
@@ -172,7 +179,8 @@ def sae_matching(
     split = torch.cat(parts)
     sums = _Sums(first.cfg.d_sae, match, split)
     for batch in track(data.batches(config.batch_size), "matching"):
-        x = first.flatten_heads(model.capture(batch, hook)[hook][:, config.skip_positions :]).flatten(0, -2)
+        x = first.flatten_heads(model.capture(batch, hook)[hook])
+        x = x[positions.mask(batch, x.shape[1]).to(x.device)]
         for piece in x.split(2048):
             sums.add(first.encode(piece), second.encode(piece))
     rows = list(_rows(sums, cosine, match, back, control, split))

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from attlas.analyses.bootstrap import Interval
 from attlas.analyses.head_effects import mean_z
-from attlas.analyses.prefix_reuse import attend_once, entering, last_layer_for_prefix, reads_prefix_alone
 from attlas.analyses.vit_readout import Answer, Readout, jensen_shannon, make_readout, metric_mean, patch_grid
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.interp import HookedModel
+from attlas.interp.prefix_reuse import attend_once, entering, last_layer_for_prefix, reads_prefix_alone
 from attlas.interp.suffix import Suffix
 
 # Tokens of a forward pass: all ablations of a layer go together, since its attention is the same for all, with so few

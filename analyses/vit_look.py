@@ -15,6 +15,7 @@ from attlas.analyses.vit_rollout import rollout_step
 from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel
 from attlas.saes.base import SAE
+from attlas.saes.identity import check_sae
 
 Head = tuple[int, int]
 
@@ -164,10 +165,8 @@ def feature_heat(
     Raises:
         ConfigError: the autoencoder does not say where it sits, or sits elsewhere.
     """
-    hook = sae.cfg.hook_name
-    if not hook:
-        raise ConfigError("the autoencoder does not say which hook it was trained on")
     _require_vit(model)
+    hook = check_sae(sae, model)
     x = sae.flatten_heads(model.capture(pixels[None].to(model.device, model.dtype), hook)[hook])
     acts = sae.encode(x)[0, model.cfg.n_prefix_tokens :].float().clamp_min(0).cpu().numpy()
     grid = (pixels.shape[-2] // model.cfg.patch_size, pixels.shape[-1] // model.cfg.patch_size)

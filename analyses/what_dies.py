@@ -29,6 +29,7 @@ from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.interp.labels import classifier_labels
 from attlas.saes.base import SAE
+from attlas.saes.positions import positions_for
 
 _F = pa.float64()
 _HOOK = column("hook", pa.string(), "", "hook that the autoencoder reads")
@@ -127,7 +128,8 @@ class WhatDiesConfig:
         n_examples: examples of each.
         context: tokens shown before an example's position (a third as many after it).
         batch_size: sequences or images at a time.
-        skip_positions: leading positions (BOS, CLS) left out.
+        skip_positions: leading positions left out; None as the SAE records it (else BOS of text, nothing of images).
+        exclude_tokens: tokens whose positions are left out: bos, eos, pad, sep, token strings or ids; None as recorded.
         seed: of prompts and intervals.
     """
 
@@ -139,7 +141,8 @@ class WhatDiesConfig:
     n_examples: int = 3
     context: int = 24
     batch_size: int = 8
-    skip_positions: int = 1
+    skip_positions: int | None = None
+    exclude_tokens: tuple[str, ...] | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -274,10 +277,14 @@ def what_dies(
         model.require_head("loss to compare")
     checked = check_saes(model, saes or {})
     tallies = {hook: FeatureTally(sae.cfg.d_sae, config.n_examples) for hook, sae in checked.items()}
+    rules = {
+        hook: positions_for(model, config.skip_positions, config.exclude_tokens, sae.cfg)
+        for hook, sae in checked.items()
+    }
     start = 0
     for batch in track(data.batches(config.batch_size) if checked else [], "features"):
         target = _target(model, data, batch, start)
-        tally(model, checked, batch, target, drop, tallies, config.skip_positions)
+        tally(model, checked, batch, target, drop, tallies, rules)
         start += len(batch)
     examples = [
         row for hook in checked for row in _examples(model, drop, data, hook, checked[hook], tallies[hook], config)
@@ -314,7 +321,7 @@ def _examples(
         for rank in range(config.n_examples):
             at = (rank, feature)
             if sums.best.sequence[at] >= 0:
-                position = int(sums.best.position[at]) + config.skip_positions
+                position = int(sums.best.position[at])
                 strength, sequence = float(sums.best.value[at]), int(sums.best.sequence[at])
                 before.append((place, Example(feature, rank, "top", strength, sequence, position)))
     after = [dataclasses.replace(example) for _, example in before]

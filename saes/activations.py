@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from attlas.errors import ConfigError, HookNameError, NonFiniteError, nearest
+from attlas.saes.positions import Positions
 
 if TYPE_CHECKING:
     from attlas.interp import HookedModel
 
 Rows = dict[str, Tensor]
+EVERYWHERE = Positions()
 
 
 def match_hooks(model: HookedModel, patterns: Sequence[str]) -> tuple[str, ...]:
@@ -43,34 +45,29 @@ def flat_rows(activation: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def capture_rows(model: HookedModel, inputs: Tensor, hooks: Sequence[str], skip_positions: int = 0) -> Rows:
+def capture_rows(model: HookedModel, inputs: Tensor, hooks: Sequence[str], positions: Positions = EVERYWHERE) -> Rows:
     """One forward pass, which stops after the last layer needed.
 
     Args:
         model: the model.
         inputs: tokens [B, T] or pixels [B, C, H, W].
         hooks: hook names.
-        skip_positions: leading positions (BOS, CLS) to leave out.
+        positions: which positions to take.
 
     Raises:
         NonFiniteError: an activation is NaN or infinite; the layer and hook are named.
     """
-    cache = model.capture(inputs.to(model.device), list(hooks))
+    inputs = inputs.to(model.device)
+    cache = model.capture(inputs, list(hooks))
     rows: Rows = {}
     for hook in hooks:
-        x = flat_rows(cache[hook][:, skip_positions:])
+        x = flat_rows(cache[hook])
+        if not positions.everything:
+            x = x[positions.mask(inputs, cache[hook].shape[1]).flatten()]
         if not bool(torch.isfinite(x).all()):
             raise NonFiniteError(f"'{hook}' of '{model.name}' holds NaN or infinity; load the model in float32")
         rows[hook] = x
     return rows
-
-
-def stream_rows(
-    model: HookedModel, batches: Iterable[Tensor], hooks: Sequence[str], skip_positions: int = 0
-) -> Iterator[Rows]:
-    """`capture_rows` of every batch, one at a time."""
-    for inputs in batches:
-        yield capture_rows(model, inputs, hooks, skip_positions)
 
 
 def head_shape(model: HookedModel, hook: str) -> tuple[int | None, int | None]:

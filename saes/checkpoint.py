@@ -72,7 +72,7 @@ def restore_checkpoint(
     """Bring trainees and buffer to the saved step; (0, []) when there is no checkpoint.
 
     Raises:
-        ConfigError: the checkpoint is of another configuration; the first difference is named.
+        ConfigError: the checkpoint is of another configuration, model or data; the first difference is named.
         CheckpointError: the file is damaged or incomplete.
     """
     found = read_checkpoint(folder)

@@ -14,9 +14,9 @@ NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 LARGEST = 2**40  # weights of one matrix; more is a mistake in a file, caught before anything is allocated
 _WHOLE = ("d_in", "d_sae", "k")
-_WHOLE_OR_NONE = ("k_aux", "n_heads", "d_head", "context_size")
+_WHOLE_OR_NONE = ("k_aux", "n_heads", "d_head", "context_size", "skip_positions")
 _NUMBERS = ("sparsity", "aux_coefficient", "bandwidth")
-_TEXTS = ("arch", "normalisation", "dtype", "hook_name", "model_name", "model_hash")
+_TEXTS = ("arch", "normalisation", "dtype", "hook_name", "model_name", "model_hash", "data_name", "data_hash")
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,9 @@ class SAEConfig:
         n_heads: heads concatenated in d_in (`hook_z` only), else None.
         d_head: width of one head (`hook_z` only), else None.
         context_size: sequence length trained on, or None.
+        data_name, data_hash: the text or images trained on; "" when unknown.
+        skip_positions: leading positions it was trained without, or None when unknown.
+        exclude_tokens: tokens it was trained without, as names (bos, eos …), token strings or ids.
 
     Raises:
         ConfigError: a value is of the wrong type, a size is below 1, k exceeds d_sae, or widths do not nest.
@@ -67,6 +70,10 @@ class SAEConfig:
     n_heads: int | None = None
     d_head: int | None = None
     context_size: int | None = None
+    data_name: str = ""
+    data_hash: str = ""
+    skip_positions: int | None = None
+    exclude_tokens: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -99,8 +106,9 @@ class SAEConfig:
             value = getattr(self, name)
             if not _is_whole(value) and not (value is None and name in _WHOLE_OR_NONE):
                 refuse(name, "a whole number")
-            if name in _WHOLE_OR_NONE and value is not None and value < 1:
-                refuse(name, "at least 1")
+            least = 0 if name in ("skip_positions", "n_heads", "d_head") else 1
+            if name in _WHOLE_OR_NONE and value is not None and value < least:
+                refuse(name, f"at least {least}")
         for name in _NUMBERS:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
@@ -112,12 +120,14 @@ class SAEConfig:
             refuse("apply_b_dec_to_input", "true or false")
         if not isinstance(self.widths, tuple) or not all(_is_whole(width) for width in self.widths):
             refuse("widths", "whole numbers")
+        if not isinstance(self.exclude_tokens, tuple) or not all(isinstance(t, str) for t in self.exclude_tokens):
+            refuse("exclude_tokens", "strings")
         if self.dtype not in DTYPES:
             refuse("dtype", f"one of {', '.join(DTYPES)}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**dataclasses.asdict(self), "widths": list(self.widths)}
+        return {**dataclasses.asdict(self), "widths": list(self.widths), "exclude_tokens": list(self.exclude_tokens)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SAEConfig:

@@ -36,18 +36,30 @@ class Subject:
     note: str
 
 
-def sae_subject(sae: SAE) -> Subject:
-    """The SAE itself."""
+def sae_subject(sae: SAE, fired_F: Tensor | None = None) -> Subject:
+    """The SAE itself; `fired_F` int64 [F] counts the rows each feature was active on."""
 
     def reconstruct(x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        return sae(x_ND), active_count(sae, x_ND)
+        x_hat_ND, active_N, f_F = encode_once(sae, x_ND)
+        if fired_F is not None:
+            fired_F.add_(f_F)
+        return x_hat_ND, active_N
 
     return Subject("sae", reconstruct, f"{sae.cfg.arch}, {sae.cfg.d_sae} features")
 
 
-def active_count(sae: SAE, x_ND: Tensor) -> Tensor:
-    """How many features are active on each row, [N]."""
-    return (sae.encode_sparse(x_ND)[0] > 0).sum(-1)
+def encode_once(sae: SAE, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x̂ [N, D], active features a row [N], and rows a feature was active on [F], from one encoding."""
+    if sae.cfg.arch == "topk":
+        values, indices = sae.encode_sparse(x_ND)
+        active = values > 0
+        x_hat = sae._normalise(x_ND.to(sae.W_enc.dtype))[1](sae.decode_sparse(values, indices))
+        fired = torch.bincount(indices[active], minlength=sae.cfg.d_sae)
+    else:
+        f = sae.encode(x_ND)
+        active = f > 0
+        x_hat, fired = sae.decode_like(f, x_ND), active.sum(0)
+    return x_hat.to(x_ND.dtype), active.sum(-1), fired
 
 
 def make_control(
@@ -105,6 +117,7 @@ def _scaled(name: str, sae: SAE, mean_D: Tensor, sample_ND: Tensor, note: str) -
     factor = float((centred * guess).sum() / guess.pow(2).sum().clamp_min(1e-30))
 
     def reconstruct(x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        return mean_D + factor * (sae(x_ND) - mean_D), active_count(sae, x_ND)
+        x_hat_ND, active_N, _ = encode_once(sae, x_ND)
+        return mean_D + factor * (x_hat_ND - mean_D), active_N
 
     return Subject(name, reconstruct, f"{note}, times {factor:.3g}")

@@ -23,6 +23,10 @@ class EvalConfig:
     """Resamplings of sequences behind each interval; 0 for no intervals."""
     confidence: float = 0.95
     """Share of resamplings inside an interval."""
+    skip_positions: int | None = None
+    """Leading positions left out; None as the SAE records it (else the BOS of text and nothing of images)."""
+    exclude_tokens: tuple[str, ...] | None = None
+    """Tokens whose positions are left out: bos, eos, pad, sep, token strings or ids; None as the SAE records it."""
     eval_seed: int = 0
     """Seed of the bootstrap and of the random controls."""
 

@@ -1,7 +1,8 @@
 """Evaluate a sparse autoencoder where it is used: reconstruction, and what the model loses when it is spliced in.
 
-Two passes over the data. The first, which stops at the hook, takes the mean and covariance; the second runs the model
-clean, with zero and mean ablation, and with the SAE and every control spliced in. Definitions are in `METRICS`.
+Two passes over the data, for all SAEs together. The first, which stops at the last hook, takes means and covariances; the
+second runs the model clean once, and from there with zero and mean ablation and with every SAE and control spliced in, at
+the positions that count (see `attlas.saes.positions`). Definitions are in `METRICS`.
 """
 
 from __future__ import annotations
@@ -18,15 +19,16 @@ from torch import Tensor
 
 from attlas.data.progress import Track, no_track
 from attlas.data.workspace import Ref, Run, Workspace
-from attlas.errors import ConfigError
-from attlas.saes.activations import capture_rows, match_hooks
+from attlas.errors import ConfigError, NonFiniteError
 from attlas.saes.base import SAE
-from attlas.saes.controls import Subject, active_count, make_control, sae_subject
+from attlas.saes.controls import Subject, encode_once, make_control, sae_subject
 from attlas.saes.eval_config import EvalConfig
 from attlas.saes.eval_schema import DENSITY, EVALUATION, METRICS
-from attlas.saes.functional import Behaviour, measure_behaviour
+from attlas.saes.functional import CleanRun
+from attlas.saes.identity import check_sae
+from attlas.saes.positions import Positions, positions_for
 from attlas.saes.sources import Inputs, as_hooked
-from attlas.saes.splice import HookFn, replace_rows
+from attlas.saes.splice import put_rows
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -149,50 +151,116 @@ def evaluate(
         >>> result = evaluate(sae, model, load_tokens("embedded:val", model.tokenizer, n_tokens=65_536))
         >>> result.value("ce_recovered")
     """
+    return evaluate_all([(sae, hook)], model, data, config, track=track)[0]
+
+
+@torch.no_grad()
+def evaluate_all(
+    saes: Sequence[tuple[SAE, str | None]],
+    model: HookedModel,
+    data: Inputs | TokenDataset | ImageDataset,
+    config: EvalConfig | None = None,
+    *,
+    track: Track = no_track,
+) -> list[EvalResult]:
+    """`evaluate` for many SAEs of one model: the clean passes are shared, and ablations between SAEs of one hook.
+
+    Args:
+        saes: each with its hook, or None for its own.
+
+    Raises: as `evaluate`.
+    """
     config, model = config or EvalConfig(), as_hooked(model)
     from attlas.interp.labels import classifier_labels
 
-    name = hook or sae.cfg.hook_name
-    if not name:
-        raise ConfigError("the SAE does not say which hook it belongs to; give hook='blocks.L.attn.hook_z'")
-    (name,) = match_hooks(model, [name])
     if model.cfg.family != "vit":
         model.require_head("loss to recover")
     inputs = Inputs.of(data)
+    places = [
+        Place(check_sae(sae, model, hook), positions_for(model, config.skip_positions, config.exclude_tokens, sae.cfg))
+        for sae, hook in saes
+    ]
+    for place in places:
+        place.positions.require_some(inputs.tensor)
     batches = _batches(inputs, model, config)
-    mean_D, covariance_DD, sample_ND = _moments(sae, model, inputs, batches, name, track)
-
-    fired_F = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.W_dec.device)
-    k = max(1, min(round(float(active_count(sae, sample_ND).float().mean())), sae.cfg.d_in))
-    subjects = [sae_subject(sae)]
-    subjects += [make_control(c, sae, mean_D, covariance_DD, sample_ND, k, config.eval_seed) for c in config.controls]
-
-    collected: dict[str, list[dict[str, np.ndarray]]] = {subject.name: [] for subject in subjects}
     truth = classifier_labels(model, inputs, warn=True)  # in the classifier's numbering
-    behaviour = Behaviour(model, name, truth is not None) if config.functional else None
+    moments = _moments(model, inputs, batches, list(dict.fromkeys(places)), track)
+    trials = [_Trial(sae, place, moments[place], config) for (sae, _), place in zip(saes, places, strict=True)]
+    hooks = list(dict.fromkeys(place.hook for place in places))
     for picked in track(batches, "evaluating"):
         batch = inputs.tensor[picked].to(model.device)
         labels = truth[picked].to(model.device) if truth is not None else None
-        rows_ND = capture_rows(model, batch, [name])[name].float()
-        values_NK, indices_NK = sae.encode_sparse(rows_ND)
-        fired_F += torch.bincount(indices_NK[values_NK > 0], minlength=sae.cfg.d_sae)
-        baseline = behaviour.baseline(batch, labels, mean_D) if behaviour is not None else None
-        for subject in subjects:
-            stats = _reconstruction(subject, rows_ND, mean_D, len(batch))
-            if baseline is not None:
-                stats |= measure_behaviour(baseline, reconstruction_hook(subject))
-            collected[subject.name].append(stats)
+        run = CleanRun(model, batch, labels, hooks) if config.functional else None
+        cache = run.cache if run is not None else model.capture(batch, hooks)
+        ablated: dict[Place, dict[str, np.ndarray]] = {}
+        for trial in trials:
+            if run is not None and trial.place not in ablated:
+                ablated[trial.place] = _ablations(run, trial.place, trial.mean_D)
+            trial.add(batch, cache[trial.place.hook], run, ablated.get(trial.place, {}))
+    return [trial.result(model.ref, inputs.ref, len(inputs.tensor)) for trial in trials]
 
-    n_tokens = sum(int(stats["n"].sum()) for stats in collected["sae"])
-    density_F = fired_F.cpu().double().numpy() / n_tokens
-    rows = []
-    for subject in subjects:
-        arrays = {key: np.concatenate([s[key] for s in collected[subject.name]]) for key in collected[subject.name][0]}
-        metrics = _intervals(arrays, config)
-        if subject.name == "sae":
-            metrics["dead_fraction"] = (float((density_F == 0).mean()), None, None)
-        rows += _rows(subject, metrics, n_sequences=len(inputs.tensor), n_tokens=n_tokens)
-    return EvalResult(rows, density_F, config, model.ref, inputs.ref, sae.hash)
+
+@dataclass(frozen=True)
+class Place:
+    """Where an SAE is measured: a hook, and the positions that count."""
+
+    hook: str
+    positions: Positions
+
+    def rows(self, batch: Tensor, activation: Tensor) -> tuple[Tensor, Tensor]:
+        """Activations float32 [N, D] at the positions that count, and those positions, bool [B, T]."""
+        keep_BT = self.positions.mask(batch, activation.shape[1])
+        if not bool(torch.isfinite(activation).all()):
+            raise NonFiniteError(f"'{self.hook}' holds NaN or infinity; load the model in float32")
+        return activation.flatten(2)[keep_BT].float(), keep_BT
+
+
+class _Trial:
+    """One SAE and its controls, measured batch by batch."""
+
+    def __init__(self, sae: SAE, place: Place, moments: tuple[Tensor, Tensor, Tensor], config: EvalConfig) -> None:
+        self.sae, self.place, self.config = sae, place, config
+        self.mean_D, covariance_DD, sample_ND = moments
+        self.fired_F = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.W_dec.device)
+        k = max(1, min(round(float(encode_once(sae, sample_ND)[1].float().mean())), sae.cfg.d_in))
+        self.subjects = [sae_subject(sae, self.fired_F)]
+        for name in config.controls:
+            self.subjects.append(make_control(name, sae, self.mean_D, covariance_DD, sample_ND, k, config.eval_seed))
+        self.collected: dict[str, list[dict[str, np.ndarray]]] = {subject.name: [] for subject in self.subjects}
+
+    def add(self, batch: Tensor, activation: Tensor, run: CleanRun | None, ablated: dict[str, np.ndarray]) -> None:
+        """One batch; what is spliced in is the reconstruction that was measured."""
+        x_ND, keep_BT = self.place.rows(batch, activation)
+        for subject in self.subjects:
+            x_hat_ND, active_N = subject.reconstruct(x_ND)
+            stats = _reconstruction(x_ND, x_hat_ND, active_N, self.mean_D, keep_BT)
+            if run is not None:
+                other = run.patched(self.place.hook, put_rows(x_hat_ND, keep_BT))
+                stats |= run.sums | ablated | run.compare("spliced", other)
+            self.collected[subject.name].append(stats)
+
+    def result(self, model: Ref, data: Ref, n_sequences: int) -> EvalResult:
+        """Ratios and their intervals, over all batches."""
+        n_tokens = sum(int(stats["n"].sum()) for stats in self.collected["sae"])
+        density_F = self.fired_F.cpu().double().numpy() / n_tokens
+        rows = []
+        for subject in self.subjects:
+            parts = self.collected[subject.name]
+            metrics = _intervals({key: np.concatenate([s[key] for s in parts]) for key in parts[0]}, self.config)
+            if subject.name == "sae":
+                metrics["dead_fraction"] = (float((density_F == 0).mean()), None, None)
+            rows += _rows(subject, metrics, n_sequences=n_sequences, n_tokens=n_tokens)
+        return EvalResult(rows, density_F, self.config, model, data, self.sae.hash)
+
+
+def _ablations(run: CleanRun, place: Place, mean_D: Tensor) -> dict[str, np.ndarray]:
+    """Sums with 0, and with the mean, at the positions that count."""
+    _, keep_BT = place.rows(run.batch, run.cache[place.hook])
+    sums: dict[str, np.ndarray] = {}
+    for name, row_D in (("zero", torch.zeros_like(mean_D)), ("mean", mean_D)):
+        patch = put_rows(row_D.expand(int(keep_BT.sum()), -1), keep_BT)
+        sums |= run.compare(name, run.patched(place.hook, patch))
+    return sums
 
 
 def _batches(inputs: Inputs, model: HookedModel, config: EvalConfig) -> list[Tensor]:
@@ -206,29 +274,37 @@ def _batches(inputs: Inputs, model: HookedModel, config: EvalConfig) -> list[Ten
 
 
 def _moments(
-    sae: SAE, model: HookedModel, inputs: Inputs, batches: Sequence[Tensor], hook: str, track: Track
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean [D], covariance [D,D] (float64) and a sample of rows, from a pass that stops at the hook."""
-    total_D, products_DD, n, sample, sampled = None, None, 0, [], 0
-    for picked in track(batches, "measuring activations"):
-        rows = capture_rows(model, inputs.tensor[picked], [hook])[hook].float()
-        rows = sae.flatten_heads(rows)
-        double = rows.double()
-        total_D = double.sum(0) if total_D is None else total_D + double.sum(0)
-        products_DD = double.T @ double if products_DD is None else products_DD + double.T @ double
-        n += len(rows)
-        if sampled < SAMPLE_ROWS:
-            sample.append(rows[: SAMPLE_ROWS - sampled])
-            sampled += len(sample[-1])
-    if total_D is None or products_DD is None:
+    model: HookedModel, inputs: Inputs, batches: Sequence[Tensor], places: Sequence[Place], track: Track
+) -> dict[Place, tuple[Tensor, Tensor, Tensor]]:
+    """Mean [D], covariance [D,D] (float64) and a sample of rows of every place, from one pass that stops after the last."""
+    if not batches:
         raise ConfigError("there are no sequences to evaluate on; give more tokens or images")
-    mean_D = total_D / n
-    return mean_D.float(), products_DD / n - torch.outer(mean_D, mean_D), torch.cat(sample)
+    hooks = list(dict.fromkeys(place.hook for place in places))
+    totals: dict[Place, list[Tensor]] = {}
+    samples: dict[Place, list[Tensor]] = {place: [] for place in places}
+    for picked in track(batches, "measuring activations"):
+        batch = inputs.tensor[picked].to(model.device)
+        cache = model.capture(batch, hooks)
+        for place in places:
+            rows_ND, _ = place.rows(batch, cache[place.hook])
+            double = rows_ND.double()
+            sums = [double.sum(0), double.T @ double, torch.tensor(float(len(rows_ND)), dtype=torch.float64)]
+            totals[place] = [a + b for a, b in zip(totals[place], sums, strict=True)] if place in totals else sums
+            room = SAMPLE_ROWS - sum(len(part) for part in samples[place])
+            if room > 0:
+                samples[place].append(rows_ND[:room])
+    found = {}
+    for place, (total_D, products_DD, n) in totals.items():
+        mean_D = total_D / float(n)
+        covariance_DD = products_DD / float(n) - torch.outer(mean_D, mean_D)
+        found[place] = (mean_D.float(), covariance_DD, torch.cat(samples[place]))
+    return found
 
 
-def _reconstruction(subject: Subject, x_ND: Tensor, mean_D: Tensor, n_sequences: int) -> dict[str, np.ndarray]:
-    """Sums over each sequence, float64 [n_sequences], from which every ratio is made."""
-    x_hat_ND, active_N = subject.reconstruct(x_ND)
+def _reconstruction(
+    x_ND: Tensor, x_hat_ND: Tensor, active_N: Tensor, mean_D: Tensor, keep_BT: Tensor
+) -> dict[str, np.ndarray]:
+    """Sums over each sequence, float64 [B], from which every ratio is made."""
     centred_ND = x_ND - mean_D
     per_token = {
         "n": torch.ones(len(x_ND), device=x_ND.device),
@@ -238,12 +314,9 @@ def _reconstruction(subject: Subject, x_ND: Tensor, mean_D: Tensor, n_sequences:
         "cosine": torch.nn.functional.cosine_similarity(x_ND, x_hat_ND, dim=-1),
         "active": active_N,
     }
-    return {name: t.double().reshape(n_sequences, -1).sum(1).cpu().numpy() for name, t in per_token.items()}
-
-
-def reconstruction_hook(subject: Subject) -> HookFn:
-    """A hook function that puts the subject's reconstruction in place."""
-    return replace_rows(lambda x: subject.reconstruct(x.float())[0])
+    sequence_N = keep_BT.nonzero()[:, 0]
+    empty = torch.zeros(len(keep_BT), dtype=torch.float64, device=x_ND.device)
+    return {name: empty.index_add(0, sequence_N, t.double()).cpu().numpy() for name, t in per_token.items()}
 
 
 def _ratios(s: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

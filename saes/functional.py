@@ -1,12 +1,12 @@
 """What a model does with something else at a hook: cross-entropy, KL, accuracy, or the final state's direction.
 
 Language models are judged by next-token cross-entropy, classifiers by cross-entropy and accuracy on labels, and
-backbones (no classifier) by the cosine of their final CLS state with the clean one.
+backbones (no classifier) by the cosine of their final CLS state (the mean of their patches, where they have none).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from attlas.saes.splice import HookFn, replace_rows
+from attlas.interp.prefix_reuse import Prefix
+from attlas.saes.splice import HookFn
 
 if TYPE_CHECKING:
     from attlas.interp import HookedModel
@@ -22,113 +23,122 @@ if TYPE_CHECKING:
 Sums = dict[str, np.ndarray]
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """One batch, run clean and with zero and mean ablation.
+def kind_of(model: HookedModel, labelled: bool) -> str:
+    """ "language", "classifier", "unlabelled" (a classifier on images without labels) or "backbone"."""
+    if model.cfg.family != "vit":
+        return "language"
+    if not model.cfg.n_classes:
+        return "backbone"
+    return "classifier" if labelled else "unlabelled"
+
+
+class CleanRun:
+    """One batch run untouched, once for all SAEs, hooks and controls; patched runs go on from its residual stream.
+
+    Args:
+        model: the model.
+        batch: tokens [B, T] or pixels [B, C, H, W].
+        labels: of images, or None.
+        hooks: activations to keep.
 
     Attributes:
-        behaviour: of which model and hook.
-        batch: tokens or pixels.
-        labels: of images, or None.
+        cache: hook → activation.
         clean: output of the untouched model.
-        sums: the sums over each sequence that do not depend on the subject.
+        sums: the sums over each sequence that do not depend on what is spliced in.
     """
 
-    behaviour: Behaviour
-    batch: Tensor
-    labels: Tensor | None
-    clean: Tensor
-    sums: Sums
+    def __init__(self, model: HookedModel, batch: Tensor, labels: Tensor | None, hooks: Sequence[str]) -> None:
+        self.model, self.batch, self.labels = model, batch, labels
+        self.kind = kind_of(model, labels is not None)
+        self.cache: dict[str, Tensor] = {}
+        self.prefix: Prefix | None = None
 
+        def keep(activation: Tensor, name: str) -> Tensor:
+            self.cache[name] = activation.detach()
+            return activation
 
-@dataclass(frozen=True)
-class Behaviour:
-    """A model, a hook, and whether images have labels."""
+        with model.hooks(dict.fromkeys(hooks, keep)):
+            if self.kind == "language":
+                self.prefix = Prefix(model, batch)
+                self.clean = self.prefix.output
+            else:
+                self.clean = self._output(model(batch))
+        self.sums = self._clean_sums()
 
-    model: HookedModel
-    hook: str
-    labelled: bool
-
-    @property
-    def kind(self) -> str:
-        """ "language", "classifier", "unlabelled" (a classifier on images without labels) or "backbone"."""
-        if self.model.cfg.family != "vit":
-            return "language"
-        if not self.model.cfg.n_classes:
-            return "backbone"
-        return "classifier" if self.labelled else "unlabelled"
-
-    def run(self, batch: Tensor, patch: HookFn | None) -> Tensor:
+    def _output(self, output: Tensor) -> Tensor:
         """Logits; of a backbone the final CLS states, or the mean over its patches where it has none."""
-        if patch is None:
-            output = self.model(batch)
-        else:
-            with self.model.hooks({self.hook: patch}):
-                output = self.model(batch)
         if self.kind != "backbone":
             return output
         return output[:, 0] if self.model.cfg.n_prefix_tokens else output.mean(1)
 
-    def baseline(self, batch: Tensor, labels: Tensor | None, mean_D: Tensor) -> Baseline:
-        """Run the batch clean and with both ablations."""
-        clean = self.run(batch, None)
-        ones = torch.ones(len(batch))
-        positions = batch.shape[1] if self.kind == "language" else 1
-        sums: Sums = {"outputs": _numpy(ones * positions)}
-        if self.kind in ("language", "classifier"):
-            sums["predictions"] = _numpy(ones * (positions - 1 if self.kind == "language" else 1))
-            sums["ce_clean"] = self.cross_entropy(batch, labels, clean)
-        if self.kind == "classifier" and labels is not None:
-            sums["accuracy_clean"] = _numpy(clean.argmax(-1) == labels)
-        for name, patch in (
-            ("zero", replace_rows(torch.zeros_like)),
-            ("mean", replace_rows(lambda x: mean_D.to(x.dtype).expand_as(x))),
-        ):
-            sums |= self.compare(name, batch, labels, clean, self.run(batch, patch))
-        return Baseline(self, batch, labels, clean, sums)
+    def _clean_sums(self) -> Sums:
+        ones = torch.ones(len(self.batch))
+        n = self.batch.shape[1] if self.kind == "language" else 1
+        sums: Sums = {"outputs": _numpy(ones * n)}
+        if self.kind == "language":
+            sums |= {"predictions": _numpy(ones * (n - 1)), "ce_clean": self._language(None)[0]}
+        elif self.kind == "classifier":
+            assert self.labels is not None
+            sums |= {"predictions": _numpy(ones), "ce_clean": self._label_loss(self.clean)}
+            sums["accuracy_clean"] = _numpy(self.clean.argmax(-1) == self.labels)
+        return sums
 
-    def compare(self, name: str, batch: Tensor, labels: Tensor | None, clean: Tensor, other: Tensor) -> Sums:
+    def patched(self, hook: str, patch: HookFn) -> Tensor:
+        """Output with `patch` at the hook: logits, or the final CLS states of a backbone."""
+        parts = hook.split(".")
+        with self.model.hooks({hook: patch}):
+            if self.prefix is not None and hook.startswith("blocks.") and parts[2] in ("attn", "hook_attn_out", "mlp"):
+                layer = int(parts[1])
+                return self.prefix.run_from(layer, self.prefix.residual[layer], lambda logits: logits)[0]
+            return self._output(self.model(self.batch))
+
+    def compare(self, name: str, other: Tensor) -> Sums:
         """Sums over each sequence for an output `other`, under names that end in `name`."""
         if self.kind == "backbone":
             suffix = "" if name == "spliced" else f"_{name}"
-            return {f"output_cosine{suffix}": _numpy(cosine_similarity(clean.float(), other.float(), dim=-1))}
+            return {f"output_cosine{suffix}": _numpy(cosine_similarity(self.clean.float(), other.float(), dim=-1))}
         found: Sums = {}
-        if self.kind != "unlabelled":
-            found[f"ce_{name}"] = self.cross_entropy(batch, labels, other)
+        if self.kind == "language":
+            found[f"ce_{name}"], kl = self._language(other, kl=name != "mean")
+        else:
+            kl = kl_sums(self.clean, other)
+        if self.kind == "classifier":
+            found[f"ce_{name}"] = self._label_loss(other)
         if name != "mean":
-            found["kl" if name == "spliced" else f"kl_{name}"] = kl_sums(clean, other)
-            if self.kind == "classifier" and labels is not None:
-                found[f"accuracy_{name}"] = _numpy(other.argmax(-1) == labels)
+            found["kl" if name == "spliced" else f"kl_{name}"] = kl
+            if self.kind == "classifier":
+                found[f"accuracy_{name}"] = _numpy(other.argmax(-1) == self.labels)
         return found
 
-    def cross_entropy(self, batch: Tensor, labels: Tensor | None, logits: Tensor) -> np.ndarray:
-        """Summed over the predictions of each sequence, [B]."""
-        if labels is not None and self.kind == "classifier":
-            return _numpy(cross_entropy(logits.float(), labels, reduction="none"))
-        return np.array(
-            [
-                float(cross_entropy(row[:-1].float(), tokens[1:], reduction="sum"))
-                for row, tokens in zip(logits, batch, strict=True)
-            ]
-        )
+    def _label_loss(self, logits: Tensor) -> np.ndarray:
+        assert self.labels is not None
+        return _numpy(cross_entropy(logits.float(), self.labels, reduction="none"))
 
+    def _language(self, other: Tensor | None, kl: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        """(cross-entropy, KL(clean ‖ other)) summed over each sequence, one sequence at a time to save memory.
 
-def measure_behaviour(baseline: Baseline, patch: HookFn) -> Sums:
-    """All sums of a batch with `patch` at the hook, the baseline's included."""
-    behaviour = baseline.behaviour
-    other = behaviour.run(baseline.batch, patch)
-    spliced = behaviour.compare("spliced", baseline.batch, baseline.labels, baseline.clean, other)
-    return {**baseline.sums, **spliced}
+        With Z = log Σ exp: CE = Z − logit of the next token, KL = Σ p·(clean − other) − Z(clean) + Z(other); each logit
+        is read once, and no log-softmax is written.
+        """
+        losses, divergences = [], []
+        for row, tokens in enumerate(self.batch):
+            clean = self.clean[row].float()
+            logits = clean if other is None else other[row].float()
+            Z = logits.logsumexp(-1)
+            right = logits[:-1].gather(-1, tokens[1:, None]).squeeze(-1)
+            losses.append(float((Z[:-1] - right).double().sum()))
+            if other is not None and kl:
+                Z_clean = clean.logsumexp(-1)
+                p = (clean - Z_clean[:, None]).exp_()
+                expected = torch.linalg.vecdot(p, clean - logits)
+                divergences.append(float((expected - Z_clean + Z).double().sum()))
+        return np.array(losses), np.array(divergences)
 
 
 def kl_sums(clean: Tensor, other: Tensor) -> np.ndarray:
-    """KL(clean ‖ other) summed over the positions of each sequence, [B]; one sequence at a time, to save memory."""
-    sums = []
-    for p_logits, q_logits in zip(clean, other, strict=True):
-        log_p = torch.log_softmax(p_logits.float(), -1)
-        log_q = torch.log_softmax(q_logits.float(), -1)
-        sums.append(float((log_p.exp() * (log_p - log_q)).sum()))
-    return np.array(sums)
+    """KL(clean ‖ other) of each image's class probabilities, [B]."""
+    log_p, log_q = torch.log_softmax(clean.float(), -1), torch.log_softmax(other.float(), -1)
+    return _numpy((log_p.exp() * (log_p - log_q)).sum(-1))
 
 
 def _numpy(values: Tensor) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ def train_loop(
     *,
     folder: Path | None = None,
     resume: bool = False,
+    identity: Mapping[str, str] | None = None,
     track: Track = no_track,
     on_step: OnStep | None = None,
 ) -> History:
@@ -64,13 +65,15 @@ def train_loop(
         config: schedule and sizes.
         folder: for `training.jsonl` and checkpoints; None keeps neither.
         resume: go on from the folder's checkpoint, when it has one.
+        identity: hashes of model and data, kept in the checkpoint; going on with others is refused.
         track: progress bar.
         on_step: told of every step.
 
     Raises:
+        ConfigError: the checkpoint is of another configuration, model or data.
         NonFiniteError: a loss is NaN or infinite; the folder's checkpoint is of an earlier, finite step.
     """
-    record = jsonable(config)
+    record = jsonable(config) | dict(identity or {})
     start, rows = restore_checkpoint(folder, trainees, buffer, record) if folder is not None and resume else (0, [])
     history = History(folder, rows)
     saved = start

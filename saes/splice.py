@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
 from attlas.saes.base import SAE
@@ -15,12 +16,13 @@ from attlas.saes.base import SAE
 HookFn = Callable[[Tensor, str], Tensor]
 
 
-def replace_rows(function: Callable[[Tensor], Tensor]) -> HookFn:
-    """A hook function that maps activations as rows [N, D] and restores their shape."""
+def put_rows(rows_ND: Tensor, keep_BT: Tensor) -> HookFn:
+    """A hook function that puts rows [N, D] in place at the N positions of bool [B, T], and leaves the others."""
 
     def hook(activation: Tensor, name: str) -> Tensor:
-        n_tokens = activation.shape[0] * activation.shape[1]
-        return function(activation.reshape(n_tokens, -1)).reshape(activation.shape).to(activation.dtype)
+        changed = activation.clone(memory_format=torch.contiguous_format)
+        changed.view(*keep_BT.shape, -1)[keep_BT] = rows_ND.to(changed.dtype)
+        return changed
 
     return hook
 

@@ -30,6 +30,7 @@ from attlas.data.workspace import Ref
 from attlas.errors import CheckpointError, ConfigError, WorkspaceError
 from attlas.saes.activations import Rows, capture_rows
 from attlas.saes.buffer import Source
+from attlas.saes.positions import positions_for
 from attlas.saes.sources import Inputs
 from attlas.saes.train_config import TrainConfig
 
@@ -142,20 +143,22 @@ def _is_shard(path: Path) -> bool:
 
 def _wanted(model: HookedModel, inputs: Inputs, hooks: Sequence[str], config: TrainConfig) -> dict[str, Any]:
     """What a store must hold so that training on it equals training on the model itself."""
+    positions = positions_for(model, config.skip_positions, config.exclude_tokens)
     return {
         "format": FORMAT,
         "model": model.weight_hash,
         "data": inputs.ref.hash,
         "hooks": list(hooks),
         "dtype": config.activation_dtype,
-        "skip_positions": config.skip_positions,
+        "skip_positions": positions.skip,
+        "exclude_tokens": list(positions.names),
         "inputs": len(inputs.tensor),
     }
 
 
 def _agree(folder: Path, manifest: dict[str, Any], wanted: dict[str, Any]) -> None:
     for key, value in wanted.items():
-        if manifest.get(key) != value:
+        if manifest.get(key, [] if key == "exclude_tokens" else None) != value:
             raise ConfigError(
                 f"the activation store '{folder}' has {key}={manifest.get(key)!r}, this run needs {value!r}; "
                 "give another folder or delete it"
@@ -173,11 +176,13 @@ def _write(
 ) -> dict[str, Any]:
     """Capture everything once. The size is known, stated and compared with the free disk before the first shard."""
     check_store(folder)
+    positions = positions_for(model, config.skip_positions, config.exclude_tokens)
+    positions.require_some(inputs.tensor)
     dtype = getattr(torch, config.activation_dtype)
     batches = inputs.tensor.split(config.capture_batch)
     plan = {**wanted, "capture_batch": config.capture_batch}
     done = _finished(folder, plan)
-    probe = capture_rows(model, batches[0], hooks, config.skip_positions)
+    probe = capture_rows(model, batches[0], hooks, positions)
     a_row = sum(rows.shape[-1] for rows in probe.values()) * dtype.itemsize
     needed = a_row * len(next(iter(probe.values()))) // len(batches[0]) * len(inputs.tensor)
     left = needed * (len(batches) - len(done)) // len(batches)
@@ -193,7 +198,7 @@ def _write(
     for number, batch in enumerate(track(batches, f"writing {needed / 1e9:.2f} GB of activations", len(batches))):
         if number < len(done):
             continue
-        rows = capture_rows(model, batch, hooks, config.skip_positions)
+        rows = capture_rows(model, batch, hooks, positions)
         path = folder / f"shard-{number:05d}.safetensors"
         with atomic_path(path) as temporary:
             save_file({name: r.to(dtype).cpu().contiguous() for name, r in rows.items()}, temporary)
@@ -263,6 +268,7 @@ def adopt_store(config: TrainConfig, given: Collection[str] | None = None) -> Tr
         name: settings[name] for name in ("model", "text", "column", "split", "images", "seq_len") if name in settings
     }
     there |= {"activation_dtype": manifest.get("dtype"), "skip_positions": manifest.get("skip_positions")}
+    there["exclude_tokens"] = tuple(manifest.get("exclude_tokens") or ())
     default = TrainConfig()
     set_here = given if given is not None else [n for n in there if getattr(config, n) != getattr(default, n)]
     odd = [name for name in there if name in set_here and name != "model" and getattr(config, name) != there[name]]
@@ -270,7 +276,7 @@ def adopt_store(config: TrainConfig, given: Collection[str] | None = None) -> Tr
     hooks_given = "hooks" in given if given is not None else config.hooks != default.hooks
     missing = [hook for hook in config.hooks if not fnmatch.filter(held, hook)] if hooks_given else []
     if odd or missing:
-        use = [f"--{name.replace('_', '-')} {there[name]}" for name in odd] + (
+        use = [f"--{name.replace('_', '-')} {_typed(there[name])}" for name in odd] + (
             [f"--hooks {' '.join(held)}"] * bool(missing)
         )
         raise ConfigError(
@@ -280,6 +286,10 @@ def adopt_store(config: TrainConfig, given: Collection[str] | None = None) -> Tr
     taken = {name: value for name, value in there.items() if name not in set_here}
     hooks = tuple(hook for hook in held if any(fnmatch.fnmatch(hook, p) for p in config.hooks)) if hooks_given else held
     return dataclasses.replace(config, **taken, hooks=tuple(hooks))
+
+
+def _typed(value: Any) -> str:
+    return " ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def stored_inputs(config: TrainConfig) -> Inputs | None:

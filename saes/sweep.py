@@ -18,6 +18,7 @@ from attlas.saes.activations import match_hooks
 from attlas.saes.base import SAE
 from attlas.saes.evaluation import EvalConfig, evaluate
 from attlas.saes.history import History
+from attlas.saes.identity import identity
 from attlas.saes.loop import OnStep, train_loop
 from attlas.saes.sources import HELD_OUT, Inputs, held_out, load_inputs, train_and_held_out
 from attlas.saes.store import adopt_store, stored_inputs
@@ -184,10 +185,13 @@ def sweep_saes(
     for hook, (name, variant) in itertools.product(hooks, variants):
         full = f"{hook}-{name}"
         variant_of[full] = variant
-        trainees.append(start_trainee(full, hook, model, sample[hook], variant))
+        trainees.append(start_trainee(full, hook, model, sample[hook], variant, inputs.ref))
 
     kept = Path(folder) if folder is not None else None
-    history = train_loop(trainees, buffer, train, folder=kept, resume=resume, track=track, on_step=on_step)
+    same = identity(model, inputs.ref) if kept is not None else None
+    history = train_loop(
+        trainees, buffer, train, folder=kept, resume=resume, identity=same, track=track, on_step=on_step
+    )
     saes = {trainee.name: trainee.finish() for trainee in trainees}
     val = val or held_out(model, n_tokens=HELD_OUT[0], n_images=HELD_OUT[1], seq_len=train.seq_len, seed=train.seed)
     evaluation = evaluation or EvalConfig(controls=(), n_bootstrap=0)

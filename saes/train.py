@@ -18,7 +18,9 @@ from attlas.saes.activations import head_shape, match_hooks
 from attlas.saes.base import SAE
 from attlas.saes.buffer import MixingBuffer
 from attlas.saes.history import TRAINING, History
+from attlas.saes.identity import identity
 from attlas.saes.loop import OnStep, train_loop
+from attlas.saes.positions import positions_for
 from attlas.saes.sources import Inputs, as_hooked, load_inputs, model_source
 from attlas.saes.store import adopt_store, store_source, stored_inputs
 from attlas.saes.train_config import TrainConfig
@@ -135,14 +137,23 @@ def train_sae(
     inputs = Inputs.of(data) if data is not None else stored_inputs(config) or load_inputs(model, config)
     buffer = make_buffer(model, inputs, hooks, config, track)
     sample = buffer.peek(SAMPLE_TOKENS)
-    trainees = [start_trainee(hook, hook, model, sample[hook], config) for hook in hooks]
+    trainees = [start_trainee(hook, hook, model, sample[hook], config, inputs.ref) for hook in hooks]
 
     if on_step is None:
         from attlas.saes.live import notebook_curve
 
         on_step = notebook_curve()
     kept = Path(folder) if folder is not None else None
-    history = train_loop(trainees, buffer, config, folder=kept, resume=resume, track=track, on_step=on_step)
+    history = train_loop(
+        trainees,
+        buffer,
+        config,
+        folder=kept,
+        resume=resume,
+        identity=identity(model, inputs.ref) if kept is not None else None,
+        track=track,
+        on_step=on_step,
+    )
     return TrainResult(
         saes={trainee.hook: trainee.finish() for trainee in trainees},
         config=config,
@@ -163,9 +174,12 @@ def make_buffer(
     return MixingBuffer(source, config.buffer_tokens, config.seed, getattr(torch, config.activation_dtype))
 
 
-def start_trainee(name: str, hook: str, model: HookedModel, sample_ND: torch.Tensor, config: TrainConfig) -> Trainee:
+def start_trainee(
+    name: str, hook: str, model: HookedModel, sample_ND: torch.Tensor, config: TrainConfig, data: Ref
+) -> Trainee:
     """A new SAE for a hook, initialised from a sample of its activations."""
     n_heads, d_head = head_shape(model, hook)
+    positions = positions_for(model, config.skip_positions, config.exclude_tokens)
     cfg = config.sae_config(
         sample_ND.shape[-1],
         hook_name=hook,
@@ -174,6 +188,10 @@ def start_trainee(name: str, hook: str, model: HookedModel, sample_ND: torch.Ten
         n_heads=n_heads,
         d_head=d_head,
         context_size=None if model.cfg.family == "vit" else model.cfg.sequence_length(config.seq_len),
+        data_name=data.name,
+        data_hash=data.hash,
+        skip_positions=positions.skip,
+        exclude_tokens=positions.names,
     )
     return Trainee.start(
         name,

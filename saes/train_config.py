@@ -43,8 +43,10 @@ class TrainConfig:
     """Activations to train on, in all; the data is gone through again when it has fewer."""
     seq_len: int = 256
     """Length of each packed sequence, BOS included; cut to the model's context window."""
-    skip_positions: int = 0
-    """Leading positions (BOS, CLS) left out of training."""
+    skip_positions: int | None = None
+    """Leading positions left out of training; None leaves out the BOS of text and nothing of images."""
+    exclude_tokens: tuple[str, ...] = ()
+    """Tokens whose positions are left out of training: bos, eos, pad, sep, token strings or ids."""
     seed: int = 0
     """Seed of data order, mixing and initial weights."""
     batch_size: int = 1024
@@ -112,7 +114,7 @@ class TrainConfig:
             raise ConfigError(f"d_sae={self.d_sae} must be at least 1")
         if self.lr is not None and self.lr <= 0:
             raise ConfigError(f"lr={self.lr} must be above 0")
-        if self.skip_positions < 0 or self.skip_positions >= self.seq_len:
+        if self.skip_positions is not None and not 0 <= self.skip_positions < self.seq_len:
             raise ConfigError(
                 f"skip_positions={self.skip_positions} must be from 0 to seq_len − 1 = {self.seq_len - 1}"
             )
@@ -153,7 +155,7 @@ class TrainConfig:
         warm = round(self.sparsity_warmup * self.n_steps)
         return min(1.0, (step + 1) / warm) if warm else 1.0
 
-    def sae_config(self, d_in: int, **provenance: str | int | None) -> SAEConfig:
+    def sae_config(self, d_in: int, **provenance: str | int | tuple[str, ...] | None) -> SAEConfig:
         """The configuration of an SAE on a hook of width d_in.
 
         Raises:

@@ -30,8 +30,10 @@ class Args(TextArgs, ModelArgs):
     """Seed of the order of the text."""
     store_dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """bfloat16, float16 or float32."""
-    skip_positions: int = 1
-    """Leading positions (BOS, CLS) to leave out."""
+    skip_positions: int | None = None
+    """Leading positions to leave out; None leaves out the BOS of text and nothing of images."""
+    exclude_tokens: tuple[str, ...] = ()
+    """Tokens whose positions are left out: bos, eos, pad, sep, token strings or ids."""
     json: bool = False
     """Print the result as JSON on stdout (progress stays on stderr)."""
 
@@ -58,6 +60,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         seq_len=args.seq_len,
         seed=args.seed,
         skip_positions=args.skip_positions,
+        exclude_tokens=args.exclude_tokens,
         activation_dtype=args.store_dtype,
         store=args.to,
     )

@@ -40,7 +40,7 @@ class Args(TextArgs, ModelArgs, OutArgs):
 
 
 def run(args: Args, out: Output) -> dict[str, Any]:
-    from attlas.saes.evaluation import evaluate
+    from attlas.saes.evaluation import evaluate_all
     from attlas.saes.sources import held_out
 
     workspace = open_workspace(args)
@@ -62,8 +62,9 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     parent = targets[0][1]
     if parent is not None and parent.data is not None and parent.data.name == data.ref.name:
         warnings.warn(f"'{data.ref.name}' is what {parent.id} was trained on, not held out from it", stacklevel=1)
-    for sae, parent in targets:
-        result = evaluate(sae.to(model.device), model, data, args.evaluation, hook=args.hook, track=out.track)
+    saes = [(sae.to(model.device), args.hook) for sae, _ in targets]
+    measured = evaluate_all(saes, model, data, args.evaluation, track=out.track)
+    for (sae, parent), result in zip(targets, measured, strict=True):
         record = result.save(workspace, parents=(parent.id,) if parent else ())
         _show(result, args.hook or sae.cfg.hook_name, sae, model.name, out)
         results[record.id] = {"summary": result.summary(), "evaluation": result.rows}

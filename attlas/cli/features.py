@@ -116,7 +116,10 @@ def _survey(args: Args, out: Output) -> dict[str, Any]:
     saes = {hook: load_sae(str(workspace.folder(r))).to(model.device) for hook, r in runs.items()}
     families = {hook: families_of(workspace, r) for hook, r in runs.items()}
     config = HeadSurveyConfig(
-        batch_size=args.config.batch_size, skip_positions=args.config.skip_positions, seed=args.config.seed
+        batch_size=args.config.batch_size,
+        skip_positions=args.config.skip_positions,
+        exclude_tokens=args.config.exclude_tokens,
+        seed=args.config.seed,
     )
     result = head_survey(model, saes, data, config, families=families, track=out.track)
     saved = result.save(workspace, model.ref, data.ref, parents=tuple(r.id for r in runs.values()))
@@ -165,7 +168,10 @@ def _match(args: Args, out: Output) -> dict[str, Any]:
     first, second = (load_sae(s).to(model.device) for s in (source, other_source))
     data = load_data(model, args, args.config.seed)
     config = MatchingConfig(
-        batch_size=args.config.batch_size, skip_positions=args.config.skip_positions, seed=args.config.seed
+        batch_size=args.config.batch_size,
+        skip_positions=args.config.skip_positions,
+        exclude_tokens=args.config.exclude_tokens,
+        seed=args.config.seed,
     )
     result = sae_matching(model, first, second, data, config, hook=args.hook, track=out.track)
     saved = result.save(workspace, model.ref, data.ref, tuple(p.id for p in (parent, other_parent) if p is not None))

@@ -77,6 +77,7 @@ def save(sae: SAE, folder: Path) -> Path:
             "model_name": cfg.model_name or None,
             "hook_name": cfg.hook_name or None,
             "context_size": cfg.context_size,
+            "dataset_path": cfg.data_name or None,
             "attlas": {"format": FORMAT_VERSION, "version": __version__, "config": cfg.to_json()},
         },
     }

@@ -353,7 +353,7 @@ def test_image_features_have_patches(vit_mini: HookedModel, glyphs: ImageDataset
 
 def test_bad_input(gpt2_mini: HookedModel, val_tokens: TokenDataset) -> None:
     nameless = SAE.create(SAEConfig(d_in=192, d_sae=16, k=2))
-    with pytest.raises(ConfigError, match="give the hook"):
+    with pytest.raises(ConfigError, match="give hook="):
         features(gpt2_mini, nameless, val_tokens, CONFIG)
     with pytest.raises(ConfigError, match="n_related 0"):
         FeaturesConfig(n_related=0)

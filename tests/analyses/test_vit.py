@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
 from attlas.analyses.bootstrap import bootstrap_mean
-from attlas.analyses.prefix_reuse import entering, last_layer_for_prefix, reads_prefix_alone
+from attlas.interp.prefix_reuse import entering, last_layer_for_prefix, reads_prefix_alone
 from attlas.analyses.vit import VitConfig, vit
 from attlas.analyses.vit_importance import head_importance, jensen_shannon
 from attlas.analyses.vit_strength import head_strength

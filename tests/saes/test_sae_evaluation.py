@@ -30,7 +30,8 @@ REF = Ref("test", "0" * 16)
 
 def make_sae(rows: torch.Tensor, k: int = 24, d_sae: int = 400, **more: object) -> SAE:
     """A TopK SAE trained for a moment on the rows it is tested on."""
-    sae = SAE.create(SAEConfig(d_in=192, d_sae=d_sae, k=k, hook_name=HOOK, n_heads=6, d_head=32, **more))
+    facts = {"hook_name": HOOK, "n_heads": 6, "d_head": 32, "skip_positions": 0}
+    sae = SAE.create(SAEConfig(d_in=192, d_sae=d_sae, k=k, **facts, **more))
     initialise(sae, rows, torch.Generator().manual_seed(0), active_subspace=True)
     optimizer = torch.optim.Adam(sae.parameters(), lr=3e-3)
     for _ in range(60):

@@ -234,7 +234,6 @@ BAD_VALUES: list[dict[str, Any]] = [
     {"model_name": {}},
     {"n_heads": "3"},
     {"n_heads": 5, "d_head": 5},
-    {"d_head": 0},
     {"context_size": -4},
     {"strange": 1},
 ]

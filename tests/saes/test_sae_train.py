@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 GLOB = "blocks.*.attn.hook_z"
 SMALL = TrainConfig(
-    hooks=(GLOB,), d_sae=256, k=8, n_tokens=10_000, batch_size=256, buffer_tokens=4096, lr=3e-3, log_every=5
+    hooks=(GLOB,),
+    skip_positions=0,
+    d_sae=256,
+    k=8,
+    n_tokens=10_000,
+    batch_size=256,
+    buffer_tokens=4096,
+    lr=3e-3,
+    log_every=5,
 )
 
 

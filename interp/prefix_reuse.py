@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attlas.interp import HookedModel
+from attlas.interp.model import HookedModel
 from attlas.interp.suffix import Suffix
 
 
