@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
 from attlas.analyses.bootstrap import bootstrap_mean
-from attlas.interp.prefix_reuse import entering, last_layer_for_prefix, reads_prefix_alone
 from attlas.analyses.vit import VitConfig, vit
 from attlas.analyses.vit_importance import head_importance, jensen_shannon
 from attlas.analyses.vit_strength import head_strength
@@ -20,6 +19,7 @@ from attlas.data.images import ImageDataset
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel, load_model
+from attlas.interp.prefix_reuse import entering, last_layer_for_prefix, reads_prefix_alone
 from attlas.interp.suffix import Suffix
 
 
