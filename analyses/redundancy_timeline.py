@@ -150,7 +150,9 @@ def redundancy_timeline(
             raise CheckpointError(f"'{checkpoint.folder}' is {here} (family, layers, width); the first is {shape}")
         dataset = dataset if dataset is not None else data(model)
         results.append(redundancy(model, dataset, config))
-        text = isinstance(dataset, TokenDataset)
-        measurable = model.has_head if text else classifier_labels(model, dataset) is not None
+        if isinstance(dataset, TokenDataset):
+            measurable = model.has_head
+        else:
+            measurable = classifier_labels(model, dataset) is not None
         losses.append(quality(model, dataset, config.batch_size)[0] if measurable else float("nan"))
     return RedundancyTimelineResult(checkpoints, tuple(results), tuple(losses), model.ref, config)

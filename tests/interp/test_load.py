@@ -73,6 +73,10 @@ def test_a_config_without_architectures_is_read_from_its_weights(tmp_path: Path)
     for name, module in (("gpt2 base", _gpt2().transformer), ("llama base", _llama().model)):
         model = load_model(_save(module, tmp_path / name, architectures=...), device="cpu")
         assert not model.has_head
+    shutil.copytree(EMBEDDED_DIR / "vit-mini", tmp_path / "vit")
+    assert load_model(_edit(tmp_path / "vit", architectures=...), device="cpu").cfg.n_classes == 36
+    with pytest.raises(CheckpointError, match=r"holds classifier weights.*\[\"ViTForImageClassification\"\]"):
+        load_model(_edit(tmp_path / "vit", architectures=["ViTModel"]))
     with pytest.raises(CheckpointError, match=r"holds lm_head weights.*\[\"LlamaForCausalLM\"\]"):
         load_model(_edit(tmp_path / "untied", architectures=["LlamaModel"]))
     with pytest.raises(UnsupportedModelError, match="no HouseModel"):
