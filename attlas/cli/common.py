@@ -88,7 +88,7 @@ class Output:
 
     def say(self, message: str) -> None:
         """One line of news."""
-        self.console.print(message)
+        self.console.print(message, soft_wrap=True)  # a run id that is broken in two cannot be pasted
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
         """A small result table for reading; `--json` holds the same numbers in full."""
