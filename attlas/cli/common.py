@@ -252,7 +252,7 @@ def run_verb(verb: str, module: ModuleType, argv: Sequence[str]) -> int:
 
         print(json.dumps(jsonable(result), ensure_ascii=False, allow_nan=False))
     moved = _moved(verb)
-    if line := next_line(verb, args, result):
+    if not moved and (line := next_line(verb, args, result)):
         print(line, file=sys.stderr)
     return moved or int(getattr(module, "STATUS", _ok)(result))
 
