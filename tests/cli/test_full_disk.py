@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from attlas import cli
 from attlas.cli import main
 from attlas.data.workspace import Workspace
 from attlas.saes import load_sae
@@ -45,8 +48,9 @@ def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **more: object) -> None:
         raise AssertionError("a model was opened")
 
+    for info in pkgutil.iter_modules(cli.__path__, "attlas.cli."):
+        importlib.import_module(info.name)  # none may keep what is patched here
     monkeypatch.setattr("attlas.interp.load_model", refuse)
-    monkeypatch.setattr("attlas.cli.common.open_model", refuse)
 
 
 @pytest.mark.usefixtures("_no_model")
