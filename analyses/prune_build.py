@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attlas.analyses.drop_selection import Drop
+from attlas.analyses.drop_selection import Drop, masked
+from attlas.analyses.prune_config import check_layer_fields, drop_layers, silent_layer_types
 from attlas.analyses.prune_heads import HeadPlan, narrow, plan_heads, silence_heads
 from attlas.errors import CheckpointError, ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel
@@ -22,17 +23,40 @@ from attlas.interp.anatomy import LayerParts
 
 FORMATS = ("stock", "compact")
 MODELING = "modeling_attlas_pruned"
-# stock class → (config, model, auto class) of the compact form
-COMPACT = {
-    "GPT2LMHeadModel": ("PrunedGPT2Config", "PrunedGPT2LMHeadModel", "AutoModelForCausalLM"),
-    "LlamaForCausalLM": ("PrunedLlamaConfig", "PrunedLlamaForCausalLM", "AutoModelForCausalLM"),
-    "ViTForImageClassification": (
-        "PrunedViTConfig",
-        "PrunedViTForImageClassification",
-        "AutoModelForImageClassification",
-    ),
-    "Dinov2Model": ("PrunedDinov2Config", "PrunedDinov2Model", "AutoModel"),
-}
+# |Δ| of logits allowed between the masked and the pruned model, as a share of the largest logit
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+
+def compact_auto(hf: Any) -> str | None:
+    """The auto class that opens the compact form of this stock model; None where it has none."""
+    from attlas.interp import modeling_attlas_pruned as modeling
+
+    classes = modeling.CLASSES.get(type(hf.config).__name__, {})
+    return classes.get(type(hf).__name__) if hasattr(modeling, "Pruned" + type(hf).__name__) else None
+
+
+def check_format(model: HookedModel, format: str, target: str | None = None) -> None:
+    """Refuse, before any work, what cannot be built in this format whatever is dropped.
+
+    Args:
+        target: what will go: attn, mlp, joint, block, head, group; None where that is not known.
+
+    Raises:
+        ConfigError: the format is unknown.
+        UnsupportedModelError: layers share their KV cache, the model has no compact form, or a config field that lists
+            layers is unknown and blocks are to go.
+    """
+    if format not in FORMATS:
+        raise ConfigError(f"format '{format}' is unknown; choose {', '.join(FORMATS)}")
+    config = model.hf.config
+    if shared := getattr(config, "num_kv_shared_layers", 0):
+        raise UnsupportedModelError(
+            f"{model.name} has {shared} layers that share the KV cache of others; dropping one would starve them"
+        )
+    if target in (None, "block"):
+        check_layer_fields(config, model.name)
+    if format == "compact" and target != "block" and compact_auto(model.hf) is None:
+        raise UnsupportedModelError(f"{type(model.hf).__name__} has no compact form; use --format stock")
 
 
 def check_prunable(model: HookedModel, drop: Drop, format: str) -> None:
@@ -41,28 +65,16 @@ def check_prunable(model: HookedModel, drop: Drop, format: str) -> None:
     Raises:
         ConfigError: nothing is dropped, no attention would stay, or the format is unknown.
         LayerRangeError: a layer or head is not there.
-        UnsupportedModelError: KV layers are shared between layers, or there is no compact form.
+        UnsupportedModelError: see `check_format`.
     """
-    if format not in FORMATS:
-        raise ConfigError(f"format '{format}' is unknown; choose {', '.join(FORMATS)}")
+    check_format(model, format, "block" if not (drop.attn or drop.mlp or drop.heads) else "attn")
+    if drop.blocks:
+        check_layer_fields(model.hf.config, model.name)
     drop.check(model)
     if not drop:
         raise ConfigError("nothing to drop; name attention, MLP, blocks or heads")
     if kept_attention(model, drop, format) < 1:
         raise ConfigError(f"all {model.cfg.n_layers} attention layers would go; keep at least one")
-    config = model.hf.config
-    if shared := getattr(config, "num_kv_shared_layers", 0):
-        raise UnsupportedModelError(
-            f"{model.name} has {shared} layers that share the KV cache of others; dropping one would starve them"
-        )
-    if format == "compact" and (drop.attn or drop.mlp or drop.heads):
-        name = type(model.hf).__name__
-        if name not in COMPACT:
-            raise UnsupportedModelError(f"{name} has no compact form (only {', '.join(COMPACT)}); use --format stock")
-        if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-            raise UnsupportedModelError(
-                f"{model.name} scales attention by layer index, which pruning changes; use --format stock"
-            )
 
 
 def kept_attention(model: HookedModel, drop: Drop, format: str) -> int:
@@ -73,37 +85,87 @@ def kept_attention(model: HookedModel, drop: Drop, format: str) -> int:
 def build(model: HookedModel, drop: Drop, format: str = "compact") -> tuple[Any, str]:
     """(pruned Hugging Face module, its format); the dense model is not changed.
 
-    The format comes back as "stock" where stock code can express the drop in full (whole blocks, say).
+    The format comes back as "stock" where stock code can express the drop in full (whole blocks, say). The outputs are
+    compared with those of the masked model on a few random inputs.
 
     Raises:
         ConfigError, LayerRangeError, UnsupportedModelError: see `check_prunable`.
+        CheckpointError: the pruned model is another function than the masked one.
     """
     check_prunable(model, drop, format)
     hf = _shortened(model.hf, drop.blocks)
-    counts = _cut_heads(model, hf, drop, format)
-    if format == "compact" and (drop.attn or drop.mlp or counts):
-        return _compact(hf, drop, counts).eval(), "compact"
-    _silence(hf, drop)
-    return hf.eval(), "stock"
+    kept = _cut_heads(model, hf, drop, format)
+    if format == "compact" and (drop.attn or drop.mlp or kept):
+        hf, format = _compact(hf, drop, kept), "compact"
+    else:
+        _silence(hf, drop)
+        format = "stock"
+    hf.eval()
+    _compare(model, drop, hf)
+    return hf, format
+
+
+def probe(model: HookedModel) -> Tensor:
+    """A few random inputs to compare models on: tokens int64 [2, T], longer than a short window, or pixels [2, C, H, W]."""
+    draw = torch.Generator().manual_seed(0)
+    cfg = model.cfg
+    if cfg.family == "vit":
+        return torch.randn(2, getattr(model.hf.config, "num_channels", 3), *cfg.image_size, generator=draw)
+    window = getattr(model.hf.config, "sliding_window", None) or 0
+    length = min(cfg.n_ctx, window + 8 if window <= 256 else 16)
+    return torch.randint(0, cfg.d_vocab, (2, length), generator=draw)
+
+
+@torch.no_grad()
+def _compare(model: HookedModel, drop: Drop, hf: Any) -> None:
+    inputs = probe(model)
+    with masked(model, drop):
+        expected = model(inputs)
+    far = difference(forward_logits(hf, inputs), expected)
+    if not far <= TOLERANCE[model.dtype]:
+        raise CheckpointError(
+            f"the pruned {model.name} differs from the masked model by {far:.2g} of its largest output; "
+            "this layout of its family cannot be pruned here"
+        )
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    """Largest |Δ| as a share of the largest expected value (of 1 where that is smaller)."""
+    expected = expected.to(found.device).double()
+    if found.shape != expected.shape:
+        return float("inf")
+    return float((found.double() - expected).abs().max() / expected.abs().max().clamp_min(1.0))
 
 
 def _shortened(hf: Any, blocks: Sequence[int]) -> Any:
     """A copy without these blocks, its config and cache slots renumbered."""
-    from attlas.analyses.prune_modeling import blocks_of
+    from attlas.interp.modeling_attlas_pruned import blocks_of
 
     model = copy.deepcopy(hf)
+    if not blocks:
+        return model
     layers = blocks_of(model)
+    kept = [index for index in range(len(layers)) if index not in blocks]
     for index in sorted(blocks, reverse=True):
         del layers[index]
     for index, block in enumerate(layers):
         for module in block.modules():
             if hasattr(module, "layer_idx"):
                 setattr(module, "layer_idx", index)  # noqa: B010 - an attribute nn.Module does not declare
-    config = model.config
-    config.num_hidden_layers = len(layers)
-    if kinds := getattr(config, "layer_types", None):
-        config.layer_types = [kind for index, kind in enumerate(kinds) if index not in blocks]
+    if getattr(model.config, "scale_attn_by_inverse_layer_idx", False):
+        for index, (old, block) in enumerate(zip(kept, layers, strict=True)):
+            _fold_scale(block.attn, (index + 1) / (old + 1))
+    drop_layers(model.config, kept)
     return model
+
+
+@torch.no_grad()
+def _fold_scale(attn: Any, ratio: float) -> None:
+    """GPT-2 that divides scores by its layer's number: the new number's factor is taken out of the queries."""
+    attn.scaling /= ratio
+    width = attn.c_attn.weight.shape[1] // 3
+    attn.c_attn.weight[:, :width] *= ratio
+    attn.c_attn.bias[:width] *= ratio
 
 
 def _renumber(layers: Sequence[int], blocks: Sequence[int]) -> list[int]:
@@ -116,41 +178,63 @@ def _parts(hf: Any) -> tuple[LayerParts, ...]:
     return describe(hf).layers
 
 
-def _cut_heads(model: HookedModel, hf: Any, drop: Drop, format: str) -> list[list[int]]:
-    """Silence and cut heads in `hf`; [heads, kv heads] of every layer for the compact config, [] where none differ."""
+Kept = tuple[list[list[int]], list[list[int]]]
+
+
+def _cut_heads(model: HookedModel, hf: Any, drop: Drop, format: str) -> Kept | None:
+    """Silence and cut heads in `hf`; kept heads and kv heads of every layer for the compact config, None where all stay."""
     if not drop.heads:
-        return []
-    parts = _parts(hf)
+        return None
+    cfg, parts = model.cfg, _parts(hf)
     gone: dict[int, list[int]] = {index: [] for index in range(len(parts))}
     for layer, head in drop.heads:
         for index in _renumber((layer,), drop.blocks):
             gone[index].append(head)
-    plans = [plan_heads(model.cfg, gone[index]) for index in gone]
+    plans = [plan_heads(cfg, gone[index]) for index in gone]
     sizes = {(len(plan.keep), len(plan.keep_kv)) for plan in plans}
-    uniform = len(sizes) == 1 and model.cfg.family in ("llama", "vit")
+    uniform = len(sizes) == 1 and _expressible(hf.config, cfg.d_head, *next(iter(sizes)))
     for index, plan in enumerate(plans):
         cut = plan if uniform or format == "compact" else HeadPlan((), (), tuple(gone[index]))
-        silence_heads(parts[index], cut.silent, model.cfg.d_head)
-        if len(cut.keep) not in (0, model.cfg.n_heads):
-            narrow(parts[index], cut, model.cfg.d_head)
+        silence_heads(parts[index], cut.silent, cfg.d_head)
+        if len(cut.keep) not in (0, cfg.n_heads):
+            narrow(parts[index], cut, cfg.d_head)
     if uniform:
         ((heads, kv_heads),) = sizes
-        hf.config.head_dim = model.cfg.d_head
-        hf.config.num_attention_heads = heads
-        if hasattr(hf.config, "num_key_value_heads"):
-            hf.config.num_key_value_heads = kv_heads
-    if uniform or format == "stock" or sizes == {(model.cfg.n_heads, model.cfg.n_kv_heads)}:
-        return []
-    return [[len(plan.keep), len(plan.keep_kv)] for plan in plans]
+        _set_heads(hf.config, cfg.d_head, heads, kv_heads)
+    if uniform or format == "stock" or sizes == {(cfg.n_heads, cfg.n_kv_heads)}:
+        return None
+    return [list(plan.keep) for plan in plans], [list(plan.keep_kv) for plan in plans]
+
+
+def _set_heads(config: Any, d_head: int, heads: int, kv_heads: int) -> None:
+    config.head_dim = d_head
+    config.num_attention_heads = heads
+    if hasattr(config, "num_key_value_heads"):
+        config.num_key_value_heads = kv_heads
+
+
+def _expressible(config: Any, d_head: int, heads: int, kv_heads: int) -> bool:
+    """Whether the stock config takes these numbers of heads in every layer (GPT-2 knows no head size of its own)."""
+    if config.model_type == "gpt2":
+        return False
+    trial = copy.deepcopy(config)
+    _set_heads(trial, d_head, heads, kv_heads)
+    try:
+        again = type(config)(**trial.to_dict())
+        if hasattr(again, "validate"):
+            again.validate()
+    except Exception:  # transformers' own check of a config, in many classes: Llama's d_model must divide by the heads
+        return False
+    return bool(again.num_attention_heads == heads)
 
 
 def forward_logits(hf: Any, inputs: Tensor) -> Tensor:
-    """Logits of a pruned module: tokens int64 [B, T] or pixels [B, C, H, W] in."""
+    """Logits of a pruned module (a backbone: its last hidden state): tokens int64 [B, T] or pixels [B, C, H, W] in."""
     parameter = next(hf.parameters())
     inputs = inputs.to(parameter.device)
     output = hf(inputs.to(parameter.dtype)) if inputs.is_floating_point() else hf(inputs, use_cache=False)
-    logits: Tensor = output.logits
-    return logits
+    logits: Tensor | None = getattr(output, "logits", None)
+    return output.last_hidden_state if logits is None else logits
 
 
 def silenced(hf: Any, drop: Drop) -> list[nn.Parameter]:
@@ -160,11 +244,12 @@ def silenced(hf: Any, drop: Drop) -> list[nn.Parameter]:
     for layer in _renumber(drop.attn, drop.blocks):
         found += list(parts[layer].out_proj.parameters())
     for layer in _renumber(drop.mlp, drop.blocks):
-        found += list(_last_linear(parts[layer].mlp).parameters())
+        found += list(last_linear(parts[layer].mlp).parameters())
     return found
 
 
-def _last_linear(mlp: nn.Module) -> nn.Module:
+def last_linear(mlp: nn.Module) -> nn.Module:
+    """The projection of an MLP back to the residual stream."""
     return [m for m in mlp.modules() if type(m).__name__ in ("Linear", "Conv1D")][-1]
 
 
@@ -174,25 +259,27 @@ def _silence(hf: Any, drop: Drop) -> None:
         parameter.zero_()
 
 
-def _compact(hf: Any, drop: Drop, heads_per_layer: list[list[int]]) -> Any:
+def _compact(hf: Any, drop: Drop, kept: Kept | None) -> Any:
     """The same weights in a class that lacks the dropped modules."""
-    from attlas.analyses import prune_modeling
+    from attlas.interp import modeling_attlas_pruned as modeling
 
-    config_name, model_name, auto = COMPACT[type(hf).__name__]
+    name, config_name = "Pruned" + type(hf).__name__, "Pruned" + type(hf.config).__name__
+    auto = compact_auto(hf)
     values = hf.config.to_dict()
     for key in ("model_type", "architectures", "auto_map", "transformers_version", "dtype"):
         values.pop(key, None)
-    config = getattr(prune_modeling, config_name)(**values)
+    config = getattr(modeling, config_name)(**values)
     config.dropped_attention = _renumber(drop.attn, drop.blocks)
     config.dropped_mlp = _renumber(drop.mlp, drop.blocks)
-    config.heads_per_layer = heads_per_layer
-    config.auto_map = {"AutoConfig": f"{MODELING}.{config_name}", auto: f"{MODELING}.{model_name}"}
+    config.kept_heads, config.kept_kv_heads = kept or ([], [])
+    silent_layer_types(config, config.dropped_attention)
+    config.auto_map = {"AutoConfig": f"{MODELING}.{config_name}", auto: f"{MODELING}.{name}"}
     parameter: Tensor = next(hf.parameters())
-    model = getattr(prune_modeling, model_name)(config).to(parameter.device, parameter.dtype)
+    model = getattr(modeling, name)(config).to(parameter.device, parameter.dtype)
     missing, _ = model.load_state_dict(hf.state_dict(), strict=False)
     if missing:
         raise CheckpointError(f"the compact form lacks {len(missing)} weights, such as {missing[0]}")
-    model.config.architectures = [model_name]
+    model.config.architectures = [name]
     if getattr(hf, "generation_config", None) is not None:
         model.generation_config = copy.deepcopy(hf.generation_config)
     return model

@@ -1,28 +1,43 @@
 """Write a pruned model as a checkpoint that transformers opens (see prune_build for the two formats).
 
 A compact checkpoint carries `modeling_attlas_pruned.py` and needs `trust_remote_code=True`, or `load_pruned` below.
+Before a folder appears, a fresh process without attlas opens it by its card's snippet, and its outputs are compared.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from attlas.analyses.drop_selection import Drop
-from attlas.analyses.prune_build import COMPACT, MODELING, build, check_prunable, kept_attention
+from attlas.analyses.prune_build import (
+    MODELING,
+    build,
+    check_prunable,
+    difference,
+    forward_logits,
+    kept_attention,
+    probe,
+)
+from attlas.analyses.prune_card import card, sizes, snippet
+from attlas.analyses.prune_reopen import Reopened, reopen
 from attlas.data.files import fsync_dir
-from attlas.data.models_catalog import catalog
 from attlas.errors import CheckpointError, ConfigError
 from attlas.interp import HookedModel
 from attlas.interp.load import LOADING
 
 _COPIED = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "chat_template*", "preprocessor*", "LICENSE*")
+_TOLERANCE = 1e-4  # of the largest output, in float32 on both sides
 
 
 @dataclass(frozen=True)
@@ -34,66 +49,66 @@ class Exported:
         format: stock or compact.
         n_parameters: of the checkpoint, tied weights once.
         kept_attention: attention layers that hold a KV cache.
+        dtype: of the weights on disk.
+        check: what a fresh process has to find in the folder.
     """
 
     folder: Path
     format: str
     n_parameters: int
     kept_attention: int
+    dtype: torch.dtype
+    check: Check
 
 
-def _license(model: HookedModel, source: Path | None) -> str:
-    """The licence of the original: from its card, else from the catalogue."""
-    if source is not None and (source / "README.md").is_file():
-        text = (source / "README.md").read_text(encoding="utf-8")
-        if line := next((line for line in text.splitlines() if line.startswith("license:")), None):
-            return line
-    known = {card.name: card.license for card in catalog()}
-    return f"license: {known[model.name].lower()}" if model.name in known else "license: other"
+@dataclass(frozen=True)
+class Check:
+    """What a fresh process has to find.
 
+    Attributes:
+        dense, saved: the whole model, and the pruned one as it is on disk, as modules.
+        inputs: random tokens or pixels.
+        expected: outputs of the saved weights, in float32.
+        sizes: see `prune_card.sizes`.
+    """
 
-def _card(model: HookedModel, hf: Any, drop: Drop, format: str, source: Path | None, facts: Mapping[str, Any]) -> str:
-    """README.md: what was dropped, how it was chosen, what it cost; the original's licence."""
-    dropped = [
-        f"- {name}: {', '.join(map(str, value))}"
-        for name, value in (
-            ("attention of layers", drop.attn),
-            ("MLP of layers", drop.mlp),
-            ("whole layers", drop.blocks),
-            ("heads (layer.head)", tuple(f"{layer}.{head}" for layer, head in drop.heads)),
-        )
-        if value
-    ]
-    auto = next((entry[2] for name, entry in COMPACT.items() if name == type(model.hf).__name__), "AutoModel")
-    trust = ", trust_remote_code=True" if format == "compact" else ""
-    cut = hf.config.num_attention_heads != model.cfg.n_heads
-    note = "The dropped modules are absent: no weights, no arithmetic, no KV cache."
-    if format == "stock" and (drop.attn or drop.mlp or (drop.heads and not cut)):
-        note = "Modules dropped alone are silenced (zero output projection): they still cost time and KV cache."
-    return "\n".join(
-        [
-            "---",
-            _license(model, source),
-            "library_name: transformers",
-            "tags: [pruned, attlas]",
-            "---",
-            f"# {model.name}, pruned",
-            f"From `{model.name}` (weights {model.weight_hash}), format {format}. {note} Dropped, by the original's layer "
-            "numbers from 0:",
-            "",
-            *dropped,
-            "",
-            "```python",
-            f"from transformers import {auto}",
-            f'model = {auto}.from_pretrained("FOLDER"{trust})',
-            "```",
-            "",
-            "| | |",
-            "|---|---|",
-            *[f"| {key} | {value} |" for key, value in facts.items()],
-            "",
+    dense: Any
+    class_name: str
+    inputs: Tensor
+    expected: Tensor
+    sizes: Mapping[str, int]
+    dtype: torch.dtype
+    hf: Any
+
+    def job(self, folder: Path) -> tuple[str, Tensor]:
+        """What `reopen` takes: the card's snippet with the folder's name, and the inputs."""
+        return snippet(self.dense, self.hf, str(folder.resolve())), self.inputs
+
+    def judge(self, found: Reopened | str) -> None:
+        """Compare.
+
+        Raises:
+            CheckpointError: the checkpoint does not open, or is something else than was written and told.
+        """
+        if isinstance(found, str):
+            raise CheckpointError(f"the exported checkpoint does not open in a fresh process ({found}); it was removed")
+        wrong = [
+            f"{what} {is_} instead of {should}"
+            for what, is_, should in (
+                ("class", found.class_name, self.class_name),
+                ("dtype", found.dtype, str(self.dtype).removeprefix("torch.")),
+                ("parameters", found.n_parameters, self.sizes["parameters_after"]),
+                ("KV bytes a token", found.kv_bytes, self.sizes.get("kv_bytes_after", 0)),
+            )
+            if is_ != should
         ]
-    )
+        for what, far in (("outputs", difference(found.outputs, self.expected)), ("cached decoding", found.decode)):
+            if not far <= _TOLERANCE:
+                wrong.append(f"{what} off by {far:.2g} of the largest")
+        if wrong:
+            raise CheckpointError(
+                f"the exported checkpoint is another model in a fresh process ({'; '.join(wrong)}); it was removed"
+            )
 
 
 def export(
@@ -106,6 +121,7 @@ def export(
     source: Path | None = None,
     facts: Mapping[str, Any] | None = None,
     hf: Any = None,
+    verify: bool = True,
 ) -> Exported:
     """Write the pruned checkpoint; the folder appears whole or not at all.
 
@@ -114,23 +130,52 @@ def export(
         drop: what to leave out.
         folder: where to; must not exist or be empty, unless `force`.
         format: stock or compact.
-        source: the dense model's folder: tokenizer, processor and licence are copied from it.
+        source: the dense model's folder: its dtype is kept, and tokenizer, processor and licence are copied from it.
         facts: rows of the model card (scores, calibration hash, loss before and after).
         hf: what `build(model, drop, format)` gave, healed since; None builds it.
+        verify: open the checkpoint in a fresh process first; False leaves that to the caller (`Exported.check`).
 
     Raises:
         ConfigError: nothing or everything is dropped, or the folder is not empty.
         UnsupportedModelError: the model has no compact form, or shares KV layers.
+        CheckpointError: the folder cannot be written, or a fresh process finds another model in it.
     """
     folder = Path(folder)
     check_prunable(model, drop, format)
     check_folder(folder, force)
     if hf is None:
-        hf, format = build(model, drop, format)
-    elif "Pruned" not in type(hf).__name__:
-        format = "stock"
-    _write(hf, folder, format, source, _card(model, hf, drop, format, source, facts or {}))
-    return Exported(folder, format, sum(p.numel() for p in hf.parameters()), kept_attention(model, drop, format))
+        hf, _ = build(model, drop, format)
+    format = "compact" if type(hf).__name__.startswith("Pruned") else "stock"
+    dtype = stored_dtype(source) or model.dtype
+    saved = copy.deepcopy(hf).to("cpu", dtype)
+    check = _check(model, saved, dtype)
+    text = card(model, hf, drop, format, source, {**(facts or {}), **check.sizes})
+    verdict = (lambda place: check.judge(reopen([check.job(place)])[0])) if verify else None
+    _write(saved, folder, format, source, text, verdict)
+    n_parameters = check.sizes["parameters_after"]
+    return Exported(folder, format, n_parameters, kept_attention(model, drop, format), dtype, check)
+
+
+@torch.no_grad()
+def _check(model: HookedModel, saved: Any, dtype: torch.dtype) -> Check:
+    inputs = probe(model)
+    expected = forward_logits(copy.deepcopy(saved).float(), inputs)
+    return Check(model.hf, type(saved).__name__, inputs, expected, sizes(model, saved, dtype), dtype, saved)
+
+
+def stored_dtype(source: Path | None) -> torch.dtype | None:
+    """The dtype that most of a folder's weights are stored in; None without float weights."""
+    from safetensors import safe_open
+
+    names = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    counts: dict[torch.dtype, int] = {}
+    for path in sorted(source.glob("*.safetensors")) if source is not None else []:
+        with safe_open(path, "pt") as weights:
+            for key in weights.keys():  # noqa: SIM118 - no dict
+                entry = weights.get_slice(key)
+                if (dtype := names.get(entry.get_dtype())) is not None:
+                    counts[dtype] = counts.get(dtype, 0) + int(torch.Size(entry.get_shape()).numel())
+    return max(counts, key=lambda dtype: counts[dtype]) if counts else None
 
 
 def check_folder(folder: Path, force: bool) -> None:
@@ -145,7 +190,9 @@ def check_folder(folder: Path, force: bool) -> None:
         raise ConfigError(f"'{folder}' is not empty; give a new folder or --force")
 
 
-def _write(hf: Any, folder: Path, format: str, source: Path | None, card: str) -> None:
+def _write(
+    hf: Any, folder: Path, format: str, source: Path | None, card: str, verdict: Callable[[Path], None] | None
+) -> None:
     """Fill a hidden folder beside the wanted one, make it durable, rename it; on any error leave what was there."""
     tag = uuid.uuid4().hex[:8]
     temporary, old = (folder.with_name(f".{folder.name}.{part}{tag}") for part in ("", "old-"))
@@ -162,6 +209,8 @@ def _write(hf: Any, folder: Path, format: str, source: Path | None, card: str) -
         for path in temporary.iterdir():
             with open(path, "rb") as handle:
                 os.fsync(handle.fileno())
+        if verdict is not None:
+            verdict(temporary)
         if folder.exists():
             folder.rename(old)
         temporary.rename(folder)
@@ -178,7 +227,9 @@ def _write(hf: Any, folder: Path, format: str, source: Path | None, card: str) -
 
 def copy_code(folder: Path) -> None:
     """Put the code of compact forms beside a checkpoint, under the name its config gives."""
-    shutil.copyfile(Path(__file__).with_name("prune_modeling.py"), folder / f"{MODELING}.py")
+    from attlas.interp import modeling_attlas_pruned
+
+    shutil.copyfile(modeling_attlas_pruned.__file__, folder / f"{MODELING}.py")
 
 
 def _to_copy(source: Path | None) -> list[Path]:
@@ -194,11 +245,13 @@ def load_pruned(folder: str | Path) -> Any:
     Raises:
         CheckpointError: the folder is no compact checkpoint.
     """
-    from attlas.analyses import prune_modeling
+    from attlas.interp import modeling_attlas_pruned as modeling
 
     try:
         name = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["architectures"][0]
-        cls = {m: getattr(prune_modeling, m) for _, m, _ in COMPACT.values()}[name]
+        cls = {f"Pruned{n}": getattr(modeling, f"Pruned{n}") for names in modeling.CLASSES.values() for n in names}[
+            name
+        ]
     except (OSError, KeyError, IndexError, TypeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"'{folder}' is not a compact checkpoint ({error})") from error
     with LOADING:

@@ -58,7 +58,7 @@ def silence_heads(parts: LayerParts, heads: Sequence[int], d_head: int) -> None:
 @torch.no_grad()
 def narrow(parts: LayerParts, plan: HeadPlan, d_head: int) -> None:
     """Cut the attention module's projections to the kept heads, in place."""
-    from attlas.analyses.prune_modeling import shrink
+    from attlas.interp.modeling_attlas_pruned import shrink
 
     attn: Any = parts.attn
     old = {

@@ -91,6 +91,7 @@ class Args(DataArgs, ModelArgs, OutArgs):
 
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Compute, save, show, export."""
+    from attlas.analyses.prune_build import check_format, check_prunable
     from attlas.analyses.prune_export import check_folder
     from attlas.cli.prune_lm_eval import lm_eval_config
 
@@ -113,7 +114,10 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     model = open_model(args, out)
     if model.cfg.family != "vit":
         model.require_head("loss that says what dropping costs")
-    named.check(model)
+    if named:
+        check_prunable(model, named, args.format)
+    elif args.target is not None:
+        check_format(model, args.format, args.target)
     calibration, evaluation = _data(model, args)
     if not named and args.target is None:
         return _curve(model, calibration, evaluation, args, workspace, out)

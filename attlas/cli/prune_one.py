@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from attlas.analyses.drop_scores import Scores, quality
 from attlas.analyses.drop_selection import Drop, Unit, last_first, random_order, ranked, unit_name, units
 from attlas.analyses.lm_eval_tasks import LMEvalConfig
 from attlas.analyses.prune import DROP_CURVE, drop_row
-from attlas.analyses.prune_budget import Budget, kv_bytes_per_token, n_parameters, select
-from attlas.analyses.prune_build import build, check_prunable, forward_logits, silenced
-from attlas.analyses.prune_export import export
+from attlas.analyses.prune_budget import Budget, select
+from attlas.analyses.prune_build import build, forward_logits, silenced
+from attlas.analyses.prune_card import sizes
+from attlas.analyses.prune_export import export, stored_dtype
 from attlas.analyses.prune_heal import HealConfig, HealResult, heal
 from attlas.cli.common import Output
 from attlas.cli.prune_lm_eval import LMEval, lm_eval_facts
@@ -49,8 +52,9 @@ def prune_one(
             model, order, budget, evaluation, format=args.format, batch_size=args.curve.batch_size, track=out.track
         )
         chosen, drop = list(picked.units), Drop.of(picked.units, model.cfg.n_heads)
-    check_prunable(model, drop, args.format)
     hf, written = build(model, drop, args.format)
+    folder = resolve_model(args.model).folder
+    dtype = stored_dtype(folder) or model.dtype
     dense = quality(model, evaluation, args.curve.batch_size)
     pruned = quality(model, evaluation, args.curve.batch_size, lambda x: forward_logits(hf, x))
     names = [unit_name(unit, model.cfg.n_heads) for unit in chosen] or _names(drop)
@@ -64,9 +68,10 @@ def prune_one(
         config = HealConfig(args.heal_steps, args.heal_lr, objective=args.heal_objective, seed=args.curve.seed)
         frozen = silenced(hf, drop) if written == "stock" else ()
         healing = heal(hf, model, calibration, evaluation, config, frozen=frozen, track=out.track)
+        hf.to(dtype).to(model.dtype)  # what is measured is what the checkpoint will hold
         healed = quality(model, evaluation, args.curve.batch_size, lambda x: forward_logits(hf, x))
         rows.append(drop_row(str(target), "healed", 0, names, healed, dense))
-    facts = _facts(model, hf, rows, calibration, evaluation, args)
+    facts = _facts(model, hf, dtype, rows, calibration, evaluation, args)
     if scores:
         kind = f"Δ loss, {args.curve.head_score}" if args.target == "head" else "1 − cosine"
         listed = [f"{name} {scores[unit]:.4g}" for name, unit in zip(names, chosen, strict=True)]
@@ -77,7 +82,6 @@ def prune_one(
     if judged:
         result["lm_eval"] = judged
     if args.out is not None:
-        folder = resolve_model(args.model).folder
         done = export(model, drop, args.out, format=args.format, force=args.force, source=folder, facts=facts, hf=hf)
         result["out"] = str(done.folder)
     if args.what_dies:
@@ -91,7 +95,7 @@ def prune_one(
         [
             ("loss, nats", *[row["loss"] for row in rows]),
             ("accuracy", *[row["accuracy"] for row in rows]),
-            ("parameters", n_parameters(model.hf), n_parameters(hf)),
+            ("parameters", facts["parameters_before"], facts["parameters_after"]),
             *([("KV bytes a token", facts["kv_bytes_before"], facts["kv_bytes_after"])] if model.cfg.causal else []),
         ],
     )
@@ -131,7 +135,13 @@ def _names(drop: Drop) -> list[str]:
 
 
 def _facts(
-    model: HookedModel, hf: Any, rows: list[dict[str, Any]], calibration: Data, evaluation: Data, args: Args
+    model: HookedModel,
+    hf: Any,
+    dtype: torch.dtype,
+    rows: list[dict[str, Any]],
+    calibration: Data,
+    evaluation: Data,
+    args: Args,
 ) -> dict[str, Any]:
     """What the model card and the run record."""
     facts: dict[str, Any] = {
@@ -143,15 +153,11 @@ def _facts(
         "loss_after": rows[-1]["loss"],
         "accuracy_before": rows[0]["accuracy"],
         "accuracy_after": rows[-1]["accuracy"],
-        "parameters_before": n_parameters(model.hf),
-        "parameters_after": n_parameters(hf),
+        **sizes(model, hf, dtype),
     }
     if args.heal_steps:
         facts["loss_before_healing"] = rows[1]["loss"]
         facts["healing"] = f"{args.heal_steps} steps, {args.heal_objective}, on {calibration.name}"
-    if model.cfg.causal:
-        facts["kv_bytes_before"] = kv_bytes_per_token(model.hf)
-        facts["kv_bytes_after"] = kv_bytes_per_token(hf)
     return facts
 
 
