@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attlas.analyses.drop_selection import Drop, Unit, masked, ranked
+from attlas.analyses.drop_selection import Drop, Unit, available, group_heads, masked, ranked
 from attlas.analyses.head_effects import HeadEffectsConfig, head_effects
 from attlas.analyses.redundancy import RedundancyConfig, redundancy
 from attlas.data.images import ImageDataset
@@ -17,6 +17,8 @@ from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
 from attlas.interp.labels import loss_labels
 
+Measured = tuple[float, float, int]
+
 
 @torch.no_grad()
 def quality(
@@ -24,18 +26,20 @@ def quality(
     data: TokenDataset | ImageDataset,
     batch_size: int = 8,
     forward: Callable[[Tensor], Tensor] | None = None,
-) -> tuple[float, float, int]:
+) -> Measured:
     """(mean cross-entropy in nats, accuracy, predictions) of next tokens or image classes.
 
     Args:
         forward: what gives logits; the model itself by default.
 
     Raises:
-        ConfigError: a vision model without classifier, or images without labels that it knows.
+        ConfigError: a model without a head, or images without labels that it knows.
     """
     forward = forward or model
     loss = right = 0.0
     count = 0
+    if not Judge.has_loss(model, data):
+        raise ConfigError(f"{model.name} needs a classifier and labelled images to measure what dropping costs")
     labels = loss_labels(model, data)
     for batch in data.batches(batch_size):
         logits = forward(batch).float()
@@ -50,10 +54,59 @@ def quality(
     return loss / count, right / count, count
 
 
+class Judge:
+    """Measures a model beside the whole one: by its loss, or, where there is none to take, by how far its features turn.
+
+    Features of a vision model are its first token and the mean of its patches, of a text model every token. The distance
+    is 1 − cosine to the whole model's, averaged over images or tokens; accuracy is then NaN.
+
+    Attributes:
+        kind: LOSS or FEATURES.
+        whole: what the whole model has.
+    """
+
+    LOSS = "cross-entropy"
+    FEATURES = "1 − cosine of features"
+
+    @staticmethod
+    def has_loss(model: HookedModel, data: TokenDataset | ImageDataset) -> bool:
+        """Whether predictions can be judged: a head, and for images labels."""
+        if model.cfg.family == "vit":
+            return bool(model.cfg.n_classes) and getattr(data, "labels", None) is not None
+        return model.anatomy.unembed is not None
+
+    def __init__(self, model: HookedModel, data: TokenDataset | ImageDataset, batch_size: int = 8) -> None:
+        self.model, self.data, self.batch_size = model, data, batch_size
+        self.kind = self.LOSS if self.has_loss(model, data) else self.FEATURES
+        self._features = None if self.kind == self.LOSS else self._read(model)
+        self.whole = self.measure()
+
+    @torch.no_grad()
+    def measure(self, forward: Callable[[Tensor], Tensor] | None = None) -> Measured:
+        """(loss in nats or distance, accuracy, predictions) of `forward`, or of the model under its hooks."""
+        if self._features is None:
+            return quality(self.model, self.data, self.batch_size, forward)
+        cosine = torch.nn.functional.cosine_similarity(self._features, self._read(forward or self.model), dim=-1)
+        return float(1 - cosine.double().mean()), float("nan"), len(cosine)
+
+    @torch.no_grad()
+    def _read(self, forward: Callable[[Tensor], Tensor]) -> Tensor:
+        """Features of all data, [rows, width], on the CPU."""
+        rows = []
+        for batch in self.data.batches(self.batch_size):
+            hidden = forward(batch).float()
+            if self.model.cfg.family == "vit" and hidden.ndim == 3:
+                patches = hidden[:, self.model.cfg.n_prefix_tokens :].mean(1)
+                hidden = torch.cat([hidden[:, 0], patches], dim=-1)
+            rows.append(hidden.flatten(0, -2).cpu())
+        return torch.cat(rows)
+
+
 class Scores:
     """Scores of every unit on calibration data, low = redundant; each pass over the data is made once.
 
-    Attention, MLP and block: 1 − cosine (see redundancy). Heads: Δ loss of ablating them (see head_effects).
+    Attention, MLP and block: 1 − cosine (see redundancy). Heads: Δ loss of ablating them (see head_effects); a group, a kv
+    head with the heads that share it, has the sum of theirs. What is silent in the model already has no score.
     """
 
     def __init__(
@@ -71,16 +124,15 @@ class Scores:
 
     def of(self, target: str) -> dict[Unit, float]:
         """Scores of a target's units."""
-        if target == "head":
+        if target in ("head", "group"):
             self._heads = self._heads or self.measure("head")
-            return self._heads
+            return self._pick(self._heads, target)
         self._modules = self._modules or self.measure("all")
-        modules = ("attn", "mlp") if target == "joint" else (target,)
-        return {unit: score for unit, score in self._modules.items() if unit[0] in modules}
+        return self._pick(self._modules, target)
 
     def measure(self, target: str) -> dict[Unit, float]:
         """Score anew, under whatever hooks are on the model."""
-        if target == "head":
+        if target in ("head", "group"):
             config = HeadEffectsConfig((self.head_score,), batch_size=self.batch_size, n_bootstrap=1)
             effects = head_effects(self.model, self.calibration, config, self.track).mean(self.head_score)
             return {("head", i): float(value) for i, value in enumerate(np.ravel(effects))}
@@ -90,12 +142,31 @@ class Scores:
         modules = {"joint": ("attn", "mlp"), "all": ("attn", "mlp", "block")}.get(target, (target,))
         return {(module, layer): score for layer, module, score in result.ranking(modules)}
 
+    def scored(self, target: str) -> dict[Unit, float]:
+        """Scores of a target's units, measured anew."""
+        return self._pick(self.measure(target), target)
 
-def iterative_order(scores: Scores, target: str, n: int) -> list[Unit]:
-    """Drop the most redundant, score what is left, and so on (n scoring passes)."""
-    chosen: list[Unit] = []
+    def _pick(self, found: dict[Unit, float], target: str) -> dict[Unit, float]:
+        cfg = self.model.cfg
+        if target == "group":
+            found = {
+                ("group", i): sum(
+                    found["head", layer * cfg.n_heads + head]
+                    for layer, head in group_heads(i, cfg.n_heads, cfg.n_kv_heads)
+                )
+                for i in range(cfg.n_layers * cfg.n_kv_heads)
+            }
+        there = set(available(self.model, target))
+        return {unit: score for unit, score in found.items() if unit in there}
+
+
+def iterative_order(scores: Scores, target: str, n: int) -> dict[Unit, float]:
+    """Drop the most redundant, score what is left, and so on (n scoring passes): unit → its score when it was chosen."""
+    chosen: dict[Unit, float] = {}
+    cfg = scores.model.cfg
     for _ in range(n):
-        with masked(scores.model, Drop.of(chosen, scores.model.cfg.n_heads)):
-            measured = scores.measure(target)
-        chosen.append(next(unit for unit in ranked(measured) if unit not in chosen))
+        with masked(scores.model, Drop.of(list(chosen), cfg.n_heads, cfg.n_kv_heads)):
+            measured = scores.scored(target)
+        unit = next(unit for unit in ranked(measured) if unit not in chosen)
+        chosen[unit] = measured[unit]
     return chosen

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from attlas.analyses.drop_curve_config import DropCurveConfig
-from attlas.analyses.drop_scores import Scores, iterative_order, quality
-from attlas.analyses.drop_selection import Drop, Unit, last_first, masked, random_order, ranked, unit_name, units
+from attlas.analyses.drop_measure import measure_drops
+from attlas.analyses.drop_scores import Scores, iterative_order
+from attlas.analyses.drop_selection import Drop, Unit, available, last_first, random_order, ranked, unit_name
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.schema import TableSchema, column
@@ -23,13 +24,20 @@ DROP_CURVE = TableSchema(
     "drop_curve",
     "one pruned model: a target, an order, a draw, a number dropped",
     (
-        column("target", pa.string(), "", "attn, mlp, joint (attn and mlp ranked together), block, or head"),
+        column("target", pa.string(), "", "attn, mlp, joint (attn and mlp ranked together), block, head, or group"),
         column("order", pa.string(), "", "ranked, iterative, random, last or reversed"),
         column("draw", pa.int16(), "", "number of the random draw; 0 elsewhere"),
         column("n_dropped", pa.int16(), "modules", "modules dropped; 0 is the dense model"),
-        column("loss", pa.float64(), "nats", "mean cross-entropy: next token, or class of the image"),
+        column(
+            "loss",
+            pa.float64(),
+            "nats",
+            "mean cross-entropy: next token, or class of the image; of a backbone 1 − cosine to the dense features",
+        ),
         column("delta", pa.float64(), "nats", "loss less that of the dense model"),
-        column("accuracy", pa.float64(), "fraction", "how often the likeliest token or class is the right one"),
+        column(
+            "accuracy", pa.float64(), "fraction", "how often the likeliest token or class is right; NaN of a backbone"
+        ),
         column(
             "dropped",
             pa.list_(pa.string()),
@@ -108,15 +116,14 @@ def drop_curve(
         ConfigError: a count is more than the target has.
     """
     config = config or DropCurveConfig()
-    n_heads = model.cfg.n_heads
+    cfg = model.cfg
     orders = drop_orders(model, calibration, config, track)
-    dense = quality(model, evaluation, config.batch_size)
-    rows = [drop_row("none", "dense", 0, [], dense, dense)]
     todo = [(*plan[:3], plan[3][:n]) for plan in orders for n in config.counts]
-    for target, order, draw, chosen in track(todo, "drop curves"):
-        with masked(model, Drop.of(chosen, n_heads)):
-            measured = quality(model, evaluation, config.batch_size)
-        rows.append(drop_row(target, order, draw, [unit_name(unit, n_heads) for unit in chosen], measured, dense))
+    drops = [Drop.of(chosen, cfg.n_heads, cfg.n_kv_heads) for *_, chosen in todo]
+    dense, measured, _ = measure_drops(model, evaluation, drops, config.batch_size, track)
+    rows = [drop_row("none", "dense", 0, [], dense, dense)]
+    for (target, order, draw, chosen), found in zip(todo, measured, strict=True):
+        rows.append(drop_row(target, order, draw, [unit_name(unit, cfg) for unit in chosen], found, dense))
     return DropCurveResult(tuple(rows), config)
 
 
@@ -131,7 +138,7 @@ def drop_orders(
     found: list[tuple[str, str, int, list[Unit]]] = []
     scores = Scores(model, calibration, config.batch_size, config.head_score, track)
     for target in config.targets:
-        candidates = units(target, model.cfg.n_layers, model.cfg.n_heads)
+        candidates = available(model, target)
         if max(config.counts) > len(candidates):
             raise ConfigError(f"cannot drop {max(config.counts)} of {len(candidates)} ({target}) in {model.name}")
         for order in config.orders:
@@ -141,7 +148,7 @@ def drop_orders(
             elif order == "last":
                 found.append((target, order, 0, last_first(candidates)))
             elif order == "iterative":
-                found.append((target, order, 0, iterative_order(scores, target, max(config.counts))))
+                found.append((target, order, 0, list(iterative_order(scores, target, max(config.counts)))))
             else:
                 best = ranked(scores.of(target))
                 found.append((target, order, 0, best if order == "ranked" else best[::-1]))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attlas.analyses.drop_scores import quality
+from attlas.analyses.drop_scores import Judge
 from attlas.analyses.drop_selection import Drop, Unit, masked
 from attlas.analyses.prune_build import build, check_prunable
 from attlas.data.images import ImageDataset
@@ -105,7 +105,7 @@ def select(
         saving, wanted, what = _parameter_saving(model), budget.parameters or 0.0, "parameters"
     tried: list[tuple[int, float]] = []
     for n in track(range(1, len(order) + 1), f"{what} saved"):
-        drop = Drop.of(order[:n], model.cfg.n_heads)
+        drop = Drop.of(order[:n], model.cfg.n_heads, model.cfg.n_kv_heads)
         try:
             check_prunable(model, drop, format)
         except AttlasError:
@@ -127,11 +127,11 @@ def _within_loss(
     batch_size: int,
     track: Track,
 ) -> Selection:
-    dense = quality(model, evaluation, batch_size)[0]
+    judge = Judge(model, evaluation, batch_size)
     tried: list[tuple[int, float]] = []
     for n in track(range(1, len(order)), "loss kept"):
-        with masked(model, Drop.of(order[:n], model.cfg.n_heads)):
-            tried.append((n, quality(model, evaluation, batch_size)[0] - dense))
+        with masked(model, Drop.of(order[:n], model.cfg.n_heads, model.cfg.n_kv_heads)):
+            tried.append((n, judge.measure()[0] - judge.whole[0]))
         if tried[-1][1] > limit:
             break
     kept = [entry for entry in tried if entry[1] <= limit]

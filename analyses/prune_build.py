@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attlas.analyses.drop_selection import Drop, masked
+from attlas.analyses.drop_selection import Drop, last_linear, masked
 from attlas.analyses.prune_config import check_layer_fields, drop_layers, silent_layer_types
 from attlas.analyses.prune_heads import HeadPlan, narrow, plan_heads, silence_heads
 from attlas.errors import CheckpointError, ConfigError, UnsupportedModelError
@@ -63,14 +63,16 @@ def check_prunable(model: HookedModel, drop: Drop, format: str) -> None:
     """Refuse what cannot be built.
 
     Raises:
-        ConfigError: nothing is dropped, no attention would stay, or the format is unknown.
+        ConfigError: nothing is dropped, or what is silent already; no attention would stay; or the format is unknown.
         LayerRangeError: a layer or head is not there.
         UnsupportedModelError: see `check_format`.
     """
-    check_format(model, format, "block" if not (drop.attn or drop.mlp or drop.heads) else "attn")
+    whole = drop.with_silent(model)
+    check_format(model, format, "attn" if whole.attn or whole.mlp or whole.heads else "block")
     if drop.blocks:
         check_layer_fields(model.hf.config, model.name)
     drop.check(model)
+    drop.check_new(model)
     if not drop:
         raise ConfigError("nothing to drop; name attention, MLP, blocks or heads")
     if kept_attention(model, drop, format) < 1:
@@ -79,7 +81,7 @@ def check_prunable(model: HookedModel, drop: Drop, format: str) -> None:
 
 def kept_attention(model: HookedModel, drop: Drop, format: str) -> int:
     """Attention layers that still hold a KV cache."""
-    return model.cfg.n_layers - len(drop.blocks) - (len(drop.attn) if format == "compact" else 0)
+    return model.cfg.n_layers - len(drop.blocks) - (len(drop.with_silent(model).attn) if format == "compact" else 0)
 
 
 def build(model: HookedModel, drop: Drop, format: str = "compact") -> tuple[Any, str]:
@@ -93,12 +95,13 @@ def build(model: HookedModel, drop: Drop, format: str = "compact") -> tuple[Any,
         CheckpointError: the pruned model is another function than the masked one.
     """
     check_prunable(model, drop, format)
+    whole = drop.with_silent(model)
     hf = _shortened(model.hf, drop.blocks)
-    kept = _cut_heads(model, hf, drop, format)
-    if format == "compact" and (drop.attn or drop.mlp or kept):
-        hf, format = _compact(hf, drop, kept), "compact"
+    kept = _cut_heads(model, hf, whole, format)
+    if format == "compact" and (whole.attn or whole.mlp or kept):
+        hf, format = _compact(hf, whole, kept), "compact"
     else:
-        _silence(hf, drop)
+        _silence(hf, whole)
         format = "stock"
     hf.eval()
     _compare(model, drop, hf)
@@ -142,6 +145,7 @@ def _shortened(hf: Any, blocks: Sequence[int]) -> Any:
     from attlas.interp.modeling_attlas_pruned import blocks_of
 
     model = copy.deepcopy(hf)
+    model.__dict__.pop("attlas_absent", None)
     if not blocks:
         return model
     layers = blocks_of(model)
@@ -246,11 +250,6 @@ def silenced(hf: Any, drop: Drop) -> list[nn.Parameter]:
     for layer in _renumber(drop.mlp, drop.blocks):
         found += list(last_linear(parts[layer].mlp).parameters())
     return found
-
-
-def last_linear(mlp: nn.Module) -> nn.Module:
-    """The projection of an MLP back to the residual stream."""
-    return [m for m in mlp.modules() if type(m).__name__ in ("Linear", "Conv1D")][-1]
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ Before a folder appears, a fresh process without attlas opens it by its card's s
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import shutil
@@ -31,12 +32,13 @@ from attlas.analyses.prune_build import (
 )
 from attlas.analyses.prune_card import card, sizes, snippet
 from attlas.analyses.prune_reopen import Reopened, reopen
-from attlas.data.files import fsync_dir
+from attlas.data.folders import replace_folder
 from attlas.errors import CheckpointError, ConfigError
 from attlas.interp import HookedModel
-from attlas.interp.load import LOADING
+from attlas.interp.load import LOADING, quiet
 
 _COPIED = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "chat_template*", "preprocessor*", "LICENSE*")
+MARKER = "attlas_pruned.json"  # what was dropped from what, and which files are Attlas's to replace
 _TOLERANCE = 1e-4  # of the largest output, in float32 on both sides
 
 
@@ -128,7 +130,7 @@ def export(
     Args:
         model: the dense model; it is not changed.
         drop: what to leave out.
-        folder: where to; must not exist or be empty, unless `force`.
+        folder: where to; must not exist or be empty, or with `force` hold what an earlier export wrote and no more.
         format: stock or compact.
         source: the dense model's folder: its dtype is kept, and tokenizer, processor and licence are copied from it.
         facts: rows of the model card (scores, calibration hash, loss before and after).
@@ -142,7 +144,7 @@ def export(
     """
     folder = Path(folder)
     check_prunable(model, drop, format)
-    check_folder(folder, force)
+    check_folder(folder, force, source)
     if hf is None:
         hf, _ = build(model, drop, format)
     format = "compact" if type(hf).__name__.startswith("Pruned") else "stock"
@@ -151,7 +153,8 @@ def export(
     check = _check(model, saved, dtype)
     text = card(model, hf, drop, format, source, {**(facts or {}), **check.sizes})
     verdict = (lambda place: check.judge(reopen([check.job(place)])[0])) if verify else None
-    _write(saved, folder, format, source, text, verdict)
+    record = {"model": model.name, "weights": model.weight_hash, "format": format, "dropped": dataclasses.asdict(drop)}
+    _write(saved, folder, format, source, text, record, verdict)
     n_parameters = check.sizes["parameters_after"]
     return Exported(folder, format, n_parameters, kept_attention(model, drop, format), dtype, check)
 
@@ -159,7 +162,7 @@ def export(
 @torch.no_grad()
 def _check(model: HookedModel, saved: Any, dtype: torch.dtype) -> Check:
     inputs = probe(model)
-    expected = forward_logits(copy.deepcopy(saved).float(), inputs)
+    expected = forward_logits(saved if dtype == torch.float32 else copy.deepcopy(saved).float(), inputs)
     return Check(model.hf, type(saved).__name__, inputs, expected, sizes(model, saved, dtype), dtype, saved)
 
 
@@ -178,51 +181,69 @@ def stored_dtype(source: Path | None) -> torch.dtype | None:
     return max(counts, key=lambda dtype: counts[dtype]) if counts else None
 
 
-def check_folder(folder: Path, force: bool) -> None:
-    """Refuse to write over what is there.
+def check_folder(folder: Path, force: bool, source: Path | None = None) -> None:
+    """Refuse to write over what is there, but for an earlier export with `force`.
 
     Raises:
-        ConfigError: the folder is not empty, or is a file.
+        ConfigError: the folder is a file, the current folder, the source model or a parent of it; or it is not empty, and
+            `force` is off, or Attlas did not write all that is in it.
     """
+    place = folder.resolve()
+    for what, other in (("the current folder", Path.cwd()), ("the source model", source)):
+        if other is not None and (place == other.resolve() or place in other.resolve().parents):
+            raise ConfigError(f"'{folder}' is {what} or holds it; give a new folder")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"'{folder}' is a file; give a new folder")
-    if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise ConfigError(f"'{folder}' is not empty; give a new folder or --force")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not force:
+        raise ConfigError(f"'{folder}' is not empty; give a new folder, or --force if an earlier attlas prune wrote it")
+    try:
+        written = set(json.loads((folder / MARKER).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"'{folder}' was not written by attlas prune (no {MARKER}); give a new folder") from None
+    if foreign := sorted(path.name for path in folder.iterdir() if path.name not in written):
+        raise ConfigError(
+            f"'{folder}' holds '{foreign[0]}', which attlas prune did not write; move it or give a new folder"
+        )
 
 
 def _write(
-    hf: Any, folder: Path, format: str, source: Path | None, card: str, verdict: Callable[[Path], None] | None
+    hf: Any,
+    folder: Path,
+    format: str,
+    source: Path | None,
+    card: str,
+    record: Mapping[str, Any],
+    verdict: Callable[[Path], None] | None,
 ) -> None:
-    """Fill a hidden folder beside the wanted one, make it durable, rename it; on any error leave what was there."""
-    tag = uuid.uuid4().hex[:8]
-    temporary, old = (folder.with_name(f".{folder.name}.{part}{tag}") for part in ("", "old-"))
+    """Fill a hidden folder beside the wanted one, make it durable, let it take the place; on any error leave what was."""
+    folder = folder.resolve()
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if hf.config.model_type == "gpt2":
             hf.config.n_ctx = hf.config.n_positions  # transformers left it out; llama.cpp's converter reads it
-        hf.save_pretrained(temporary)
+        with quiet():
+            hf.save_pretrained(temporary)
         if format == "compact":
             copy_code(temporary)
         for path in _to_copy(source):
             shutil.copyfile(path, temporary / path.name)
         (temporary / "README.md").write_text(card, encoding="utf-8")
+        files = sorted([*(path.name for path in temporary.iterdir()), MARKER])
+        (temporary / MARKER).write_text(json.dumps({**record, "files": files}, indent=1), encoding="utf-8")
         for path in temporary.iterdir():
             with open(path, "rb") as handle:
                 os.fsync(handle.fileno())
         if verdict is not None:
             verdict(temporary)
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-        fsync_dir(folder.parent)
+        replace_folder(temporary, folder)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists() and not folder.exists():
-            old.rename(folder)
         if isinstance(error, OSError):
             raise CheckpointError(f"cannot write '{folder}': {error.strerror or error}") from error
         raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def copy_code(folder: Path) -> None:

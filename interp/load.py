@@ -23,6 +23,7 @@ from attlas.interp.model import HookedModel
 
 # transformers takes weight tying off its base class while it loads; two loads at once could leave it off for good.
 LOADING = threading.RLock()
+PREFIX = "attlas_pruned_"  # of model types; see modeling_attlas_pruned, which imports transformers
 # What a tokenizer may be stored as: one of these sets of files.
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",), ("spiece.model",))
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -115,16 +116,22 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Any:
     if not config_path.is_file():
         raise ModelNotFoundError(f"'{folder}' has no config.json; give a Hugging Face model folder")
     config = read_config(folder)
-    model_type = config.get("model_type")
+    stated = config.get("model_type")
+    model_type = stated.removeprefix(PREFIX) if isinstance(stated, str) else stated
     if not isinstance(model_type, str) or model_type not in {t for family in FAMILIES for t in family.MODEL_TYPES}:
         known = sorted(t for family in FAMILIES for t in family.MODEL_TYPES)
         raise UnsupportedModelError(f"{name}: model type '{model_type}' has no adapter; supported: {', '.join(known)}")
     shapes = weight_shapes(folder)
-    cls = model_class(folder, config, shapes)
-    with LOADING, _quiet():
+    if model_type == stated:
+        cls = model_class(folder, config, shapes)
+    else:  # a compact pruned checkpoint, by Attlas's own copy of its code
+        from attlas.interp.pruned import compact_class, whole_layout
+
+        cls = compact_class(str((config.get("architectures") or [""])[0]))
+    with LOADING, quiet():
         check_sizes(folder, cls, shapes)
     try:
-        with LOADING, _quiet():
+        with LOADING, quiet():
             model, info = cls.from_pretrained(
                 folder,
                 dtype=dtype,
@@ -141,6 +148,8 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Any:
         raise CheckpointError(
             f"'{folder}' lacks {len(missing)} weights, such as {', '.join(missing[:3])}; the checkpoint is incomplete"
         )
+    if model_type != stated:
+        model = whole_layout(model)
     _fuse_gelu(model)
     return model
 
@@ -160,7 +169,7 @@ def _first_line(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No bars and no warnings of transformers while loading: missing weights become an error of ours."""
     from transformers.utils import logging as hf_logging
 
@@ -191,7 +200,7 @@ def _tokenizer(folder: Path) -> Any:
             from transformers import AutoTokenizer
 
             try:
-                with _quiet():
+                with quiet():
                     return AutoTokenizer.from_pretrained(place, local_files_only=True)
             except Exception as error:  # json, sentencepiece, protobuf, missing packages: many classes
                 raise CheckpointError(

@@ -81,6 +81,11 @@ class HookedModel:
         return Ref(self.name, self.weight_hash)
 
     @property
+    def absent_heads(self) -> tuple[tuple[int, int], ...]:
+        """(layer, head) that a compact pruned checkpoint lacks: zeros here, whose attention maps mean nothing."""
+        return getattr(self.hf, "attlas_absent", ())
+
+    @property
     def device(self) -> torch.device:
         return next(self.hf.parameters()).device
 

@@ -38,10 +38,12 @@ class Args(DataArgs, ModelArgs, OutArgs):
     Example: attlas prune --model gpt2-mini --drop attn:2 --lm-eval attlas_ioi attlas_induction
     """
 
+    n_tokens: int = 8_192
+    """How many tokens of --text losses are taken on."""
     drop: tuple[str, ...] = ()
     """What to drop, such as attn:2,5 mlp:3 block:1 head:0.4,1.2 (layers from 0; heads as layer.head)."""
-    target: Literal["attn", "mlp", "joint", "block", "head"] | None = None
-    """Let the scores choose among these."""
+    target: Literal["attn", "mlp", "joint", "block", "head", "group"] | None = None
+    """Let the scores choose among these; a group is a KV head with all heads that share it, which frees its cache."""
     order: Literal["ranked", "iterative", "random", "last", "reversed"] = "ranked"
     """In which order they go; iterative scores anew after each (slow), random, last and reversed are controls."""
     n: int | None = None
@@ -59,14 +61,14 @@ class Args(DataArgs, ModelArgs, OutArgs):
     out: Path | None = None
     """Folder for the pruned checkpoint; nothing is written without it."""
     force: bool = False
-    """Replace what is in --out."""
+    """Replace an earlier pruned checkpoint in --out; folders that attlas prune did not write are never touched."""
     calibration: str = "embedded:train"
     """Text that scores are taken on and healing trains on; as --text."""
     calibration_column: str | None = None
     """Its column; --column where it is the source of --text."""
     calibration_split: str | None = None
     """Its split."""
-    calibration_tokens: int = 16_384
+    calibration_tokens: int = 8_192
     """How much of it."""
     heal_steps: int = 0
     """Train the pruned model for so many steps on the calibration data before it is written."""
@@ -91,6 +93,7 @@ class Args(DataArgs, ModelArgs, OutArgs):
 
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Compute, save, show, export."""
+    from attlas.analyses.drop_scores import Judge
     from attlas.analyses.prune_build import check_format, check_prunable
     from attlas.analyses.prune_export import check_folder
     from attlas.cli.prune_lm_eval import lm_eval_config
@@ -99,7 +102,9 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     if args.out is not None:
         if not (named or args.target):
             raise ConfigError(f"nothing to write to '{args.out}': say what goes with --drop, or --target and a budget")
-        check_folder(args.out, args.force)
+        from attlas.data.models_catalog import resolve_model
+
+        check_folder(args.out, args.force, resolve_model(args.model).folder)
         check_writable(args.out.absolute().parent)
     if args.heal_steps and not (named or args.target):
         raise ConfigError("healing needs a pruned model: give --drop, or --target and a budget")
@@ -119,6 +124,11 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     elif args.target is not None:
         check_format(model, args.format, args.target)
     calibration, evaluation = _data(model, args)
+    if not Judge.has_loss(model, evaluation):
+        headless = {"--heal-steps": args.heal_steps, "--target head or group": args.target in ("head", "group")}
+        headless |= {"--targets head or group": bool({"head", "group"} & {*args.curve.targets}) and not args.target}
+        if needs := next((flag for flag, given in headless.items() if given), None):
+            raise ConfigError(f"{needs} needs a loss, and {model.name} has no head or the images no labels")
     if not named and args.target is None:
         return _curve(model, calibration, evaluation, args, workspace, out)
     from attlas.cli.prune_one import prune_one

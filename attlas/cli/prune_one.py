@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from attlas.analyses.drop_scores import Scores, quality
-from attlas.analyses.drop_selection import Drop, Unit, last_first, random_order, ranked, unit_name, units
+from attlas.analyses.drop_scores import Judge, Scores
+from attlas.analyses.drop_selection import Drop, Unit, available, last_first, random_order, ranked, unit_name
 from attlas.analyses.lm_eval_tasks import LMEvalConfig
 from attlas.analyses.prune import DROP_CURVE, drop_row
 from attlas.analyses.prune_budget import Budget, select
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from attlas.cli.prune import Args
 
 Data = TokenDataset | ImageDataset
+WHEN = {"before": 0, "after": -1}
 
 
 def prune_one(
@@ -51,13 +53,13 @@ def prune_one(
         picked = select(
             model, order, budget, evaluation, format=args.format, batch_size=args.curve.batch_size, track=out.track
         )
-        chosen, drop = list(picked.units), Drop.of(picked.units, model.cfg.n_heads)
+        chosen, drop = list(picked.units), Drop.of(picked.units, model.cfg.n_heads, model.cfg.n_kv_heads)
     hf, written = build(model, drop, args.format)
     folder = resolve_model(args.model).folder
     dtype = stored_dtype(folder) or model.dtype
-    dense = quality(model, evaluation, args.curve.batch_size)
-    pruned = quality(model, evaluation, args.curve.batch_size, lambda x: forward_logits(hf, x))
-    names = [unit_name(unit, model.cfg.n_heads) for unit in chosen] or _names(drop)
+    judge = Judge(model, evaluation, args.curve.batch_size)
+    dense, pruned = judge.whole, judge.measure(lambda x: forward_logits(hf, x))
+    names = [unit_name(unit, model.cfg) for unit in chosen] or _names(drop)
     target, order_name = (args.target, args.order) if args.target else ("named", "named")
     rows = [
         drop_row("none", "dense", 0, [], dense, dense),
@@ -66,14 +68,16 @@ def prune_one(
     healing = None
     if args.heal_steps:
         config = HealConfig(args.heal_steps, args.heal_lr, objective=args.heal_objective, seed=args.curve.seed)
-        frozen = silenced(hf, drop) if written == "stock" else ()
+        frozen = silenced(hf, drop.with_silent(model)) if written == "stock" else ()
         healing = heal(hf, model, calibration, evaluation, config, frozen=frozen, track=out.track)
         hf.to(dtype).to(model.dtype)  # what is measured is what the checkpoint will hold
-        healed = quality(model, evaluation, args.curve.batch_size, lambda x: forward_logits(hf, x))
+        healed = judge.measure(lambda x: forward_logits(hf, x))
         rows.append(drop_row(str(target), "healed", 0, names, healed, dense))
-    facts = _facts(model, hf, dtype, rows, calibration, evaluation, args)
+    facts = _facts(model, hf, dtype, rows, calibration, evaluation, judge.kind, args)
     if scores:
-        kind = f"Δ loss, {args.curve.head_score}" if args.target == "head" else "1 − cosine"
+        kind = f"Δ loss, {args.curve.head_score}" if args.target in ("head", "group") else "1 − cosine"
+        if args.order == "iterative":
+            kind += ", each without those before it"
         listed = [f"{name} {scores[unit]:.4g}" for name, unit in zip(names, chosen, strict=True)]
         facts[f"scores ({kind})"] = ", ".join(listed)
     judged = tasks.after(hf, "healed" if healing else "pruned", out) if tasks is not None else []
@@ -93,8 +97,8 @@ def prune_one(
         f"{model.name} without {', '.join(names)}",
         ["", "whole", "pruned", *(["healed"] if healing else [])],
         [
-            ("loss, nats", *[row["loss"] for row in rows]),
-            ("accuracy", *[row["accuracy"] for row in rows]),
+            ("loss, nats" if judge.kind == Judge.LOSS else judge.kind, *[row["loss"] for row in rows]),
+            *([("accuracy", *[row["accuracy"] for row in rows])] if judge.kind == Judge.LOSS else []),
             ("parameters", facts["parameters_before"], facts["parameters_after"]),
             *([("KV bytes a token", facts["kv_bytes_before"], facts["kv_bytes_after"])] if model.cfg.causal else []),
         ],
@@ -111,7 +115,7 @@ def _order(
 ) -> tuple[list[Unit], dict[Unit, float]]:
     """All units of the target, the first to drop first; their scores, where scores made the order."""
     assert args.target is not None
-    candidates = units(args.target, model.cfg.n_layers, model.cfg.n_heads)
+    candidates = available(model, args.target)
     if budget.n is not None and budget.n > len(candidates):
         raise ConfigError(f"cannot drop {budget.n} of {len(candidates)} ({args.target}) in {model.name}")
     if args.order == "random":
@@ -122,7 +126,8 @@ def _order(
     if args.order == "iterative":
         from attlas.analyses.drop_scores import iterative_order
 
-        return iterative_order(scores, args.target, budget.n or len(candidates) - 1), scores.of(args.target)
+        found = iterative_order(scores, args.target, budget.n or len(candidates) - 1)
+        return list(found), found
     best = ranked(scores.of(args.target))
     return (best if args.order == "ranked" else best[::-1]), scores.of(args.target)
 
@@ -141,6 +146,7 @@ def _facts(
     rows: list[dict[str, Any]],
     calibration: Data,
     evaluation: Data,
+    kind: str,
     args: Args,
 ) -> dict[str, Any]:
     """What the model card and the run record."""
@@ -148,11 +154,10 @@ def _facts(
         "chosen_by": f"{args.order} {args.target} on {calibration.name} ({calibration.hash})"
         if args.target
         else "name",
-        "measured_on": f"{evaluation.name} ({evaluation.hash}), {rows[0]['n_predictions']} predictions",
+        "measured_on": f"{evaluation.name} ({evaluation.hash}), {rows[0]['n_predictions']} predictions, {kind}",
         "loss_before": rows[0]["loss"],
         "loss_after": rows[-1]["loss"],
-        "accuracy_before": rows[0]["accuracy"],
-        "accuracy_after": rows[-1]["accuracy"],
+        **({} if math.isnan(rows[0]["accuracy"]) else {f"accuracy_{k}": rows[i]["accuracy"] for k, i in WHEN.items()}),
         **sizes(model, hf, dtype),
     }
     if args.heal_steps:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from attlas.analyses.drop_scores import Scores, iterative_order, quality
-from attlas.analyses.drop_selection import Drop, last_first, masked, random_order, ranked, units
+from attlas.analyses.drop_selection import Drop, last_first, masked, random_order, ranked, unit_name, units
 from attlas.analyses.prune import DropCurveConfig, drop_curve
 from attlas.analyses.prune_budget import Budget, kv_bytes_per_token, n_parameters, select
 from attlas.data.images import ImageDataset
@@ -58,11 +58,26 @@ def test_orders() -> None:
 
 def test_iterative_scores_what_is_left(gpt2_mini: HookedModel, val_tokens: TokenDataset) -> None:
     scores = Scores(gpt2_mini, val_tokens.take(2))
-    first, second = iterative_order(scores, "mlp", 2)
+    found = iterative_order(scores, "mlp", 2)
+    first, second = found
     assert first == ranked(scores.of("mlp"))[0]
     with masked(gpt2_mini, Drop.of([first])):
         left = Scores(gpt2_mini, val_tokens.take(2)).of("mlp")
     assert second == ranked({unit: score for unit, score in left.items() if unit != first})[0]
+    assert found == {first: scores.of("mlp")[first], second: left[second]}  # each score is that of its own step
+
+
+def test_groups_are_kv_heads_with_their_heads(tiny_llama: HookedModel) -> None:
+    data = TokenDataset.from_tokens(torch.randint(0, 101, (2, 12)), "random")
+    scores = Scores(tiny_llama, data)
+    heads, groups = scores.of("head"), scores.of("group")
+    assert list(groups) == units("group", 3, 6, 2)
+    assert groups["group", 3] == pytest.approx(sum(heads["head", i] for i in (9, 10, 11)))
+    assert Drop.of([("group", 3)], 6, 2) == Drop(heads=((1, 3), (1, 4), (1, 5)))
+    assert unit_name(("group", 3), tiny_llama.cfg) == "group.1.1"
+    found = select(tiny_llama, ranked(groups), Budget(kv_bytes=1 / 3), data)
+    assert len(found.units) == 2
+    assert found.saved == pytest.approx(1 / 3)
 
 
 def test_size_budgets(gpt2_mini: HookedModel, tiny_llama: HookedModel, val_tokens: TokenDataset) -> None:

@@ -10,6 +10,7 @@ import pytest
 from attlas.analyses.drop_selection import Drop
 from attlas.cli import main
 from attlas.cli.prune import parse_drop
+from attlas.data.models_catalog import EMBEDDED_DIR
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError
 from attlas.interp import load_model
@@ -62,6 +63,51 @@ def test_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert (tmp_path / "v" / "preprocessor_config.json").is_file()
 
 
+def test_a_compact_checkpoint_keeps_its_dtype_and_is_pruned_again(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The default format, from the embedded float16 model: half the bytes of float32, and a model like any other."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    status, result, _ = _run(capsys, tmp_path, "--target", "attn", "--n", "1", "--out", str(one), *SMALL)
+    assert status == 0
+    assert result["format"] == "compact"
+    assert result["kv_bytes_before"] == 4 * 2 * 192 * 2
+    assert result["kv_bytes_after"] == 3 * 2 * 192 * 2
+    assert (one / "model.safetensors").stat().st_size < (EMBEDDED_DIR / "gpt2-mini/model.safetensors").stat().st_size
+    argv = ["--model", str(one), "--target", "attn", "--order", "iterative", "--n", "1", "--out", str(two), *SMALL]
+    status, again, _ = _run(capsys, tmp_path, *argv)
+    assert status == 0
+    assert again["dropped"] != result["dropped"]
+    assert again["loss_before"] == pytest.approx(result["loss_after"], abs=1e-5)
+    assert again["kv_bytes_after"] == 2 * 2 * 192 * 2
+    card = (two / "README.md").read_text()
+    assert "AutoModelForCausalLM.from_pretrained(" in card
+    assert "absent: no weights, no arithmetic, no KV cache" in card
+    assert "each without those before it" in card
+    assert "license: apache-2.0" in card
+
+
+def test_a_dinov2_backbone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """No classifier: modules by their scores, losses by how far features turn; heads need a loss and say so."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    sizes = {"hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 28, "patch_size": 14}
+    Dinov2Model(Dinov2Config(**sizes, mlp_ratio=2)).save_pretrained(tmp_path / "m")
+    spec = {"size": {"height": 28, "width": 28}, "do_resize": True, "do_normalize": False, "do_rescale": True}
+    spec |= {"rescale_factor": 1 / 255, "resample": 3, "image_processor_type": "BitImageProcessor"}
+    (tmp_path / "m" / "preprocessor_config.json").write_text(json.dumps(spec))
+    argv = ["--model", str(tmp_path / "m"), "--n-images", "2", "--n", "1"]
+    status, result, _ = _run(capsys, tmp_path, *argv, "--target", "attn", "--out", str(tmp_path / "p"))
+    assert status == 0
+    assert "features" in result["measured_on"]
+    assert result["loss_before"] == pytest.approx(0, abs=1e-6) != result["loss_after"]
+    assert "accuracy_after" not in result
+    assert load_model(tmp_path / "p", device="cpu").cfg.n_layers == 3
+    status, _, errors = _run(capsys, tmp_path, *argv, "--target", "head")
+    assert status == 2
+    assert "needs a loss" in errors
+
+
 BAD = {
     "more than there are": (["--target", "attn", "--n", "9"], "cannot drop 9 of 4"),
     "all attention": (["--target", "attn", "--n", "4"], "keep at least one"),
@@ -81,6 +127,8 @@ BAD = {
     "limit alone": (["--drop", "attn:1", "--lm-eval-limit", "5"], "belong to --lm-eval"),
     "write nothing": (["--out", "OUT"], "nothing to write"),
     "not empty": (["--drop", "attn:1", "--out", "FULL"], "not empty"),
+    "not ours": (["--drop", "attn:1", "--out", "FULL", "--force"], "was not written by attlas prune"),
+    "here": (["--drop", "attn:1", "--out", "."], "current folder"),
     "no such model": (["--drop", "attn:1", "--model", "gpt9"], "no model"),
     "missing text": (["--drop", "attn:1", "--calibration", "nowhere.txt"], "nowhere.txt"),
     "short text": (["--drop", "attn:1", "--calibration", "SHORT"], "fewer than one sequence"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from attlas.analyses.drop_selection import Drop, masked
 from attlas.analyses.prune_export import export, load_pruned
 from attlas.analyses.prune_heads import plan_heads
+from attlas.data.folders import replace_folder
 from attlas.data.images import ImageDataset
-from attlas.errors import CheckpointError, ConfigError, LayerRangeError, UnsupportedModelError
+from attlas.errors import ConfigError, LayerRangeError, UnsupportedModelError
 from attlas.interp import HookedModel, load_model
 from attlas.interp.config import ModelConfig
 
@@ -85,7 +87,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequ
             dense = model(inputs)
             with masked(model, drop):
                 expected = model(inputs)
-        done = export(model, drop, base / f"case{index}", format=format)
+        done = export(model, drop, base / f"case{index}", format=format, verify=False)
         jobs[case] = (str(done.folder), inputs, auto)
         facts[case] = {"dense": dense, "expected": expected, "done": done, "model": model}
     torch.save(jobs, base / "jobs.pt")
@@ -127,7 +129,7 @@ def test_compact_opens_with_attlas_alone(opened: dict) -> None:
 
 
 def test_blocks_load_as_a_shorter_attlas_model(gpt2_mini: HookedModel, tmp_path: Path) -> None:
-    export(gpt2_mini, Drop(blocks=(1, 2)), tmp_path / "out")
+    export(gpt2_mini, Drop(blocks=(1, 2)), tmp_path / "out", verify=False)
     assert load_model(tmp_path / "out", device="cpu").cfg.n_layers == 2
     assert gpt2_mini.hf.config.num_hidden_layers == 4
     assert len(gpt2_mini.hf.transformer.h) == 4
@@ -142,7 +144,7 @@ def test_bad_input_leaves_nothing(gpt2_mini: HookedModel, tmp_path: Path, monkey
     with monkeypatch.context() as patch:
         patch.setattr("attlas.analyses.prune_export.shutil.copyfile", lambda *_a: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            export(gpt2_mini, Drop(attn=(0,)), out)
+            export(gpt2_mini, Drop(attn=(0,)), out, verify=False)
     assert list(tmp_path.iterdir()) == []
     out.mkdir()
     (out / "mine.txt").write_text("keep")
@@ -151,30 +153,69 @@ def test_bad_input_leaves_nothing(gpt2_mini: HookedModel, tmp_path: Path, monkey
     assert (out / "mine.txt").read_text() == "keep"
 
 
-def test_a_crash_while_replacing_keeps_the_old_folder(
-    gpt2_mini: HookedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_what_attlas_wrote_is_replaced(gpt2_mini: HookedModel, tmp_path: Path) -> None:
+    """A stranger's folder, a file added to an export, the source and its parents: refused, and nothing changes."""
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine.txt").write_text("keep")
-    rename = Path.rename
-    with monkeypatch.context() as patch:
-        calls: list[Path] = []
-
-        def once(path: Path, target: Path) -> Path:
-            calls.append(path)
-            if len(calls) == 2:
-                raise OSError("power cut")
-            return rename(path, target)
-
-        patch.setattr(Path, "rename", once)
-        with pytest.raises(CheckpointError, match="power cut"):
-            export(gpt2_mini, Drop(attn=(0,)), out, force=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    with pytest.raises(ConfigError, match="was not written by attlas prune"):
+        export(gpt2_mini, Drop(attn=(0,)), out, force=True, verify=False)
     assert (out / "mine.txt").read_text() == "keep"
-    export(gpt2_mini, Drop(attn=(0,)), out, force=True)
-    assert not (out / "mine.txt").exists()
-    assert "license: apache-2.0" in (out / "README.md").read_text()
+    (out / "mine.txt").unlink()
+    export(gpt2_mini, Drop(attn=(0,)), out, verify=False)
+    with pytest.raises(ConfigError, match="not empty"):
+        export(gpt2_mini, Drop(attn=(1,)), out, verify=False)
+    (out / "notes").mkdir()
+    (out / "notes" / "mine.txt").write_text("keep")
+    with pytest.raises(ConfigError, match="holds 'notes'"):
+        export(gpt2_mini, Drop(attn=(1,)), out, force=True, verify=False)
+    shutil.rmtree(out / "notes")
+    for place, source in ((out, out), (tmp_path, out), (tmp_path / "link", out)):
+        if place.name == "link":
+            place.symlink_to(out)
+        with pytest.raises(ConfigError, match="the source model"):
+            export(gpt2_mini, Drop(attn=(1,)), place, force=True, source=source, verify=False)
+    export(gpt2_mini, Drop(attn=(1,)), out, force=True, verify=False)
+    assert "attention of layers: 1" in (out / "README.md").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
+
+
+def test_the_current_folder_is_refused(gpt2_mini: HookedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in (".", "..", tmp_path.parent):
+        with pytest.raises(ConfigError, match="current folder"):
+            export(gpt2_mini, Drop(attn=(0,)), place, force=True, verify=False)
+
+
+def test_folders_swap_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no moment without the old or the new folder; where the file system cannot swap, the old one comes back."""
+    new, old = tmp_path / "new", tmp_path / "old"
+    for folder in (new, old):
+        folder.mkdir()
+        (folder / folder.name).touch()
+    gone: list[bool] = []
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(
+        "attlas.data.folders.shutil.rmtree", lambda *a, **k: (gone.append(old.exists()), rmtree(*a, **k))
+    )
+    replace_folder(new, old)
+    assert gone == [True]
+    assert [path.name for path in old.iterdir()] == ["new"]
+    assert not new.exists()
+    new.mkdir()
+    monkeypatch.setattr("attlas.data.folders._swap", lambda *_a: False)
+    rename, calls = Path.rename, []
+
+    def once(path: Path, target: Path) -> Path:
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError("power cut")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", once)
+    with pytest.raises(OSError, match="power cut"):
+        replace_folder(new, old)
+    assert [path.name for path in old.iterdir()] == ["new"]
 
 
 @given(

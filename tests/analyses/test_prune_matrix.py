@@ -10,11 +10,11 @@ import pytest
 import torch
 import transformers as tf
 
-from attlas.analyses.drop_selection import Drop, masked
+from attlas.analyses.drop_selection import Drop, masked, silent_parts
 from attlas.analyses.prune_build import build, difference, probe
 from attlas.analyses.prune_export import export
 from attlas.analyses.prune_reopen import Reopened, reopen
-from attlas.errors import CheckpointError, UnsupportedModelError
+from attlas.errors import CheckpointError, ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel, load_model
 
 _GPT2 = {
@@ -87,7 +87,7 @@ CASES = [("block", "stock"), ("attn", "compact"), ("mlp", "compact"), ("heads", 
 CASES += [("heads alike", "stock"), ("joint", "stock"), ("joint", "compact")]
 
 
-def _random(make: Callable[[], Any]) -> HookedModel:
+def random_model(make: Callable[[], Any]) -> HookedModel:
     """Weights of the size that a trained model has them: attention is far from uniform, norms are near 1."""
     torch.manual_seed(0)
     hf = make()
@@ -112,7 +112,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, s
     base = tmp_path_factory.mktemp("matrix")
     facts: dict[tuple[str, str, str], tuple[Any, ...]] = {}
     for model_name, make in MODELS.items():
-        model = _random(make)
+        model = random_model(make)
         for drop_name, format in CASES:
             drop = _drop(model, drop_name)
             with torch.no_grad(), masked(model, drop):
@@ -130,6 +130,8 @@ def test_a_stranger_finds_the_masked_model(exported: dict[Any, Any], model: str)
         assert isinstance(found, Reopened), f"{drop_name} {format}: {found}"
         assert difference(found.outputs, expected) < 1e-5, (drop_name, format)
         done.check.judge(found)
+        with torch.no_grad():
+            assert difference(load_model(done.folder, device="cpu")(probe(hooked)), expected) < 1e-5
         if hooked.cfg.causal:
             assert found.decode < 1e-5, (drop_name, format)
             layers = 3 - len(drop.blocks) - (len(drop.attn) if format == "compact" else 0)
@@ -150,7 +152,7 @@ def test_fields_that_list_layers_are_numbered_anew(exported: dict[Any, Any]) -> 
 
 
 def test_a_field_unknown_here_is_refused(tmp_path: Path) -> None:
-    model = _random(MODELS["llama"])
+    model = random_model(MODELS["llama"])
     for key, value in (("expert_layers", [0, 2]), ("rates", [1.0, 2.0, 3.0]), ("first_k_layers", 2)):
         model.hf.config.__dict__[key] = value
         with pytest.raises(UnsupportedModelError, match=f"'{key}'"):
@@ -161,7 +163,7 @@ def test_a_field_unknown_here_is_refused(tmp_path: Path) -> None:
 
 def test_another_model_on_disk_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that change between the check in memory and the file are seen by the fresh process."""
-    model = _random(MODELS["gpt2"])
+    model = random_model(MODELS["gpt2"])
     save = tf.GPT2LMHeadModel.save_pretrained
 
     def damaged(hf: Any, *args: Any, **more: Any) -> None:
@@ -173,3 +175,34 @@ def test_another_model_on_disk_is_removed(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(CheckpointError, match=r"another model in a fresh process .*outputs off by"):
         export(model, Drop(blocks=(0,)), tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+FIRST = Drop(attn=(1,), mlp=(2,), heads=((0, 0), (2, 1)))
+THEN = Drop(mlp=(0,))
+
+
+@pytest.mark.parametrize("name", ["gpt2 inverse", "llama", "qwen2 mixed", "deit distilled", "registers classifier"])
+@pytest.mark.parametrize("format", ["stock", "compact"])
+def test_opened_and_pruned_again(tmp_path: Path, name: str, format: str) -> None:
+    model = random_model(MODELS[name])
+    inputs = probe(model)
+    with torch.no_grad():
+        with masked(model, FIRST):
+            once = model(inputs)
+        with masked(model, Drop(FIRST.attn, (0, 2), (), FIRST.heads)):
+            twice = model(inputs)
+    folder = export(model, FIRST, tmp_path / "once", format=format, verify=False).folder
+    again = load_model(folder, device="cpu")
+    before = silent_parts(again)
+    assert (before.attn, before.mlp, before.heads) == (FIRST.attn, FIRST.mlp, FIRST.heads)
+    absent = {(1, head) for head in range(model.cfg.n_heads)}
+    assert absent <= set(again.absent_heads) if format == "compact" else not again.absent_heads
+    with torch.no_grad():
+        assert difference(again(inputs), once) < 1e-5
+    with pytest.raises(ConfigError, match=r"attention of layer 1 .* silent already"):
+        export(again, Drop(attn=(1,)), tmp_path / "no")
+    done = export(again, THEN, tmp_path / "twice", format="compact", verify=False)
+    assert done.kept_attention == 2
+    with torch.no_grad():
+        assert difference(load_model(done.folder, device="cpu")(inputs), twice) < 1e-5
+    assert done.n_parameters < sum(p.numel() for p in model.hf.parameters())

@@ -1,0 +1,74 @@
+"""Losses of many drops at once: each batch runs dense once, and every drop goes on from the first layer it touches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from attlas.analyses.drop_scores import Judge, Measured
+from attlas.analyses.drop_selection import Drop, masked
+from attlas.analyses.prefix_reuse import Prefix
+from attlas.data.images import ImageDataset
+from attlas.data.progress import Track, no_track
+from attlas.data.text import TokenDataset
+from attlas.interp import HookedModel
+
+
+def measure_drops(
+    model: HookedModel,
+    data: TokenDataset | ImageDataset,
+    drops: Sequence[Drop],
+    batch_size: int = 8,
+    track: Track = no_track,
+) -> tuple[Measured, list[Measured], str]:
+    """(the whole model's, each drop's (loss, accuracy, predictions), what the loss is; see `drop_scores.Judge`).
+
+    A drop that comes twice is measured once.
+    """
+    distinct = list(dict.fromkeys(drops))
+    if not Judge.has_loss(model, data):
+        judge = Judge(model, data, batch_size)
+        found = {}
+        for drop in track(distinct, "drop curves"):
+            with masked(model, drop):
+                found[drop] = judge.measure()
+        return judge.whole, [found[drop] for drop in drops], judge.kind
+    sums = _sums(model, data, distinct, batch_size, track)
+    measured = [(loss / count, right / count, int(count)) for loss, right, count in sums.tolist()]
+    by_drop = dict(zip(distinct, measured[1:], strict=True))
+    return measured[0], [by_drop[drop] for drop in drops], Judge.LOSS
+
+
+@torch.no_grad()
+def _sums(
+    model: HookedModel, data: TokenDataset | ImageDataset, drops: Sequence[Drop], batch_size: int, track: Track
+) -> Tensor:
+    """Sum of losses, right predictions and predictions: float64 [1 + drops, 3], the whole model first."""
+    labels = getattr(data, "labels", None)
+    sums = torch.zeros(1 + len(drops), 3, dtype=torch.float64)
+    work = [(batch, row) for batch in data.batches(batch_size) for row in range(1 + len(drops))]
+    start, prefix, target = 0, None, torch.empty(0)
+
+    def read(logits: Tensor) -> Tensor:
+        if labels is None:
+            logits = logits[:, :-1].flatten(0, 1)
+        loss = torch.nn.functional.cross_entropy(logits.float(), target, reduction="sum").double()
+        return torch.stack([loss, (logits.argmax(-1) == target).sum().double()])
+
+    for batch, row in track(work, "drop curves"):
+        if row == 0:
+            chosen = batch[:, 1:].flatten() if labels is None else labels[start : start + len(batch)]
+            start += len(batch)
+            target = chosen.to(model.device)
+            prefix = Prefix(model, batch)
+            found = read(prefix.output)
+        else:
+            assert prefix is not None
+            drop = drops[row - 1]
+            first = min([*drop.attn, *drop.mlp, *drop.blocks, *(layer for layer, _ in drop.heads)])
+            with masked(model, drop):
+                found = prefix.run_from(first, prefix.residual[first], read)[0]
+        sums[row] += torch.cat([found.cpu(), torch.tensor([len(target)])])
+    return sums

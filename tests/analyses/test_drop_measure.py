@@ -1,0 +1,63 @@
+"""Drops measured together, backbones by their features, and what is silent already is not chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from attlas.analyses.drop_measure import measure_drops
+from attlas.analyses.drop_scores import Scores, quality
+from attlas.analyses.drop_selection import Drop, available, masked
+from attlas.analyses.prune_export import export
+from attlas.data.images import ImageDataset
+from attlas.data.text import TokenDataset
+from attlas.interp import HookedModel, load_model
+
+
+def test_what_is_silent_is_not_chosen(gpt2_mini: HookedModel, val_tokens: TokenDataset, tmp_path: Path) -> None:
+    folder = export(gpt2_mini, Drop(attn=(2,), heads=((0, 3),)), tmp_path / "p", format="stock", verify=False).folder
+    again = load_model(folder, device="cpu")
+    assert [layer for _, layer in available(again, "attn")] == [0, 1, 3]
+    assert len(available(again, "head")) == len(available(again, "group")) == 24 - 6 - 1
+    scores = Scores(again, TokenDataset.from_tokens(val_tokens.tokens[:1], "one"))
+    assert set(scores.of("joint")) == {*available(again, "joint")}
+    assert set(scores.of("group")) == {*available(again, "group")}
+
+
+@pytest.mark.parametrize("kind", ["text", "images"])
+def test_drops_measured_together_equal_drops_alone(
+    gpt2_mini: HookedModel, vit_mini: HookedModel, val_tokens: TokenDataset, glyphs: ImageDataset, kind: str
+) -> None:
+    model, data = (gpt2_mini, val_tokens) if kind == "text" else (vit_mini, glyphs)
+    drops = [Drop(attn=(3,)), Drop(blocks=(1,), mlp=(2,)), Drop(heads=((2, 1), (3, 0))), Drop(attn=(3,))]
+    whole, found, kind = measure_drops(model, data, drops, batch_size=8)
+    assert kind == "cross-entropy"
+    np.testing.assert_allclose(whole, quality(model, data), rtol=1e-5)
+    for drop, values in zip(drops, found, strict=True):
+        with masked(model, drop):
+            np.testing.assert_allclose(values, quality(model, data), rtol=1e-5)
+
+
+def test_a_backbone_is_measured_by_its_features(glyphs: ImageDataset) -> None:
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 12, "patch_size": 4}
+    model = load_model(Dinov2Model(Dinov2Config(**sizes, mlp_ratio=2, initializer_range=0.2)).eval())
+    pixels = torch.randn(5, 3, 12, 12)
+    data = ImageDataset(**{**vars(glyphs), "pixels": pixels, "labels": None})
+    whole, (one,), kind = measure_drops(model, data, [Drop(attn=(0,))], batch_size=2)
+    assert kind == "1 − cosine of features"
+    assert whole[0] == pytest.approx(0, abs=1e-6)
+    with torch.no_grad():
+        dense = model(pixels).double()
+        with masked(model, Drop(attn=(0,))):
+            pruned = model(pixels).double()
+    a, b = (torch.cat([x[:, 0], x[:, 1:].mean(1)], -1) for x in (dense, pruned))
+    cosine = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
+    assert one[0] == pytest.approx(float(1 - cosine.mean()), abs=1e-5)
+    assert np.isnan(one[1])
+    assert one[2] == 5
