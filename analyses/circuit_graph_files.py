@@ -45,6 +45,20 @@ def save_json(graph: CircuitGraph, path: str | Path) -> Path:
     return path
 
 
+def check_replaceable(path: str | Path) -> None:
+    """Refuse to write over a file that holds something else than a circuit.
+
+    Raises:
+        ConfigError: the file is there and was not written by this module.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    if not any(mark in text for mark in (f'"{FORMAT}"', '<graph id="circuit"', '"qParams"')):
+        raise ConfigError(f"'{path}' is there and holds no circuit; give another name")
+
+
 def load_json(path: str | Path) -> CircuitGraph:
     """Read what save_json wrote.
 

@@ -26,6 +26,7 @@ def quality(
     data: TokenDataset | ImageDataset,
     batch_size: int = 8,
     forward: Callable[[Tensor], Tensor] | None = None,
+    track: Track = no_track,
 ) -> Measured:
     """(mean cross-entropy in nats, accuracy, predictions) of next tokens or image classes.
 
@@ -41,7 +42,7 @@ def quality(
     if not Judge.has_loss(model, data):
         raise ConfigError(f"{model.name} needs a classifier and labelled images to measure what dropping costs")
     labels = loss_labels(model, data)
-    for batch in data.batches(batch_size):
+    for batch in track(data.batches(batch_size), "loss"):
         logits = forward(batch).float()
         if labels is not None:
             target = labels[count : count + len(batch)].to(logits.device)
@@ -75,8 +76,10 @@ class Judge:
             return bool(model.cfg.n_classes) and getattr(data, "labels", None) is not None
         return model.anatomy.unembed is not None
 
-    def __init__(self, model: HookedModel, data: TokenDataset | ImageDataset, batch_size: int = 8) -> None:
-        self.model, self.data, self.batch_size = model, data, batch_size
+    def __init__(
+        self, model: HookedModel, data: TokenDataset | ImageDataset, batch_size: int = 8, track: Track = no_track
+    ) -> None:
+        self.model, self.data, self.batch_size, self.track = model, data, batch_size, track
         self.kind = self.LOSS if self.has_loss(model, data) else self.FEATURES
         self._features = None if self.kind == self.LOSS else self._read(model)
         self.whole = self.measure()
@@ -85,7 +88,7 @@ class Judge:
     def measure(self, forward: Callable[[Tensor], Tensor] | None = None) -> Measured:
         """(loss in nats or distance, accuracy, predictions) of `forward`, or of the model under its hooks."""
         if self._features is None:
-            return quality(self.model, self.data, self.batch_size, forward)
+            return quality(self.model, self.data, self.batch_size, forward, self.track)
         cosine = torch.nn.functional.cosine_similarity(self._features, self._read(forward or self.model), dim=-1)
         return float(1 - cosine.double().mean()), float("nan"), len(cosine)
 
@@ -93,7 +96,7 @@ class Judge:
     def _read(self, forward: Callable[[Tensor], Tensor]) -> Tensor:
         """Features of all data, [rows, width], on the CPU."""
         rows = []
-        for batch in self.data.batches(self.batch_size):
+        for batch in self.track(self.data.batches(self.batch_size), "features"):
             hidden = forward(batch).float()
             if self.model.cfg.family == "vit" and hidden.ndim == 3:
                 patches = hidden[:, self.model.cfg.n_prefix_tokens :].mean(1)

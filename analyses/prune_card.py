@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from attlas.analyses.drop_selection import Drop
+from attlas.analyses.drop_selection import Drop, silent_parts
 from attlas.analyses.prune_budget import kv_bytes_per_token, n_parameters
 from attlas.analyses.prune_build import compact_auto
 from attlas.data.models_catalog import catalog
@@ -48,30 +48,45 @@ def heads_left(hf: Any, d_head: int) -> list[int]:
 
 
 def notes(model: HookedModel, hf: Any, drop: Drop) -> list[str]:
-    """What became of the dropped parts, from the pruned model itself."""
+    """What became of the dropped parts, and of what was silent before, from the pruned model itself."""
     compact = type(hf).__name__.startswith("Pruned")
+    whole = drop.with_silent(model)
     found = []
-    if drop.blocks:
+    if whole.blocks:
         found.append("Dropped layers are absent; the others are numbered anew.")
-    if drop.attn or drop.mlp:
+    if whole.attn or whole.mlp:
         found.append(
             "Attention and MLPs dropped alone are absent: no weights, no arithmetic, no KV cache."
             if compact
             else "Attention and MLPs dropped alone are silenced (zero output projection): they still cost time, weights "
             "and KV cache."
         )
-    gone = [pair for pair in drop.heads if pair[0] not in (*drop.attn, *drop.blocks)]
-    if gone:
-        left = heads_left(hf, model.cfg.d_head)
-        cut = sum(model.cfg.n_heads - n for n in left if n)
+    if whole.heads:
+        cut = sum(model.cfg.n_heads - n for n in heads_left(hf, model.cfg.d_head) if n)
         if cut:
-            found.append(f"{cut} of the {len(gone)} dropped heads are cut out of the projections.")
-        if silent := len(gone) - cut:
+            found.append(f"{cut} of the {len(whole.heads)} dropped heads are cut out of the projections.")
+        if silent := len(whole.heads) - cut:
             found.append(
-                f"{silent} of the {len(gone)} dropped heads are silenced (zero rows of the output projection): they still "
-                "cost time and weights" + (", and KV cache." if model.cfg.causal else ".")
+                f"{silent} of the {len(whole.heads)} dropped heads are silenced (zero rows of the output projection): they "
+                "still cost time and weights" + (", and KV cache." if model.cfg.causal else ".")
             )
+    if not model.cfg.causal:
+        found = [note.replace(", no KV cache", "").replace(", weights and KV cache", " and weights") for note in found]
     return found
+
+
+def _listed(drop: Drop) -> list[str]:
+    """Lines of a Markdown list, one a kind of part."""
+    return [
+        f"- {name}: {', '.join(map(str, value))}"
+        for name, value in (
+            ("attention of layers", drop.attn),
+            ("MLP of layers", drop.mlp),
+            ("whole layers", drop.blocks),
+            ("heads (layer.head)", tuple(f"{layer}.{head}" for layer, head in drop.heads)),
+        )
+        if value
+    ]
 
 
 def card(
@@ -83,16 +98,7 @@ def card(
     facts: Mapping[str, Any],
 ) -> str:
     """README.md in Markdown, with the original's licence."""
-    dropped = [
-        f"- {name}: {', '.join(map(str, value))}"
-        for name, value in (
-            ("attention of layers", drop.attn),
-            ("MLP of layers", drop.mlp),
-            ("whole layers", drop.blocks),
-            ("heads (layer.head)", tuple(f"{layer}.{head}" for layer, head in drop.heads)),
-        )
-        if value
-    ]
+    before = _listed(silent_parts(model))
     return "\n".join(
         [
             "---",
@@ -104,7 +110,8 @@ def card(
             f"From `{model.name}` (weights {model.weight_hash}), format {format}. {' '.join(notes(model, hf, drop))} "
             "Dropped, by the original's layer numbers from 0:",
             "",
-            *dropped,
+            *_listed(drop),
+            *(["", "Silent or absent in the original already:", "", *before] if before else []),
             "",
             "```python",
             snippet(model.hf, hf).rstrip(),

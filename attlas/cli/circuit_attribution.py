@@ -130,6 +130,9 @@ def run_trace(args: Trace, out: Output) -> dict[str, Any]:
     if args.out is not None and args.out.suffix not in FORMATS:
         raise ConfigError(f"--out '{args.out}' should end in .json, .graphml or .ct.json")
     if args.out is not None:
+        from attlas.analyses.circuit_graph_files import check_replaceable
+
+        check_replaceable(args.out)
         check_writable(args.out.absolute().parent)
     workspace, model = open_workspace(args), open_model(args, out)
     task = load_task(model, args, args.seed, out)

@@ -13,7 +13,7 @@ from attlas.analyses.lm_eval_tasks import LMEvalConfig
 from attlas.analyses.prune import DROP_CURVE, drop_row
 from attlas.analyses.prune_budget import Budget, select
 from attlas.analyses.prune_build import build, forward_logits, silenced
-from attlas.analyses.prune_card import sizes
+from attlas.analyses.prune_card import notes, sizes
 from attlas.analyses.prune_export import export, stored_dtype
 from attlas.analyses.prune_heal import HealConfig, HealResult, heal
 from attlas.cli.common import Output
@@ -57,7 +57,7 @@ def prune_one(
     hf, written = build(model, drop, args.format)
     folder = resolve_model(args.model).folder
     dtype = stored_dtype(folder) or model.dtype
-    judge = Judge(model, evaluation, args.curve.batch_size)
+    judge = Judge(model, evaluation, args.curve.batch_size, out.track)
     dense, pruned = judge.whole, judge.measure(lambda x: forward_logits(hf, x))
     names = [unit_name(unit, model.cfg) for unit in chosen] or _names(drop)
     target, order_name = (args.target, args.order) if args.target else ("named", "named")
@@ -82,10 +82,11 @@ def prune_one(
         facts[f"scores ({kind})"] = ", ".join(listed)
     judged = tasks.after(hf, "healed" if healing else "pruned", out) if tasks is not None else []
     facts |= lm_eval_facts(judged)
-    result: dict[str, Any] = {"dropped": names, "format": written, **facts}
+    result: dict[str, Any] = {"dropped": names, "format": written, "notes": notes(model, hf, drop), **facts}
     if judged:
         result["lm_eval"] = judged
     if args.out is not None:
+        out.say("writing the checkpoint, and comparing it in a fresh process")
         done = export(model, drop, args.out, format=args.format, force=args.force, source=folder, facts=facts, hf=hf)
         result["out"] = str(done.folder)
     if args.what_dies:
@@ -103,6 +104,8 @@ def prune_one(
             *([("KV bytes a token", facts["kv_bytes_before"], facts["kv_bytes_after"])] if model.cfg.causal else []),
         ],
     )
+    for note in result["notes"]:
+        out.say(note)
     if args.out is not None:
         how = "trust_remote_code=True" if written == "compact" else "stock transformers"
         out.say(f"wrote {args.out} ({written}: opens with {how})")
