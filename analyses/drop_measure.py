@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attlas.analyses.drop_scores import Judge, Measured
 from attlas.analyses.drop_selection import Drop, masked
@@ -14,6 +15,7 @@ from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
+from attlas.interp.modeling_attlas_pruned import AbsentAttention, AbsentMLP
 
 
 def measure_drops(
@@ -48,14 +50,18 @@ def _sums(
     """Sum of losses, right predictions and predictions: float64 [1 + drops, 3], the whole model first."""
     labels = getattr(data, "labels", None)
     sums = torch.zeros(1 + len(drops), 3, dtype=torch.float64)
+    if labels is None:  # logits of 16 MB at most: larger blocks are fetched from the system, and cleared, each time
+        batch_size = max(1, min(batch_size, 2**22 // (data.batches(1)[0].shape[1] * model.cfg.d_vocab)))
     work = [(batch, row) for batch in data.batches(batch_size) for row in range(1 + len(drops))]
     start, prefix, target = 0, None, torch.empty(0)
 
     def read(logits: Tensor) -> Tensor:
-        if labels is None:
-            logits = logits[:, :-1].flatten(0, 1)
-        loss = torch.nn.functional.cross_entropy(logits.float(), target, reduction="sum").double()
-        return torch.stack([loss, (logits.argmax(-1) == target).sum().double()])
+        parts = [logits] if labels is not None else [row[:-1] for row in logits]
+        found = torch.zeros(2, dtype=torch.float64)
+        for part, wanted in zip(parts, target.split([len(part) for part in parts]), strict=True):
+            found[0] += torch.nn.functional.cross_entropy(part.float(), wanted, reduction="sum").item()
+            found[1] += (part.argmax(-1) == wanted).sum().item()
+        return found
 
     for batch, row in track(work, "drop curves"):
         if row == 0:
@@ -68,7 +74,32 @@ def _sums(
             assert prefix is not None
             drop = drops[row - 1]
             first = min([*drop.attn, *drop.mlp, *drop.blocks, *(layer for layer, _ in drop.heads)])
-            with masked(model, drop):
+            with without(model, drop):
                 found = prefix.run_from(first, prefix.residual[first], read)[0]
-        sums[row] += torch.cat([found.cpu(), torch.tensor([len(target)])])
+        sums[row] += torch.cat([found, torch.tensor([len(target)])])
     return sums
+
+
+@contextlib.contextmanager
+def without(model: HookedModel, drop: Drop) -> Iterator[None]:
+    """As `masked`, but dropped attention and MLPs are not computed at all."""
+    places: list[tuple[nn.Module, str, nn.Module]] = []
+    for layers, kind in (({*drop.attn, *drop.blocks}, "attn"), ({*drop.mlp, *drop.blocks}, "mlp")):
+        for layer in layers:
+            parts = model.layer(layer)
+            module: nn.Module = getattr(parts, kind)
+            name = next((name for name, child in parts.block.named_children() if child is module), None)
+            if name is None:  # transformers before 5 nested the MLP of ViTs
+                with masked(model, drop):
+                    yield
+                return
+            places.append((parts.block, name, module))
+    try:
+        for block, name, module in places:
+            attention = any(module is parts.attn for parts in model.layers)
+            setattr(block, name, AbsentAttention() if attention else AbsentMLP())
+        with masked(model, Drop(heads=drop.heads)):
+            yield
+    finally:
+        for block, name, module in places:
+            setattr(block, name, module)
