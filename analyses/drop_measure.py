@@ -15,6 +15,7 @@ from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
+from attlas.interp.labels import loss_labels
 from attlas.interp.modeling_attlas_pruned import AbsentAttention, AbsentMLP
 
 
@@ -48,7 +49,7 @@ def _sums(
     model: HookedModel, data: TokenDataset | ImageDataset, drops: Sequence[Drop], batch_size: int, track: Track
 ) -> Tensor:
     """Sum of losses, right predictions and predictions: float64 [1 + drops, 3], the whole model first."""
-    labels = getattr(data, "labels", None)
+    labels = loss_labels(model, data)
     sums = torch.zeros(1 + len(drops), 3, dtype=torch.float64)
     if labels is None:  # logits of 16 MB at most: larger blocks are fetched from the system, and cleared, each time
         batch_size = max(1, min(batch_size, 2**22 // (data.batches(1)[0].shape[1] * model.cfg.d_vocab)))

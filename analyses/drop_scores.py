@@ -14,6 +14,7 @@ from attlas.analyses.redundancy import RedundancyConfig, redundancy
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset
+from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.interp.labels import loss_labels
 
