@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from attlas.analyses.drop_scores import Judge, Measured
 from attlas.analyses.drop_selection import Drop, masked
-from attlas.analyses.prefix_reuse import Prefix
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
 from attlas.interp.labels import loss_labels
 from attlas.interp.modeling_attlas_pruned import AbsentAttention, AbsentMLP
+from attlas.interp.prefix_reuse import Prefix
 
 
 def measure_drops(
