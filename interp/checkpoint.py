@@ -103,12 +103,13 @@ def model_class(folder: Path, config: Mapping[str, Any], shapes: Shapes) -> Any:
 
     stated = config.get("architectures") or []
     known = next((getattr(transformers, name) for name in stated if hasattr(transformers, name)), None)
+    heads = sorted({key.split(".")[0] for key in shapes if key.startswith(_HEADS)})
+    with_head = _class_with_head(str(config["model_type"]), "cls_classifier" in heads)
     if stated and known is None:
         raise UnsupportedModelError(
-            f"'{folder}': transformers has no {stated[0]}; give a class of its own in config.json"
+            f"'{folder}': transformers has no {stated[0]}; write a class it has in config.json, such as "
+            f'"architectures": ["{with_head.__name__}"]'
         )
-    heads = sorted({key.split(".")[0] for key in shapes if key.startswith(_HEADS)})
-    with_head = _class_with_head(str(config["model_type"]))
     if known is None:
         prefixed = bool(shapes) and all(not _bare(key) for key in shapes)
         return (
@@ -129,8 +130,8 @@ def _bare(key: str) -> bool:
     return key.split(".")[0] in ("h", "wte", "wpe", "ln_f", "layers", "norm", "embed_tokens", "embeddings", "encoder")
 
 
-def _class_with_head(model_type: str) -> Any:
-    """The family's causal language model, or its image classifier."""
+def _class_with_head(model_type: str, two_heads: bool) -> Any:
+    """The family's causal language model, or its image classifier (DeiT's second one: with a teacher's head)."""
     from transformers.models.auto import modeling_auto as auto
 
     for names in (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES):
@@ -138,7 +139,7 @@ def _class_with_head(model_type: str) -> Any:
             import transformers
 
             name = names[model_type]
-            return getattr(transformers, name if isinstance(name, str) else name[0])
+            return getattr(transformers, name if isinstance(name, str) else name[int(two_heads)])
     raise UnsupportedModelError(f"transformers has no model with a head for '{model_type}'")
 
 

@@ -164,8 +164,12 @@ class HookedModel:
         hooked = "torch._dynamo" in sys.modules and has_hooks(uncompiled(self.hf))
         with Eager() if hooked else contextlib.nullcontext():
             output = self.hf(**kwargs)
-        logits = getattr(output, "logits", None)
-        return logits if logits is not None else output.last_hidden_state
+        for kind in ("logits", "last_hidden_state"):
+            if (found := getattr(output, kind, None)) is not None:
+                return found
+        raise UnsupportedModelError(
+            f"{type(uncompiled(self.hf)).__name__} returns neither logits nor hidden states; open a model with another head"
+        )
 
     def _check(self, inputs: Tensor) -> Tensor:
         if self.cfg.family == "vit":

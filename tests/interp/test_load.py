@@ -182,3 +182,21 @@ def test_lies_about_images(tmp_path: Path, lie: dict[str, Any]) -> None:
     shutil.copytree(EMBEDDED_DIR / "vit-mini", tmp_path / "it")
     with pytest.raises(CheckpointError, match=r"mend config\.json"):
         load_model(_edit(tmp_path / "it", **lie), device="cpu")
+
+
+def test_heads_of_other_kinds(tmp_path: Path) -> None:
+    import transformers as tf
+
+    config = tf.DeiTConfig(
+        hidden_size=24, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=4, intermediate_size=24
+    )
+    pixels = torch.randn(1, 3, 16, 16)
+    taught = tf.DeiTForImageClassificationWithTeacher(config).eval()
+    model = load_model(_save(taught, tmp_path / "taught", architectures=...), device="cpu")
+    torch.testing.assert_close(model(pixels), taught(pixels).logits)
+    with pytest.raises(UnsupportedModelError, match="neither logits nor hidden states"):
+        load_model(tf.DeiTForMaskedImageModeling(config).eval())(pixels)
+    judge = load_model(tf.GPT2ForSequenceClassification(_gpt2().config).eval())
+    assert not judge.has_head
+    with pytest.raises(UnsupportedModelError, match="GPT2ForSequenceClassification"):
+        judge.cross_entropy(torch.zeros(1, 4, dtype=torch.long))
