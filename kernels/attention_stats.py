@@ -18,10 +18,9 @@ from torch import Tensor
 from attlas.kernels.attention_rule import AttentionRule
 from attlas.kernels.dispatch import or_torch, require, require_like, use_triton
 
-# Logits in one tile, over batch rows, heads and queries (never fewer than one query): what a core's cache holds, or an
-# accelerator's many at once.
-TILE_ELEMENTS = 1 << 16
-DEVICE_TILES = 64
+# Logits in one tile, over batch rows, heads and queries (never fewer than one query); more on an accelerator.
+TILE_ELEMENTS = 1 << 18
+DEVICE_TILES = 16
 
 Ints = int | Sequence[int]
 
@@ -107,7 +106,7 @@ _PLAIN = (
     *("entropy", "max_weight", "sink_mass", "diagonal", "previous_token", "mean_distance"),
     *("n_keys", "spread", "log_z"),
 )
-_FIELDS = (*(name for name in _PLAIN if name != "n_keys"), "induction", "duplicate")
+_FIELDS = ("sink_mass", "diagonal", "previous_token", "mean_distance", "induction", "duplicate")
 
 
 def attention_stats(
@@ -200,142 +199,178 @@ def _stats_torch(
     B, H, T, e = q.shape
     K, S = k.shape[1], k.shape[2]
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    names = [*_PLAIN, *(("induction", "duplicate") if token_ids is not None else ())]
-    names += [f"w{w}" for w in windows] + [f"t{n}" for n in tops]
-    out = {name: q.new_zeros(B, H, T, dtype=dtype) for name in names}
+    masses = ["sink_mass", "diagonal", "previous_token", "mean_distance"]
+    masses += ["induction", "duplicate"] if token_ids is not None else []
+    masses += [f"w{w}" for w in windows] + [f"t{n}" for n in tops]
+    raw = {name: q.new_zeros(B, H, T, dtype=dtype) for name in (*_RAW, *masses)}
     columns = q.new_zeros(B, H, S, dtype=dtype) if column else None
     full_mask = None if mask is None else mask.expand(B, H, T, S)
+    tokens = None if token_ids is None else token_ids.to(torch.int32)
     room = TILE_ELEMENTS * (1 if q.device.type == "cpu" else DEVICE_TILES)
-    together = max(1, room // max(1, H * T * S))  # short sequences, several at a time
-    shift = rule.first_position(T, S)
-    for b in range(0, B, together):
-        rows = slice(b, min(B, b + together))
-        n = rows.stop - rows.start
-        keys = k[rows].to(dtype).mT  # [n, K, e, S]
-        for start, end in _blocks(n * H, T, S, rule, room):
-            low, high = rule.span(start + shift, end - 1 + shift, S)
+    together = min(B, max(1, room // max(1, H * T * S)))  # short sequences, several at a time
+    for start, end in _blocks(together * H, T, S, rule, room):
+        block = _Block(rule, start, end, T, S, windows, dtype, q.device)
+        for b in range(0, B, together):
+            rows = slice(b, min(B, b + together))
+            n = rows.stop - b
             queries = (q[rows, :, start:end].to(dtype) * rule.scaled(e)).reshape(n, K, H // K * (end - start), e)
-            logits = (queries @ keys[..., low:high]).view(n, H, end - start, high - low)
-            part = None if full_mask is None else full_mask[rows, :, start:end, low:high]
-            tile = _Tile(logits, rule, start + shift, low, part)
-            found = tile.measure(windows, tops)
-            if token_ids is not None:
-                found |= tile.token_masses(token_ids[rows])
+            logits = (queries @ k[rows, :, block.keys].to(dtype).mT).view(n, H, end - start, -1)
+            part = None if full_mask is None else full_mask[rows, :, start:end, block.keys]
+            tile = _Tile(logits, block, part)
+            found = tile.raw | tile.masses(windows, tops)
+            if tokens is not None:
+                found |= tile.token_masses(tokens[rows])
             for name, value in found.items():
-                out[name][rows, :, start:end] = value
+                raw[name][rows, :, start:end] = value
             if columns is not None:
-                columns[rows, :, low:high] += tile.column_mass()
-    n_keys = out.pop("n_keys").long()
+                columns[rows, :, block.keys] += tile.column_mass()
+    empty = raw["n_keys"] == 0
+    inverse = torch.where(empty, 0, 1 / raw["z"])
+    scaled = {name: raw[name] * inverse for name in masses}
+    log_z = raw["z"].log()
     return AttentionStats(
-        **{name: out[name] for name in names if name in _FIELDS},
-        n_keys=n_keys,
-        window_masses={w: out[f"w{w}"] for w in windows},
-        top_k_masses={n: out[f"t{n}"] for n in tops},
+        entropy=torch.where(empty, 0, log_z - raw["moment"] * inverse).clamp(min=0),
+        max_weight=inverse,  # the largest weight is e⁰ / Z
+        n_keys=raw["n_keys"].long(),
+        spread=raw["spread"],
+        log_z=torch.where(empty, -math.inf, log_z + raw["peak"]),
+        **{name: scaled[name] for name in masses if name in _FIELDS},
+        window_masses={w: scaled[f"w{w}"] for w in windows},
+        top_k_masses={n: scaled[f"t{n}"] for n in tops},
         column_mass=columns,
     )
 
 
-class _Tile:
-    """Logits [n, H, R, S] of R queries from position `first`, and S keys from `low`; overwritten on the way.
+_RAW = ("n_keys", "peak", "spread", "z", "moment")
 
-    Passes over the tile are what this costs, so sums are taken of unnormalised weights and divided after.
+
+class _Block:
+    """Where a block of queries and the keys it may see lie: what all sequences share."""
+
+    def __init__(
+        self,
+        rule: AttentionRule,
+        start: int,
+        end: int,
+        T: int,
+        S: int,
+        windows: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.rule, self.n_keys = rule, S
+        self.first = start + rule.first_position(T, S)
+        last = self.first + end - start - 1
+        low, high = rule.span(self.first, last, S)
+        self.keys, self.ahead = slice(low, high), self.first - low
+        self.position = torch.arange(self.first, last + 1, device=device)
+        self.key = torch.arange(low, high, device=device)
+        self.distance = (self.position.unsqueeze(-1) - self.key).abs().to(dtype)
+        self.near = []
+        for w in windows:
+            span = slice(max(0, self.first - w + 1 - low), max(0, last + w - low))
+            self.near.append((span, (self.distance[:, span] < w).to(dtype)))
+
+    def close(self, tile: Tensor) -> Tensor:
+        """Set what the rule does not allow to 0, in place."""
+        reach = self.rule.sliding_window
+        if self.rule.causal:
+            tile.tril_(self.ahead)
+        elif reach is not None:
+            tile.tril_(self.ahead + reach - 1)
+        return tile if reach is None else tile.triu_(self.ahead - reach + 1)
+
+
+class _Tile:
+    """Logits [n, H, R, S] of a block; overwritten on the way.
+
+    Passes over the tile are what this costs. Sums are taken of weights up to their Z, and divided when all are there.
     """
 
-    def __init__(self, logits: Tensor, rule: AttentionRule, first: int, low: int, mask: Tensor | None) -> None:
+    def __init__(self, logits: Tensor, block: _Block, mask: Tensor | None) -> None:
         n, H, R, S = logits.shape
-        self.rule, self.first, self.low = rule, first, low
-        self.position = torch.arange(first, first + R, device=logits.device)
-        self.keys = torch.arange(low, low + S, device=logits.device)
+        self.block = block
         self.closed: Tensor | None = None
         if mask is not None:
             open_ = mask if mask.dtype == torch.bool else mask > -math.inf
             if mask.dtype != torch.bool:
                 logits += torch.where(open_, mask, 0)
             self.closed = ~open_
-            self.n_keys = (open_ & rule.allowed(self.position, self.keys)).sum(-1).to(logits.dtype)
+            n_keys = (open_ & block.rule.allowed(block.position, block.key)).sum(-1).to(logits.dtype)
         else:
-            self.n_keys = rule.n_keys(self.position, low + S).to(logits.dtype).expand(n, H, R)
-        self.empty = self.n_keys == 0
-        count = self.n_keys.clamp(min=1).unsqueeze(-1)
+            n_keys = block.rule.n_keys(block.position, block.n_keys).to(logits.dtype).expand(n, H, R)
         self._close(logits)
-        mean = logits.sum(-1, keepdim=True) / count
+        mean = logits.sum(-1, keepdim=True) / n_keys.clamp(min=1).unsqueeze(-1)
         logits -= mean
         self._close(logits)
-        self.spread = torch.linalg.vector_norm(logits, dim=-1)
+        spread = torch.linalg.vector_norm(logits, dim=-1)
         # the mean is 0 now, so the zeros of closed keys never stand above the largest logit
         peak = logits.amax(-1, keepdim=True) if S else mean
         logits -= peak
-        self.weights = self._close(logits.exp())  # up to the factor `inverse`
-        z = self.weights.sum(-1)
-        self.inverse = torch.where(self.empty, 0, 1 / z)
-        self.log_z = torch.where(self.empty, -math.inf, z.log() + (peak + mean).squeeze(-1))
+        self.weights = self._close(logits.exp())
+        self.z = self.weights.sum(-1)
         moment = torch.mul(self.weights, logits, out=logits).sum(-1)
-        self.entropy = torch.where(self.empty, 0, z.log() - moment * self.inverse).clamp(min=0)
         self.spare = logits
+        self.raw = {
+            "n_keys": n_keys,
+            "peak": (peak + mean).squeeze(-1),
+            "spread": spread,
+            "z": self.z,
+            "moment": moment,
+        }
 
     def _close(self, tile: Tensor) -> Tensor:
-        """Set what may not be attended to 0, in place."""
-        ahead, reach = self.first - self.low, self.rule.sliding_window
-        if self.rule.causal:
-            tile.tril_(ahead)
-        elif reach is not None:
-            tile.tril_(ahead + reach - 1)
-        if reach is not None:
-            tile.triu_(ahead - reach + 1)
+        tile = self.block.close(tile)
         return tile if self.closed is None else tile.masked_fill_(self.closed, 0)
 
     def _mass(self, factor: Tensor, span: slice = slice(None)) -> Tensor:
         """Σ over keys (of a span) of weight · factor, [n, H, R]."""
-        weights = self.weights[..., span]
-        return torch.mul(weights, factor, out=self.spare[..., span]).sum(-1) * self.inverse
+        return torch.mul(self.weights[..., span], factor, out=self.spare[..., span]).sum(-1)
 
-    def _at(self, keys: Tensor) -> Tensor:
-        """Weight on one key a query."""
-        S = self.weights.shape[-1]
-        at = keys - self.low
-        if S == 0:
-            return torch.zeros_like(self.entropy)
-        index = at.clamp(0, S - 1).expand_as(self.entropy).unsqueeze(-1)
-        return self.weights.gather(-1, index).squeeze(-1) * self.inverse * ((at >= 0) & (at < S))
+    def _behind(self, steps: int) -> Tensor:
+        """Weight on the key so many positions before each query, [n, H, R]; 0 where there is none."""
+        found = torch.zeros_like(self.z)
+        offset = self.block.ahead - steps  # key column of the first query
+        R, S = self.weights.shape[-2:]
+        first, end = max(0, -offset), min(R, S - offset)
+        if first < end:
+            found[..., first:end] = self.weights.diagonal(offset, -2, -1)
+        return found
 
-    def measure(self, windows: tuple[int, ...], tops: tuple[int, ...]) -> dict[str, Tensor]:
-        """Every statistic that needs no tokens, [n, H, R] each."""
-        dtype = self.weights.dtype
-        distance = (self.position.unsqueeze(-1) - self.keys).abs()
+    def masses(self, windows: tuple[int, ...], tops: tuple[int, ...]) -> dict[str, Tensor]:
+        """Sums that need no tokens, [n, H, R] each, up to Z."""
+        sink = self.block.keys.start == 0 and self.weights.shape[-1] > 0
         found = {
-            "n_keys": self.n_keys,
-            "log_z": self.log_z,
-            "entropy": self.entropy,
-            "max_weight": self.inverse,  # the largest weight is e⁰ / Z
-            "sink_mass": self._at(torch.zeros_like(self.position)),
-            "diagonal": self._at(self.position),
-            "previous_token": self._at(self.position - 1),
-            "mean_distance": self._mass(distance.to(dtype)),
-            "spread": self.spread,
+            "sink_mass": self.weights[..., 0] if sink else torch.zeros_like(self.z),
+            "diagonal": self._behind(0),
+            "previous_token": self._behind(1),
+            "mean_distance": self._mass(self.block.distance),
         }
-        last = self.first + len(self.position) - 1
-        for w in windows:
-            near = slice(max(0, self.first - w + 1 - self.low), max(0, last + w - self.low))
-            found[f"w{w}"] = self._mass((distance[:, near] < w).to(dtype), near)
+        for w, (span, near) in zip(windows, self.block.near, strict=True):
+            found[f"w{w}"] = self._mass(near, span)
         if tops:
             S = self.weights.shape[-1]
-            largest = self.weights.topk(min(max(tops), S), dim=-1).values.cumsum(-1) * self.inverse.unsqueeze(-1)
+            largest = self.weights.topk(min(max(tops), S), dim=-1).values.cumsum(-1)
             for t in tops:
-                found[f"t{t}"] = largest[..., min(t, S) - 1] if S else torch.zeros_like(self.entropy)
+                found[f"t{t}"] = largest[..., min(t, S) - 1] if S else torch.zeros_like(self.z)
         return found
 
     def token_masses(self, tokens: Tensor) -> dict[str, Tensor]:
-        """Induction and duplicate-token mass. Queries beyond the keys have no token and get 0."""
-        n_tokens, dtype = tokens.shape[1], self.weights.dtype
-        own = tokens[:, self.position.clamp(max=n_tokens - 1)].unsqueeze(-1)  # [n, R, 1]
-        inside = (self.position < n_tokens).unsqueeze(-1)
-        found = {}
-        for name, keys in (("duplicate", self.keys), ("induction", self.keys - 1)):
-            there = tokens[:, keys.clamp(min=0)].unsqueeze(1)  # [n, 1, S]
-            chosen = (own == there) & inside & (keys >= 0) & (keys != self.position.unsqueeze(-1))
-            found[name] = self._mass(chosen.to(dtype).unsqueeze(1))
+        """Induction and duplicate-token mass, up to Z. Queries beyond the keys have no token and get 0."""
+        n_tokens, block, found = tokens.shape[1], self.block, {}
+        own = tokens[:, block.position.clamp(max=n_tokens - 1)].unsqueeze(-1)  # [n, R, 1]
+        for step, name in enumerate(("duplicate", "induction")):
+            there = tokens[:, (block.key - step).clamp(min=0)].unsqueeze(1)  # [n, 1, S]
+            chosen = own == there
+            chosen.diagonal(block.ahead + step, -2, -1).fill_(False)  # that copy is the query itself
+            if step and block.keys.start == 0:
+                chosen[..., :1] = False  # nothing stands before the first token
+            if block.first + len(block.position) > n_tokens:
+                chosen[:, max(0, n_tokens - block.first) :] = False
+            found[name] = self._mass(chosen.to(self.weights.dtype).unsqueeze(1))
         return found
 
     def column_mass(self) -> Tensor:
         """Σ over queries of the mass on each key, [n, H, S]."""
-        return (self.inverse.unsqueeze(-2) @ self.weights).squeeze(-2)
+        inverse = torch.where(self.raw["n_keys"] == 0, 0, 1 / self.z)
+        return (inverse.unsqueeze(-2) @ self.weights).squeeze(-2)

@@ -30,13 +30,15 @@ class Args(DataArgs, ModelArgs, OutArgs):
 
     For example:
 
-        attlas entropy --model gpt2-mini --n-tokens 65536 --workspace workspace
+        attlas entropy --model gpt2-mini --workspace workspace
         attlas entropy --checkpoints data/models/gpt2-mini/checkpoints
         attlas entropy collapse-demo --seeds 0 1 2
     """
 
     what: Annotated[What, tyro.conf.Positional] = "heads"
     """What to measure."""
+    n_tokens: int = 16_384
+    """How many tokens to use: 64 sequences of 256; the table holds the interval over them."""
     config: Annotated[EntropyConfig, tyro.conf.arg(name="")] = field(default_factory=EntropyConfig)
     checkpoints: Path | None = None
     """timeline: folder of Hugging Face checkpoints such as checkpoint-500/; implies timeline, and --model is not read."""
