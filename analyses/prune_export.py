@@ -32,6 +32,7 @@ from attlas.analyses.prune_build import (
 )
 from attlas.analyses.prune_card import card, sizes, snippet
 from attlas.analyses.prune_reopen import Reopened, reopen
+from attlas.data.disk import as_storage_error
 from attlas.data.folders import replace_folder
 from attlas.errors import CheckpointError, ConfigError
 from attlas.interp import HookedModel
@@ -241,6 +242,8 @@ def _write(
         replace_folder(temporary, folder)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if (refused := as_storage_error(error, folder)) is not None:
+            raise refused from error
         if isinstance(error, OSError):
             raise CheckpointError(f"cannot write '{folder}': {error.strerror or error}") from error
         raise

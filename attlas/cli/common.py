@@ -77,6 +77,7 @@ class Output:
     def __init__(self, as_json: bool, argv: Sequence[str] = (), verb: str = "") -> None:
         self.as_json = as_json
         self._typed = ["attlas", verb, *argv]
+        self.moved: list[tuple[Path, Path]] = []  # where a result was asked for, and where it is
         self.how_to_go_on: Callable[[], str] = lambda: f"finished runs are kept; again: {self.command()}"
         self.given = {a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--")}  # options typed out
         self.console = Console(stderr=True, quiet=False, highlight=False)
@@ -85,6 +86,11 @@ class Output:
     def command(self, *more: str) -> str:
         """The command as it was typed, with more options, ready to paste."""
         return shlex.join([*self._typed, *(option for option in more if option not in self._typed)])
+
+    def kept_elsewhere(self, asked: Path, kept: Path, why: str) -> None:
+        """A result found no room where it was asked for, and lies on another disk; the verb ends with status 1."""
+        self.moved.append((asked, kept))
+        warnings.warn(why, stacklevel=2)
 
     def say(self, message: str) -> None:
         """One line of news."""
@@ -191,15 +197,12 @@ def _storage_line(error: BaseException) -> str | None:
     return str(refused) if refused is not None else None
 
 
-def _moved(verb: str) -> int:
+def _moved(verb: str, out: Output) -> int:
     """Status 1, and a line, when a result had to be kept elsewhere than asked."""
-    moved = [w for w in _opened if w.moved_from is not None]
-    for workspace in moved:
-        print(
-            f"attlas {verb}: '{workspace.moved_from}' had no room; the result is whole in '{workspace.path}' "
-            f"(use it with --workspace {workspace.path})",
-            file=sys.stderr,
-        )
+    moved = [*out.moved, *((w.moved_from, w.path) for w in _opened if w.moved_from is not None)]
+    for asked, kept in moved:
+        use = "" if (asked, kept) in out.moved else f" (use it with --workspace {kept})"
+        print(f"attlas {verb}: '{asked}' had no room; the result is whole in '{kept}'{use}", file=sys.stderr)
     return 1 if moved else 0
 
 
@@ -251,7 +254,7 @@ def run_verb(verb: str, module: ModuleType, argv: Sequence[str]) -> int:
         from attlas.data.workspace import jsonable
 
         print(json.dumps(jsonable(result), ensure_ascii=False, allow_nan=False))
-    moved = _moved(verb)
+    moved = _moved(verb, out)
     if not moved and (line := next_line(verb, args, result)):
         print(line, file=sys.stderr)
     return moved or int(getattr(module, "STATUS", _ok)(result))

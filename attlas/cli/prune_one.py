@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,15 +15,16 @@ from attlas.analyses.prune import DROP_CURVE, drop_row
 from attlas.analyses.prune_budget import Budget, select
 from attlas.analyses.prune_build import build, forward_logits, silenced
 from attlas.analyses.prune_card import notes, sizes
-from attlas.analyses.prune_export import export, stored_dtype
+from attlas.analyses.prune_export import Exported, export, stored_dtype
 from attlas.analyses.prune_heal import HealConfig, HealResult, heal
 from attlas.cli.common import Output
 from attlas.cli.prune_lm_eval import LMEval, lm_eval_facts
+from attlas.data.disk import other_place
 from attlas.data.images import ImageDataset
 from attlas.data.models_catalog import resolve_model
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Run, Workspace
-from attlas.errors import ConfigError
+from attlas.errors import ConfigError, StorageError
 from attlas.interp import HookedModel
 
 if TYPE_CHECKING:
@@ -87,7 +89,18 @@ def prune_one(
         result["lm_eval"] = judged
     if args.out is not None:
         out.say("writing the checkpoint, and comparing it in a fresh process")
-        done = export(model, drop, args.out, format=args.format, force=args.force, source=folder, facts=facts, hf=hf)
+
+        def write(to: Path, force: bool) -> Exported:
+            return export(model, drop, to, format=args.format, force=force, source=folder, facts=facts, hf=hf)
+
+        try:
+            done = write(args.out, args.force)
+        except StorageError as error:
+            place = other_place(args.out)
+            if place is None:
+                raise
+            done = write(place / args.out.absolute().name, False)
+            out.kept_elsewhere(args.out, done.folder, str(error))
         result["out"] = str(done.folder)
     if args.what_dies:
         from attlas.cli.prune_what_dies import tell_what_dies
@@ -108,7 +121,7 @@ def prune_one(
         out.say(note)
     if args.out is not None:
         how = "trust_remote_code=True" if written == "compact" else "stock transformers"
-        out.say(f"wrote {args.out} ({written}: opens with {how})")
+        out.say(f"wrote {result['out']} ({written}: opens with {how})")
     out.say(f"wrote run {saved.id} to {workspace.path}")
     return {"run": saved.id, **result}
 

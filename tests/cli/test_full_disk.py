@@ -121,3 +121,18 @@ def test_a_trained_sae_is_kept(mount: Callable[[str], Path], capsys: pytest.Capt
     assert kept.stat().st_dev != place.stat().st_dev
     assert not [p for p in (place / "w").rglob("*") if p.is_file() and p.name.startswith(".checkpoint")]
     shutil.rmtree(kept)
+
+
+def test_a_pruned_model_is_kept(
+    mount: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The checkpoint has no room where it was asked for; it lies whole on another disk."""
+    place = mount("size=600k")
+    argv = ["prune", "--drop", "attn:1", "--n-tokens", "256", "--seq-len", "64", "--calibration-tokens", "256"]
+    with pytest.warns(UserWarning, match=r"cannot write .*no space left"):
+        assert main([*argv, "--out", str(place / "small"), "--workspace", str(tmp_path / "w")]) == 1
+    said = capsys.readouterr().err
+    kept = Path(said.split("the result is whole in '")[1].split("'")[0])
+    assert (kept / "model.safetensors").is_file()
+    assert not list(place.iterdir())
+    shutil.rmtree(kept.parent)
