@@ -39,7 +39,7 @@ class Args(ModelArgs, OutArgs):
     """vit-mini, dinov2-small (after `attlas models get`), a local Hugging Face folder, or a hub id."""
     images: str = "auto"
     """embedded:glyphs, sklearn:samples, a folder (subfolders are classes) or an .npz; auto suits the model."""
-    n_images: int = 2000
+    n_images: int = 800
     """How many images, drawn by the seed."""
     config: Annotated[VitConfig, tyro.conf.arg(name="")] = field(default_factory=VitConfig)
     max_heads: int = 0
