@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from attlas.cli.common import ModelArgs, OutArgs, Output, TextArgs, open_model, open_workspace
-from attlas.cli.export import find_sae, model_of
+from attlas.cli.export import find_saes, model_of
 from attlas.saes.eval_config import EvalConfig
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ class Args(TextArgs, ModelArgs, OutArgs):
         attlas eval --sae workspace/runs/sae-gpt2-mini-0a1b2c3d --n-tokens 65536
     """
 
+    n_tokens: int = 8_192
+    """How many tokens to use; more make the intervals narrower, in proportion to the time."""
     sae: str | None = None
     """A run id of the workspace, a path, or saelens:RELEASE/ID; by default every SAE of the newest training."""
     hook: str | None = None
@@ -90,13 +92,4 @@ def _targets(args: Args, workspace: Workspace) -> list[tuple[SAE, Run | None]]:
     """The SAEs to evaluate, each with its run where it has one."""
     from attlas.saes.formats import load_sae
 
-    source, parent = find_sae(workspace, args.sae)
-    if args.sae is not None or parent is None:
-        return [(load_sae(source), parent)]
-    same = [r for r in workspace.runs("sae") if r.model == parent.model and _grid(r) == _grid(parent)]
-    return [(load_sae(workspace.folder(r)), r) for r in reversed(same)]
-
-
-def _grid(run: Run) -> dict[str, Any]:
-    """A training's configuration without the hook: equal for all SAEs of one training."""
-    return {key: value for key, value in run.config.items() if key != "hooks"}
+    return [(load_sae(source), parent) for source, parent in find_saes(workspace, args.sae)]

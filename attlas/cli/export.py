@@ -81,6 +81,23 @@ def model_of(parent: Run | None, typed: str, default: str) -> str:
     return name
 
 
+def find_saes(workspace: Workspace, name: str | None) -> list[tuple[str, Run | None]]:
+    """`find_sae`, but with nothing named every SAE of the newest training, in the order of its hooks.
+
+    Raises: as `find_sae`.
+    """
+    source, parent = find_sae(workspace, name)
+    if name is not None or parent is None:
+        return [(source, parent)]
+    same = [r for r in workspace.runs("sae") if r.model == parent.model and _training(r) == _training(parent)]
+    return [(str(workspace.folder(r)), r) for r in reversed(same)]
+
+
+def _training(run: Run) -> dict[str, Any]:
+    """A training's configuration without the hook: equal for all SAEs of one training."""
+    return {key: value for key, value in run.config.items() if key != "hooks"}
+
+
 def _neuronpedia(workspace: Workspace, parent: Run | None, cfg: Any, folder: Path) -> list[Path]:
     from attlas.saes.formats import neuronpedia
 

@@ -10,14 +10,16 @@ import tyro
 
 from attlas.analyses.features_config import FeaturesConfig
 from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
-from attlas.cli.export import find_sae, model_of
+from attlas.cli.export import find_sae, find_saes, model_of
 from attlas.cli.inputs import DataArgs, load_data
 from attlas.data.disk import check_writable
 from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
+    from attlas.analyses.features import FeaturesResult
     from attlas.data.workspace import Run, Workspace
     from attlas.interp import HookedModel
+    from attlas.saes.base import SAE
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,11 @@ class Args(DataArgs, ModelArgs, OutArgs):
 
     what: Annotated[Literal["describe", "survey", "match"], tyro.conf.Positional] = "describe"
     """What to do."""
+    n_tokens: int = 16_384
+    """How many tokens to use; rare features need more."""
     sae: str | None = None
-    """A run id of the workspace, a path, or saelens:RELEASE/ID; by default the newest SAE of the workspace."""
+    """A run id of the workspace, a path, or saelens:RELEASE/ID; by default every SAE of the newest training
+    (survey: of the workspace; match: the newest one)."""
     hook: str | None = None
     """Where it sits; by default the hook it was trained on."""
     other: str | None = None
@@ -70,14 +75,25 @@ def _describe(args: Args, out: Output) -> dict[str, Any]:
     else:
         again = out.command("--checkpoint", "features.state")
         out.how_to_go_on = lambda: f"nothing of the pass is kept; with --checkpoint it could go on: {again}"
-    source, parent = find_sae(workspace, args.sae)
-    sae = load_sae(source)
-    model = _open(args, parent, out)
+    targets = find_saes(workspace, args.sae)
+    model = _open(args, targets[0][1], out)
     data = load_data(model, args, args.config.seed)
-    result = features(
-        model, sae.to(model.device), data, args.config, hook=args.hook, checkpoint=args.checkpoint, track=out.track
-    )
-    saved = result.save(workspace, model.ref, data.ref, parents=(parent.id,) if parent else ())
+    found: dict[str, dict[str, Any]] = {}
+    for source, parent in targets:
+        sae = load_sae(source).to(model.device)
+        state = args.checkpoint
+        if state is not None and len(targets) > 1:  # a file each
+            state = state.with_name(f"{state.name}-{sae.cfg.hook_name}")
+        result = features(model, sae, data, args.config, hook=args.hook, checkpoint=state, track=out.track)
+        saved = result.save(workspace, model.ref, data.ref, parents=(parent.id,) if parent else ())
+        found[saved.id] = result.summary()
+        _show_strongest(result, sae, model, out)
+        out.say(f"wrote run {saved.id} to {workspace.path}")
+    last = list(found)[-1]
+    return {"run": last, **found[last], "runs": found}
+
+
+def _show_strongest(result: FeaturesResult, sae: SAE, model: HookedModel, out: Output) -> None:
     rows = sorted(result.table().to_pylist(), key=lambda r: -r["max_act"] if r["n_active"] >= 10 else 0.0)[:10]
     out.table(
         f"{sae.cfg.hook_name} of {model.name}: {sae.cfg.d_sae} features, {result.n_tokens:,} tokens; strongest ten",
@@ -87,8 +103,6 @@ def _describe(args: Args, out: Output) -> dict[str, Any]:
             for r in rows
         ],
     )
-    out.say(f"wrote run {saved.id} to {workspace.path}")
-    return {"run": saved.id, **result.summary()}
 
 
 def _survey(args: Args, out: Output) -> dict[str, Any]:

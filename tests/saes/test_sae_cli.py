@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from attlas.cli import main
+from attlas.data.text import load_tokens
 from attlas.data.workspace import Workspace
+from attlas.interp import load_model
 from attlas.saes import load_sae
 
 SIZES = ["--n-tokens", "8192", "--d-sae", "256", "--k", "8", "--buffer-tokens", "4096", "--batch-size", "256"]
@@ -43,6 +45,28 @@ def test_eval_of_the_newest(workspace: Path, capsys: pytest.CaptureFixture[str])
     assert record.kind == "sae_eval"
     assert record.parents[0].startswith("sae-gpt2-mini")
     assert 0 < record.summary["ce_recovered"] <= 1.05
+
+
+def test_every_sae_of_the_newest_training_is_measured_and_described(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    w = str(tmp_path / "w")
+    small = ["--d-sae", "32", "--k", "2", "--n-tokens", "1024", "--batch-size", "256", "--buffer-tokens", "1024"]
+    both = ["--hooks", "blocks.0.attn.hook_z", "blocks.1.attn.hook_z", "--exclude-tokens", "eos", "--seq-len", "64"]
+    assert main(["train", "-w", w, *both, *small]) == 0
+    few = ["--n-tokens", "256", "--seq-len", "64"]
+    assert main(["features", "-w", w, *few, "--n-top", "1", "--n-sample", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert main(["eval", "-w", w, *few, "--controls", "pca", "--n-bootstrap", "0", "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    workspace = Workspace(tmp_path / "w")
+    trained = {run.id for run in workspace.runs("sae")}
+    for runs in (told["runs"], measured["runs"]):
+        assert {workspace.run(run).parents[0] for run in runs} == trained
+    held = load_tokens("embedded:val", load_model("gpt2-mini", device="cpu").tokenizer, seq_len=64, n_tokens=256).tokens
+    eos = load_model("gpt2-mini", device="cpu").tokenizer.eos_token_id
+    kept = int((held[:, 1:] != eos).sum())
+    assert {summary["n_tokens"] for summary in told["runs"].values()} == {kept}
 
 
 @pytest.mark.parametrize("to", ["saelens", "sparsify", "dictionary_learning"])
