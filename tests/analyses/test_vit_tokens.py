@@ -126,3 +126,25 @@ def test_bad_config(fields: dict, match: str) -> None:
 def test_layer_must_exist(vit_mini: HookedModel, glyphs: ImageDataset) -> None:
     with pytest.raises(ConfigError, match="layers 0–3"):
         vit_tokens(vit_mini, glyphs, VitTokensConfig(remove_at=(4,)))
+
+
+def test_curves_are_of_images_of_all_classes(
+    vit_mini: HookedModel, glyphs: ImageDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of images in the order of their classes, too: the first ones would be of one class."""
+    assert glyphs.labels is not None
+    ordered = glyphs.select(torch.argsort(glyphs.labels, stable=True))
+    seen: list[ImageDataset] = []
+
+    def look(model: HookedModel, images: ImageDataset, *_args: object, **_more: object) -> None:
+        seen.append(images)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("attlas.analyses.vit_tokens.removal_curves", look)
+    with pytest.raises(KeyboardInterrupt):
+        vit_tokens(vit_mini, ordered, VitTokensConfig(n_curve_images=36))
+    labels = seen[0].labels
+    assert labels is not None
+    first = ordered.labels[:36].unique() if ordered.labels is not None else labels
+    assert len(labels) == 36
+    assert len(labels.unique()) > len(first) + 8
