@@ -95,10 +95,10 @@ class EntropyResult:
         """Headline numbers: mean entropy, the sharpest head, the strongest induction and previous-token heads."""
         found: dict[str, Any] = {
             "n_queries": self.n_queries,
-            "mean_entropy_nats": float(self.columns["entropy"].mean()),
+            "mean_entropy_nats": float(np.nanmean(self.columns["entropy"])),
             "mean_normalized": float(np.nanmean(self.columns["normalized"])),
         }
-        sharpest = np.unravel_index(self.columns["entropy"].argmin(), self.columns["entropy"].shape)
+        sharpest = np.unravel_index(np.nanargmin(self.columns["entropy"]), self.columns["entropy"].shape)
         found["sharpest_head"] = ".".join(str(int(i)) for i in sharpest)
         for name in ("induction", "previous_token"):
             values = self.columns[name]
@@ -136,7 +136,7 @@ def entropy(
     n_queries = 0
     for batch in track(data.batches(config.batch_size), "attention entropy"):
         rows: dict[str, list[Tensor]] = {}
-        for layer in attended(model, batch):
+        for layer in attended(model, batch, absent_too=True):
             stats = layer.stats(window=config.window)
             ent = stats.entropy[:, :, skip:].cpu()
             pooled[layer.layer].append(ent.transpose(0, 1).flatten(1))
@@ -158,4 +158,7 @@ def entropy(
     for level in QUANTILES:
         at = [np.quantile(torch.cat(parts, dim=1).numpy(), level, axis=1) for parts in pooled]
         columns[f"q{int(100 * level):02d}"] = np.stack(at)
+    for head in model.absent_heads:  # no maps, so no numbers
+        for values in columns.values():
+            values[head] = np.nan
     return EntropyResult(columns, n_queries, config)

@@ -169,7 +169,8 @@ def n_parameters(hf: Any) -> int:
 @torch.no_grad()
 def kv_bytes_per_token(hf: Any) -> int:
     """Bytes of keys and values that one token leaves in the cache, by running one."""
-    cache = hf(torch.zeros(1, 1, dtype=torch.long, device=next(hf.parameters()).device), use_cache=True).past_key_values
+    found = hf(torch.zeros(1, 1, dtype=torch.long, device=next(hf.parameters()).device), use_cache=True)
+    cache = found["cache"] if "cache" in found else found.past_key_values  # the name before transformers 5.2
     layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
 

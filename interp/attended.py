@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attlas.errors import UnsupportedModelError
 from attlas.interp.model import HookedModel
 from attlas.kernels import AttentionRule, AttentionStats, attention_stats
 
@@ -49,13 +50,25 @@ class Attended:
         return logits.masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num(0.0), allowed
 
 
-def attended(model: HookedModel, inputs: Tensor, attention_mask: Tensor | None = None) -> Iterator[Attended]:
+def attended(
+    model: HookedModel, inputs: Tensor, attention_mask: Tensor | None = None, *, absent_too: bool = False
+) -> Iterator[Attended]:
     """One forward pass, then every layer in order.
 
     Args:
         inputs: tokens int64 [B, T], or pixels float [B, C, H, W].
         attention_mask: [B, T], 1 for tokens and 0 for padding, on either side; None: no padding.
+        absent_too: the caller leaves out the heads that a pruned model lacks (their q and k are zeros here).
+
+    Raises:
+        UnsupportedModelError: heads are absent, and the caller would take them for heads.
     """
+    if model.absent_heads and not absent_too:
+        layer, head = model.absent_heads[0]
+        raise UnsupportedModelError(
+            f"{model.name} lacks {len(model.absent_heads)} heads, such as {layer}.{head} (pruned), and maps of absent heads "
+            "mean nothing; use the model it was pruned from, or attlas entropy, which leaves them out"
+        )
     kind = "rot_" if model.cfg.positional == "rotary" else ""
     inputs = inputs.to(model.device)
     options: dict[str, Any] = {}

@@ -11,10 +11,13 @@ import torch
 from attlas.analyses.drop_measure import measure_drops
 from attlas.analyses.drop_scores import Scores, quality
 from attlas.analyses.drop_selection import Drop, available, masked
+from attlas.analyses.entropy import entropy
 from attlas.analyses.prune_export import export
 from attlas.data.images import ImageDataset
 from attlas.data.text import TokenDataset
+from attlas.errors import UnsupportedModelError
 from attlas.interp import HookedModel, load_model
+from attlas.interp.attended import attended
 
 
 def test_what_is_silent_is_not_chosen(gpt2_mini: HookedModel, val_tokens: TokenDataset, tmp_path: Path) -> None:
@@ -61,3 +64,16 @@ def test_a_backbone_is_measured_by_its_features(glyphs: ImageDataset) -> None:
     assert one[0] == pytest.approx(float(1 - cosine.mean()), abs=1e-5)
     assert np.isnan(one[1])
     assert one[2] == 5
+
+
+def test_maps_of_absent_heads_have_no_numbers(gpt2_mini: HookedModel, val_tokens: TokenDataset, tmp_path: Path) -> None:
+    """A compact model's entropy is that of the masked model where heads are, and empty where none are."""
+    drop, data = Drop(attn=(1,), heads=((0, 2),)), val_tokens.take(2)
+    again = load_model(export(gpt2_mini, drop, tmp_path / "p", verify=False).folder, device="cpu")
+    found = entropy(again, data).columns["entropy"]
+    with masked(gpt2_mini, drop):
+        expected = entropy(gpt2_mini, data).columns["entropy"]
+    expected[1] = expected[0, 2] = np.nan
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    with pytest.raises(UnsupportedModelError, match=r"lacks 7 heads, such as 0\.2"):
+        next(attended(again, data.tokens))
