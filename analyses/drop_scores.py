@@ -14,7 +14,6 @@ from attlas.analyses.redundancy import RedundancyConfig, redundancy
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset
-from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.interp.labels import loss_labels
 
@@ -40,8 +39,8 @@ def quality(
     forward = forward or model
     loss = right = 0.0
     count = 0
-    if not Judge.has_loss(model, data):
-        raise ConfigError(f"{model.name} needs a classifier and labelled images to measure what dropping costs")
+    if model.cfg.family != "vit":
+        model.require_head("loss that says what dropping costs")
     labels = loss_labels(model, data)
     for batch in track(data.batches(batch_size), "loss"):
         logits = forward(batch).float()
