@@ -145,7 +145,9 @@ class SAEConfig:
         missing = [name for name in ("d_in", "d_sae") if name not in values]
         if missing:
             raise ConfigError(f"an SAE's configuration lacks {', '.join(missing)}")
-        kept = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items() if n in known}
+        kept: dict[str, Any] = {
+            n: tuple(value) if isinstance(value, list) else value for n, value in values.items() if n in known
+        }
         return cls(**kept)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attlas.analyses.logit_effects import logit_effects, readout_weight, residual_directions
 from attlas.errors import UnsupportedModelError
 from attlas.interp import HookedModel, load_model
-from attlas.saes.functional import Behaviour
+from attlas.saes.functional import CleanRun
 
 SHAPE = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 COMMON = {**SHAPE, "patch_size": 4, "image_size": 16, "num_labels": 5}
@@ -83,4 +83,4 @@ def test_a_backbone_without_cls_is_read_by_its_mean() -> None:
     torch.manual_seed(0)
     model = load_model(tf.IJepaModel(tf.IJepaConfig(**COMMON)))
     images = pixels(2).float()
-    assert torch.equal(Behaviour(model, "blocks.0.attn.hook_z", False).run(images, None), model(images).mean(1))
+    assert torch.equal(CleanRun(model, images, None, []).clean, model(images).mean(1))
