@@ -1,65 +1,236 @@
-"""Which family a feature of an attention layer belongs to, from where its direct feature attribution comes.
+"""Which family a feature of an attention layer belongs to: only what a direction with the same heads would not show.
 
-After the definitions of Kissane et al. 2024 (arXiv 2406.17759); scores and thresholds are ours. All are shares of the
-positive attribution over source positions (BOS left out), averaged over a feature's top examples:
+Families after the definitions of Kissane et al. 2024 (arXiv 2406.17759); scores, nulls and checks are ours. A label needs
 
-- induction: on the token after an earlier occurrence of the current token;
-- local: on the last 8 positions, the current one among them;
-- long_range: on positions 32 or more back.
+- an excess: the score (see `feature_directions`) is higher than its null's (see `feature_null`), with Benjamini–Hochberg
+  at 5 % over features, and is at least the family's floor;
+- for induction, specificity: the entropy of the token at the sources is below the null's 5th percentile (*which*
+  token comes next), and a cause: with the earlier occurrences replaced the activation falls by more than with as many
+  other tokens replaced (see `feature_causal`; lower end of the 95 % interval above 0, paired over examples);
+- for local: more activation is kept when all further back is replaced than 95 % of the null keep;
+- for long-range: less is kept then than 95 % of the null keep, and no less than the null's median when the last positions
+  are shuffled.
 
-The label is the family with the largest ratio of score to threshold, when that is 1 or more, else "unassigned".
+Checks run on the features that have the excess alone. With several families the label is the one of the smallest p.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
-THRESHOLDS = {"induction": 0.3, "local": 0.6, "long_range": 0.4}
-LOCAL_WINDOW = 8
-LONG_DISTANCE = 32
-MIN_EXAMPLES = 3
+from attlas.analyses.feature_causal import Change, Rerun, Tokens, paired_interval
+from attlas.analyses.feature_directions import SCORES, Examples, Sample, encoder_directions, feature_examples, sample
+from attlas.analyses.feature_null import NullConfig, NullScores, null_scores
+from attlas.data.progress import Track, no_track
+from attlas.data.text import TokenDataset
+from attlas.interp import HookedModel
+from attlas.saes.base import SAE
+from attlas.saes.positions import Positions, positions_for
+
+# Least score of a label: a family that makes little of a feature's attribution does not name it.
+FLOORS = {"induction": 0.3, "local": 0.6, "long_range": 0.4}
+FALSE_DISCOVERIES = 0.05
+# Null directions whose kept activation that of local and long-range candidates is set against.
+N_KEPT_NULL = 100
+CHECKS = (
+    "source_entropy",
+    "source_entropy_null",
+    "fall",
+    "fall_low",
+    "fall_high",
+    "kept_far",
+    "kept_far_null",
+    "kept_near",
+    "kept_near_null",
+)
+_NAN = float("nan")
 
 
 @dataclass(frozen=True)
 class FamilyScore:
-    """Scores in 0 … 1, NaN without enough examples, and the label."""
+    """What is known of a feature's families.
 
-    induction: float
-    local: float
-    long_range: float
-    label: str
+    Attributes:
+        score, null, p, q: by family: share of attribution, mean of its null, one-sided p, Benjamini–Hochberg q; NaN
+            without enough examples.
+        label: "induction", "local", "long-range" or "unassigned".
+        source_entropy, source_entropy_null: nats, of the token at the sources; the null's 5th percentile.
+        fall, fall_low, fall_high: part of the activation lost with the earlier occurrences replaced, less that lost with
+            as many other tokens replaced, with a 95 % interval over examples; NaN where not looked at.
+        kept_far, kept_near: part of the activation kept with all but the last 8 positions replaced, and with the 7
+            before it shuffled; NaN where not looked at.
+        kept_far_null, kept_near_null: medians of the null's.
+    """
+
+    score: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(SCORES, _NAN))
+    null: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(SCORES, _NAN))
+    p: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(SCORES, _NAN))
+    q: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(SCORES, _NAN))
+    label: str = "unassigned"
+    source_entropy: float = _NAN
+    source_entropy_null: float = _NAN
+    fall: float = _NAN
+    fall_low: float = _NAN
+    fall_high: float = _NAN
+    kept_far: float = _NAN
+    kept_near: float = _NAN
+    kept_far_null: float = _NAN
+    kept_near_null: float = _NAN
+
+    def row(self) -> dict[str, float | str | None]:
+        """Columns of the features table; None for what is not known."""
+        row: dict[str, float | str] = {"family": self.label}
+        for name in SCORES:
+            row[name] = self.score[name]
+            row[f"{name}_null"] = self.null[name]
+            row[f"{name}_excess"] = self.score[name] - self.null[name]
+            row[f"{name}_p"], row[f"{name}_q"] = self.p[name], self.q[name]
+        row |= {name: getattr(self, name) for name in CHECKS}
+        return {name: None if value != value else value for name, value in row.items()}
 
 
-def example_shares(by_source: np.ndarray, tokens: np.ndarray, position: int) -> tuple[float, float, float] | None:
-    """(induction, local, long_range) shares of one example, or None when nothing is positive.
+@torch.no_grad()
+def families(
+    model: HookedModel,
+    sae: SAE,
+    data: TokenDataset,
+    hook: str,
+    config: NullConfig,
+    *,
+    n_scored: int = 32,
+    n_causal: int = 8,
+    batch_size: int = 16,
+    positions: Positions | None = None,
+    track: Track = no_track,
+) -> dict[int, FamilyScore]:
+    """Scores, nulls, checks and label of every feature that is active on the sample.
 
     Args:
-        by_source: [T] attribution by source position.
-        tokens: int [T] of the sequence.
-        position: destination.
+        data: text; its first `config.n_tokens` tokens are used.
+        n_scored: strongest examples, one a sequence, that scores are over.
+        n_causal: of these the strongest, that changes are run on.
+        positions: which count; by default those the autoencoder records.
     """
-    positive = np.clip(by_source[: position + 1], 0, None).astype(np.float64)
-    positive[0] = 0
-    total = positive.sum()
-    if total <= 0:
-        return None
-    sources = np.arange(position + 1)
-    after_copy = np.zeros(position + 1, dtype=bool)
-    after_copy[1:] = tokens[:position] == tokens[position]
-    return (
-        float(positive[after_copy].sum() / total),
-        float(positive[sources > position - LOCAL_WINDOW].sum() / total),
-        float(positive[sources <= position - LONG_DISTANCE].sum() / total),
+    positions = positions or positions_for(model, None, None, sae.cfg)
+    found = sample(
+        model, sae, data, hook, n_tokens=config.n_tokens, n_top=n_scored, batch_size=batch_size, positions=positions, track=track
     )
+    null = null_scores(model, sae, found, hook, config, n_top=n_scored, batch_size=batch_size, track=track)
+    columns = _columns(null)
+    excess = {
+        name: (columns[f"q_{name}"] <= FALSE_DISCOVERIES) & (null.scores[name] >= FLOORS[name]) for name in SCORES
+    }
+    rerun = Rerun(model, sae, hook, found, batch_size, config.seed)
+    passed = {"induction": _induction(columns, excess["induction"], rerun, n_causal, track)}
+    passed |= _reach(columns, excess, rerun, null, n_causal, track)
+    p = np.stack([np.where(passed[name], columns[f"p_{name}"], np.inf) for name in SCORES])
+    best = np.where(np.isfinite(p.min(0)), p.argmin(0), -1)
+    labels = [*(name.replace("_", "-") for name in SCORES), "unassigned"]
+    return {
+        f: FamilyScore(
+            **{
+                kind: {name: float(columns[f"{kind}_{name}"][f]) for name in SCORES}
+                for kind in ("score", "null", "p", "q")
+            },
+            label=labels[best[f]],
+            **{name: float(columns[name][f]) for name in CHECKS},
+        )
+        for f in torch.nonzero(found.stream.count).flatten().tolist()
+    }
 
 
-def family(shares: list[tuple[float, float, float]]) -> FamilyScore:
-    """Scores and label from the shares of a feature's examples."""
-    if len(shares) < MIN_EXAMPLES:
-        return FamilyScore(float("nan"), float("nan"), float("nan"), "unassigned")
-    scores = dict(zip(THRESHOLDS, np.mean(shares, axis=0).tolist(), strict=True))
-    best = max(THRESHOLDS, key=lambda name: scores[name] / THRESHOLDS[name])
-    label = best if scores[best] >= THRESHOLDS[best] else "unassigned"
-    return FamilyScore(scores["induction"], scores["local"], scores["long_range"], label.replace("_", "-"))
+def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
+    """q of each p, over those that are not NaN."""
+    from scipy.stats import false_discovery_control
+
+    q = np.full(len(p), np.nan)
+    known = np.isfinite(p)
+    if known.any():
+        q[known] = false_discovery_control(p[known])
+    return q
+
+
+def _columns(null: NullScores) -> dict[str, np.ndarray]:
+    columns: dict[str, np.ndarray] = {}
+    for name in SCORES:
+        columns |= {f"score_{name}": null.scores[name], f"null_{name}": null.mean(name), f"p_{name}": null.p(name)}
+        columns[f"q_{name}"] = benjamini_hochberg(columns[f"p_{name}"])
+    columns["source_entropy"] = null.scores["source_entropy"]
+    columns["source_entropy_null"] = null.quantile("source_entropy", 0.05)
+    nothing = np.full(len(columns["source_entropy"]), np.nan)
+    for name in CHECKS[2:]:
+        columns[name] = nothing.copy()
+    return columns
+
+
+def _strongest(found: Sample, chosen: np.ndarray, n: int) -> Examples:
+    """The n strongest examples of each chosen feature (bool [F])."""
+    mine = feature_examples(found.stream)
+    rank = torch.nonzero((found.stream.top.sequence >= 0) & (found.stream.top.value > 0), as_tuple=True)[0]
+    return mine.where(torch.from_numpy(chosen)[mine.direction] & (rank < n))
+
+
+def _induction(
+    columns: dict[str, np.ndarray], excess: np.ndarray, rerun: Rerun, n_causal: int, track: Track
+) -> np.ndarray:
+    """Whether a feature with the excess is specific and causal; fills the falls in."""
+    specific = excess & (columns["source_entropy"] < columns["source_entropy_null"])
+    examples = _strongest(rerun.found, specific, n_causal)
+    if not len(examples):
+        return specific
+    changes = Tokens(rerun.found.tokens.numpy())
+    directions = encoder_directions(rerun.sae)
+    broken = rerun.kept(examples, directions, changes.copies, track=track)
+    control = rerun.kept(examples, directions, changes.control, n_repeats=2, track=track)
+    of = examples.direction.numpy()
+    for f in np.flatnonzero(specific):
+        interval = paired_interval((control - broken)[of == f])
+        columns["fall"][f], columns["fall_low"][f], columns["fall_high"][f] = interval
+    passed: np.ndarray = specific & (columns["fall_low"] > 0)
+    return passed
+
+
+def _reach(
+    columns: dict[str, np.ndarray],
+    excess: dict[str, np.ndarray],
+    rerun: Rerun,
+    null: NullScores,
+    n_causal: int,
+    track: Track,
+) -> dict[str, np.ndarray]:
+    """Whether local and long-range features with the excess keep what they should; fills the kept parts in."""
+    chosen = excess["local"] | excess["long_range"]
+    passed = {name: np.zeros(len(chosen), dtype=bool) for name in ("local", "long_range")}
+    examples = _strongest(rerun.found, chosen, n_causal)
+    if not len(examples):
+        return passed
+    changes = Tokens(rerun.found.tokens.numpy())
+    groups = null.profiles.of
+    generator = np.random.default_rng(rerun.seed)
+    R = null.directions.shape[1]
+    drawn = np.unique(np.resize(groups[chosen], N_KEPT_NULL) * R + generator.integers(R, size=N_KEPT_NULL))
+    theirs = null.examples.where(torch.from_numpy(np.isin(null.examples.direction.numpy(), drawn)))
+    kept: dict[str, np.ndarray] = {}
+    for name, change in (("far", changes.far), ("near", changes.near)):
+        mine = _kept(rerun, examples, encoder_directions(rerun.sae), change, track)
+        kept[name] = np.array(list(_kept(rerun, theirs, null.directions.flatten(0, 1), change, track).values()))
+        for f, value in mine.items():
+            columns[f"kept_{name}"][f] = value
+        columns[f"kept_{name}_null"][chosen] = np.median(kept[name])
+    far, near = columns["kept_far"], columns["kept_near"]
+    passed["local"] = excess["local"] & (far > np.quantile(kept["far"], 0.95))
+    passed["long_range"] = (
+        excess["long_range"] & (far < np.quantile(kept["far"], 0.05)) & (near >= np.median(kept["near"]))
+    )
+    return passed
+
+
+def _kept(rerun: Rerun, examples: Examples, directions: torch.Tensor, change: Change, track: Track) -> dict[int, float]:
+    """Mean part kept, by direction."""
+    kept = rerun.kept(examples, directions, change, track=track)
+    of = examples.direction.numpy()
+    return {int(d): float(kept[of == d].mean()) for d in np.unique(of)}

@@ -4,10 +4,23 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from attlas.analyses.feature_families import LOCAL_WINDOW, LONG_DISTANCE
+from attlas.analyses.feature_directions import LOCAL_WINDOW, LONG_DISTANCE
 from attlas.data.schema import TableSchema, column
 
+_F = pa.float64()
 _FEATURE = column("feature", pa.int32(), "", "feature index, the row of W_dec")
+
+
+def _family(name: str, what: str) -> tuple[pa.Field, ...]:
+    """Score, null, excess, p and q of a family."""
+    return (
+        column(name, _F, "fraction", what),
+        column(f"{name}_null", _F, "fraction", "mean of that over directions of the same head norms and density"),
+        column(f"{name}_excess", _F, "fraction", "score less null"),
+        column(f"{name}_p", _F, "probability", "of a null as high, one-sided"),
+        column(f"{name}_q", _F, "probability", "that p after Benjamini and Hochberg, over features"),
+    )
+
 
 FEATURES = TableSchema(
     "features",
@@ -24,10 +37,30 @@ FEATURES = TableSchema(
         column("promoted", pa.string(), "", "tokens or classes it promotes most, joined by ' | '"),
         column("suppressed", pa.string(), "", "tokens or classes it suppresses most, joined by ' | '"),
         column("top_tokens", pa.string(), "", "tokens with the largest shares of its activation, joined by ' | '"),
-        column("family", pa.string(), "", "induction, local, long-range or unassigned"),
-        column("induction", pa.float64(), "fraction", "attribution on tokens after earlier copies of the current one"),
-        column("local", pa.float64(), "fraction", f"attribution within the last {LOCAL_WINDOW} positions"),
-        column("long_range", pa.float64(), "fraction", f"attribution {LONG_DISTANCE} or more positions back"),
+        column("family", pa.string(), "", "induction, local, long-range; unassigned where excess or check is wanting"),
+        *_family("induction", "attribution on tokens after earlier copies of the current one"),
+        *_family("local", f"attribution within the last {LOCAL_WINDOW} positions"),
+        *_family("long_range", f"attribution {LONG_DISTANCE} or more positions back"),
+        column("source_entropy", _F, "nats", "of the token at the sources, over its activation"),
+        column("source_entropy_null", _F, "nats", "5th percentile of that of its null"),
+        column(
+            "fall",
+            _F,
+            "fraction",
+            "activation lost with the earlier copies replaced, less that lost with as many other tokens replaced; null "
+            "where not looked at",
+        ),
+        column("fall_low", _F, "fraction", "lower end of its 95 % interval (Student's t, paired over examples)"),
+        column("fall_high", _F, "fraction", "upper end"),
+        column(
+            "kept_far",
+            _F,
+            "fraction",
+            f"activation kept with all but the last {LOCAL_WINDOW} positions replaced; null where not looked at",
+        ),
+        column("kept_far_null", _F, "fraction", "median of that of random directions"),
+        column("kept_near", _F, "fraction", f"activation kept with the {LOCAL_WINDOW - 1} positions before shuffled"),
+        column("kept_near_null", _F, "fraction", "median of that of random directions"),
     ),
 )
 HEADS = TableSchema(

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from attlas.analyses.feature_checkpoint import load_pass, save_pass
 from attlas.analyses.feature_examples import Example, choose, fill
-from attlas.analyses.feature_families import FamilyScore, example_shares, family
+from attlas.analyses.feature_families import FamilyScore, families
+from attlas.analyses.feature_null import NullConfig
 from attlas.analyses.feature_relations import Coactivation, neighbours, phrases
 from attlas.analyses.feature_stream import EDGES, N_BINS, FeatureStream
 from attlas.analyses.feature_tables import (
@@ -45,7 +46,7 @@ from attlas.interp import HookedModel
 from attlas.interp.labels import class_names
 from attlas.saes.base import SAE
 from attlas.saes.identity import check_sae, fingerprint
-from attlas.saes.positions import positions_for
+from attlas.saes.positions import Positions, positions_for
 
 # Batches between two states of the first pass.
 SAVE_EVERY = 50
@@ -116,7 +117,7 @@ class FeaturesResult:
         count = self.stream.count.numpy()
         mean = self.stream.total.numpy() / np.maximum(count, 1)
         spread = head_spread(self.shares) if self.shares is not None else None
-        missing = FamilyScore(float("nan"), float("nan"), float("nan"), "unassigned")
+        missing = FamilyScore()
         for feature in range(self.stream.d_sae):
             top = int(self.shares[feature].argmax()) if self.shares is not None else -1
             score = self.families.get(feature, missing)
@@ -132,10 +133,7 @@ class FeaturesResult:
                 "promoted": self._joined(1, feature),
                 "suppressed": self._joined(3, feature),
                 "top_tokens": " | ".join(self.token_names[t] for t, _, _ in self.top_tokens.get(feature, [])),
-                "family": score.label,
-                "induction": score.induction,
-                "local": score.local,
-                "long_range": score.long_range,
+                **score.row(),
             }
 
     def _joined(self, slot: int, feature: int) -> str:
@@ -308,7 +306,7 @@ def features(
     return FeaturesResult(
         stream=stream,
         examples=examples,
-        families=_families(examples) if has_heads and model.cfg.causal else {},
+        families=_families(model, sae, data, hook, config, positions, track) if has_heads else {},
         shares=head_shares(sae.W_dec, model.cfg.n_heads).cpu() if has_heads else None,
         logits=logits,
         neighbours=neighbours(sae.W_dec, config.n_related),
@@ -335,12 +333,26 @@ def _names(model: HookedModel, data: TokenDataset | ImageDataset, ids: set[int])
     return {i: classes[i] if classes else str(i) for i in ids}
 
 
-def _families(examples: list[Example]) -> dict[int, FamilyScore]:
-    shares: dict[int, list[tuple[float, float, float]]] = {}
-    for e in examples:
-        if e.stratum == "top" and e.by_source is not None and e.sequence_tokens is not None:
-            found = example_shares(e.by_source, e.sequence_tokens, e.position)
-            entries = shares.setdefault(e.feature, [])
-            if found is not None:
-                entries.append(found)
-    return {feature: family(entries) for feature, entries in shares.items()}
+def _families(
+    model: HookedModel,
+    sae: SAE,
+    data: TokenDataset | ImageDataset,
+    hook: str,
+    config: FeaturesConfig,
+    positions: Positions,
+    track: Track,
+) -> dict[int, FamilyScore]:
+    if not isinstance(data, TokenDataset) or not model.cfg.causal or config.null_draws == 0:
+        return {}
+    return families(
+        model,
+        sae,
+        data,
+        hook,
+        NullConfig(config.null_draws, n_tokens=config.null_tokens, seed=config.seed),
+        n_scored=config.n_scored,
+        n_causal=config.n_causal,
+        batch_size=config.batch_size,
+        positions=positions,
+        track=track,
+    )

@@ -22,7 +22,11 @@ class FeaturesConfig:
         coactivation_tokens: tokens, the first of the data, over which co-activation is counted.
         skip_positions: leading positions left out; None as the SAE records it (else BOS of text, nothing of images).
         exclude_tokens: tokens whose positions are left out: bos, eos, pad, sep, token strings or ids; None as recorded.
-        seed: of the sample.
+        null_draws: random directions that a feature's family scores are set against; 0 leaves families out.
+        null_tokens: tokens, the first of the data, that family scores and their null are of.
+        n_scored: strongest examples of a feature, one a sequence, that family scores are over.
+        n_causal: strongest examples of a feature that causal checks change and run again.
+        seed: of the sample, the null and the changes.
     """
 
     batch_size: int = 16
@@ -35,6 +39,10 @@ class FeaturesConfig:
     coactivation_tokens: int = 32_768
     skip_positions: int | None = None
     exclude_tokens: tuple[str, ...] | None = None
+    null_draws: int = 200
+    null_tokens: int = 32_768
+    n_scored: int = 32
+    n_causal: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -47,6 +55,11 @@ class FeaturesConfig:
             "n_logits",
             "n_related",
             "coactivation_tokens",
+            "null_tokens",
+            "n_scored",
+            "n_causal",
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must be 1 or more")
+        if self.null_draws < 0:
+            raise ConfigError(f"null_draws {self.null_draws} must be 0 (no families) or more")

@@ -142,8 +142,9 @@ def _survey(args: Args, out: Output) -> dict[str, Any]:
             f"{r['layer']}.{r['head']}",
             r["n_groups"],
             r["largest_group"],
-            f"{r['control_groups']:.1f} ({r['control_low']:.0f}–{r['control_high']:.0f})",
-            "yes" if r["polysemantic"] else "no",
+            f"{r['null_groups']:.1f} ({r['null_low']:.0f}–{r['null_high']:.0f})",
+            f"{r['excess']:+.1f} ({r['excess_low']:+.1f} to {r['excess_high']:+.1f})",
+            r["verdict"],
         )
         for r in result.heads
     ]
@@ -151,7 +152,7 @@ def _survey(args: Args, out: Output) -> dict[str, Any]:
     out.table(
         f"{model.name}: {share:.0%} of {len(rows)} heads are polysemantic ({span(low, high, '.0%')}); "
         f"{config.n_features} features a head, {result.n_tokens:,} tokens",
-        ["head", "groups", "largest", "at random", "polysemantic"],
+        ["head", "groups", "largest", "random dictionaries", "excess", "verdict"],
         rows,
     )
     if not all(families.values()):

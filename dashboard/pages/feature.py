@@ -23,6 +23,7 @@ from attlas.dashboard.components import (
 from attlas.dashboard.components.maps import data_url, pixels_of
 from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.page import Data, Page, Params, integer, link
+from attlas.dashboard.pages.feature_families_view import families_card
 from attlas.dashboard.queries import Row, Store
 from attlas.dashboard.theme import Theme
 from attlas.data.workspace import Run
@@ -109,6 +110,7 @@ def view(data: Data, look: Theme) -> Any:
             _numbers(row),
             columns(_heads(data, look), _logits(data)),
             columns(_activations(data, look), _tokens(data)),
+            families_card(row),
             _examples(data),
             *[_related(data, name) for name in ("neighbours", "coactivation", "ngrams") if data.get(name)],
         ]
@@ -125,15 +127,13 @@ def _absent(data: Data) -> Any:
 
 
 def _numbers(row: Row) -> Any:
-    family = row.get("family")
-    scores = [f"{n} {short(row.get(k))}" for n, k in (("local", "local"), ("long-range", "long_range"))]
     return metric_cards(
         [
             ("Density", row.get("density"), "share of tokens it is active on"),
             ("Active tokens", row.get("n_active"), ""),
             ("Mean activation", row.get("mean_act"), "where it is active"),
             ("Largest activation", row.get("max_act"), ""),
-            ("Family", family or "—", f"induction {short(row.get('induction'))}, {', '.join(scores)}"),
+            ("Family", row.get("family") or "—", "see below: its scores beside their null"),
         ]
     )
 

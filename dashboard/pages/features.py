@@ -23,6 +23,22 @@ COLUMNS = (
     ("family", "Family", 116),
     ("top_tokens", "Fires on", 250),
     ("promoted", "Promotes", 260),
+    ("induction", "Induction", 104),
+    ("induction_null", "its null", 92),
+    ("induction_q", "q", 84),
+    ("fall", "Causal fall", 112),
+    ("local", "Local", 90),
+    ("local_null", "its null", 92),
+    ("local_q", "q", 84),
+    ("long_range", "Long-range", 114),
+    ("long_range_null", "its null", 92),
+    ("long_range_q", "q", 84),
+)
+_FAMILIES = ("family", "induction", "fall", "local", "long_range")
+
+_NOTE = (
+    "Click a number to open the feature. A family's score is a share of attribution; its null is that of directions with "
+    "the same heads and density, q corrects for the number of features. Without an excess and its check: unassigned."
 )
 
 
@@ -117,7 +133,7 @@ def view(data: Data, look: Theme) -> Any:
                 note="Features by the share of tokens they are active on, log10; dead ones are left out.",
             ),
             html.Div(style={"height": "18px"}),
-            card("All features", _filters(data, params), _grid(data), note="Click a number to open the feature."),
+            card("All features", _filters(data, params), _grid(data), note=_NOTE),
         ]
     )
 
@@ -170,14 +186,14 @@ def _grid(data: Data) -> Any:
     number_format = {"function": "sig(params.value)"}
     definitions: list[dict[str, Any]] = []
     for field, title, width in COLUMNS:
-        if field in ("family", "top_tokens", "promoted") and not data["has_text"]:
+        if not data["has_text"] and (field in ("top_tokens", "promoted") or field.startswith(_FAMILIES)):
             continue
         column: dict[str, Any] = {"field": field, "headerName": title, "width": width, "sortable": True}
         if field == "feature":
             column |= {"cellRenderer": "FeatureLink", "cellRendererParams": {"run": data["run"]}, "pinned": "left"}
         elif field == "top_head_share":
             column |= {"cellRenderer": "Share"}
-        elif field in ("density", "max_act"):
+        elif field in ("density", "max_act") or field.startswith(_FAMILIES[1:]):
             column |= {"valueFormatter": number_format, "type": "rightAligned"}
         if data["sort"].lstrip("-") == field:
             column["sort"] = "desc" if data["sort"].startswith("-") else "asc"

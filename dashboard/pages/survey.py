@@ -124,7 +124,9 @@ def _numbers(data: Data) -> Any:
     return metric_cards(
         [
             ("Polysemantic heads", s.get("polysemantic"), f"of {s.get('n_heads')}; {interval}"),
+            ("Coherent heads", s.get("coherent"), "fewer groups than random dictionaries"),
             ("Groups a head", s.get("mean_groups"), "mean over heads"),
+            ("Random dictionaries", s.get("mean_groups_null"), "with the same head norms and density"),
             ("At random", s.get("mean_groups_control"), "as many features of the same autoencoder"),
             ("Tokens", s.get("n_tokens"), "read"),
         ]
@@ -137,23 +139,28 @@ def _groups(data: Data, look: Theme) -> Any:
         name = {"name": f"{r['layer']}.{r['head']}"}
         rows.append(name | {"of": "its top features", "groups": r["n_groups"], "low": None, "high": None})
     for r in data["heads"]:
-        name = {"name": f"{r['layer']}.{r['head']}", "of": "as many at random"}
-        rows.append(name | {"groups": r["control_groups"], "low": r["control_low"], "high": r["control_high"]})
+        if r.get("null_groups") is not None:
+            name = {"name": f"{r['layer']}.{r['head']}", "of": "random dictionaries"}
+            rows.append(name | {"groups": r["null_groups"], "low": r["null_low"], "high": r["null_high"]})
     names = {
         "layer": "layer",
         "head": "head",
         "n_features": "features",
         "n_groups": "groups",
         "largest_group": "largest",
-        "control_groups": "at random",
-        "control_low": "2.5 %",
-        "control_high": "97.5 %",
+        "null_groups": "random dictionaries",
+        "excess": "excess",
+        "excess_low": "from",
+        "excess_high": "to",
+        "verdict": "verdict",
+        "control_groups": "others of it at random",
     }
     return card(
         "Groups of each head",
         bars(rows, "name", "groups", look, group="of", x_title="layer.head", y_title="groups"),
         table(data["heads"], names, summary="The numbers"),
-        note="One group: the head's top features belong together. Whiskers: 95 % of random draws.",
+        note="One group: the head's top features belong together. Beside it random dictionaries of the same head norms and "
+        "density (whiskers: 95 % of them): polysemantic is a head with more groups than those, coherent one with fewer.",
     )
 
 

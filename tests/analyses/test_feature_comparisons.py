@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attlas.analyses.head_survey import HeadSurveyConfig, groups, head_survey
+from attlas.analyses.head_survey import HeadSurveyConfig, _beside, groups, head_survey
 from attlas.analyses.sae_matching import MatchingConfig, sae_matching
 from attlas.cli import main
 from attlas.data.text import TokenDataset
@@ -54,10 +54,8 @@ def test_groups_are_connected_components(n: int, data: st.DataObject) -> None:
     assert (sizes[:-1] >= sizes[1:]).all()
 
 
-def test_a_head_of_one_direction_is_monosemantic(
-    gpt2_mini: HookedModel, val_tokens: TokenDataset, x: torch.Tensor
-) -> None:
-    """Head 1 writes one direction for all its features; head 4 writes ten at right angles."""
+def test_a_head_of_one_direction_is_coherent(gpt2_mini: HookedModel, val_tokens: TokenDataset, x: torch.Tensor) -> None:
+    """Head 1 writes one direction for all its features; head 4 writes ten at right angles, as random directions do."""
     torch.manual_seed(0)
     W = torch.zeros(20, 6, 32)
     W[:10, 1] = torch.randn(32)
@@ -69,8 +67,10 @@ def test_a_head_of_one_direction_is_monosemantic(
     result = head_survey(gpt2_mini, {HOOK: sae}, val_tokens, config)
     by_head = {row["head"]: row for row in result.heads}
     assert len(by_head) == 6
-    assert not by_head[1]["polysemantic"]
+    assert by_head[1]["verdict"] == "coherent"
     assert by_head[1]["n_groups"] == 1
+    assert by_head[1]["excess_high"] < by_head[1]["null_low"] - by_head[1]["null_groups"]
+    assert by_head[4]["verdict"] == "as random"
     assert by_head[4]["n_groups"] == by_head[4]["n_features"] >= 5
     share, low, high = result.polysemantic()
     assert 0 <= share <= 1
@@ -79,6 +79,31 @@ def test_a_head_of_one_direction_is_monosemantic(
         assert row["share"] == pytest.approx(
             float(W[row["feature"], row["head"]].norm() / W[row["feature"]].norm(dim=-1).sum()), abs=1e-5
         )
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_a_random_dictionary_is_as_random(gpt2_mini: HookedModel, val_tokens: TokenDataset, layer: int) -> None:
+    """In layer 0 random directions fire together, in layer 3 hardly: neither says anything of a head."""
+    hook = f"blocks.{layer}.attn.hook_z"
+    mean = gpt2_mini.capture(val_tokens.tokens, hook)[hook].flatten(-2)[:, 1:].flatten(0, 1).mean(0)
+    verdicts = []
+    for seed in range(3):
+        W = torch.randn(96, 192, generator=torch.Generator().manual_seed(seed))
+        sae = made(torch.nn.functional.normalize(W, dim=-1), mean, 6, hook)
+        config = HeadSurveyConfig(least_active=1, n_draws=5, n_dictionaries=40)
+        verdicts += [row["verdict"] for row in head_survey(gpt2_mini, {hook: sae}, val_tokens, config).heads]
+    assert np.mean([v == "as random" for v in verdicts]) >= 0.8
+    assert "polysemantic" not in verdicts
+
+
+def test_more_groups_than_random_is_polysemantic() -> None:
+    null = np.array([1, 2] * 20)
+    assert _beside(9, null, 0)["verdict"] == "polysemantic"
+    assert _beside(9, null, 0)["excess"] == 7.5
+    assert _beside(2, null, 0)["verdict"] == "as random"
+    assert _beside(1, null + 7, 0)["verdict"] == "coherent"
+    with pytest.raises(ConfigError, match="n_dictionaries 3 must be 20 or more"):
+        HeadSurveyConfig(n_dictionaries=3)
 
 
 def test_families_join_induction_features(gpt2_mini: HookedModel, val_tokens: TokenDataset, x: torch.Tensor) -> None:

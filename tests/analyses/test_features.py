@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from attlas.analyses.feature_families import example_shares, family
 from attlas.analyses.feature_relations import Coactivation, neighbours
 from attlas.analyses.feature_stream import FeatureStream
 from attlas.analyses.features import FeaturesConfig, FeaturesResult, features
@@ -24,7 +23,9 @@ from attlas.interp import HookedModel
 from attlas.saes import SAE, SAEConfig
 
 HOOK = "blocks.3.attn.hook_z"
-CONFIG = FeaturesConfig(batch_size=3, n_top=4, n_sample=16, per_band=2, context=12, n_logits=5, n_related=5)
+CONFIG = FeaturesConfig(
+    batch_size=3, n_top=4, n_sample=16, per_band=2, context=12, n_logits=5, n_related=5, null_draws=5
+)
 
 
 def random_sae(model: HookedModel, hook: str, inputs: torch.Tensor, d_sae: int = 40, k: int = 6) -> SAE:
@@ -283,7 +284,7 @@ def test_a_pass_that_was_cut_off_goes_on_to_the_same_tables(
     with pytest.raises(ConfigError, match="state of another pass"):
         features(gpt2_mini, sae, val_tokens.take(5), CONFIG, checkpoint=state)
     again = features(gpt2_mini, sae, val_tokens, CONFIG, checkpoint=state)
-    assert calls == 4  # three batches in all, of which two were done
+    assert calls == 4 + 3  # three batches in all, of which two were done; and three of the sample of the null
     for name, table in found.tables().items():
         assert again.tables()[name].equals(table), name
     assert not state.exists()
@@ -313,27 +314,6 @@ def test_memory_does_not_grow_with_tokens() -> None:
     assert size(200) <= size(20) * 1.02
     fixed = 64 * (28 + 8 * 40 + 16 * 12)
     assert size(200) <= fixed + 24 * 64 * 50
-
-
-# -- families ----------------------------------------------------------------------------------------------------------
-
-
-def test_families_of_made_up_attribution() -> None:
-    tokens = np.array([0, 5, 6, 7, 8, 9, 5, *range(20, 60)])
-    induction = np.zeros(47)
-    induction[2] = 1.0  # after the earlier 5
-    assert example_shares(induction, tokens, 6) == (1.0, 1.0, 0.0)  # and it is within eight positions
-    far = np.zeros(47)
-    far[3] = 2.0
-    assert example_shares(far, tokens, 46) == (0.0, 0.0, 1.0)
-    sink = np.zeros(47)
-    sink[0] = 5.0
-    assert example_shares(sink, tokens, 46) is None  # BOS is left out
-    assert family([(0.6, 0.1, 0.2)] * 3).label == "induction"
-    assert family([(0.1, 0.9, 0.0)] * 3).label == "local"
-    assert family([(0.0, 0.1, 0.8)] * 3).label == "long-range"
-    assert family([(0.1, 0.2, 0.1)] * 3).label == "unassigned"
-    assert family([(1.0, 0.0, 0.0)] * 2).label == "unassigned"  # two examples are too few
 
 
 def test_image_features_have_patches(vit_mini: HookedModel, glyphs: ImageDataset) -> None:

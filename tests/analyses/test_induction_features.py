@@ -1,4 +1,8 @@
-"""Layer 3 of gpt2-mini has induction features once it has induction heads, and none before they are born."""
+"""Layer 3 of gpt2-mini: what is left of its induction features beside directions that read the same heads.
+
+Attribution at induction sources rises when the induction heads are born, but as much for a random direction: the score
+alone says when the *heads* look there. What a feature adds is its excess.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ EARLY = EMBEDDED_DIR / "gpt2-mini" / "checkpoints" / "step-00250"
 def _interpret(model: HookedModel, name: str, tokenizer: object) -> FeaturesResult:
     trained = attlas.train_sae(TrainConfig(model=name, hooks=(HOOK,), k=16, d_sae=512, n_tokens=100_000))
     text = load_tokens("embedded:val", tokenizer, seq_len=256, n_tokens=16_384, seed=0)
-    return features(model, trained.saes[HOOK], text, FeaturesConfig(n_top=8))
+    return features(model, trained.saes[HOOK], text, FeaturesConfig(n_top=8, null_draws=50, null_tokens=8_192))
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +31,28 @@ def late(gpt2_mini: HookedModel) -> FeaturesResult:
     return _interpret(gpt2_mini, "gpt2-mini", gpt2_mini.tokenizer)
 
 
-def _induction_features(found: FeaturesResult) -> list[int]:
-    return [f for f, score in found.families.items() if score.label == "induction"]
+def _scores(found: FeaturesResult, of: str) -> np.ndarray:
+    return np.array([getattr(s, of)["induction"] for s in found.families.values()])
 
 
-def test_they_are_there_at_the_end_and_not_at_the_start(gpt2_mini: HookedModel, late: FeaturesResult) -> None:
+def test_the_score_rises_with_the_heads_and_its_null_with_it(gpt2_mini: HookedModel, late: FeaturesResult) -> None:
     early = _interpret(load_model(EARLY, device="cpu"), str(EARLY), gpt2_mini.tokenizer)
-    assert len(_induction_features(late)) > 50
-    assert not _induction_features(early)
-    n_scored = sum(not np.isnan(score.induction) for score in early.families.values())
-    assert n_scored > 200  # as many were looked at
+    assert (~np.isnan(_scores(early, "score"))).sum() > 200  # as many were looked at
+    assert np.nanmean(_scores(late, "score")) > 2 * np.nanmean(_scores(early, "score"))
+    assert np.nanmean(_scores(late, "null")) > 2 * np.nanmean(_scores(early, "null"))
+    excess = {name: _scores(r, "score") - _scores(r, "null") for name, r in (("late", late), ("early", early))}
+    assert abs(np.nanmean(excess["late"])) < 0.1 * np.nanmean(_scores(late, "score")) + 0.05
+    assert np.nanstd(excess["late"]) > 2 * np.nanstd(excess["early"])  # features differ, on either side of the null
+    assert not any(s.label == "induction" for s in early.families.values())
+    labelled = [s for s in late.families.values() if s.label != "unassigned"]
+    assert len(labelled) < 0.1 * len(late.families)
+
+
+def _induction_features(found: FeaturesResult) -> list[int]:
+    """The eighth with the largest excess, whether or not it is enough for a label."""
+    scores = _scores(found, "score") - _scores(found, "null")
+    best = np.argsort(-np.nan_to_num(scores, nan=-1))[: len(scores) // 8]
+    return [list(found.families)[i] for i in best]
 
 
 def test_attribution_points_at_the_token_after_the_earlier_occurrence(late: FeaturesResult) -> None:

@@ -86,10 +86,10 @@ def workspace(
     sae = trained.saes[HOOK]
     evaluated = evaluate(sae, gpt2_mini, Inputs.of(val_tokens), EvalConfig(n_bootstrap=50))
     evaluated.save(found, parents=(run.id,))
-    told = features(gpt2_mini, sae, val_tokens, FeaturesConfig())
+    told = features(gpt2_mini, sae, val_tokens, FeaturesConfig(null_draws=10))
     told.save(found, gpt2_mini.ref, val_tokens.ref, parents=(run.id,))
     few = val_tokens.take(8)
-    surveyed = head_survey(gpt2_mini, {HOOK: sae}, few, HeadSurveyConfig(n_draws=20))
+    surveyed = head_survey(gpt2_mini, {HOOK: sae}, few, HeadSurveyConfig(n_draws=20, n_dictionaries=20))
     surveyed.save(found, gpt2_mini.ref, few.ref, (run.id,))
     rotated = copy.deepcopy(sae)
     for name in ("W_enc", "W_dec", "b_enc"):  # half of the features are exchanged for a mixture of two
