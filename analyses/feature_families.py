@@ -117,7 +117,15 @@ def families(
     """
     positions = positions or positions_for(model, None, None, sae.cfg)
     found = sample(
-        model, sae, data, hook, n_tokens=config.n_tokens, n_top=n_scored, batch_size=batch_size, positions=positions, track=track
+        model,
+        sae,
+        data,
+        hook,
+        n_tokens=config.n_tokens,
+        n_top=n_scored,
+        batch_size=batch_size,
+        positions=positions,
+        track=track,
     )
     null = null_scores(model, sae, found, hook, config, n_top=n_scored, batch_size=batch_size, track=track)
     columns = _columns(null)

@@ -83,7 +83,7 @@ def test_a_head_of_one_direction_is_coherent(gpt2_mini: HookedModel, val_tokens:
 
 @pytest.mark.parametrize("layer", [0, 3])
 def test_a_random_dictionary_is_as_random(gpt2_mini: HookedModel, val_tokens: TokenDataset, layer: int) -> None:
-    """In layer 0 random directions fire together, in layer 3 hardly: neither says anything of a head."""
+    """Its groups say nothing of a head."""
     hook = f"blocks.{layer}.attn.hook_z"
     mean = gpt2_mini.capture(val_tokens.tokens, hook)[hook].flatten(-2)[:, 1:].flatten(0, 1).mean(0)
     verdicts = []

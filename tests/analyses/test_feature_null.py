@@ -187,7 +187,9 @@ def test_planted_induction_features_keep_their_label(gpt2_mini: HookedModel, tex
 @pytest.fixture(scope="module")
 def read(gpt2_mini: HookedModel, text: TokenDataset) -> tuple[SAE, Sample]:
     sae = dictionary(gpt2_mini, text, 3, 40)
-    return sae, sample(gpt2_mini, sae, text.take(8), HOOK, n_tokens=8 * 128, n_top=3, batch_size=4, positions=Positions(1))
+    return sae, sample(
+        gpt2_mini, sae, text.take(8), HOOK, n_tokens=8 * 128, n_top=3, batch_size=4, positions=Positions(1)
+    )
 
 
 def test_changes_are_what_they_say(text: TokenDataset) -> None:
