@@ -125,7 +125,11 @@ class DLAResult:
         rows = []
         for i, part in enumerate(self.parts):
             row = {"name": name_of(part), "kind": part.kind, "layer": part.layer, "head": part.head}
-            numbers = {"contribution": float(mean[i]), "low": float(low[i]), "high": float(high[i])}
+            numbers: dict[str, float | None] = {
+                "contribution": float(mean[i]),
+                "low": float(low[i]),
+                "high": float(high[i]),
+            }
             numbers |= {name: None if np.isnan(values[i]) else float(values[i]) for name, values in apart.items()}
             role = self.role(part)
             place = {"looks_at": role.looks_at, "label": role.label}

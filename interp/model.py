@@ -19,19 +19,19 @@ from attlas.errors import (
     PromptError,
     UnsupportedModelError,
 )
-from attlas.interp.anatomy import LayerParts, linear_bias, linear_weight
 from attlas.interp.arguments import check_arguments, padded_positions
 from attlas.interp.compiled import Eager, has_hooks, uncompiled
-from attlas.interp.config import ModelConfig
 from attlas.interp.engine import HookEngine, HookFn, Registration, StopForward
 from attlas.interp.families import describe
+from attlas.interp.finite import is_finite, require_finite
 from attlas.interp.names import NameFilter, hook_names, layer_of, resolve
 from attlas.interp.tokens import token_texts
+from attlas.interp.weights import Weights
 
 Cache = dict[str, Tensor]
 
 
-class HookedModel:
+class HookedModel(Weights):
     """A model whose attention can be read and edited by name.
 
     The module in `.hf` is untouched: its own SDPA attention runs, and torch hooks sit on it only while a capture or a
@@ -73,10 +73,6 @@ class HookedModel:
         )
 
     @property
-    def cfg(self) -> ModelConfig:
-        return self.anatomy.cfg
-
-    @property
     def ref(self) -> Ref:
         return Ref(self.name, self.weight_hash)
 
@@ -92,36 +88,6 @@ class HookedModel:
     @property
     def dtype(self) -> torch.dtype:
         return next(self.hf.parameters()).dtype
-
-    @property
-    def has_head(self) -> bool:
-        """Whether outputs are logits; a backbone's are hidden states, from which there is no loss."""
-        return self.anatomy.unembed is not None
-
-    def require_head(self, purpose: str) -> None:
-        """The one check of all that needs logits or losses.
-
-        Raises:
-            UnsupportedModelError: the model is a backbone; names its class and `purpose`.
-        """
-        if not self.has_head:
-            head = "a classifier (…ForImageClassification)" if self.cfg.family == "vit" else "a language-model head"
-            raise UnsupportedModelError(
-                f"{self.name} ({type(uncompiled(self.hf)).__name__}) is a backbone without {head}, so there is no "
-                f"{purpose}; open the model with its head, or measure attention alone (entropy, capture, train)"
-            )
-
-    def require_language_model(self) -> None:
-        """Raises UnsupportedModelError for a model that predicts no next token: a vision model, or a backbone."""
-        if self.cfg.family == "vit":
-            raise UnsupportedModelError(
-                f"{self.name} ({self.cfg.family}) predicts no next token; give a language model"
-            )
-        self.require_head("prediction of the next token")
-
-    @property
-    def layers(self) -> tuple[LayerParts, ...]:
-        return self.anatomy.layers
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -145,7 +111,7 @@ class HookedModel:
         """
         check_arguments(self.hf, kwargs)
         output = self._forward(inputs, dict(kwargs))
-        if not self._engine.registrations and not _is_finite(output):
+        if not self._engine.registrations and not is_finite(output):
             self._locate(inputs, kwargs)
         return output
 
@@ -279,7 +245,7 @@ class HookedModel:
             self._engine.remove(registrations)
         if check_finite:
             require_finite(cache)
-            if not _is_finite(output):
+            if not is_finite(output):
                 self._locate(inputs, kwargs)
         return output, cache
 
@@ -388,117 +354,8 @@ class HookedModel:
         )
         return losses.view(tokens.shape[0], -1)
 
-    # -- weights ---------------------------------------------------------------------------------------------------
-
-    def layer(self, index: int) -> LayerParts:
-        """The modules of a layer.
-
-        Raises:
-            LayerRangeError: there is no such layer.
-        """
-        if not 0 <= index < self.cfg.n_layers:
-            raise LayerRangeError(f"layer {index} is out of range; {self.name} has layers 0–{self.cfg.n_layers - 1}")
-        return self.layers[index]
-
-    def W_O(self, layer: int) -> Tensor:
-        """Output projection [head, d_head, d_model]: attn_out = Σ_h z^h · W_O[h] + b_O."""
-        weight = linear_weight(self.layer(layer).out_proj)
-        return weight.reshape(self.cfg.n_heads, self.cfg.d_head, -1)
-
-    def b_O(self, layer: int) -> Tensor:
-        """Bias of the output projection [d_model]."""
-        return linear_bias(self.layer(layer).out_proj, self.cfg.d_model)
-
-    def _projection(self, layer: int, slot: int) -> tuple[Tensor, Tensor]:
-        parts = self.layer(layer)
-        module = (parts.q, parts.k, parts.v)[slot]
-        weight = linear_weight(module)
-        bias = linear_bias(module, weight.shape[1])
-        if parts.fused_qkv:
-            weight, bias = weight.chunk(3, dim=1)[slot], bias.chunk(3)[slot]
-        heads = self.cfg.n_heads if slot == 0 else self.cfg.n_kv_heads
-        return (
-            weight.reshape(self.cfg.d_model, heads, self.cfg.d_head).transpose(0, 1),
-            bias.reshape(heads, self.cfg.d_head),
-        )
-
-    def W_Q(self, layer: int) -> Tensor:
-        """[head, d_model, d_head]"""
-        return self._projection(layer, 0)[0]
-
-    def W_K(self, layer: int) -> Tensor:
-        """[kv head, d_model, d_head]"""
-        return self._projection(layer, 1)[0]
-
-    def W_V(self, layer: int) -> Tensor:
-        """[kv head, d_model, d_head]"""
-        return self._projection(layer, 2)[0]
-
-    def b_Q(self, layer: int) -> Tensor:
-        """[head, d_head]"""
-        return self._projection(layer, 0)[1]
-
-    def b_K(self, layer: int) -> Tensor:
-        """[kv head, d_head]"""
-        return self._projection(layer, 1)[1]
-
-    def b_V(self, layer: int) -> Tensor:
-        """[kv head, d_head]"""
-        return self._projection(layer, 2)[1]
-
-    def ln1(self, layer: int) -> nn.Module:
-        """The norm in front of attention."""
-        return self.layer(layer).ln1
-
-    def ln2(self, layer: int) -> nn.Module:
-        """The norm in front of the MLP."""
-        return self.layer(layer).ln2
-
-    @property
-    def final_norm(self) -> nn.Module:
-        return self.anatomy.final_norm
-
-    @property
-    def W_U(self) -> Tensor:
-        """Unembedding [d_model, d_vocab], or classifier [d_model, n_classes] ([2 · d_model, n_classes] for DINOv2's, which
-        reads CLS beside the mean of the patches).
-
-        Raises:
-            UnsupportedModelError: the model is a backbone.
-        """
-        self.require_head("unembedding or classifier")
-        assert self.anatomy.unembed is not None
-        return linear_weight(self.anatomy.unembed)
-
     def with_saes(self, saes: Mapping[str, Any], use_error_term: bool = True) -> contextlib.AbstractContextManager[Any]:
         """Splice autoencoders in: `with model.with_saes({hook: sae}): model(tokens)`; see attlas.interp.splice."""
         from attlas.interp.splice import splice
 
         return splice(self, saes, use_error_term)
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Whether all values are finite, by their sum where that tells; tensors inside a transform are let through."""
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        return True
-    tensor = tensor.detach()
-    total = tensor.sum(dtype=torch.float32 if tensor.element_size() < 4 else None)
-    return bool(torch.isfinite(total)) or bool(torch.isfinite(tensor).all())
-
-
-def require_finite(cache: Mapping[str, Tensor]) -> None:
-    """Raise on the first activation that holds NaN or infinity.
-
-    Raises:
-        NonFiniteError: names layer and hook and how many values are bad. Masked scores (−inf) are allowed.
-    """
-    for name, tensor in cache.items():
-        if name.endswith("hook_attn_scores") or _is_finite(tensor):
-            continue
-        bad = int((~torch.isfinite(tensor)).sum())
-        if bad:
-            layer = layer_of(name)
-            where = f"layer {layer}, " if layer is not None else ""
-            raise NonFiniteError(
-                f"{where}hook '{name}': {bad} of {tensor.numel()} values are NaN or infinite; check weights, use float32"
-            )

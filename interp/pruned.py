@@ -34,7 +34,7 @@ def compact_class(name: str) -> Any:
 @torch.no_grad()
 def whole_layout(compact: Any) -> Any:
     """A stock module with the weights of a compact one, zeros where parts are absent (norms and layer scales: ones)."""
-    stock_class = type(compact).__mro__[1]
+    stock_class: Any = type(compact).__mro__[1]
     config = compact.config
     values = config.to_dict()
     for key in ("model_type", "architectures", "auto_map", "transformers_version", "dtype", *_OWN):

@@ -107,6 +107,7 @@ class CleanRun:
         if name != "mean":
             found["kl" if name == "spliced" else f"kl_{name}"] = kl
             if self.kind == "classifier":
+                assert self.labels is not None
                 found[f"accuracy_{name}"] = _numpy(other.argmax(-1) == self.labels)
         return found
 

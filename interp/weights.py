@@ -1,0 +1,134 @@
+"""The parts of a model by name: shape, layers, projections in one layout for every family, and whether it has a head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from attlas.errors import LayerRangeError, UnsupportedModelError
+from attlas.interp.anatomy import Anatomy, LayerParts, linear_bias, linear_weight
+from attlas.interp.compiled import uncompiled
+from attlas.interp.config import ModelConfig
+
+
+class Weights:
+    """What HookedModel says of its module without running it."""
+
+    hf: Any
+    name: str
+    anatomy: Anatomy
+
+    @property
+    def cfg(self) -> ModelConfig:
+        return self.anatomy.cfg
+
+    @property
+    def layers(self) -> tuple[LayerParts, ...]:
+        return self.anatomy.layers
+
+    @property
+    def has_head(self) -> bool:
+        """Whether outputs are logits; a backbone's are hidden states, from which there is no loss."""
+        return self.anatomy.unembed is not None
+
+    def require_head(self, purpose: str) -> None:
+        """The one check of all that needs logits or losses.
+
+        Raises:
+            UnsupportedModelError: the model is a backbone; names its class and `purpose`.
+        """
+        if not self.has_head:
+            head = "a classifier (…ForImageClassification)" if self.cfg.family == "vit" else "a language-model head"
+            raise UnsupportedModelError(
+                f"{self.name} ({type(uncompiled(self.hf)).__name__}) is a backbone without {head}, so there is no "
+                f"{purpose}; open the model with its head, or measure attention alone (entropy, capture, train)"
+            )
+
+    def require_language_model(self) -> None:
+        """Raises UnsupportedModelError for a model that predicts no next token: a vision model, or a backbone."""
+        if self.cfg.family == "vit":
+            raise UnsupportedModelError(
+                f"{self.name} ({self.cfg.family}) predicts no next token; give a language model"
+            )
+        self.require_head("prediction of the next token")
+
+    def layer(self, index: int) -> LayerParts:
+        """The modules of a layer.
+
+        Raises:
+            LayerRangeError: there is no such layer.
+        """
+        if not 0 <= index < self.cfg.n_layers:
+            raise LayerRangeError(f"layer {index} is out of range; {self.name} has layers 0–{self.cfg.n_layers - 1}")
+        return self.layers[index]
+
+    def W_O(self, layer: int) -> Tensor:
+        """Output projection [head, d_head, d_model]: attn_out = Σ_h z^h · W_O[h] + b_O."""
+        weight = linear_weight(self.layer(layer).out_proj)
+        return weight.reshape(self.cfg.n_heads, self.cfg.d_head, -1)
+
+    def b_O(self, layer: int) -> Tensor:
+        """Bias of the output projection [d_model]."""
+        return linear_bias(self.layer(layer).out_proj, self.cfg.d_model)
+
+    def _projection(self, layer: int, slot: int) -> tuple[Tensor, Tensor]:
+        parts = self.layer(layer)
+        module = (parts.q, parts.k, parts.v)[slot]
+        weight = linear_weight(module)
+        bias = linear_bias(module, weight.shape[1])
+        if parts.fused_qkv:
+            weight, bias = weight.chunk(3, dim=1)[slot], bias.chunk(3)[slot]
+        heads = self.cfg.n_heads if slot == 0 else self.cfg.n_kv_heads
+        return (
+            weight.reshape(self.cfg.d_model, heads, self.cfg.d_head).transpose(0, 1),
+            bias.reshape(heads, self.cfg.d_head),
+        )
+
+    def W_Q(self, layer: int) -> Tensor:
+        """[head, d_model, d_head]"""
+        return self._projection(layer, 0)[0]
+
+    def W_K(self, layer: int) -> Tensor:
+        """[kv head, d_model, d_head]"""
+        return self._projection(layer, 1)[0]
+
+    def W_V(self, layer: int) -> Tensor:
+        """[kv head, d_model, d_head]"""
+        return self._projection(layer, 2)[0]
+
+    def b_Q(self, layer: int) -> Tensor:
+        """[head, d_head]"""
+        return self._projection(layer, 0)[1]
+
+    def b_K(self, layer: int) -> Tensor:
+        """[kv head, d_head]"""
+        return self._projection(layer, 1)[1]
+
+    def b_V(self, layer: int) -> Tensor:
+        """[kv head, d_head]"""
+        return self._projection(layer, 2)[1]
+
+    def ln1(self, layer: int) -> nn.Module:
+        """The norm in front of attention."""
+        return self.layer(layer).ln1
+
+    def ln2(self, layer: int) -> nn.Module:
+        """The norm in front of the MLP."""
+        return self.layer(layer).ln2
+
+    @property
+    def final_norm(self) -> nn.Module:
+        return self.anatomy.final_norm
+
+    @property
+    def W_U(self) -> Tensor:
+        """Unembedding [d_model, d_vocab], or classifier [d_model, n_classes] ([2 · d_model, n_classes] for DINOv2's, which
+        reads CLS beside the mean of the patches).
+
+        Raises:
+            UnsupportedModelError: the model is a backbone.
+        """
+        self.require_head("unembedding or classifier")
+        assert self.anatomy.unembed is not None
+        return linear_weight(self.anatomy.unembed)
