@@ -26,6 +26,7 @@ _SIDES = ("image_size", "patch_size")
 _POSITIVE = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "mlp_ratio")
 _LAYER = re.compile(r"(?:^|\.)(?:h|layer|layers)\.(\d+)\.")
 _HEADS = ("lm_head.", "classifier.", "cls_classifier.")
+_MOST_LAYERS = 2048  # more take minutes to make, even without memory
 _SLACK = 1.5  # a model may hold this many times its file's numbers (tied weights, a pooler that is not stored)
 
 
@@ -156,8 +157,7 @@ def check_sizes(folder: Path, cls: Any, shapes: Shapes) -> None:
     try:
         compact = cls.__name__.startswith("Pruned")  # its config class is not registered; a layer may hold no weights
         config: Any = (cls.config_class if compact else AutoConfig).from_pretrained(folder, local_files_only=True)
-        if not compact:
-            _check_layers(folder, config, shapes)
+        _check_layers(folder, config, shapes, compact)
         with torch.device("meta"):
             # AutoModel has no constructor of its own
             model = cls(config) if hasattr(cls, "config_class") and cls.config_class else cls.from_config(config)
@@ -182,10 +182,10 @@ def check_sizes(folder: Path, cls: Any, shapes: Shapes) -> None:
         )
 
 
-def _check_layers(folder: Path, config: Any, shapes: Shapes) -> None:
+def _check_layers(folder: Path, config: Any, shapes: Shapes, compact: bool) -> None:
     numbers = {int(found.group(1)) for key in shapes if (found := _LAYER.search(key))}
     n_layers = int(config.num_hidden_layers)
-    if numbers and len(numbers) != n_layers:
+    if n_layers > _MOST_LAYERS or (numbers and len(numbers) != n_layers and not compact):
         raise CheckpointError(
             f"'{folder}': config.json states {n_layers} layers, the weights hold {len(numbers)}; mend config.json"
         )
