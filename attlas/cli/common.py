@@ -100,12 +100,14 @@ class Output:
         """A small result table for reading; `--json` holds the same numbers in full."""
         if self.as_json:
             return
-        table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+        table = Table(header_style="bold", box=None, pad_edge=False)
         for index, name in enumerate(columns):
             table.add_column(name, justify="left" if index == 0 else "right")
         for row in rows:
             table.add_row(*[_cell(value) for value in row])
-        Console(highlight=False).print(table)
+        console = Console(highlight=False)
+        console.print(title, style="italic", markup=False, soft_wrap=True)  # a title in the table breaks at its width
+        console.print(table)
 
     def track(self, iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
         """Progress with rate and time left (see attlas.data.progress.Track); may be nested."""
