@@ -122,11 +122,14 @@ class Output:
         self.reporter.news(text)
 
 
+_BREAKS = str.maketrans("\n\t\r", "↵⇥␍")
+
+
 def _cell(value: Any) -> str:
-    """Floats to four digits; what is not known (no value, no interval) as a dash."""
+    """Floats to four digits; what is not known (no value, no interval) as a dash; line breaks of tokens as signs."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value).translate(_BREAKS)
 
 
 def open_model(args: ModelArgs, out: Output) -> HookedModel:

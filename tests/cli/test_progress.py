@@ -114,6 +114,11 @@ def test_a_title_is_one_line_however_narrow_its_table(capsys: pytest.CaptureFixt
     assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [title, "task", "ioi"]
 
 
+def test_a_token_that_is_a_line_break_stays_in_its_row(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(as_json=False).table("tokens", ["feature", "active on"], [("7", "; | \n | the")])
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["7", ";", "|", "↵", "|", "the"]
+
+
 def test_pace_and_clock() -> None:
     task = Task("work", total=10, done=4, start=time.monotonic() - 80)
     assert task.pace() == "1:20 so far, 20.0 s each, 2:00 left"
