@@ -102,7 +102,7 @@ class Output:
             return
         table = Table(header_style="bold", box=None, pad_edge=False)
         for index, name in enumerate(columns):
-            table.add_column(name, justify="left" if index == 0 else "right")
+            table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*[_cell(value) for value in row])
         console = Console(highlight=False)
