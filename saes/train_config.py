@@ -39,7 +39,7 @@ class TrainConfig:
     """Split of a dataset folder, such as train; without it the only one, or train."""
     images: str | None = None
     """For vision models: embedded:glyphs, sklearn:samples, a folder or .npz; None picks by the model's channels."""
-    n_tokens: int = 1_000_000
+    n_tokens: int = 300_000
     """Activations to train on, in all; the data is gone through again when it has fewer."""
     seq_len: int = 256
     """Length of each packed sequence, BOS included; cut to the model's context window."""

@@ -45,6 +45,8 @@ def run_ablate(args: Ablate, out: Output) -> dict[str, Any]:
 
     if args.controls < 0:
         raise ConfigError(f"--controls {args.controls} must be 0 or more")
+    if not args.parts:
+        raise ConfigError("nothing is to be ablated; name heads, MLPs, features or errors, such as --parts 3.0@-1")
     workspace, model = open_workspace(args), open_model(args, out)
     task = load_task(model, args, args.seed, out)
     saes = load_saes(model, args, workspace, out)

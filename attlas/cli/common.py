@@ -100,12 +100,14 @@ class Output:
         """A small result table for reading; `--json` holds the same numbers in full."""
         if self.as_json:
             return
-        table = Table(title=title, title_justify="left", header_style="bold", box=None, pad_edge=False)
+        table = Table(header_style="bold", box=None, pad_edge=False)
         for index, name in enumerate(columns):
-            table.add_column(name, justify="left" if index == 0 else "right")
+            table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*[_cell(value) for value in row])
-        Console(highlight=False).print(table)
+        console = Console(highlight=False)
+        console.print(title, style="italic", markup=False, soft_wrap=True)  # a title in the table breaks at its width
+        console.print(table)
 
     def track(self, iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
         """Progress with rate and time left (see attlas.data.progress.Track); may be nested."""
@@ -120,11 +122,14 @@ class Output:
         self.reporter.news(text)
 
 
+_BREAKS = str.maketrans("\n\t\r", "↵⇥␍")
+
+
 def _cell(value: Any) -> str:
-    """Floats to four digits; what is not known (no value, no interval) as a dash."""
+    """Floats to four digits; what is not known (no value, no interval) as a dash; line breaks of tokens as signs."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value).translate(_BREAKS)
 
 
 def open_model(args: ModelArgs, out: Output) -> HookedModel:

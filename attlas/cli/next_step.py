@@ -49,7 +49,7 @@ def _next(verb: str, args: Any, result: dict[str, Any]) -> list[str]:
         case "vit":
             return ["vit", "patterns", *model] if what == "heads" else _SERVE
         case "circuit":
-            return _after_circuit(args, model)
+            return _after_circuit(args, model, result)
         case "serve" | "bench":
             return []
     return _SERVE
@@ -63,7 +63,7 @@ def _after_models(result: dict[str, Any]) -> list[str]:
     return [verb, "--model", result["name"]]
 
 
-def _after_circuit(args: Any, model: list[str]) -> list[str]:
+def _after_circuit(args: Any, model: list[str], result: dict[str, Any]) -> list[str]:
     order = {"Tasks": "patch", "Patch": "dla", "Dla": "trace", "Trace": "qk", "Qk": "ablate"}
     following = order.get(type(args).__name__)
     if following is None:
@@ -71,6 +71,13 @@ def _after_circuit(args: Any, model: list[str]) -> list[str]:
     prompt = getattr(args, "prompt", None)
     task = args.task if args.task not in (None, "all") else "induction"
     asked = ["--prompt", prompt] if prompt is not None else ["--task", task]
+    if hasattr(args, "row"):  # the same prompt again
+        for name, usual in (("row", 0), ("n_prompts", 16), ("seed", 0)):
+            if getattr(args, name) != usual:
+                asked += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    if following == "qk" and result.get("heads"):
+        layer, head = result["heads"][0].split(".")
+        asked += ["--layer", layer, "--head", head]
     if following == "ablate":
         asked += ["--parts", f"{args.layer}.{args.head}@-1"]
     return ["circuit", following, *model, *asked]

@@ -21,6 +21,7 @@ from rich.text import Text
 T = TypeVar("T")
 
 INTERVAL = 5.0  # seconds between lines of a log
+MOMENT = 0.01  # seconds that a task is given before it is told of, however long ago the last line was
 
 
 @dataclass
@@ -111,6 +112,7 @@ class Lines(Reporter):
     def __init__(self, console: Console, interval: float | None = None) -> None:
         super().__init__(console)
         self.interval = INTERVAL if interval is None else interval
+        self._last = time.monotonic()  # of the line before; short tasks one after the other are silence too
         self._idle = threading.Event()
         self._clock: threading.Thread | None = None
 
@@ -129,7 +131,7 @@ class Lines(Reporter):
             self._print(f"{task.count()} in {clock(time.monotonic() - task.start)}")
 
     def _tick(self) -> None:
-        while not self._idle.wait(self.interval):
+        while not self._idle.wait(max(MOMENT, self._last + self.interval - time.monotonic())):
             self._print(self.line())
 
     def line(self) -> str:
@@ -144,6 +146,7 @@ class Lines(Reporter):
 
     def _print(self, line: str) -> None:
         if line:
+            self._last = time.monotonic()
             with contextlib.suppress(OSError, ValueError):  # a log that is closed is no reason to stop
                 print(line, file=self.console.file, flush=True)
 

@@ -156,6 +156,6 @@ def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None
     assert main([*argv, "--parts", "mlp 1@3"]) == 0
     assert "no control" in capsys.readouterr().err
     assert main(argv) == 2
-    assert "nothing is to be ablated" in capsys.readouterr().err
+    assert "such as --parts 3.0@-1" in capsys.readouterr().err
     assert main([*argv, "--parts", "3.9@4"]) == 2
     assert "heads 0–5" in capsys.readouterr().err

@@ -98,6 +98,17 @@ def test_the_next_step_keeps_the_workspace(tmp_path: Path, capsys: pytest.Captur
     assert last == f"next: attlas entropy anatomy --model gpt2-mini --workspace '{place}'"
 
 
+def test_after_a_trace_comes_its_strongest_head_on_the_same_prompt() -> None:
+    from attlas.cli.next_step import next_line
+
+    args = parse(["circuit", "trace", "--task", "induction", "--row", "3", "--seed", "1"])
+    line = next_line("circuit", args, {"heads": ["3.4", "3.0"]})
+    said = "next: attlas circuit qk --model gpt2-mini --task induction --row 3 --seed 1 --layer 3 --head 4"
+    assert line == said
+    asked = next_line("circuit", parse(shlex.split(said)[2:]), {})
+    assert asked == said.replace("qk", "ablate").replace("--layer 3 --head 4", "--parts 3.4@-1")
+
+
 def test_every_next_step_parses() -> None:
     from attlas.cli.next_step import next_line
 

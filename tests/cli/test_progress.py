@@ -47,6 +47,14 @@ def test_lines_show_count_rate_time_left_and_what_is_inside() -> None:
     assert "\x1b" not in said
 
 
+def test_short_tasks_one_after_the_other_are_told_of_too() -> None:
+    lines, stream = _log(interval=0.1)
+    for index in range(10):
+        with lines.task(f"part {index}"):
+            time.sleep(0.05)
+    assert 2 <= len(stream.getvalue().splitlines()) <= 6
+
+
 def test_what_is_quick_says_nothing() -> None:
     lines, stream = _log(interval=5.0)
     assert list(lines.track([1, 2, 3], "quick")) == [1, 2, 3]
@@ -98,6 +106,17 @@ def test_output_writes_lines_to_stderr_where_that_is_no_terminal(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("loading a-model (0:00 so far)")
+
+
+def test_a_title_is_one_line_however_narrow_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    title = "tasks [of a model] that can be scored one after the other with an option that this title goes on to name"
+    Output(as_json=False).table(title, ["task"], [("ioi",)])
+    assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [title, "task", "ioi"]
+
+
+def test_a_token_that_is_a_line_break_stays_in_its_row(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(as_json=False).table("tokens", ["feature", "active on"], [("7", "; | \n | the")])
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["7", ";", "|", "↵", "|", "the"]
 
 
 def test_pace_and_clock() -> None:
