@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -138,17 +139,16 @@ def families(
     p = np.stack([np.where(passed[name], columns[f"p_{name}"], np.inf) for name in SCORES])
     best = np.where(np.isfinite(p.min(0)), p.argmin(0), -1)
     labels = [*(name.replace("_", "-") for name in SCORES), "unassigned"]
-    return {
-        f: FamilyScore(
-            **{
-                kind: {name: float(columns[f"{kind}_{name}"][f]) for name in SCORES}
-                for kind in ("score", "null", "p", "q")
-            },
-            label=labels[best[f]],
-            **{name: float(columns[name][f]) for name in CHECKS},
-        )
-        for f in torch.nonzero(found.stream.count).flatten().tolist()
-    }
+
+    def scored(feature: int) -> FamilyScore:
+        known: dict[str, Any] = {
+            kind: {name: float(columns[f"{kind}_{name}"][feature]) for name in SCORES}
+            for kind in ("score", "null", "p", "q")
+        }
+        known |= {name: float(columns[name][feature]) for name in CHECKS}
+        return FamilyScore(label=labels[best[feature]], **known)
+
+    return {f: scored(f) for f in torch.nonzero(found.stream.count).flatten().tolist()}
 
 
 def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
