@@ -106,6 +106,8 @@ class Output:
         for row in rows:
             table.add_row(*[_cell(value) for value in row])
         console = Console(highlight=False)
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console.width = LOG_WIDTH
         console.print(title, style="italic", markup=False, soft_wrap=True)  # a title in the table breaks at its width
         console.print(table)
 
@@ -122,6 +124,7 @@ class Output:
         self.reporter.news(text)
 
 
+LOG_WIDTH = 160  # characters: a pipe or a log has no width of its own, and a row on one line can be searched for
 _BREAKS = str.maketrans("\n\t\r", "↵⇥␍")
 
 

@@ -114,6 +114,13 @@ def test_a_title_is_one_line_however_narrow_its_table(capsys: pytest.CaptureFixt
     assert [line.strip() for line in capsys.readouterr().out.splitlines()] == [title, "task", "ioi"]
 
 
+def test_rows_of_a_log_are_not_folded(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    names = ["head", *(f"repeat_previous_token_{i}" for i in range(5))]
+    Output(as_json=False).table("heads", names, [("0.1", *[0.5] * 5)])
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[1:]] == [names, ["0.1", *["0.5"] * 5]]
+
+
 def test_a_token_that_is_a_line_break_stays_in_its_row(capsys: pytest.CaptureFixture[str]) -> None:
     Output(as_json=False).table("tokens", ["feature", "active on"], [("7", "; | \n | the")])
     assert capsys.readouterr().out.splitlines()[-1].split() == ["7", ";", "|", "↵", "|", "the"]
