@@ -141,3 +141,10 @@ def test_no_tokens_at_all_are_refused(gpt2_mini: HookedModel) -> None:
     for n_tokens in (0, -5):
         with pytest.raises(ConfigError, match=f"n_tokens {n_tokens} must be 1 or more"):
             load_tokens("embedded:val", gpt2_mini.tokenizer, n_tokens=n_tokens)
+
+
+def test_no_held_out_document_stands_in_the_training_text() -> None:
+    train, val = (list(read_documents(f"embedded:{part}")) for part in ("train", "val"))
+    assert not set(train) & set(val)
+    assert len(set(train)) == len(train)
+    assert len(set(val)) == len(val)
