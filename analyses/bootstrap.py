@@ -28,10 +28,7 @@ def bootstrap_mean(values: np.ndarray, *, n_samples: int = 1000, level: float = 
     Returns: (mean, low, high), each of shape [...]. The interval is NaN below MIN_UNITS units, and of width 0 where
     all units are equal.
     """
-    values = np.asarray(values, dtype=np.float64)
-    n, shape = values.shape[0], values.shape[1:]
-    flat = values.reshape(n, -1)
-    mean = flat.mean(0)
+    n, shape, flat, mean = _by_column(values)
     if n < MIN_UNITS:
         return _without_interval(mean, shape)
     # Around the mean: means of squares would lose the spread of values that are large beside it.
@@ -73,6 +70,13 @@ def bootstrap_ratio(
     return ratio.reshape(shape), low.reshape(shape), high.reshape(shape)
 
 
+def _by_column(values: np.ndarray) -> tuple[int, tuple[int, ...], np.ndarray, np.ndarray]:
+    """(units, shape of one, values [n_units, columns], their mean)."""
+    values = np.asarray(values, dtype=np.float64)
+    flat = values.reshape(values.shape[0], -1)
+    return values.shape[0], values.shape[1:], flat, flat.mean(0)
+
+
 def _weights(n: int, n_samples: int, seed: int) -> np.ndarray:
     drawn: np.ndarray = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_samples) / n
     return drawn
@@ -106,10 +110,7 @@ def count_mean(values: np.ndarray, *, differences: bool = False, level: float = 
     shares; Agresti & Min's, half an observation added to each cell of the paired table, for differences. Both have width
     where all answers are equal. NaN below MIN_UNITS units.
     """
-    values = np.asarray(values, dtype=np.float64)
-    n, shape = values.shape[0], values.shape[1:]
-    flat = values.reshape(n, -1)
-    mean = flat.mean(0)
+    n, shape, flat, mean = _by_column(values)
     if n < MIN_UNITS:
         return _without_interval(mean, shape)
     z = _normal(level)
