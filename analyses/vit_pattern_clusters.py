@@ -57,7 +57,7 @@ def encode_and_cluster(
     """
     coders = [PatternAutoencoder(n_latent=n_latent, n_epochs=n_epochs, seed=s) for s in seeds]
     latents = [c.fit(maps[~held_out], track).transform(maps) for c in coders]
-    labels = [kmeans(z, n_clusters, s) for z, s in zip(latents, seeds, strict=True)]
+    labels = [kmeans(z, n_clusters, s) for z, s in track([*zip(latents, seeds, strict=True)], "clusters")]
     explained = tuple(c.score(maps[held_out]) for c in coders)
     quality = [_quality("autoencoder", latents[0], labels, explained)]
 
@@ -74,7 +74,7 @@ def encode_and_cluster(
         PatternAutoencoder(n_latent=n_latent, n_epochs=1, learning_rate=1e-12, start="random", seed=s).fit(
             maps[~held_out]
         )
-        for s in seeds
+        for s in track(seeds, "untrained encoders")
     ]
     codes_by_seed = [c.transform(maps) for c in random]
     found = [kmeans(z, n_clusters, s) for z, s in zip(codes_by_seed, seeds, strict=True)]

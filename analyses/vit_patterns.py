@@ -119,7 +119,7 @@ class VitPatternsConfig:
         seed: of the draw; the first of the starts.
     """
 
-    n_maps: int = 4800
+    n_maps: int = 3600
     frame: str = "query"
     n_latent: int = 8
     n_clusters: int = 8
@@ -331,10 +331,11 @@ def vit_patterns(
         track=track,
     )
     used = np.unique(sample.image)
+    (plane,) = [layout(codes, config.layout, config.seed) for codes in track([latents], "laying out the maps")]
     return VitPatternsResult(
         sample=sample,
         latents=latents,
-        plane=layout(latents, config.layout, config.seed),
+        plane=plane,
         labels=labels,
         prototypes=prototypes(sample, labels),
         quality=quality,

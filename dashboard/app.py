@@ -93,7 +93,9 @@ def _route(app: Dash, store: Store, pages: tuple[Page, ...]) -> None:
         params = parse(search)
         page = by_path.get(path)
         if page is None:
-            lost = empty("No such page", f"Nothing is at {path}.", "attlas serve --help")
+            lost = html.Div(
+                empty("No such page", f"Nothing is at {path}; the pages are named above."), className="content"
+            )
             return frame(store, pages, path, params), lost, True, SLOW_MS, "No such page", None
         try:
             data = clean(page.data(store, params))

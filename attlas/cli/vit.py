@@ -29,7 +29,7 @@ class Args(ModelArgs, OutArgs):
     For example:
 
         attlas vit --model vit-mini --n-images 500 --workspace workspace
-        attlas vit patterns --model vit-mini --n-maps 4800
+        attlas vit patterns --model vit-mini --n-maps 2400
     """
 
     what: Annotated[Literal["heads", "pruning", "tokens", "patterns"], tyro.conf.Positional] = "heads"
@@ -48,7 +48,7 @@ class Args(ModelArgs, OutArgs):
     """pruning: heads tried a step, those that cost least when last tried; 0 tries all (slow)."""
     remove_at: tuple[int, ...] = ()
     """tokens: layers before which patches are removed; none given takes the first and the middle one."""
-    n_maps: int = 4800
+    n_maps: int = 3600
     """patterns: maps to draw, equally many of every head."""
     n_clusters: int = 8
     """patterns: clusters."""

@@ -108,7 +108,7 @@
   };
   const numbers = (window.dashAgGridFunctions = window.dashAgGridFunctions || {});
   numbers.sig = (value) => value === null || value === undefined ? "" :
-    value === 0 ? "0" : Math.abs(value) < 1e-3 ? value.toExponential(1) : Number(value.toPrecision(3)).toLocaleString("en");
+    Number.isInteger(value) ? value.toLocaleString("en") : Math.abs(value) < 1e-3 ? value.toExponential(1) : Number(value.toPrecision(3)).toLocaleString("en");
 
   // Ctrl-Enter takes a text box over, as leaving it does.
   document.addEventListener("keydown", (event) => {

@@ -98,14 +98,14 @@ def picker(name: str, label: str, options: Sequence[tuple[str, str]], value: str
     )
 
 
-def empty(what: str, why: str, command: str) -> html.Div:
-    """What a page shows before its analysis has run: what would be here, and the command that puts it here."""
+def empty(what: str, why: str, command: str = "") -> html.Div:
+    """What a page shows before its analysis has run: what would be here, and the command that puts it here, if one does."""
     return html.Div(
         [
             html.Div(className="empty-mark", **attributes({"aria-hidden": "true"})),
             html.H2(what),
             html.P(why),
-            html.Pre(html.Code(command), tabIndex=0),
+            html.Pre(html.Code(command), tabIndex=0) if command else None,
         ],
         className="empty",
     )

@@ -26,6 +26,8 @@ def grid(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> html.Div:
         definition: dict[str, Any] = {"field": key, "headerName": title, "filter": not numeric}
         if numeric:
             definition |= {"type": "rightAligned", "valueFormatter": {"function": "sig(params.value)"}}
+        else:
+            definition |= {"flex": 1, "minWidth": 118}  # text takes what room numbers leave
         definitions.append(definition)
     return html.Div(
         dag.AgGrid(

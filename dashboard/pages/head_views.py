@@ -151,7 +151,7 @@ def received_card(received: Sequence[Row], look: Theme) -> Any:
     )
     style(figure, look, 260, showlegend=False)
     figure.update_xaxes(title_text="key position", showgrid=False)
-    figure.update_yaxes(title_text="weight per query", type="log")
+    figure.update_yaxes(title_text="weight per query", type="log", dtick=1)  # decades; "5", "2" between say nothing
     return card(
         "What it receives",
         graph(figure, "attention received by key position"),

@@ -120,7 +120,8 @@ def view(data: Data, look: Theme) -> Any:
 
 def _numbers(data: Data) -> Any:
     s = data["summary"]
-    interval = f"95 % interval {short(s.get('polysemantic_low'))} to {short(s.get('polysemantic_high'))}"
+    low, high = s.get("polysemantic_low"), s.get("polysemantic_high")
+    interval = "too few for an interval" if low is None else f"95 % interval {short(low)} to {short(high)}"
     return metric_cards(
         [
             ("Polysemantic heads", s.get("polysemantic"), f"of {s.get('n_heads')}; {interval}"),

@@ -122,8 +122,14 @@ def _finished(data: Data, look: Theme) -> Any:
     )
 
 
+def _setting(value: Any) -> str:
+    if value is None or value == []:
+        return "—"
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _config(config: dict[str, Any]) -> list[Row]:
-    return [{"name": k, "value": "—" if v is None else str(v)} for k, v in config.items()]
+    return [{"name": k, "value": _setting(v)} for k, v in config.items()]
 
 
 def _pareto(rows: list[Row], look: Theme) -> Any:

@@ -129,3 +129,14 @@ def test_a_metric_is_picked(page, address: str) -> None:  # type: ignore[no-unty
     page.get_by_role("option", name="Sink mass").click()
     page.wait_for_url("**metric=sink_mass**")
     page.get_by_role("heading", name="Sink mass").wait_for()
+
+
+def test_a_grid_tells_whole_numbers_whole(page, address: str, workspace: Workspace) -> None:  # type: ignore[no-untyped-def]
+    run = workspace.latest("sae_eval")
+    assert run is not None
+    n_tokens = int(workspace.read_table(run, "evaluation").to_pandas().n_tokens.iloc[0])
+    page.goto(f"{address}/evaluation")
+    cell = page.locator('.ag-cell[col-id="n_tokens"]').first
+    cell.wait_for(state="attached")
+    assert n_tokens > 1000
+    assert cell.text_content() == f"{n_tokens:,}"

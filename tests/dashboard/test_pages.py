@@ -175,3 +175,18 @@ def test_the_survey_lists_a_heads_features_and_matches(workspace: Workspace) -> 
         assert {r["feature"] for r in part["rows"]} <= set(rows.feature[found])
     assert sum(page["matching"]["cosine"]) == len(rows)
     assert _json(client, "/api/survey?head=77")["head"] == 0
+
+
+def test_values_are_told_as_a_person_would() -> None:
+    """A list without brackets; no interval where heads were too few for one; no command where none helps."""
+    from attlas.dashboard.components.basic import empty
+    from attlas.dashboard.pages.survey import _numbers
+    from attlas.dashboard.pages.training import _setting
+
+    assert [_setting(v) for v in (["a", "b"], [], None, 16)] == ["a, b", "—", "—", "16"]
+    summary = {"polysemantic": 0.8, "n_heads": 6, "polysemantic_low": None, "polysemantic_high": None}
+    assert "of 6; too few for an interval" in str(_numbers({"summary": summary}))
+    assert "95 % interval 0.5 to 0.9" in str(
+        _numbers({"summary": summary | {"polysemantic_low": 0.5, "polysemantic_high": 0.9}})
+    )
+    assert "Pre" not in str(empty("No such page", "Nothing is at /x."))
