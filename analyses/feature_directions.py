@@ -136,6 +136,8 @@ def feature_examples(stream: FeatureStream) -> Examples:
 
 def offsets(margin: Tensor, n_active: Tensor) -> Tensor:
     """[P] what to take from margins [P, N] that `n_active` int64 [P] of each row stay above 0 (fewer with ties)."""
+    if not len(n_active):
+        return margin.new_zeros(0)
     most = min(int(n_active.max()) + 1, margin.shape[1])
     largest = margin.topk(most, dim=1).values
     return largest.gather(1, n_active.clamp_max(most - 1)[:, None])[:, 0]

@@ -107,6 +107,8 @@ class NullScores:
 
     def _of(self, by_profile: np.ndarray) -> np.ndarray:
         of = self.profiles.of
+        if not len(by_profile):  # no feature has enough examples
+            return np.full(len(of), np.nan)
         return np.where(of >= 0, by_profile[np.maximum(of, 0)], np.nan)
 
     def p(self, name: str) -> np.ndarray:

@@ -11,6 +11,7 @@ import pytest
 
 from attlas.analyses.circuit_ablation import ablate
 from attlas.analyses.circuit_frozen import FrozenPass, Part
+from attlas.analyses.circuit_graph import Node
 from attlas.analyses.circuit_qk import QKConfig, qk_attribution
 from attlas.analyses.circuit_terms import FeatureTarget, LogitTarget, direct_attribution
 from attlas.analyses.circuit_trace import TraceConfig, trace
@@ -85,6 +86,13 @@ def _node_place(page: Any, id: str) -> list[float]:
     return page.evaluate(script, id)  # type: ignore[no-any-return]
 
 
+def _upstream(model: HookedModel, frozen: FrozenPass, feature: int, position: int) -> Node | None:
+    """The largest feature that a feature of layer 3 was made from, among its 15 largest parts."""
+    config = TraceConfig(threshold=0, top_n=15, depth=1)
+    graph = trace(model, frozen.tokens, FeatureTarget(3, feature, position), config, frozen=frozen)
+    return next((n for n in (graph.node(e.source) for e in graph.into(graph.target)) if n.kind == "feature"), None)
+
+
 def test_from_a_prompt_to_an_upstream_feature_and_an_ablation(
     page: Any, address: str, frozen: FrozenPass, gpt2_mini: HookedModel
 ) -> None:
@@ -101,9 +109,13 @@ def test_from_a_prompt_to_an_upstream_feature_and_an_ablation(
     difference = float(frozen.logits[-1, first] - frozen.logits[-1, second])
     assert page.locator(".difference").inner_text() == short(difference)
 
-    # The strongest feature of layer 3 at the last token.
-    feature, amount = frozen.strongest(3, 1)[last][0]
-    chip = page.locator(".card .tags", has=page.get_by_text("Layer 3", exact=True)).get_by_role("link").first
+    # The strongest feature of layer 3 at the last token that was made from another feature.
+    place, feature, amount, up = next(
+        (i, f, a, found)
+        for i, (f, a) in enumerate(frozen.strongest(3, 5)[last])
+        if (found := _upstream(gpt2_mini, frozen, f, last)) is not None
+    )
+    chip = page.locator(".card .tags", has=page.get_by_text("Layer 3", exact=True)).get_by_role("link").nth(place)
     assert chip.inner_text() == f"{feature} {short(amount)}"
     chip.click()
     page.locator(".crumbs").wait_for()
@@ -112,9 +124,6 @@ def test_from_a_prompt_to_an_upstream_feature_and_an_ablation(
     assert _metric(page, "From attention") == short(float(direct_attribution(frozen, 3, feature, last).sum()))
 
     # Upstream, to the largest feature it was made from.
-    config = TraceConfig(threshold=0, top_n=15, depth=1)
-    graph = trace(gpt2_mini, frozen.tokens, FeatureTarget(3, feature, last), config, frozen=frozen)
-    up = next(n for n in (graph.node(e.source) for e in graph.into(graph.target)) if n.kind == "feature")
     link = page.locator("a.upstream").first
     assert link.inner_text() == f"feature {up.layer}/{up.feature}@{up.position}"
     link.click()
