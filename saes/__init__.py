@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from attlas.saes.architectures import ARCHITECTURES
     from attlas.saes.base import SAE
     from attlas.saes.config import SAEConfig
-    from attlas.saes.evaluation import EvalConfig, EvalResult, evaluate
+    from attlas.saes.evaluation import EvalConfig, EvalResult, evaluate, evaluate_all
     from attlas.saes.formats import load_sae
     from attlas.saes.sources import held_out
     from attlas.saes.sweep import SweepConfig, SweepResult, sweep_saes
@@ -22,6 +22,7 @@ _PUBLIC = {
     "EvalConfig": "evaluation",
     "EvalResult": "evaluation",
     "evaluate": "evaluation",
+    "evaluate_all": "evaluation",
     "held_out": "sources",
     "load_sae": "formats",
     "SweepConfig": "sweep",
@@ -43,6 +44,7 @@ __all__ = [
     "TrainConfig",
     "TrainResult",
     "evaluate",
+    "evaluate_all",
     "held_out",
     "load_sae",
     "sweep_saes",
