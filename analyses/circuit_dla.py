@@ -123,7 +123,7 @@ class DLAResult:
             for end, values in zip(("", "_low", "_high"), bootstrap_mean(each, seed=self.config.seed), strict=True)
         }
         rows = []
-        for i, part in enumerate(self.parts):
+        for i, (part, role) in enumerate(zip(self.parts, self.roles(), strict=True)):
             row = {"name": name_of(part), "kind": part.kind, "layer": part.layer, "head": part.head}
             numbers: dict[str, float | None] = {
                 "contribution": float(mean[i]),
@@ -131,27 +131,27 @@ class DLAResult:
                 "high": float(high[i]),
             }
             numbers |= {name: None if np.isnan(values[i]) else float(values[i]) for name, values in apart.items()}
-            role = self.role(part)
             place = {"looks_at": role.looks_at, "label": role.label}
             attention = None if np.isnan(role.attention) else role.attention
             row |= {"feature": part.feature, **numbers, **place, "attention": attention}
             rows.append({**row, "n_prompts": len(self.values)})
         return DLA.table(rows)
 
-    def role(self, part: Part) -> HeadRole:
-        """Where a head looks from the answer's position, and its label; empty for other parts."""
-        if part.kind != "head":
-            return HeadRole("", float("nan"), "")
-        i = self.parts.index(part)
-        attention = {role: values[:, part.layer, part.head] for role, values in self.attention.items()}
-        return head_role(self.task, attention, self.right[:, i], self.wrong[:, i], self.config.seed)
+    def roles(self) -> list[HeadRole]:
+        """Of each part: where the head looks from the answer's position, and its label; empty for what is no head."""
+        found = []
+        for i, part in enumerate(self.parts):
+            of_head = self.attention if part.kind == "head" else {}
+            looks = {role: values[:, part.layer, part.head] for role, values in of_head.items()}
+            found.append(head_role(self.task, looks, self.right[:, i], self.wrong[:, i], self.config.seed))
+        return found
 
     def labels(self) -> dict[str, list[str]]:
         """Label → names of the heads that have it; only by "head" on ioi."""
         found: dict[str, list[str]] = {}
-        for part in self.parts:
-            if label := self.role(part).label:
-                found.setdefault(label, []).append(name_of(part))
+        for part, role in zip(self.parts, self.roles(), strict=True):
+            if role.label:
+                found.setdefault(role.label, []).append(name_of(part))
         return found
 
     def roles_table(self) -> pa.Table:

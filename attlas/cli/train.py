@@ -17,6 +17,7 @@ from attlas.saes.train_config import TrainConfig
 
 if TYPE_CHECKING:
     from attlas.data.workspace import Workspace
+    from attlas.interp import HookedModel
     from attlas.saes.loop import OnStep
     from attlas.saes.loop import Progress as Step
 
@@ -61,19 +62,25 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     return _train(args, config, workspace, out)
 
 
+def _begin(config: TrainConfig, folder: Path, out: Output) -> HookedModel:
+    """Check the store, say how an interrupted training goes on, and open the model."""
+    from attlas.saes.store import check_store
+
+    if config.store is not None:
+        check_store(config.store)
+    out.how_to_go_on = lambda: _go_on(folder, out)
+    return open_model(ModelArgs(model=config.model, device=config.device, dtype=config.dtype), out)
+
+
 def _train(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -> dict[str, Any]:
     from attlas.saes.checkpoint import has_checkpoint
     from attlas.saes.history import live_folder
-    from attlas.saes.store import check_store
     from attlas.saes.train import train_sae
 
     folder = live_folder(workspace.path, _key(config))
     if args.resume and not has_checkpoint(folder):
         out.say(f"--resume: no checkpoint of this configuration in {workspace.path}; starting from the first step")
-    if config.store is not None:
-        check_store(config.store)
-    out.how_to_go_on = lambda: _go_on(folder, out)
-    model = open_model(ModelArgs(model=config.model, device=config.device, dtype=config.dtype), out)
+    model = _begin(config, folder, out)
     result = train_sae(
         config, model=model, folder=folder, resume=args.resume, track=out.track, on_step=training_news(out)
     )
@@ -91,15 +98,11 @@ def _train(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -
 
 def _sweep(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -> dict[str, Any]:
     from attlas.saes.history import live_folder
-    from attlas.saes.store import check_store
     from attlas.saes.sweep import SweepConfig, sweep_saes
 
     sweep = SweepConfig(config, args.sweep_k, args.sweep_sparsity, args.sweep_width, args.sweep_seed)
     folder = live_folder(workspace.path, _key(sweep))
-    if config.store is not None:
-        check_store(config.store)
-    out.how_to_go_on = lambda: _go_on(folder, out)
-    model = open_model(ModelArgs(model=config.model, device=config.device, dtype=config.dtype), out)
+    model = _begin(config, folder, out)
     result = sweep_saes(
         sweep, model=model, folder=folder, resume=args.resume, track=out.track, on_step=training_news(out)
     )
