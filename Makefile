@@ -19,7 +19,7 @@ help:
 	@echo "make demo            install, run the whole job on the embedded models, open http://127.0.0.1:$(PORT)"
 	@echo "make demo SERVE=0    the same, without the server"
 	@echo "make test            install, lint, type-check, run all tests and notebooks"
-	@echo "make docs            write docs/workspace.md anew from the table schemas"
+	@echo "make docs            write docs/workspace.md and docs/glossary.md anew from the code"
 
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
@@ -74,6 +74,7 @@ test: lint check-types unit notebooks
 
 docs: install
 	$(BIN)/python -m attlas.cli.schema_docs docs/workspace.md
+	$(BIN)/python -m attlas.data.glossary docs/glossary.md
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -10,6 +10,7 @@ from dash import dcc, html
 
 from attlas.dashboard.components.grid import grid
 from attlas.dashboard.page import param_id
+from attlas.data.glossary import tooltip
 
 # Dash renders every cell as a component of its own, which takes time in the square of their number.
 MOST_CELLS = 240
@@ -119,7 +120,7 @@ def table(rows: Sequence[dict[str, Any]], names: dict[str, str], *, summary: str
     plain = all(row.get(k) is None or isinstance(row[k], (int, float, str)) for row in rows for k in shown)
     if plain and len(rows) * len(shown) > MOST_CELLS:
         return html.Details([html.Summary(summary), grid(rows, shown)], open=open_, className="table")
-    head = html.Tr([html.Th(title, scope="col") for title in shown.values()])
+    head = html.Tr([html.Th(title, scope="col", title=tooltip(key) or None) for key, title in shown.items()])
     body = [html.Tr([html.Td(_cell(row.get(k))) for k in shown]) for row in rows[:400]]
     inner = html.Div(html.Table([html.Thead(head), html.Tbody(body)]), className="scroll", tabIndex=0)
     return html.Details([html.Summary(summary), inner], open=open_, className="table")

@@ -8,6 +8,8 @@ from typing import Any
 import dash_ag_grid as dag
 from dash import html
 
+from attlas.data.glossary import tooltip
+
 # The page's colours, from its style sheet, so that a grid follows the light and the dark theme.
 THEME = (
     "themeQuartz.withParams({backgroundColor: 'var(--surface)', foregroundColor: 'var(--ink)', "
@@ -23,7 +25,12 @@ def grid(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> html.Div:
     for key, title in names.items():
         values = [row.get(key) for row in rows]
         numeric = any(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
-        definition: dict[str, Any] = {"field": key, "headerName": title, "filter": not numeric}
+        definition: dict[str, Any] = {
+            "field": key,
+            "headerName": title,
+            "filter": not numeric,
+            "headerTooltip": tooltip(key),
+        }
         if numeric:
             definition |= {"type": "rightAligned", "valueFormatter": {"function": "sig(params.value)"}}
         else:

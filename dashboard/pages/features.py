@@ -13,6 +13,7 @@ from attlas.dashboard.components.grid import THEME
 from attlas.dashboard.page import Data, Page, Params, integer, number, param_id
 from attlas.dashboard.queries import FeatureFilter, Store
 from attlas.dashboard.theme import Theme
+from attlas.data.glossary import tooltip
 
 COLUMNS = (
     ("feature", "Feature", 100),
@@ -189,6 +190,7 @@ def _grid(data: Data) -> Any:
         if not data["has_text"] and (field in ("top_tokens", "promoted") or field.startswith(_FAMILIES)):
             continue
         column: dict[str, Any] = {"field": field, "headerName": title, "width": width, "sortable": True}
+        column["headerTooltip"] = tooltip(field)
         if field == "feature":
             column |= {"cellRenderer": "FeatureLink", "cellRendererParams": {"run": data["run"]}, "pinned": "left"}
         elif field == "top_head_share":
