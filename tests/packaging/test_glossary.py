@@ -7,10 +7,10 @@ from pathlib import Path
 
 from attlas.analyses.registry import TABLES
 from attlas.dashboard.components.basic import table
-from attlas.data.glossary import SECTIONS, document, tooltip
+from attlas.data.glossary import document, sections, tooltip
 
 ROOT = Path(__file__).resolve().parents[2]
-TERMS = [term for terms in SECTIONS.values() for term in terms]
+TERMS = [term for terms in sections().values() for term in terms]
 
 
 def test_each_term_and_each_column_stands_once():
