@@ -11,8 +11,10 @@ PARTS = {
     "resid_pre": "hook_resid_pre",
     "resid_mid": "hook_resid_mid",
     "attn_out": "hook_attn_out",
+    "mlp_post": "mlp.hook_post",
     "mlp_out": "hook_mlp_out",
     "z": "attn.hook_z",
+    "result": "attn.hook_result",
     "q": "attn.hook_q",
     "k": "attn.hook_k",
     "v": "attn.hook_v",
@@ -29,7 +31,8 @@ class PatchingConfig:
         mode: "patch" (the other prompts' activation), "zero", "mean" (over the other prompts, at each position) or
             "resample" (another one of the other prompts).
         by: "layer", "position" (layer × position), "head" (layer × head) or "feature" (SAE features, and the error).
-        part: what is changed in each layer: resid_pre, resid_mid, attn_out, mlp_out, z, q, k, v; "head" takes z.
+        part: what is changed in each layer: resid_pre, resid_mid, attn_out, mlp_post, mlp_out, z, result, q, k, v;
+            "head" takes z.
         direction: "noise": the clean run is changed with activations of the corrupted prompts (what is needed?);
             "denoise": the corrupted run with those of the clean prompts (what suffices?).
         n_features: features of each SAE that are patched exactly: those with the largest estimate.
@@ -57,7 +60,7 @@ class PatchingConfig:
     @property
     def hook_end(self) -> str:
         """The part patched; heads live on z unless q, k or v was asked for."""
-        heads_elsewhere = self.by == "head" and self.part not in ("z", "q", "k", "v")
+        heads_elsewhere = self.by == "head" and self.part not in ("z", "result", "q", "k", "v")
         return PARTS["z" if heads_elsewhere else self.part]
 
 

@@ -15,7 +15,7 @@ from attlas.interp import HookedModel
 from attlas.interp.names import layer_of
 from attlas.saes.base import SAE
 
-_WITH_HEADS = ("hook_z", "hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k")
+_WITH_HEADS = ("hook_z", "hook_result", "hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k")
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,9 @@ def check_site(model: HookedModel, site: Site, saes: SAEs, n_positions: int) -> 
         raise HookNameError(f"'{site.hook}' cannot be patched{nearest(site.hook, model.hook_names())}")
     if site.head is not None:
         if not site.hook.endswith(_WITH_HEADS):
-            raise ConfigError(f"'{site.hook}' has no heads; patch a head at attn.hook_z, hook_q, hook_k or hook_v")
+            raise ConfigError(
+                f"'{site.hook}' has no heads; patch a head at attn.hook_z, hook_result, hook_q, hook_k or hook_v"
+            )
         kv = site.hook.endswith(("hook_k", "hook_v"))
         n = model.cfg.n_kv_heads if kv else model.cfg.n_heads
         if not 0 <= site.head < n:

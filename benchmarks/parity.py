@@ -34,6 +34,7 @@ def against_bridge(model: HookedModel, tokens: Tensor) -> Iterator[Pair]:
 
     folder = str(resolve_model(model.name).folder)
     bridge = TransformerBridge.boot_transformers(folder, device="cpu", dtype=torch.float32)
+    bridge.set_use_attn_result(True)
     with torch.no_grad():
         logits, theirs = bridge.run_with_cache(tokens)
         our_logits, ours = model.run_with_cache(tokens, lambda name: True)

@@ -26,6 +26,7 @@ class LayerParts:
         ln1, ln2: the norms in front of them.
         q, k, v: projections of separate families; with a fused one (GPT-2) all three are that module.
         out_proj: W_O; its input is hook_z with heads concatenated.
+        down_proj: W_out of the MLP; its input is mlp.hook_post.
         attn_out, mlp_out: the modules whose output joins the residual stream (DINOv2: after the layer scale).
         rule: which keys a query may attend to (causality, sliding window), and what scores are multiplied with.
     """
@@ -39,6 +40,7 @@ class LayerParts:
     k: nn.Module
     v: nn.Module
     out_proj: nn.Module
+    down_proj: nn.Module
     attn_out: nn.Module
     mlp_out: nn.Module
     rule: AttentionRule

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from attlas.errors import ConfigError, UnsupportedModelError
-from attlas.interp.anatomy import Anatomy, LayerParts
+from attlas.interp.anatomy import Anatomy, LayerParts, linear_bias, linear_weight
 from attlas.interp.compiled import Eager
 
 HookFn = Callable[[Tensor, str], Tensor | None]
@@ -100,6 +100,7 @@ class HookEngine:
         self._on_output(parts.attn_out, prefix + "hook_attn_out")
         self._on_input(parts.ln2, prefix + "hook_resid_mid")
         self._on_norm(parts.ln2, prefix + "ln2.")
+        self._on_input(parts.down_proj, prefix + "mlp.hook_post")
         self._on_output(parts.mlp_out, prefix + "hook_mlp_out")
         self._on_output(parts.block, prefix + "hook_resid_post")
 
@@ -200,7 +201,8 @@ class HookEngine:
 
             # First in line: it must run before the projections inside.
             self._handles.append(parts.attn.register_forward_pre_hook(receive, with_kwargs=True))
-        if not derived and prefix + "hook_z" not in self._fns:
+        with_result = prefix + "hook_result" in self._fns
+        if not derived and not with_result and prefix + "hook_z" not in self._fns:
             return
         heads, d_head = self.anatomy.cfg.n_heads, self.anatomy.cfg.d_head
 
@@ -210,11 +212,32 @@ class HookEngine:
             anew = self._attend(prefix, parts, state, z) if derived else z
             new, changed = self._call(prefix + "hook_z", anew)
             state.clear()
+            if with_result:
+                state["result"] = self._result(prefix, parts, new)
             if not changed and anew is z and not _in_graph(new):
                 return None
             return (new.reshape(flat.shape), *args[1:])
 
         self._handles.append(parts.out_proj.register_forward_pre_hook(before_out))
+        if with_result:
+
+            def after_out(_module: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
+                return self._sum_heads(parts, state.pop("result"), output)
+
+            self._handles.append(parts.out_proj.register_forward_hook(after_out))
+
+    def _result(self, prefix: str, parts: LayerParts, z: Tensor) -> tuple[Tensor, bool]:
+        """What each head adds, z_h · W_O_h, [B, T, head, d_model]."""
+        weight = linear_weight(parts.out_proj).reshape(*z.shape[-2:], -1)
+        return self._call(prefix + "hook_result", torch.einsum("...he,hed->...hd", z, weight))
+
+    def _sum_heads(self, parts: LayerParts, result: tuple[Tensor, bool], output: Tensor) -> Tensor | None:
+        """The projection's output, anew from what the functions left of the heads' results."""
+        of_heads, changed = result
+        if not changed and not _in_graph(of_heads):
+            return None
+        anew = of_heads.sum(-2) + linear_bias(parts.out_proj, of_heads.shape[-1])
+        return anew if changed else _graph_through(output, anew)
 
     def _on_projection(self, prefix: str, kind: str, module: nn.Module, fused: bool, state: dict[str, Any]) -> None:
         cfg = self.anatomy.cfg

@@ -175,7 +175,8 @@ class HookedModel(Weights):
 
         Args:
             functions: name or glob → function(tensor, hook_name) → new tensor, or None. Changes in place count too. A
-                changed rot_q, rot_k, attn_scores or pattern makes z anew from it, a changed scale the normed tensor.
+                changed rot_q, rot_k, attn_scores or pattern makes z anew from it, a changed scale the normed tensor, a
+                changed result (a head's z · W_O) the sum over heads.
                 In training with attention dropout, hook_pattern is the dropped-out pattern and z is made from it.
 
         Raises:
@@ -203,7 +204,8 @@ class HookedModel(Weights):
 
         Args:
             inputs: tokens int64 [B, T], or pixels float [B, C, H, W].
-            names: hook names, globs ("blocks.*.attn.hook_z"), or a predicate; None keeps all but scores and patterns.
+            names: hook names, globs ("blocks.*.attn.hook_z"), or a predicate; None keeps all but scores, patterns and
+                hook_result.
             stop_at_layer: run layers before this one only; negative counts from the end, as in TransformerLens.
             check_finite: raise on NaN or infinity, naming layer and hook; None: unless an intervention is open.
             kwargs: passed to the Hugging Face module, such as attention_mask; unknown ones are refused.
@@ -300,7 +302,8 @@ class HookedModel(Weights):
             raise StopForward
 
         registrations: list[Registration] = [(name, keep) for name in wanted]
-        registrations.append((f"blocks.{layer}.attn.hook_z", stop))
+        end = f"blocks.{layer}.attn.hook_result"
+        registrations.append((end if end in wanted else f"blocks.{layer}.attn.hook_z", stop))
         self._engine.add(registrations)
         try:
             with contextlib.suppress(StopForward):

@@ -23,15 +23,17 @@ _BLOCK = (
     "attn.hook_attn_scores",
     "attn.hook_pattern",
     "attn.hook_z",
+    "attn.hook_result",
     "hook_attn_out",
     "hook_resid_mid",
     "ln2.hook_scale",
     "ln2.hook_normalized",
+    "mlp.hook_post",
     "hook_mlp_out",
     "hook_resid_post",
 )
-# Left out of "everything": T×T per head, so they are computed only when asked by name.
-ON_REQUEST = ("attn.hook_attn_scores", "attn.hook_pattern")
+# Left out of "everything": T × T or T × d_model a head, so they are computed only when asked by name.
+ON_REQUEST = ("attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_result")
 _LAYER = re.compile(r"^blocks\.(\d+)\.")
 
 
@@ -57,7 +59,7 @@ def layer_of(name: str) -> int | None:
 def resolve(names: NameFilter, known: tuple[str, ...]) -> tuple[str, ...]:
     """Turn names, globs or a predicate into hook names, in forward order.
 
-    None means every hook but the T×T ones.
+    None means every hook but those of `ON_REQUEST`.
 
     Raises:
         HookNameError: a name or glob matches nothing; says the nearest names.

@@ -19,12 +19,16 @@ Rows = dict[str, Tensor]
 EVERYWHERE = Positions()
 
 
-def match_hooks(model: HookedModel, patterns: Sequence[str]) -> tuple[str, ...]:
+def match_hooks(model: HookedModel, patterns: Sequence[str], *, heads_apart: bool = False) -> tuple[str, ...]:
     """Hook names that the patterns (names or globs) match, in the model's order.
+
+    Args:
+        heads_apart: take attn.hook_result too, n_heads × d_model numbers a token.
 
     Raises:
         HookNameError: a pattern matches nothing.
-        ConfigError: a hook has no activation vector a token (attention scores and patterns).
+        ConfigError: a hook has no activation vector a token (attention scores and patterns), or it is hook_result, of which
+            hook_z holds all there is.
     """
     names = model.hook_names()
     found: set[str] = set()
@@ -36,6 +40,11 @@ def match_hooks(model: HookedModel, patterns: Sequence[str]) -> tuple[str, ...]:
     for name in found:
         if name.endswith(("hook_pattern", "hook_attn_scores", "hook_scale")):
             raise ConfigError(f"'{name}' holds no vector a token; train on hook_z, hook_attn_out, or a residual hook")
+        if name.endswith("hook_result") and not heads_apart:
+            raise ConfigError(
+                f"'{name}' is hook_z · W_O, {model.cfg.n_heads} × {model.cfg.d_model} numbers a token of "
+                f"{model.cfg.n_heads} × {model.cfg.d_head}; train on {name.replace('hook_result', 'hook_z')}"
+            )
     return tuple(name for name in names if name in found)
 
 

@@ -39,16 +39,14 @@ def identity(model: HookedModel, data: Ref) -> dict[str, str]:
     return {"model weights": fingerprint(model), "data": data.hash}
 
 
-def hook_width(model: HookedModel, hook: str) -> int | None:
-    """Numbers a token at a hook, heads concatenated; None where only a run would tell."""
+def hook_width(model: HookedModel, hook: str) -> int:
+    """Numbers a token at a hook that an SAE may read, heads concatenated."""
     cfg = model.cfg
     if hook.endswith(_WIDE):
         return int(cfg.n_heads * cfg.d_head)
     if hook.endswith(_NARROW):
         return int(cfg.n_kv_heads * cfg.d_head)
-    if ".mlp." in hook or hook.endswith("hook_result"):
-        return None
-    return int(cfg.d_model)
+    return int(cfg.d_mlp if hook.endswith("mlp.hook_post") else cfg.d_model)
 
 
 def check_sae(sae: SAE, model: HookedModel, hook: str | None = None) -> str:
@@ -71,7 +69,7 @@ def check_sae(sae: SAE, model: HookedModel, hook: str | None = None) -> str:
         raise ConfigError("the SAE does not say which hook it belongs to; give hook='blocks.L.attn.hook_z'")
     (name,) = match_hooks(model, [name])
     width = hook_width(model, name)
-    if width is not None and width != cfg.d_in:
+    if width != cfg.d_in:
         of_one = name.endswith((*_WIDE, *_NARROW)) and cfg.d_in == model.cfg.d_head
         raise ConfigError(
             f"the SAE has d_in={cfg.d_in} and the activations have {width} at '{name}' of {model.name}; it was trained on "

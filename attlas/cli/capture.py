@@ -48,7 +48,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     check_store(args.to)
     out.how_to_go_on = lambda: f"the same command goes on after the shards that are written: {out.command()}"
     model = open_model(args, out)
-    hooks = match_hooks(model, args.hooks)
+    hooks = match_hooks(model, args.hooks, heads_apart=True)
     config = TrainConfig(
         model=args.model,
         hooks=args.hooks,

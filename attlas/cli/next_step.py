@@ -32,7 +32,10 @@ def _next(verb: str, args: Any, result: dict[str, Any]) -> list[str]:
         case "doctor":
             return ["demo"] if result["ok"] else []
         case "capture":
-            return ["train", *model, "--store", str(args.to), "--hooks", *args.hooks, *_token_options(args)]
+            hooks = list(args.hooks)
+            if any(hook.endswith("hook_result") for hook in result.get("hooks", ())):  # those are not trained on
+                hooks = [hook for hook in result["hooks"] if not hook.endswith("hook_result")]
+            return ["train", *model, "--store", str(args.to), "--hooks", *hooks, *_token_options(args)] if hooks else []
         case "train":
             return _SERVE if "pareto" in result else ["eval"]
         case "eval":

@@ -42,6 +42,7 @@ def describe(hf: Any) -> Anatomy:
                 k=c_attn,
                 v=c_attn,
                 out_proj=block.attn.c_proj,
+                down_proj=block.mlp.c_proj,
                 attn_out=block.attn,
                 mlp_out=block.mlp,
                 rule=AttentionRule(causal=True, scale=float(block.attn.scaling)),

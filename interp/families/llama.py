@@ -66,6 +66,7 @@ def describe(hf: Any) -> Anatomy:
             k=block.self_attn.k_proj,
             v=block.self_attn.v_proj,
             out_proj=block.self_attn.o_proj,
+            down_proj=block.mlp.down_proj,
             attn_out=block.self_attn,
             mlp_out=block.mlp,
             rule=AttentionRule(

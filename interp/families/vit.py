@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from attlas.interp.anatomy import Anatomy, LayerParts, find
+from attlas.interp.anatomy import Anatomy, LayerParts, find, linear_weight
 from attlas.interp.config import ModelConfig
 from attlas.kernels import AttentionRule
 
@@ -34,6 +34,7 @@ def _layer(block: nn.Module) -> LayerParts:
         k=find(block, "attention.k_proj", "attention.attention.key"),
         v=find(block, "attention.v_proj", "attention.attention.value"),
         out_proj=find(block, "attention.o_proj", "attention.output.dense"),
+        down_proj=find(block, "mlp.fc2", "mlp.down_proj", "output.dense"),
         attn_out=find(block, "layer_scale1", "attention"),
         mlp_out=mlp if older else find(block, "layer_scale2", "mlp"),
         rule=AttentionRule(causal=False, scale=float(d_head) ** -0.5),
@@ -55,6 +56,7 @@ def describe(hf: Any) -> Anatomy:
     n_prefix = n_cls + int(getattr(config, "num_register_tokens", 0) or 0)
     heads = config.num_attention_heads
     head = getattr(hf, "classifier", None) or getattr(hf, "cls_classifier", None)
+    layers = tuple(_layer(block) for block in blocks)
     cfg = ModelConfig(
         family="vit",
         model_type=config.model_type,
@@ -63,7 +65,7 @@ def describe(hf: Any) -> Anatomy:
         n_kv_heads=heads,
         d_model=config.hidden_size,
         d_head=config.hidden_size // heads,
-        d_mlp=getattr(config, "intermediate_size", None) or int(config.hidden_size * getattr(config, "mlp_ratio", 4)),
+        d_mlp=linear_weight(layers[0].down_proj).shape[0],  # DINOv2's SwiGLU takes two thirds of what its config says
         n_ctx=grid[0] * grid[1] + n_prefix,
         n_classes=head.out_features if isinstance(head, nn.Linear) else 0,
         causal=False,
@@ -74,7 +76,7 @@ def describe(hf: Any) -> Anatomy:
     )
     return Anatomy(
         cfg=cfg,
-        layers=tuple(_layer(block) for block in blocks),
+        layers=layers,
         embed=base.embeddings,
         final_norm=base.layernorm,
         unembed=head if isinstance(head, nn.Linear) else None,

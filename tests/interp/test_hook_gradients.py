@@ -30,6 +30,7 @@ def test_gradients_of_cached_tensors_equal_transformer_bridge(kind: str, tiny_ll
     folder = tiny_llama_dir if kind == "tiny-llama" else EMBEDDED_DIR / kind
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_DIR / "gpt2-mini")
     bridge = TransformerBridge.boot_transformers(str(folder), tokenizer=tokenizer, device="cpu", dtype=torch.float32)
+    bridge.set_use_attn_result(True)
     model = load_model(folder, device="cpu")
     tokens = torch.randint(1, 100, (2, 11))
     logits, cache = model.run_with_cache(tokens, _everything)
@@ -49,7 +50,8 @@ def test_gradients_of_cached_tensors_equal_transformer_bridge(kind: str, tiny_ll
         theirs_logits = bridge.run_with_hooks(tokens, fwd_hooks=hooks)
     found = torch.autograd.grad(_loss(theirs_logits), list(kept.values()), allow_unused=True)
     theirs = {name: gradient for name, gradient in zip(kept, found, strict=True) if gradient is not None}
-    assert {f"blocks.2.attn.hook_{x}" for x in ("q", "k", "v", "z", "pattern", "attn_scores")} <= set(theirs)
+    assert {f"blocks.2.attn.hook_{x}" for x in ("q", "k", "v", "z", "result", "pattern", "attn_scores")} <= set(theirs)
+    assert "blocks.2.mlp.hook_post" in theirs
     for name, gradient in theirs.items():
         if name.endswith("hook_normalized"):  # with the norm's weights here, without in the bridge
             norm = {"ln1": model.ln1, "ln2": model.ln2}.get(name.split(".")[-2])

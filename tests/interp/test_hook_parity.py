@@ -41,8 +41,10 @@ def _bridge(folder: Path) -> Any:
 def test_hooks_equal_transformer_bridge(text_model: tuple[HookedModel, Path]) -> None:
     model, folder = text_model
     tokens = _tokens(model)
+    bridge = _bridge(folder)
+    bridge.set_use_attn_result(True)
     with torch.no_grad():
-        theirs_logits, theirs = _bridge(folder).run_with_cache(tokens)
+        theirs_logits, theirs = bridge.run_with_cache(tokens)
         ours_logits, ours = model.run_with_cache(tokens, lambda name: True)
     torch.testing.assert_close(ours_logits, theirs_logits, atol=TOLERANCE, rtol=0)
     compared = set()
@@ -57,7 +59,7 @@ def test_hooks_equal_transformer_bridge(text_model: tuple[HookedModel, Path]) ->
         assert (value - theirs[name])[allowed].abs().max() < TOLERANCE, name
         compared.add(name.split(".", 2)[-1] if name.startswith("blocks") else name)
     needed = {"hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out"}
-    needed |= {f"attn.hook_{x}" for x in ("q", "k", "v", "z", "pattern")}
+    needed |= {f"attn.hook_{x}" for x in ("q", "k", "v", "z", "result", "pattern")} | {"mlp.hook_post"}
     assert needed <= compared, needed - compared
 
 
