@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +22,10 @@ from torch import Tensor
 from attlas.analyses.entropy import EntropyConfig, entropy
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
-from attlas.data.workspace import Ref, Run, Workspace
+from attlas.data.workspace import Ref
 from attlas.errors import CheckpointError, ConfigError
 from attlas.interp import HookedModel, attended, load_model
 
@@ -95,12 +96,14 @@ class Birth:
 
 
 @dataclass(frozen=True)
-class TimelineResult:
+class TimelineResult(Result):
     """Columns [checkpoint, layer, head] by name, losses [checkpoint].
 
     Attributes:
         model: the last checkpoint.
     """
+
+    kind: ClassVar[str] = "timeline"
 
     checkpoints: tuple[Checkpoint, ...]
     columns: dict[str, np.ndarray]
@@ -162,13 +165,9 @@ class TimelineResult:
                 found[f"{score}_score"] = first.score
         return found
 
-    def save(self, workspace: Workspace, model: Ref | None = None, data: Ref | None = None) -> Run:
-        """Write a run of kind "timeline", under the last checkpoint's name unless another is given."""
-        model = model or self.model
-        with workspace.begin("timeline", model=model, data=data, config=self.config, seed=self.config.seed) as run:
-            run.table("timeline", self.table())
-            run.summary = self.summary()
-        return run.record
+    def _origin(self) -> tuple[Ref | None, Ref | None]:
+        """The last checkpoint."""
+        return self.model, None
 
 
 def find_checkpoints(folder: str | Path, final_step: int | None = None) -> tuple[Checkpoint, ...]:

@@ -9,9 +9,8 @@ that same frozen scale *(ours)*: it shows how the final answer is put together, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +23,8 @@ from attlas.analyses.circuit_roles import HeadRole, head_role
 from attlas.analyses.circuit_saes import SAEs
 from attlas.analyses.circuit_tasks import Task
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
-from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError, ConservationError
 from attlas.interp import HookedModel
 
@@ -84,7 +83,7 @@ SCHEMAS = (DLA, LENS, ROLES)
 
 
 @dataclass(frozen=True)
-class DLAResult:
+class DLAResult(Result):
     """Contributions at the answer's position.
 
     Attributes:
@@ -97,6 +96,8 @@ class DLAResult:
         task: its name.
         attention: role → float64 [n_prompts, n_layers, n_heads], attention from the answer's position.
     """
+
+    kind: ClassVar[str] = "dla"
 
     parts: tuple[Part, ...]
     contributions: np.ndarray
@@ -227,16 +228,6 @@ class DLAResult:
             "strongest": self.ranking(5),
             "labels": self.labels(),
         }
-
-    def save(self, workspace: Workspace, model: Ref, data: Ref | None = None, parents: Sequence[str] = ()) -> Run:
-        """Write a run of kind "dla"."""
-        with workspace.begin(
-            "dla", model=model, data=data, config=self.config, seed=self.config.seed, parents=tuple(parents)
-        ) as run:
-            for name, table in self.tables().items():
-                run.table(name, table)
-            run.summary = self.summary()
-        return run.record
 
 
 def name_of(part: Part) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +26,8 @@ from attlas.analyses.circuit_metrics import Metric, unit_of
 from attlas.analyses.circuit_saes import SAEs, check_saes, decompose
 from attlas.analyses.circuit_tasks import Task
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
-from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.saes.base import SAE
@@ -78,7 +78,7 @@ class FaithfulnessConfig:
 
 
 @dataclass(frozen=True)
-class FaithfulnessResult:
+class FaithfulnessResult(Result):
     """The metric with each set of units left standing.
 
     Attributes:
@@ -86,6 +86,8 @@ class FaithfulnessResult:
         n_units: name of the set → mean number of units kept.
         unit: of the metric.
     """
+
+    kind: ClassVar[str] = "faithfulness"
 
     metrics: dict[str, np.ndarray]
     n_units: dict[str, float]
@@ -166,15 +168,6 @@ class FaithfulnessResult:
             "unit": self.unit,
             "n_prompts": len(self.metrics["model"]),
         }
-
-    def save(self, workspace: Workspace, model: Ref, data: Ref | None = None, parents: Sequence[str] = ()) -> Run:
-        """Write a run of kind "faithfulness"."""
-        with workspace.begin(
-            "faithfulness", model=model, data=data, config=self.config, seed=self.config.seed, parents=tuple(parents)
-        ) as run:
-            run.table("faithfulness", self.table())
-            run.summary = self.summary()
-        return run.record
 
 
 def recovered(

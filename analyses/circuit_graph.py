@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from attlas.analyses.circuit_frozen import Part
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
-from attlas.data.workspace import Ref, Run, Workspace
+from attlas.data.workspace import Ref
 from attlas.errors import ConfigError
 
 NODES = TableSchema(
@@ -99,7 +101,7 @@ class Edge:
 
 
 @dataclass(frozen=True)
-class CircuitGraph:
+class CircuitGraph(Result):
     """What a trace found.
 
     Attributes:
@@ -112,6 +114,8 @@ class CircuitGraph:
         warnings: what a reader should know, such as that the graph was cut at its largest size.
         answers: for a logit target, token ids right and wrong.
     """
+
+    kind: ClassVar[str] = "circuit"
 
     target: str
     nodes: tuple[Node, ...]
@@ -200,6 +204,7 @@ class CircuitGraph:
             "remainder": sum(n.influence for n in rest),
             "heads": [f"{layer}.{head}" for layer, head in list(self.heads())[:5]],
             "warnings": list(self.warnings),
+            "tokens": list(self.token_text),
         }
 
     def plot(self) -> Any:
@@ -208,15 +213,18 @@ class CircuitGraph:
 
         return plot(self)
 
-    def save(self, workspace: Workspace, data: Ref | None = None, parents: Sequence[str] = ()) -> Run:
-        """Write a run of kind "circuit": both tables, and the graph as graph/graph.json."""
+    def _origin(self) -> tuple[Ref | None, Ref | None]:
+        return self.model, None
+
+    def _recorded_config(self) -> dict[str, Any]:
+        return self.settings
+
+    @property
+    def _seed(self) -> int | None:
+        return 0
+
+    def _files(self) -> dict[str, Callable[[Path], Any]]:
+        """The graph whole, as the web viewer reads it."""
         from attlas.analyses.circuit_graph_files import save_json
 
-        with workspace.begin(
-            "circuit", model=self.model, data=data, config=self.settings, seed=0, parents=tuple(parents)
-        ) as run:
-            for name, table in self.tables().items():
-                run.table(name, table)
-            run.write("graph/graph.json", lambda path: save_json(self, path))
-            run.summary = {**self.summary(), "tokens": list(self.token_text)}
-        return run.record
+        return {"graph/graph.json": lambda path: save_json(self, path)}

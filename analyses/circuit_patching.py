@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +24,8 @@ from attlas.analyses.circuit_saes import SAEs, check_saes
 from attlas.analyses.circuit_sites import Edit, Site, check_site, edited, grid, replacement
 from attlas.analyses.circuit_tasks import Task
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
-from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError, PromptError
 from attlas.interp import HookedModel
 
@@ -52,7 +52,7 @@ SCHEMAS = (PATCHING,)
 
 
 @dataclass(frozen=True)
-class PatchingResult:
+class PatchingResult(Result):
     """Effects of all sites.
 
     Attributes:
@@ -63,6 +63,8 @@ class PatchingResult:
         unit: of the metric.
         tokens: text of the first base prompt's tokens.
     """
+
+    kind: ClassVar[str] = "patching"
 
     sites: tuple[Site, ...]
     effects: np.ndarray
@@ -153,15 +155,6 @@ class PatchingResult:
             "estimate_pearson": pearson,
             "estimate_spearman": spearman,
         }
-
-    def save(self, workspace: Workspace, model: Ref, data: Ref | None = None, parents: Sequence[str] = ()) -> Run:
-        """Write a run of kind "patching"."""
-        with workspace.begin(
-            "patching", model=model, data=data, config=self.config, seed=self.config.seed, parents=tuple(parents)
-        ) as run:
-            run.table("patching", self.table())
-            run.summary = self.summary()
-        return run.record
 
 
 def require_text_model(model: HookedModel) -> None:

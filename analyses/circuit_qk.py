@@ -8,9 +8,8 @@ positions turn each term as they turn the whole, and heads that share keys share
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import torch
@@ -19,8 +18,9 @@ from torch import Tensor
 from attlas.analyses.circuit_dla import name_of
 from attlas.analyses.circuit_frozen import FrozenPass, Part
 from attlas.analyses.circuit_saes import SAEs
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
-from attlas.data.workspace import Ref, Run, Workspace
+from attlas.data.workspace import Ref
 from attlas.errors import ConfigError, ConservationError, LayerRangeError
 from attlas.interp import HookedModel
 
@@ -58,7 +58,7 @@ class QKConfig:
 
 
 @dataclass(frozen=True)
-class QKResult:
+class QKResult(Result):
     """A score in pairs.
 
     Attributes:
@@ -68,6 +68,8 @@ class QKResult:
         pattern: the attention paid.
         gap: |Σ terms − score| / max(|score|, 1).
     """
+
+    kind: ClassVar[str] = "qk"
 
     dest_parts: tuple[Part, ...]
     src_parts: tuple[Part, ...]
@@ -137,13 +139,15 @@ class QKResult:
             "source_side": [(part.id, value) for part, value in self.side("src")[:5]],
         }
 
-    def save(self, workspace: Workspace, data: Ref | None = None, parents: Sequence[str] = ()) -> Run:
-        """Write a run of kind "qk"."""
-        config = {**vars(self.config), "tokens": list(self.tokens)}
-        with workspace.begin("qk", model=self.model, data=data, config=config, seed=0, parents=tuple(parents)) as run:
-            run.table("qk", self.table())
-            run.summary = self.summary()
-        return run.record
+    def _origin(self) -> tuple[Ref | None, Ref | None]:
+        return self.model, None
+
+    def _recorded_config(self) -> dict[str, Any]:
+        return {**vars(self.config), "tokens": list(self.tokens)}
+
+    @property
+    def _seed(self) -> int | None:
+        return 0
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +21,9 @@ from attlas.analyses.entropy_alerts import AlertConfig
 from attlas.analyses.entropy_tracker import EntropyTracker
 from attlas.analyses.sigma_reparam import sigma_reparam
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
-from attlas.data.workspace import Ref, Run, Workspace
+from attlas.data.workspace import Ref
 from attlas.errors import ConfigError
 from attlas.interp.families import describe
 
@@ -103,8 +104,10 @@ class CollapseConfig:
 
 
 @dataclass(frozen=True)
-class CollapseResult:
+class CollapseResult(Result):
     """Tables collapse and collapse_runs."""
+
+    kind: ClassVar[str] = "collapse"
 
     curves: pa.Table
     runs: pa.Table
@@ -152,13 +155,8 @@ class CollapseResult:
         figure.update_xaxes(title_text="step", row=2)
         return figure.update_layout(title=f"entropy collapse ({model})")
 
-    def save(self, workspace: Workspace) -> Run:
-        """Write a run of kind "collapse"."""
-        with workspace.begin("collapse", model=Ref("collapse-demo", "0" * 16), config=self.config) as run:
-            for name, table in self.tables().items():
-                run.table(name, table)
-            run.summary = self.summary()
-        return run.record
+    def _origin(self) -> tuple[Ref | None, Ref | None]:
+        return Ref("collapse-demo", "0" * 16), None
 
 
 def collapse_demo(config: CollapseConfig | None = None, track: Track = no_track) -> CollapseResult:

@@ -16,7 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
-from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.interp.anatomy import LayerParts
@@ -79,8 +79,10 @@ class CostConfig:
 
 
 @dataclass(frozen=True)
-class CostResult:
+class CostResult(Result):
     """Rows of table cost."""
+
+    kind: ClassVar[str] = "cost"
 
     rows: list[dict[str, Any]]
     device: str
@@ -125,13 +127,6 @@ class CostResult:
             "attention_share": {str(k): v for k, v in share.items()},
             "attention_dominates_from": min(more, default=None),
         }
-
-    def save(self, workspace: Workspace, model: Ref) -> Run:
-        """Write a run of kind "cost"."""
-        with workspace.begin("cost", model=model, config=self.config, seed=self.config.seed) as run:
-            run.table("cost", self.table())
-            run.summary = self.summary()
-        return run.record
 
 
 @torch.no_grad()

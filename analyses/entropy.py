@@ -6,7 +6,7 @@ Nothing of size T × T is held: `attlas.kernels.attention_stats` reads q and k o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +17,9 @@ from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.analyses.entropy_config import EntropyConfig
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
-from attlas.data.workspace import Ref, Run, Workspace
 from attlas.interp import HookedModel, attended
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -63,8 +63,10 @@ _MEANS = {
 
 
 @dataclass(frozen=True)
-class EntropyResult:
+class EntropyResult(Result):
     """Columns [layer, head] by name, as in the table head_entropy."""
+
+    kind: ClassVar[str] = "entropy"
 
     columns: dict[str, np.ndarray]
     n_queries: int
@@ -107,13 +109,6 @@ class EntropyResult:
                 found[f"{name}_head"] = ".".join(str(int(i)) for i in at)
                 found[f"{name}_score"] = float(values[at])
         return found
-
-    def save(self, workspace: Workspace, model: Ref, data: Ref) -> Run:
-        """Write a run of kind "entropy"."""
-        with workspace.begin("entropy", model=model, data=data, config=self.config, seed=self.config.seed) as run:
-            run.table("head_entropy", self.table())
-            run.summary = self.summary()
-        return run.record
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +35,7 @@ from attlas.analyses.entropy_bound import entropy_lower_bound, logit_bound, qk_n
 from attlas.analyses.entropy_log import TRACKER, TRACKER_ALERTS, TrackerLog
 from attlas.analyses.entropy_reduce import WIDTH, all_reduce, means_of, sums_of
 from attlas.analyses.sigma_reparam import hold_power_iteration
-from attlas.data.workspace import Ref, Run, Workspace
+from attlas.data.result import Result
 from attlas.errors import ConfigError
 from attlas.kernels import attention_stats
 
@@ -66,7 +66,7 @@ class TrackerConfig:
             raise ConfigError(f"every {self.every} and n_sequences {self.n_sequences} must be 1 or more")
 
 
-class EntropyTracker:
+class EntropyTracker(Result):
     """Watch the attention entropy of a model while it trains.
 
     Args:
@@ -88,6 +88,8 @@ class EntropyTracker:
         ConfigError: bad settings, or the model has a tracker already.
         UnsupportedModelError: no attention that can be read.
     """
+
+    kind: ClassVar[str] = "tracker"
 
     def __init__(
         self,
@@ -173,6 +175,10 @@ class EntropyTracker:
         """Every check so far: table tracker, one row a step, layer and head."""
         return self._log.table()
 
+    def tables(self) -> dict[str, pa.Table]:
+        alerts = TRACKER_ALERTS.table([vars(alert) for alert in self.alerts])
+        return {TRACKER.name: self.table(), TRACKER_ALERTS.name: alerts}
+
     def plot(self, metric: str = "entropy") -> Any:
         """One line a head over steps, coloured by layer."""
         return self._log.plot(metric)
@@ -180,14 +186,6 @@ class EntropyTracker:
     def summary(self) -> dict[str, Any]:
         """Headline numbers of the last check, and how many alerts began."""
         return {**self._log.summary(), "steps": self.steps, "alerts": sum(a.began for a in self.alerts)}
-
-    def save(self, workspace: Workspace, model: Ref, data: Ref | None = None) -> Run:
-        """Write a run of kind "tracker"."""
-        with workspace.begin("tracker", model=model, data=data, config=self.config) as run:
-            run.table(TRACKER.name, self.table())
-            run.table(TRACKER_ALERTS.name, TRACKER_ALERTS.table([vars(alert) for alert in self.alerts]))
-            run.summary = self.summary()
-        return run.record
 
     # -- arming ----------------------------------------------------------------------------------------------------
 

@@ -6,10 +6,10 @@ activations; one over the chosen sequences only, for the context and the direct 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -40,8 +40,8 @@ from attlas.analyses.logit_effects import logit_effects
 from attlas.analyses.vit_readout import patch_grid
 from attlas.data.images import ImageDataset, shrink
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.text import TokenDataset
-from attlas.data.workspace import Ref, Run, Workspace
 from attlas.interp import HookedModel
 from attlas.interp.labels import class_names
 from attlas.saes.base import SAE
@@ -55,7 +55,7 @@ __all__ = ["SCHEMAS", "FeaturesConfig", "FeaturesResult", "features"]
 
 
 @dataclass(frozen=True)
-class FeaturesResult:
+class FeaturesResult(Result):
     """Everything known of each feature.
 
     Attributes:
@@ -71,6 +71,8 @@ class FeaturesResult:
         pictures: for images: thumbnails uint8 [m, h, w, 3] of those among the examples, and their numbers int32 [m].
         grid: for images: (rows, columns) of patches; examples' activations hold prefix tokens first.
     """
+
+    kind: ClassVar[str] = "features"
 
     stream: FeatureStream
     examples: list[Example]
@@ -223,17 +225,11 @@ class FeaturesResult:
             "families": {label: labels.count(label) for label in sorted(set(labels))},
         }
 
-    def save(self, workspace: Workspace, model: Ref, data: Ref, parents: Sequence[str] = ()) -> Run:
-        """Write a run of kind "features"; for images, arrays `pictures` holds thumbnails and the images they are of."""
-        with workspace.begin(
-            "features", model=model, data=data, config=self.config, seed=self.config.seed, parents=tuple(parents)
-        ) as run:
-            for name, table in self.tables().items():
-                run.table(name, table)
-            if self.pictures is not None:
-                run.arrays("pictures", {"thumbnails": self.pictures[0], "images": self.pictures[1]})
-            run.summary = self.summary()
-        return run.record
+    def _arrays(self) -> dict[str, dict[str, np.ndarray]]:
+        """For images: thumbnails, and the images they are of."""
+        if self.pictures is None:
+            return {}
+        return {"pictures": {"thumbnails": self.pictures[0], "images": self.pictures[1]}}
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +20,9 @@ from torch import Tensor
 from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
-from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.interp.labels import loss_labels
@@ -78,12 +78,14 @@ class HeadEffectsConfig:
 
 
 @dataclass(frozen=True)
-class HeadEffectsResult:
+class HeadEffectsResult(Result):
     """Effects a sequence.
 
     Attributes:
         per_sequence: ablation → float64 [n_sequences, layer, head], nats.
     """
+
+    kind: ClassVar[str] = "head_effects"
 
     per_sequence: dict[str, np.ndarray]
     config: HeadEffectsConfig
@@ -137,13 +139,6 @@ class HeadEffectsResult:
             if estimate in self.per_sequence and "zero" in self.per_sequence:
                 found[f"rank_correlation_{estimate}"] = self.rank_correlation(estimate)
         return found
-
-    def save(self, workspace: Workspace, model: Ref, data: Ref) -> Run:
-        """Write a run of kind "head_effects"."""
-        with workspace.begin("head_effects", model=model, data=data, config=self.config, seed=self.config.seed) as run:
-            run.table("head_effects", self.table())
-            run.summary = self.summary()
-        return run.record
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,9 +31,9 @@ from attlas.analyses.feature_stream import FeatureStream
 from attlas.analyses.head_attribution import head_shares
 from attlas.analyses.logit_effects import logit_effects
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
-from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel
 from attlas.saes.base import SAE
@@ -132,8 +132,10 @@ def groups(related: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class HeadSurveyResult:
+class HeadSurveyResult(Result):
     """Rows of both tables, and the share of polysemantic heads."""
+
+    kind: ClassVar[str] = "head_survey"
 
     heads: list[dict[str, Any]]
     features: list[dict[str, Any]]
@@ -180,16 +182,6 @@ class HeadSurveyResult:
             "mean_groups": float(np.mean([row["n_groups"] for row in self.heads])),
             "mean_groups_control": float(np.mean([row["control_groups"] for row in self.heads])),
         }
-
-    def save(self, workspace: Workspace, model: Ref, data: Ref, parents: tuple[str, ...] = ()) -> Run:
-        """Write a run of kind "head_survey"."""
-        with workspace.begin(
-            "head_survey", model=model, data=data, config=self.config, seed=self.config.seed, parents=parents
-        ) as run:
-            for name, table in self.tables().items():
-                run.table(name, table)
-            run.summary = self.summary()
-        return run.record
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +22,9 @@ from torch import Tensor
 from attlas.analyses.checkpoint_timeline import TimelineConfig, repeat_scores, repeated_tokens
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
-from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel, attended
 from attlas.kernels import AttentionStats
@@ -121,9 +121,11 @@ class AnatomyConfig:
 
 
 @dataclass(frozen=True)
-class AnatomyResult:
+class AnatomyResult(Result):
     """Columns [layer, head] by name; masses [layer, head] by (kind, at); column_mass [layer, head, position]; seen
     [layer, position], how many queries can see each key."""
+
+    kind: ClassVar[str] = "anatomy"
 
     columns: dict[str, np.ndarray]
     masses: dict[tuple[str, int], np.ndarray]
@@ -188,14 +190,6 @@ class AnatomyResult:
                 best = max(at.tolist(), key=lambda place: score[tuple(place)])
                 found[f"{name.replace(' ', '_')}_head"] = f"{best[0]}.{best[1]}"
         return found
-
-    def save(self, workspace: Workspace, model: Ref, data: Ref) -> Run:
-        """Write a run of kind "anatomy"."""
-        with workspace.begin("anatomy", model=model, data=data, config=self.config, seed=self.config.seed) as run:
-            for name, table in self.tables().items():
-                run.table(name, table)
-            run.summary = self.summary()
-        return run.record
 
 
 @torch.no_grad()

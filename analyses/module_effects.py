@@ -6,7 +6,7 @@ The sum over several modules predicts what dropping them together costs, as far 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -19,9 +19,9 @@ from attlas.analyses.head_effects import sequence_loss, spearman
 from attlas.analyses.redundancy import MODULES, RedundancyConfig, RedundancyResult
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
-from attlas.data.workspace import Ref, Run, Workspace
 from attlas.interp import HookedModel
 from attlas.interp.labels import loss_labels
 from attlas.interp.prefix_reuse import Prefix
@@ -42,8 +42,10 @@ SCHEMAS = (MODULE_EFFECTS,)
 
 
 @dataclass(frozen=True)
-class ModuleEffectsResult:
+class ModuleEffectsResult(Result):
     """Δ loss of each sequence, float64 [n_sequences, layer, module], modules in the order attn, mlp, block."""
+
+    kind: ClassVar[str] = "module_effects"
 
     per_sequence: np.ndarray
     config: RedundancyConfig
@@ -95,14 +97,6 @@ class ModuleEffectsResult:
             found[f"cheapest_{module}"], found[f"costliest_{module}"] = int(values.argmin()), int(values.argmax())
             found[f"cheapest_{module}_delta"] = float(values.min())
         return found
-
-    def save(self, workspace: Workspace, model: Ref, data: Ref) -> Run:
-        """Write a run of kind "module_effects"."""
-        begun = workspace.begin("module_effects", model=model, data=data, config=self.config, seed=self.config.seed)
-        with begun as run:
-            run.table("module_effects", self.table())
-            run.summary = self.summary()
-        return run.record
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +14,9 @@ from attlas.analyses.drop_scores import Scores, iterative_order
 from attlas.analyses.drop_selection import Drop, Unit, available, last_first, random_order, ranked, unit_name
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
-from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 
@@ -51,8 +51,10 @@ SCHEMAS = (DROP_CURVE,)
 
 
 @dataclass(frozen=True)
-class DropCurveResult:
+class DropCurveResult(Result):
     """Rows of the table drop_curve, the dense model first."""
+
+    kind: ClassVar[str] = "drop_curve"
 
     rows: tuple[dict[str, Any], ...]
     config: DropCurveConfig
@@ -90,13 +92,6 @@ class DropCurveResult:
                 values = self.delta(target, self.config.orders[0], max(points))
                 found[f"delta_{target}_{max(points)}"] = float(np.mean(values))
         return found
-
-    def save(self, workspace: Workspace, model: Ref, data: Ref) -> Run:
-        """Write a run of kind "drop_curve"."""
-        with workspace.begin("drop_curve", model=model, data=data, config=self.config, seed=self.config.seed) as run:
-            run.table("drop_curve", self.table())
-            run.summary = self.summary()
-        return run.record
 
 
 def drop_curve(

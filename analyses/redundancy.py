@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,9 +14,9 @@ from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.analyses.redundancy_config import RedundancyConfig
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
-from attlas.data.workspace import Ref, Run, Workspace
 from attlas.interp import HookedModel
 
 MODULES = ("attn", "mlp", "block")
@@ -43,7 +43,7 @@ SCHEMAS = (REDUNDANCY, BLOCK_RUNS)
 
 
 @dataclass(frozen=True)
-class RedundancyResult:
+class RedundancyResult(Result):
     """Scores with intervals.
 
     Attributes:
@@ -51,6 +51,8 @@ class RedundancyResult:
         n_tokens: tokens measured.
         runs: runs of blocks by angular distance.
     """
+
+    kind: ClassVar[str] = "redundancy"
 
     scores: np.ndarray
     low: np.ndarray
@@ -112,14 +114,6 @@ class RedundancyResult:
         found["mean_attn"] = float(self.scores[:, 0].mean())
         found["mean_mlp"] = float(self.scores[:, 1].mean())
         return found
-
-    def save(self, workspace: Workspace, model: Ref, data: Ref) -> Run:
-        """Write a run of kind "redundancy"."""
-        with workspace.begin("redundancy", model=model, data=data, config=self.config, seed=self.config.seed) as run:
-            for name, table in self.tables().items():
-                run.table(name, table)
-            run.summary = self.summary()
-        return run.record
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,10 @@ from attlas.analyses.head_effects import spearman
 from attlas.analyses.redundancy import MODULES, RedundancyConfig, RedundancyResult, redundancy
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
-from attlas.data.workspace import Ref, Run, Workspace
+from attlas.data.workspace import Ref
 from attlas.errors import CheckpointError
 from attlas.interp import HookedModel, load_model
 from attlas.interp.labels import classifier_labels
@@ -46,13 +47,15 @@ SCHEMAS = (REDUNDANCY_TIMELINE,)
 
 
 @dataclass(frozen=True)
-class RedundancyTimelineResult:
+class RedundancyTimelineResult(Result):
     """Scores of each checkpoint, all on the same data.
 
     Attributes:
         losses: mean loss of each checkpoint.
         model: the last checkpoint.
     """
+
+    kind: ClassVar[str] = "redundancy_timeline"
 
     checkpoints: tuple[Checkpoint, ...]
     results: tuple[RedundancyResult, ...]
@@ -112,15 +115,9 @@ class RedundancyTimelineResult:
             found[f"rank_correlation_{module}"] = self.agreement(module)
         return found
 
-    def save(self, workspace: Workspace, model: Ref | None = None, data: Ref | None = None) -> Run:
-        """Write a run of kind "redundancy_timeline", under the last checkpoint's name unless another is given."""
-        begun = workspace.begin(
-            "redundancy_timeline", model=model or self.model, data=data, config=self.config, seed=self.config.seed
-        )
-        with begun as run:
-            run.table("redundancy_timeline", self.table())
-            run.summary = self.summary()
-        return run.record
+    def _origin(self) -> tuple[Ref | None, Ref | None]:
+        """The last checkpoint."""
+        return self.model, None
 
 
 def redundancy_timeline(

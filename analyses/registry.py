@@ -37,7 +37,7 @@ from attlas.saes import eval_schema, history, sweep
 TABLES: dict[str, tuple[TableSchema, ...]] = {
     "sae": (history.TRAINING,),
     "sae_eval": (eval_schema.EVALUATION, eval_schema.DENSITY),
-    "sae_sweep": (sweep.PARETO,),
+    "sae_sweep": (sweep.PARETO, history.SWEEP_TRAINING),
     "features": feature_tables.SCHEMAS,
     "head_survey": head_survey.SCHEMAS,
     "sae_matching": sae_matching.SCHEMAS,

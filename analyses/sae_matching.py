@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
-from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.saes.base import SAE
@@ -75,8 +75,10 @@ class MatchingConfig:
 
 
 @dataclass(frozen=True)
-class MatchingResult:
+class MatchingResult(Result):
     """Rows of the table, for features of the first autoencoder that are active on the data."""
+
+    kind: ClassVar[str] = "sae_matching"
 
     rows: list[dict[str, Any]]
     d_sae: tuple[int, int]
@@ -117,15 +119,6 @@ class MatchingResult:
         figure.update_layout(barmode="overlay", xaxis_title="decoder cosine", yaxis_title="features")
         figure.update_traces(opacity=0.7)
         return figure
-
-    def save(self, workspace: Workspace, model: Ref, data: Ref, parents: tuple[str, ...] = ()) -> Run:
-        """Write a run of kind "sae_matching"."""
-        with workspace.begin(
-            "sae_matching", model=model, data=data, config=self.config, seed=self.config.seed, parents=parents
-        ) as run:
-            run.table("sae_matches", self.table())
-            run.summary = self.summary()
-        return run.record
 
 
 def _best(A: Tensor, B: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ Beside it, per head, the share of keys needed for 90 % of the mass (after ALISA)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +21,9 @@ from torch import Tensor
 
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
-from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel, attended
 
@@ -107,8 +107,10 @@ class Partition:
 
 
 @dataclass(frozen=True)
-class SelectionResult:
+class SelectionResult(Result):
     """coverage by k: [selector, layer] (NaN where no query has more than k keys); share and keys [layer, head]."""
+
+    kind: ClassVar[str] = "selection"
 
     coverage: dict[int, np.ndarray]
     n_queries: dict[int, int]
@@ -172,14 +174,6 @@ class SelectionResult:
             found["full_layers"] = [i for i, s in enumerate(best.selector) if s == i]
             found["partition_coverage"] = best.value
         return found
-
-    def save(self, workspace: Workspace, model: Ref, data: Ref) -> Run:
-        """Write a run of kind "selection"."""
-        with workspace.begin("selection", model=model, data=data, config=self.config) as run:
-            for name, table in self.tables().items():
-                run.table(name, table)
-            run.summary = self.summary()
-        return run.record
 
 
 def best_partition(coverage: np.ndarray, n_full: int) -> Partition:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,7 @@ from attlas.analyses.vit_tables import (
 )
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
-from attlas.data.workspace import Ref, Run, Workspace
+from attlas.data.result import Result
 from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel
 
@@ -37,7 +37,7 @@ __all__ = ["SCHEMAS", "VitConfig", "VitResult", "require_vit", "vit"]
 
 
 @dataclass(frozen=True)
-class VitResult:
+class VitResult(Result):
     """Importance and strength of every head.
 
     Attributes:
@@ -48,6 +48,8 @@ class VitResult:
         labels: int64 [n_images], the classes by which tables are split, or None.
         class_names: of the labels, or None.
     """
+
+    kind: ClassVar[str] = "vit"
 
     importance: list[HeadImportance]
     strength: HeadStrength | None
@@ -207,15 +209,9 @@ class VitResult:
             found["mean_distance_last_layer_px"] = float(self.strength.distance[-1].mean())
         return found
 
-    def save(self, workspace: Workspace, model: Ref, data: Ref, kind: str = "vit") -> Run:
-        """Write a run of kind "vit"; arrays `maps` holds the recentred maps [layer, head, rows, columns]."""
-        with workspace.begin(kind, model=model, data=data, config=self.config, seed=self.config.seed) as run:
-            for name, table in self.tables().items():
-                run.table(name, table)
-            if self.strength is not None:
-                run.arrays("maps", {"recentred": self.strength.maps.astype(np.float32)})
-            run.summary = self.summary()
-        return run.record
+    def _arrays(self) -> dict[str, dict[str, np.ndarray]]:
+        """The recentred maps [layer, head, rows, columns]."""
+        return {"maps": {"recentred": self.strength.maps.astype(np.float32)}} if self.strength is not None else {}
 
 
 def _head(at: tuple[int, ...]) -> dict[str, int]:

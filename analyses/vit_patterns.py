@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,9 +24,9 @@ from attlas.analyses.vit_pattern_sample import PatternSample, sample_patterns
 from attlas.analyses.vit_tables import HEAD, LAYER
 from attlas.data.images import ImageDataset, shrink
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.splits import stratified_order
-from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 
@@ -139,7 +139,7 @@ class VitPatternsConfig:
 
 
 @dataclass(frozen=True)
-class VitPatternsResult:
+class VitPatternsResult(Result):
     """Maps with their codes and clusters.
 
     Attributes:
@@ -152,6 +152,8 @@ class VitPatternsResult:
         thumbnails: uint8 [m, h, w, 3] of the images that occur, `thumbnail_of` [m] their indices in the image set.
         config: what was asked for.
     """
+
+    kind: ClassVar[str] = "vit_patterns"
 
     sample: PatternSample
     latents: np.ndarray
@@ -279,21 +281,15 @@ class VitPatternsResult:
             "clusters": self.names(),
         }
 
-    def save(self, workspace: Workspace, model: Ref, data: Ref) -> Run:
-        """Write a run of kind "vit_patterns"; arrays `patterns` holds maps (float16), latents, prototypes,
-        thumbnails."""
-        with workspace.begin("vit_patterns", model=model, data=data, config=self.config, seed=self.config.seed) as run:
-            for name, table in self.tables().items():
-                run.table(name, table)
-            arrays = {
+    def _arrays(self) -> dict[str, dict[str, np.ndarray]]:
+        return {
+            "patterns": {
                 "maps": self.sample.maps.astype(np.float16),
                 "latents": self.latents,
                 "prototypes": self.prototypes.astype(np.float32),
                 "thumbnails": self.thumbnails,
             }
-            run.arrays("patterns", arrays)
-            run.summary = self.summary()
-        return run.record
+        }
 
 
 def _held_out(image: np.ndarray, images: ImageDataset, seed: int) -> np.ndarray:

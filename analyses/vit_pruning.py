@@ -8,7 +8,7 @@ time say nothing of groups)*.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +20,9 @@ from attlas.analyses.vit_readout import Answer, Readout, make_readout, metric_me
 from attlas.analyses.vit_tables import N_IMAGES, interval
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.splits import stratified_order
-from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.interp.suffix import Suffix
@@ -75,7 +75,7 @@ class VitPruningConfig:
 
 
 @dataclass(frozen=True)
-class VitPruningResult:
+class VitPruningResult(Result):
     """Orders of removal and what they cost.
 
     Attributes:
@@ -84,6 +84,8 @@ class VitPruningResult:
         config: what was asked for.
         n_tried: suffix passes of the search, batches not counted.
     """
+
+    kind: ClassVar[str] = "vit_pruning"
 
     orders: dict[str, list[Head]]
     curves: dict[str, dict[str, np.ndarray]]
@@ -115,6 +117,9 @@ class VitPruningResult:
                     )
         return CURVE.table(rows)
 
+    def tables(self) -> dict[str, pa.Table]:
+        return {CURVE.name: self.table()}
+
     @property
     def main_metric(self) -> str:
         """accuracy or knn_accuracy with labels, else js or cls_distance."""
@@ -145,13 +150,6 @@ class VitPruningResult:
             worse = np.flatnonzero(means["greedy"] < means["greedy"][0] - 0.01)
             found["heads_within_1_percent"] = int(worse[0]) - 1 if len(worse) else len(means["greedy"]) - 1
         return found
-
-    def save(self, workspace: Workspace, model: Ref, data: Ref) -> Run:
-        """Write a run of kind "vit_pruning"."""
-        with workspace.begin("vit_pruning", model=model, data=data, config=self.config, seed=self.config.seed) as run:
-            run.table("pruning_curve", self.table())
-            run.summary = self.summary()
-        return run.record
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +20,8 @@ from attlas.analyses.vit_rollout import relevance_of
 from attlas.analyses.vit_token_tables import COLUMN_MASS, LEAF_TOKENS, REMOVAL, ROLLOUT, SCHEMAS, TOKENS
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.splits import stratified_order
-from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 
@@ -68,7 +68,7 @@ class VitTokensConfig:
 
 
 @dataclass(frozen=True)
-class VitTokensResult:
+class VitTokensResult(Result):
     """What patches receive, and what their absence does.
 
     Attributes:
@@ -78,6 +78,8 @@ class VitTokensResult:
             ("rollout", "last_layer", "column_mass", "random-0" …) → curve, patches gone before layer 0.
         config: what was asked for.
     """
+
+    kind: ClassVar[str] = "vit_tokens"
 
     mass: ColumnMass
     removal: dict[int, dict[str, RemovalCurve]]
@@ -197,14 +199,6 @@ class VitTokensResult:
         for test in ("deletion", "insertion"):
             found[f"rollout_{test}_gain"] = self._gain(test, "rollout")["gain"]
         return found
-
-    def save(self, workspace: Workspace, model: Ref, data: Ref) -> Run:
-        """Write a run of kind "vit_tokens"."""
-        with workspace.begin("vit_tokens", model=model, data=data, config=self.config, seed=self.config.seed) as run:
-            for name, table in self.tables().items():
-                run.table(name, table)
-            run.summary = self.summary()
-        return run.record
 
 
 def vit_tokens(

@@ -9,7 +9,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +22,9 @@ from attlas.analyses.drop_selection import Drop, masked
 from attlas.analyses.feature_examples import Example, fill
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
-from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.interp.labels import classifier_labels
@@ -154,7 +154,7 @@ class WhatDiesConfig:
 
 
 @dataclass(frozen=True)
-class WhatDiesResult:
+class WhatDiesResult(Result):
     """What is lost.
 
     Attributes:
@@ -164,6 +164,8 @@ class WhatDiesResult:
         behaviours, heads: rows of behaviours_lost and heads_lost.
         refused: task → why it was left out.
     """
+
+    kind: ClassVar[str] = "what_dies"
 
     drop: Drop
     tallies: dict[str, FeatureTally]
@@ -238,17 +240,8 @@ class WhatDiesResult:
             found["induction_lost"] = [most["induction_before"], most["induction_after"]]
         return found
 
-    def save(self, workspace: Workspace, model: Ref, data: Ref, parents: tuple[str, ...] = ()) -> Run:
-        """Write a run of kind "what_dies"; `parents` are the runs of the autoencoders."""
-        config = {**dataclasses.asdict(self.config), "drop": dataclasses.asdict(self.drop), "hooks": list(self.tallies)}
-        begun = workspace.begin(
-            "what_dies", model=model, data=data, config=config, seed=self.config.seed, parents=parents
-        )
-        with begun as run:
-            for name, table in self.tables().items():
-                run.table(name, table)
-            run.summary = self.summary()
-        return run.record
+    def _recorded_config(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self.config), "drop": dataclasses.asdict(self.drop), "hooks": list(self.tallies)}
 
 
 def what_dies(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,9 +20,9 @@ from torch import Tensor
 from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
-from attlas.data.workspace import Ref, Run, Workspace
 from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel
 from attlas.interp.labels import loss_labels
@@ -69,8 +69,10 @@ class WindowConfig:
 
 
 @dataclass(frozen=True)
-class WindowResult:
+class WindowResult(Result):
     """Per window: rise of the loss [layer + 1] (the last entry is all layers at once), with interval."""
+
+    kind: ClassVar[str] = "window_loss"
 
     delta: dict[int, np.ndarray]
     low: dict[int, np.ndarray]
@@ -130,13 +132,6 @@ class WindowResult:
             "n_local_layers": int((self.high[window][:-1] < 0.01).sum()),
             "all_layers_delta": float(delta[-1]),
         }
-
-    def save(self, workspace: Workspace, model: Ref, data: Ref) -> Run:
-        """Write a run of kind "window_loss"."""
-        with workspace.begin("window_loss", model=model, data=data, config=self.config, seed=self.config.seed) as run:
-            run.table("window_loss", self.table())
-            run.summary = self.summary()
-        return run.record
 
 
 @torch.no_grad()

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor
 
 from attlas.data.progress import Track, no_track
-from attlas.data.workspace import Ref, Run, Workspace
+from attlas.data.result import Result
+from attlas.data.workspace import Ref
 from attlas.errors import ConfigError, NonFiniteError
 from attlas.saes.base import SAE
 from attlas.saes.controls import Subject, encode_once, make_control, sae_subject
@@ -42,7 +42,7 @@ LOGIT_BUDGET = 2**26  # floats of one batch's logits, so that a large vocabulary
 
 
 @dataclass(frozen=True)
-class EvalResult:
+class EvalResult(Result):
     """Metrics of an SAE and its controls.
 
     Attributes:
@@ -52,6 +52,8 @@ class EvalResult:
         model_ref, data_ref: what it ran on.
         sae_hash: the SAE's.
     """
+
+    kind: ClassVar[str] = "sae_eval"
 
     rows: list[dict[str, Any]]
     density_F: np.ndarray
@@ -105,22 +107,18 @@ class EvalResult:
 
         return evaluation_figure(self.rows)
 
-    def save(self, workspace: Workspace | str | Path, parents: tuple[str, ...] = ()) -> Run:
-        """Write a run of kind "sae_eval"; `parents` holds the id of the SAE's run."""
-        workspace = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
-        with workspace.begin(
-            "sae_eval",
-            model=self.model_ref,
-            data=self.data_ref,
-            config={"evaluation": self.config, "sae": self.sae_hash},
-            seed=self.config.eval_seed,
-            parents=parents,
-        ) as writer:
-            for name, table in self.tables().items():
-                writer.table(name, table)
-            writer.arrays("density", {"density": self.density_F})
-            writer.summary = self.summary()
-        return writer.record
+    def _origin(self) -> tuple[Ref | None, Ref | None]:
+        return self.model_ref, self.data_ref
+
+    def _recorded_config(self) -> dict[str, Any]:
+        return {"evaluation": self.config, "sae": self.sae_hash}
+
+    @property
+    def _seed(self) -> int | None:
+        return self.config.eval_seed
+
+    def _arrays(self) -> dict[str, dict[str, np.ndarray]]:
+        return {"density": {"density": self.density_F}}
 
 
 @torch.no_grad()

@@ -36,6 +36,12 @@ TRAINING = TableSchema(
     ),
 )
 
+SWEEP_TRAINING = TableSchema(
+    "training",
+    "one logged step of one SAE of the sweep",
+    (column("sae", pa.string(), "", "its name in table pareto"), *TRAINING.columns),
+)
+
 LIVE_FILE = "training.jsonl"
 
 

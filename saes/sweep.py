@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
 from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
-from attlas.data.workspace import Ref, Run, Workspace
+from attlas.data.workspace import Ref
 from attlas.errors import ConfigError
 from attlas.saes.activations import match_hooks
 from attlas.saes.base import SAE
 from attlas.saes.evaluation import EvalConfig, evaluate
-from attlas.saes.history import History
+from attlas.saes.history import SWEEP_TRAINING, History
 from attlas.saes.identity import identity
 from attlas.saes.loop import OnStep, train_loop
 from attlas.saes.sources import HELD_OUT, Inputs, held_out, load_inputs, train_and_held_out
@@ -87,7 +89,7 @@ class SweepConfig:
 
 
 @dataclass(frozen=True)
-class SweepResult:
+class SweepResult(Result):
     """Trained SAEs of a grid and what they measured.
 
     Attributes:
@@ -97,6 +99,8 @@ class SweepResult:
         model_ref, data_ref: model and training data.
         history: curves of all.
     """
+
+    kind: ClassVar[str] = "sae_sweep"
 
     saes: dict[str, SAE]
     rows: list[dict[str, Any]]
@@ -119,24 +123,20 @@ class SweepResult:
         """Sizes of the grid and the points on the front."""
         return {"n_saes": len(self.rows), "front": [row["sae"] for row in self.rows if row["on_front"]]}
 
-    def save(self, workspace: Workspace | str | Path) -> Run:
-        """Write one run of kind "sae_sweep": tables "pareto" and "training", every SAE under `saes/`."""
-        from attlas.saes.history import TRAINING
+    def tables(self) -> dict[str, pa.Table]:
+        """All points, and the training curves of every SAE."""
+        return {PARETO.name: self.table(), SWEEP_TRAINING.name: SWEEP_TRAINING.table(self.history.rows)}
 
-        workspace = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
-        with workspace.begin(
-            "sae_sweep",
-            model=self.model_ref,
-            data=self.data_ref,
-            config=self.config,
-            seed=self.config.train.seed,
-        ) as writer:
-            writer.table("pareto", self.table())
-            writer.table("training", TRAINING.table(self.history.rows))
-            for name, sae in self.saes.items():
-                writer.write(f"saes/{name}", sae.save)
-            writer.summary = self.summary()
-        return writer.record
+    def _origin(self) -> tuple[Ref | None, Ref | None]:
+        return self.model_ref, self.data_ref
+
+    @property
+    def _seed(self) -> int | None:
+        return self.config.train.seed
+
+    def _files(self) -> dict[str, Callable[[Path], Any]]:
+        """Every SAE, under `saes/`."""
+        return {f"saes/{name}": sae.save for name, sae in self.saes.items()}
 
 
 def sweep_saes(

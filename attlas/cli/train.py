@@ -72,14 +72,19 @@ def _begin(config: TrainConfig, folder: Path, out: Output) -> HookedModel:
     return open_model(ModelArgs(model=config.model, device=config.device, dtype=config.dtype), out)
 
 
-def _train(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -> dict[str, Any]:
+def _tell_what_resumes(args: Args, folder: Path, workspace: Workspace, out: Output) -> None:
     from attlas.saes.checkpoint import has_checkpoint
+
+    if args.resume and not has_checkpoint(folder):
+        out.say(f"--resume: no checkpoint of this configuration in {workspace.path}; starting from the first step")
+
+
+def _train(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -> dict[str, Any]:
     from attlas.saes.history import live_folder
     from attlas.saes.train import train_sae
 
     folder = live_folder(workspace.path, _key(config))
-    if args.resume and not has_checkpoint(folder):
-        out.say(f"--resume: no checkpoint of this configuration in {workspace.path}; starting from the first step")
+    _tell_what_resumes(args, folder, workspace, out)
     model = _begin(config, folder, out)
     result = train_sae(
         config, model=model, folder=folder, resume=args.resume, track=out.track, on_step=training_news(out)
@@ -102,6 +107,7 @@ def _sweep(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -
 
     sweep = SweepConfig(config, args.sweep_k, args.sweep_sparsity, args.sweep_width, args.sweep_seed)
     folder = live_folder(workspace.path, _key(sweep))
+    _tell_what_resumes(args, folder, workspace, out)
     model = _begin(config, folder, out)
     result = sweep_saes(
         sweep, model=model, folder=folder, resume=args.resume, track=out.track, on_step=training_news(out)

@@ -46,13 +46,14 @@ def data(store: Store, params: Params) -> Data:
         "metric": metric,
         "rows": rows,
         "pareto": store.rows(sweep, "pareto", ("hook", "l0")),
+        "sweep_rows": store.rows(sweep, "training", ("hook", "tokens")),
     }
 
 
 def view(data: Data, look: Theme) -> Any:
     """Running curves first, then the chosen run's, then the sweep."""
     lead = "Curves of sparse autoencoders, as they train and after."
-    if not data["run"] and not data["running"]:
+    if not data["run"] and not data["running"] and not data["pareto"]:
         return html.Div(
             [heading("Training", lead), empty("No autoencoder yet", "Train one:", "attlas train --model gpt2-mini")]
         )
@@ -69,12 +70,14 @@ def view(data: Data, look: Theme) -> Any:
             *[_curves(f"Now: {live['name']}", live["rows"], data["metric"], look) for live in data["running"]],
             _finished(data, look),
             _pareto(data["pareto"], look),
+            _curves("Curves of the sweep", data["sweep_rows"], data["metric"], look) if data["sweep_rows"] else None,
         ]
     )
 
 
 def _series(rows: list[Row], metric: str) -> dict[str, tuple[list[Any], list[Any]]]:
-    key = "hook" if rows and "hook" in rows[0] else "sae"
+    """One line an autoencoder: by its own name where there is one (a sweep has several a hook), else by its hook."""
+    key = "sae" if rows and "sae" in rows[0] else "hook"
     names = dict.fromkeys(str(r.get(key)) for r in rows)
     return {
         name: (
