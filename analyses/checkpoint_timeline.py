@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.entropy import EntropyConfig, entropy
+from attlas.data.figures import new_grid
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
@@ -137,13 +138,12 @@ class TimelineResult(Result):
     def plot(self, score: str = "induction", head: tuple[int, int] | None = None) -> Any:
         """One head's score and entropy over steps (by default the one whose score ends highest)."""
         import plotly.graph_objects as go
-        from plotly.subplots import make_subplots
 
         if head is None:
             at = np.unravel_index(np.nanargmax(self.columns[score][-1]), self.columns[score].shape[1:])
             head = (int(at[0]), int(at[1]))
         steps = [c.step for c in self.checkpoints]
-        figure = make_subplots(specs=[[{"secondary_y": True}]])
+        figure = new_grid(specs=[[{"secondary_y": True}]])
         figure.add_trace(go.Scatter(x=steps, y=self.columns[score][:, *head], name=score.replace("_", " ")))
         for name in ("entropy", "lower_bound"):
             y = self.columns[name][:, *head]

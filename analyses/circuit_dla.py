@@ -22,6 +22,7 @@ from attlas.analyses.circuit_frozen import FrozenPass, Part
 from attlas.analyses.circuit_roles import HeadRole, head_role
 from attlas.analyses.circuit_saes import SAEs
 from attlas.analyses.circuit_tasks import Task
+from attlas.data.figures import new_figure
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
@@ -196,13 +197,13 @@ class DLAResult(Result):
             for part, value in zip(self.parts, mean, strict=True):
                 if part.kind == "head":
                     grid[part.layer, part.head] = value
-            figure = go.Figure(go.Heatmap(z=grid, colorscale="RdBu_r", zmid=0, colorbar={"title": "logits"}))
+            figure = new_figure(go.Heatmap(z=grid, zmid=0, colorbar={"title": "logits"}))
             figure.update_layout(title="Direct logit attribution by head", xaxis_title="head", yaxis_title="layer")
             return figure
         order = np.argsort(-np.abs(mean))[:n][::-1]
         error = {"type": "data", "array": (high - mean)[order], "arrayminus": (mean - low)[order]}
         names = [name_of(self.parts[i]) for i in order]
-        figure = go.Figure(go.Bar(x=mean[order], y=names, orientation="h", error_x=error))
+        figure = new_figure(go.Bar(x=mean[order], y=names, orientation="h", error_x=error))
         figure.update_layout(title="Direct logit attribution", xaxis_title="logits")
         return figure
 
@@ -212,7 +213,7 @@ class DLAResult(Result):
 
         mean, low, high = bootstrap_mean(self.lens, seed=self.config.seed)
         error = {"type": "data", "array": high - mean, "arrayminus": mean - low}
-        figure = go.Figure(go.Scatter(y=mean, error_y=error, mode="lines+markers"))
+        figure = new_figure(go.Scatter(y=mean, error_y=error, mode="lines+markers"))
         figure.update_layout(
             title="Logit lens, the final norm frozen", xaxis_title="layers done", yaxis_title="logit difference"
         )

@@ -25,6 +25,7 @@ from attlas.analyses.circuit_graph import CircuitGraph
 from attlas.analyses.circuit_metrics import Metric, unit_of
 from attlas.analyses.circuit_saes import SAEs, check_saes, decompose
 from attlas.analyses.circuit_tasks import Task
+from attlas.data.figures import new_figure
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
@@ -143,7 +144,7 @@ class FaithfulnessResult(Result):
             "array": np.array([r["high"] for r in rows]) - y,
             "arrayminus": y - np.array([r["low"] for r in rows]),
         }
-        figure = go.Figure(go.Bar(x=[r["kept"] for r in rows], y=y, error_y=error))
+        figure = new_figure(go.Bar(x=[r["kept"] for r in rows], y=y, error_y=error))
         figure.update_layout(title="Share of the metric recovered with only these units", yaxis_title="share")
         return figure
 

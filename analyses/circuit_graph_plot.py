@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from attlas.analyses.circuit_graph import CircuitGraph, Node
+from attlas.data.figures import new_figure
 
 COLOURS = {
     "logits": "#222222",
@@ -48,11 +49,10 @@ def label(graph: CircuitGraph, node: Node) -> str:
 def plot(graph: CircuitGraph) -> Any:
     """Plotly figure; line width is the edge's influence, dotted are keys and queries; constants are
     left out, remainders are hollow."""
-    import plotly.graph_objects as go
 
     where = layout(graph)
     scale = max((abs(e.influence) for e in graph.edges), default=1.0) or 1.0
-    figure = go.Figure()
+    figure = new_figure()
     for edge in sorted(graph.edges, key=lambda e: abs(e.influence)):
         if edge.source.startswith("constant"):
             continue

@@ -23,6 +23,7 @@ from attlas.analyses.circuit_metrics import Metric, unit_of
 from attlas.analyses.circuit_saes import SAEs, check_saes
 from attlas.analyses.circuit_sites import Edit, Site, check_site, edited, grid, replacement
 from attlas.analyses.circuit_tasks import Task
+from attlas.data.figures import new_figure
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
@@ -134,7 +135,7 @@ class PatchingResult(Result):
         elif self.config.by == "feature":
             x = [site.label() for site in self.sites]
         limit = float(np.abs(z).max()) or 1.0
-        figure = go.Figure(go.Heatmap(z=z, x=x, zmin=-limit, zmax=limit, colorscale="RdBu_r"))
+        figure = new_figure(go.Heatmap(z=z, x=x, zmin=-limit, zmax=limit))
         title = (
             f"{self.config.mode} {self.config.hook_end} ({self.config.direction}): change of the metric, {self.unit}"
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 from attlas.analyses.circuit_dla import name_of
 from attlas.analyses.circuit_frozen import FrozenPass, Part
 from attlas.analyses.circuit_saes import SAEs
+from attlas.data.figures import new_figure
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.workspace import Ref
@@ -112,7 +113,7 @@ class QKResult(Result):
         rows = self._with_rest(self.terms, picks[0])
         grid = self._with_rest(rows.T, picks[1]).T
         names = [[*[parts[i].id for i in pick], "the rest"] for parts, pick in zip(self._sides, picks, strict=True)]
-        figure = go.Figure(go.Heatmap(z=grid.numpy(), x=names[1], y=names[0], colorscale="RdBu_r", zmid=0))
+        figure = new_figure(go.Heatmap(z=grid.numpy(), x=names[1], y=names[0], zmid=0))
         c = self.config
         title = f"Head {c.layer}.{c.head}, {c.dest} → {c.src}: score {self.score:.2f}, attention {self.pattern:.2f}"
         figure.update_layout(title=title, xaxis_title="source term", yaxis_title="destination term")

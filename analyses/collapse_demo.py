@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from attlas.analyses.entropy_alerts import AlertConfig
 from attlas.analyses.entropy_tracker import EntropyTracker
 from attlas.analyses.sigma_reparam import sigma_reparam
+from attlas.data.figures import LIGHT, new_grid
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
@@ -132,13 +133,12 @@ class CollapseResult(Result):
     def plot(self, model: str | None = None) -> Any:
         """Loss above, mean entropy of all heads with its bound below; one colour a method, one line a seed."""
         import plotly.graph_objects as go
-        from plotly.subplots import make_subplots
 
         model = model or self.config.models[0]
         frame = self.curves.to_pandas()
         frame = frame[frame.model == model]
-        figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.06)
-        for method, colour in zip(METHODS, ("#d62728", "#1f77b4"), strict=True):
+        figure = new_grid(rows=2, columns=1, shared_xaxes=True, vertical_spacing=0.06)
+        for method, colour in zip(METHODS, (LIGHT.second, LIGHT.accent), strict=True):
             for seed in self.config.seeds:
                 part = frame[(frame.method == method) & (frame.seed == seed)]
                 mean = part.groupby("step")[["loss", "entropy", "lower_bound"]].mean()

@@ -23,6 +23,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from attlas.data.figures import new_figure
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
@@ -108,9 +109,8 @@ class CostResult(Result):
 
     def plot(self) -> Any:
         """Milliseconds a layer (median over layers) against T, attention beside FFN, both axes logarithmic."""
-        import plotly.graph_objects as go
 
-        figure = go.Figure()
+        figure = new_figure()
         for module in ("attn", "mlp"):
             y = [1e3 * float(np.median([r["seconds"] for r in self._of(module, t)])) for t in self.config.lengths]
             figure.add_scatter(x=self.config.lengths, y=y, name=module, mode="lines+markers")

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.analyses.entropy_config import EntropyConfig
+from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
@@ -88,7 +89,7 @@ class EntropyResult(Result):
         """Heatmap layers × heads of one column."""
         import plotly.graph_objects as go
 
-        figure = go.Figure(go.Heatmap(z=self.columns[metric], colorscale="Viridis", colorbar={"title": metric}))
+        figure = new_figure(go.Heatmap(z=self.columns[metric], colorbar={"title": metric}))
         figure.update_layout(xaxis_title="head", yaxis_title="layer", title=f"attention {metric.replace('_', ' ')}")
         figure.update_yaxes(autorange="reversed", dtick=1)
         return figure

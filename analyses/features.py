@@ -38,6 +38,7 @@ from attlas.analyses.features_config import FeaturesConfig
 from attlas.analyses.head_attribution import head_shares, head_spread
 from attlas.analyses.logit_effects import logit_effects
 from attlas.analyses.vit_readout import patch_grid
+from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset, shrink
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
@@ -209,7 +210,7 @@ class FeaturesResult(Result):
         import plotly.graph_objects as go
 
         alive = self.density[self.density > 0]
-        figure = go.Figure(go.Histogram(x=np.log10(alive), nbinsx=60))
+        figure = new_figure(go.Histogram(x=np.log10(alive), nbinsx=60))
         figure.update_layout(xaxis_title="log₁₀ density", yaxis_title="features", title="activation density")
         return figure
 

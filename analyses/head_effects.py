@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.bootstrap import bootstrap_mean
+from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
@@ -118,7 +119,7 @@ class HeadEffectsResult(Result):
         import plotly.graph_objects as go
 
         name = ablation or next(iter(self.per_sequence))
-        figure = go.Figure(go.Heatmap(z=self.mean(name), colorscale="RdBu_r", zmid=0, colorbar={"title": "Δ nats"}))
+        figure = new_figure(go.Heatmap(z=self.mean(name), zmid=0, colorbar={"title": "Δ nats"}))
         figure.update_layout(xaxis_title="head", yaxis_title="layer", title=f"Δ loss of each head, {name} ablation")
         figure.update_yaxes(autorange="reversed", dtick=1)
         return figure

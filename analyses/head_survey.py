@@ -30,6 +30,7 @@ from attlas.analyses.feature_relations import Coactivation
 from attlas.analyses.feature_stream import FeatureStream
 from attlas.analyses.head_attribution import head_shares
 from attlas.analyses.logit_effects import logit_effects
+from attlas.data.figures import new_figure
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
@@ -157,10 +158,9 @@ class HeadSurveyResult(Result):
 
     def plot(self) -> Any:
         """Groups by head, beside those of random dictionaries."""
-        import plotly.graph_objects as go
 
         names = [f"{row['layer']}.{row['head']}" for row in self.heads]
-        figure = go.Figure()
+        figure = new_figure()
         figure.add_bar(x=names, y=[row["n_groups"] for row in self.heads], name="its top features")
         low, mean, high = (np.array([row[k] for row in self.heads]) for k in ("null_low", "null_groups", "null_high"))
         error = {"type": "data", "array": high - mean, "arrayminus": mean - low}

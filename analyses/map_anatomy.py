@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.checkpoint_timeline import TimelineConfig, repeat_scores, repeated_tokens
+from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
@@ -176,7 +177,7 @@ class AnatomyResult(Result):
         import plotly.graph_objects as go
 
         heat = go.Heatmap(z=self.columns[metric], text=self.labels(), hovertemplate="%{y}.%{x}: %{z:.3f}<br>%{text}")
-        figure = go.Figure(heat).update_layout(xaxis_title="head", yaxis_title="layer", title=metric.replace("_", " "))
+        figure = new_figure(heat).update_layout(xaxis_title="head", yaxis_title="layer", title=metric.replace("_", " "))
         return figure.update_yaxes(autorange="reversed", dtick=1)
 
     def summary(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.analyses.drop_selection import Drop, Unit, masked
 from attlas.analyses.head_effects import sequence_loss, spearman
 from attlas.analyses.redundancy import MODULES, RedundancyConfig, RedundancyResult
+from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
@@ -81,9 +82,8 @@ class ModuleEffectsResult(Result):
 
     def plot(self) -> Any:
         """Δ loss by layer, one line a module."""
-        import plotly.graph_objects as go
 
-        figure = go.Figure()
+        figure = new_figure()
         for slot, module in enumerate(MODULES):
             figure.add_scatter(y=self.delta[:, slot], name=module, mode="lines+markers")
         figure.update_layout(title="dropped alone", xaxis_title="layer", yaxis_title="Δ loss (nats)")

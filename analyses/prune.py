@@ -12,6 +12,7 @@ from attlas.analyses.drop_curve_config import DropCurveConfig
 from attlas.analyses.drop_measure import measure_drops
 from attlas.analyses.drop_scores import Scores, iterative_order
 from attlas.analyses.drop_selection import Drop, Unit, available, last_first, random_order, ranked, unit_name
+from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
@@ -72,9 +73,8 @@ class DropCurveResult(Result):
 
     def plot(self) -> Any:
         """Δ loss against modules dropped; random as the mean of its draws."""
-        import plotly.graph_objects as go
 
-        figure = go.Figure()
+        figure = new_figure()
         for target in self.config.targets:
             for order in self.config.orders:
                 counts = [n for n in self.config.counts if self.delta(target, order, n)]

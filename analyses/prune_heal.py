@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from attlas.analyses.prune_build import forward_logits
+from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.schema import TableSchema, column
@@ -85,9 +86,8 @@ class HealResult:
 
     def plot(self) -> Any:
         """Training objective and held-out loss against steps."""
-        import plotly.graph_objects as go
 
-        figure = go.Figure()
+        figure = new_figure()
         logged = [row for row in self.rows if row["loss"] is not None]
         figure.add_scatter(x=[r["step"] for r in logged], y=[r["loss"] for r in logged], name=self.config.objective)
         steps, losses = zip(*self.eval_losses, strict=True)

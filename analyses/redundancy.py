@@ -12,6 +12,7 @@ import torch
 from attlas.analyses.block_runs import BLOCK_RUNS, BlockRuns, angles
 from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.analyses.redundancy_config import RedundancyConfig
+from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
@@ -91,9 +92,8 @@ class RedundancyResult(Result):
 
     def plot(self) -> Any:
         """Scores by layer, one line a module, with intervals."""
-        import plotly.graph_objects as go
 
-        figure = go.Figure()
+        figure = new_figure()
         for slot, module in enumerate(MODULES):
             y = self.scores[:, slot]
             error = {"type": "data", "array": self.high[:, slot] - y, "arrayminus": y - self.low[:, slot]}

@@ -16,6 +16,7 @@ from attlas.analyses.checkpoint_timeline import Checkpoint
 from attlas.analyses.drop_scores import quality
 from attlas.analyses.head_effects import spearman
 from attlas.analyses.redundancy import MODULES, RedundancyConfig, RedundancyResult, redundancy
+from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
@@ -89,10 +90,9 @@ class RedundancyTimelineResult(Result):
 
     def plot(self, module: str = "attn") -> Any:
         """Scores over steps, one line a layer, with intervals."""
-        import plotly.graph_objects as go
 
         slot, steps = MODULES.index(module), [c.step for c in self.checkpoints]
-        figure = go.Figure()
+        figure = new_figure()
         for layer in range(self.scores.shape[1]):
             y = self.scores[:, layer, slot]
             high = [result.high[layer, slot] for result in self.results] - y

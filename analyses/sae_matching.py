@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
@@ -111,9 +112,8 @@ class MatchingResult(Result):
 
     def plot(self) -> Any:
         """Decoder cosine of the best match, beside the control's."""
-        import plotly.graph_objects as go
 
-        figure = go.Figure()
+        figure = new_figure()
         figure.add_histogram(x=[r["cosine"] for r in self.rows], name="best match", nbinsx=40)
         figure.add_histogram(x=[r["control_cosine"] for r in self.rows], name="random directions", nbinsx=40)
         figure.update_layout(barmode="overlay", xaxis_title="decoder cosine", yaxis_title="features")

@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
@@ -159,7 +160,7 @@ class SelectionResult(Result):
         k = self.config.top_k[0] if k is None else k
         heat = go.Heatmap(z=self.coverage[k], zmin=0, zmax=1, colorbar={"title": "coverage"})
         title = f"mass on the {k} keys a layer selects"
-        return go.Figure(heat).update_layout(title=title, xaxis_title="layer", yaxis_title="selecting layer")
+        return new_figure(heat).update_layout(title=title, xaxis_title="layer", yaxis_title="selecting layer")
 
     def summary(self) -> dict[str, Any]:
         """Of the first k: mean coverage by a layer below, and the best partition with a quarter of the layers full."""

@@ -27,6 +27,7 @@ from attlas.analyses.vit_tables import (
     STRENGTH_BY_CLASS,
     TREND,
 )
+from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
@@ -185,7 +186,7 @@ class VitResult(Result):
         import plotly.graph_objects as go
 
         metric = metric or self.main_metric
-        figure = go.Figure(go.Heatmap(z=self.heatmap(metric), colorscale="Viridis", colorbar={"title": metric}))
+        figure = new_figure(go.Heatmap(z=self.heatmap(metric), colorbar={"title": metric}))
         figure.update_layout(xaxis_title="head", yaxis_title="layer", title=f"{metric} by head")
         figure.update_yaxes(autorange="reversed", dtick=1)
         return figure

@@ -22,6 +22,7 @@ from attlas.analyses.vit_pattern_clusters import (
 )
 from attlas.analyses.vit_pattern_sample import PatternSample, sample_patterns
 from attlas.analyses.vit_tables import HEAD, LAYER
+from attlas.data.figures import new_figure, new_grid
 from attlas.data.images import ImageDataset, shrink
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
@@ -244,9 +245,8 @@ class VitPatternsResult(Result):
 
     def plot(self) -> Any:
         """The plane of maps, coloured by cluster."""
-        import plotly.graph_objects as go
 
-        figure = go.Figure()
+        figure = new_figure()
         for cluster, name in enumerate(self.names()):
             m = self.labels == cluster
             text = [f"{a}.{b}" for a, b in zip(self.sample.layer[m], self.sample.head[m], strict=True)]
@@ -258,13 +258,12 @@ class VitPatternsResult(Result):
     def plot_prototypes(self) -> Any:
         """Mean recentred map of each cluster, the query in the middle."""
         import plotly.graph_objects as go
-        from plotly.subplots import make_subplots
 
         titles = [f"{c} {name}" for c, name in enumerate(self.names())]
         columns = min(4, len(titles))
-        figure = make_subplots(-(-len(titles) // columns), columns, subplot_titles=titles)
+        figure = new_grid(-(-len(titles) // columns), columns, subplot_titles=titles)
         for c, map_ in enumerate(self.prototypes):
-            heat = go.Heatmap(z=np.sqrt(map_), colorscale="Viridis", showscale=False)
+            heat = go.Heatmap(z=np.sqrt(map_), showscale=False)
             figure.add_trace(heat, row=c // columns + 1, col=c % columns + 1)
         figure.update_xaxes(visible=False).update_yaxes(visible=False, autorange="reversed", scaleanchor="x")
         return figure

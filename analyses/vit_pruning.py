@@ -18,6 +18,7 @@ from torch import Tensor
 from attlas.analyses.vit import require_vit
 from attlas.analyses.vit_readout import Answer, Readout, make_readout, metric_mean
 from attlas.analyses.vit_tables import N_IMAGES, interval
+from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
@@ -128,10 +129,9 @@ class VitPruningResult(Result):
 
     def plot(self, metric: str | None = None) -> Any:
         """Curves of one metric against heads gone."""
-        import plotly.graph_objects as go
 
         metric = metric or self.main_metric
-        figure = go.Figure()
+        figure = new_figure()
         for name, curves in self.curves.items():
             figure.add_scatter(y=curves[metric].mean(1), name=name, mode="lines+markers")
         figure.update_layout(xaxis_title="heads pruned", yaxis_title=metric, title=f"{metric} as heads go together")

@@ -18,6 +18,7 @@ from attlas.analyses.vit_readout import make_readout, metric_mean
 from attlas.analyses.vit_removal import RemovalCurve, random_orders, removal_curves
 from attlas.analyses.vit_rollout import relevance_of
 from attlas.analyses.vit_token_tables import COLUMN_MASS, LEAF_TOKENS, REMOVAL, ROLLOUT, SCHEMAS, TOKENS
+from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
@@ -172,12 +173,11 @@ class VitTokensResult(Result):
 
     def plot(self, layer: int | None = None) -> Any:
         """Removal curves of one layer by the main metric."""
-        import plotly.graph_objects as go
 
         layer = next(iter(self.removal)) if layer is None else layer
         if layer not in self.removal:
             raise ConfigError(f"patches were not removed at layer {layer}, only at {sorted(self.removal)}")
-        figure = go.Figure()
+        figure = new_figure()
         for name, curve in self.removal[layer].items():
             y = curve.per_image[self.main_metric].mean(1)
             figure.add_scatter(x=curve.fractions, y=y, name=name, mode="lines+markers")

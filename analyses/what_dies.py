@@ -20,6 +20,7 @@ from attlas.analyses.drop_behaviours import TASKS, head_losses, task_losses
 from attlas.analyses.drop_features import ACTIVITY, AFTER, BEFORE, EFFECT, SIZE, FeatureTally, absent, tally
 from attlas.analyses.drop_selection import Drop, masked
 from attlas.analyses.feature_examples import Example, fill
+from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
@@ -211,10 +212,9 @@ class WhatDiesResult(Result):
 
     def plot(self) -> Any:
         """Density of each feature before against after, coloured by state."""
-        import plotly.graph_objects as go
 
         table = self.features_table().to_pandas()
-        figure = go.Figure()
+        figure = new_figure()
         for state, rows in table[table.density_before > 0].groupby("state"):
             figure.add_scattergl(
                 x=rows.density_before, y=rows.density_after, mode="markers", name=str(state), text=rows.feature

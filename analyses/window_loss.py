@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.bootstrap import bootstrap_mean
+from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
@@ -107,9 +108,8 @@ class WindowResult(Result):
 
     def plot(self) -> Any:
         """Rise of the loss by layer, one line a window."""
-        import plotly.graph_objects as go
 
-        figure = go.Figure()
+        figure = new_figure()
         for window, delta in self.delta.items():
             y = delta[:-1]
             error = {"type": "data", "array": self.high[window][:-1] - y, "arrayminus": y - self.low[window][:-1]}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from attlas.data.figures import LIGHT, new_figure, new_grid
+
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
@@ -14,15 +16,13 @@ _PANELS = (
     ("dead_fraction", "Dead features (fraction)"),
     ("mse", "Squared error (scaled)"),
 )
-_COLOURS = ("#4c6ef5", "#f08c00", "#2b8a3e", "#c2255c", "#7048e8", "#0c8599", "#868e96", "#e8590c")
 
 
 def training_figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
     """Four panels against tokens, a line an SAE."""
     import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
 
-    figure = make_subplots(rows=2, cols=2, subplot_titles=[title for _, title in _PANELS], vertical_spacing=0.16)
+    figure = new_grid(rows=2, columns=2, subplot_titles=[title for _, title in _PANELS], vertical_spacing=0.16)
     for i, name in enumerate(dict.fromkeys(row["sae"] for row in rows)):
         mine = [row for row in rows if row["sae"] == name]
         for j, (column, _) in enumerate(_PANELS):
@@ -32,22 +32,21 @@ def training_figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
                 name=name,
                 legendgroup=name,
                 showlegend=j == 0,
-                line={"color": _COLOURS[i % len(_COLOURS)], "width": 1.5},
+                line={"color": LIGHT.categories[i % len(LIGHT.categories)], "width": 1.5},
             )
             figure.add_trace(line, row=j // 2 + 1, col=j % 2 + 1)
     figure.update_xaxes(title_text="tokens", row=2)
-    figure.update_layout(template="plotly_white", height=520, margin={"l": 50, "r": 20, "t": 40, "b": 45})
+    figure.update_layout(height=520, margin={"l": 50, "r": 20, "t": 40, "b": 45})
     return figure
 
 
 def pareto_figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
     """Explained variance against L0, a point an SAE; those that no other beats in both are joined."""
-    import plotly.graph_objects as go
 
-    figure = go.Figure()
+    figure = new_figure()
     for i, hook in enumerate(dict.fromkeys(row["hook"] for row in rows)):
         mine = sorted((row for row in rows if row["hook"] == hook), key=lambda row: row["l0"])
-        colour = _COLOURS[i % len(_COLOURS)]
+        colour = LIGHT.categories[i % len(LIGHT.categories)]
         text = [f"k={r['k']} λ={r['sparsity']:g} F={r['d_sae']} seed {r['seed']}" for r in mine]
         x, y = [r["l0"] for r in mine], [r["explained_variance"] for r in mine]
         marker = {"color": colour, "size": 8}
@@ -62,7 +61,6 @@ def pareto_figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
             hoverinfo="skip",
         )
     figure.update_layout(
-        template="plotly_white",
         xaxis_title="L0 (active features a token)",
         yaxis_title="explained variance (held-out data)",
         height=440,
@@ -72,9 +70,8 @@ def pareto_figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
 
 def evaluation_figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
     """Bars with intervals: explained variance, and CE recovered where it was measured, by subject."""
-    import plotly.graph_objects as go
 
-    figure = go.Figure()
+    figure = new_figure()
     for i, metric in enumerate(("explained_variance", "ce_recovered", "ce_recovered_mean", "output_cosine")):
         mine = [row for row in rows if row["metric"] == metric]
         if not mine:
@@ -83,7 +80,7 @@ def evaluation_figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
             name=mine[0]["description"],
             x=[row["subject"].replace("_", " ") for row in mine],
             y=[row["value"] for row in mine],
-            marker_color=_COLOURS[i],
+            marker_color=LIGHT.categories[i],
             error_y={
                 "type": "data",
                 "symmetric": False,
@@ -91,5 +88,5 @@ def evaluation_figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
                 "arrayminus": [row["value"] - (row["low"] or row["value"]) for row in mine],
             },
         )
-    figure.update_layout(template="plotly_white", barmode="group", height=420, legend={"orientation": "h"})
+    figure.update_layout(barmode="group", height=420, legend={"orientation": "h"})
     return figure
