@@ -14,8 +14,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.data.schema import TableSchema, column
+from attlas.data.stats import bootstrap_mean
 
 BLOCK_RUNS = TableSchema(
     "block_runs",

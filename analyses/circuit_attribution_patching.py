@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -104,11 +103,3 @@ def rank_features(
     effect = (weight * (value - amounts)).sum(1).mean(0).abs()
     n = min(n, int((effect > 0).sum()))
     return [int(f) for f in effect.topk(n).indices]
-
-
-def correlation(exact: np.ndarray, approximate: np.ndarray) -> tuple[float, float]:
-    """Pearson's and Spearman's correlation of two lists of effects; NaN where one is constant or shorter than 3."""
-    if len(exact) < 3 or np.ptp(exact) == 0 or np.ptp(approximate) == 0:
-        return float("nan"), float("nan")
-    exact_rank, other_rank = (np.argsort(np.argsort(v)).astype(float) for v in (exact, approximate))
-    return float(np.corrcoef(exact, approximate)[0, 1]), float(np.corrcoef(exact_rank, other_rank)[0, 1])

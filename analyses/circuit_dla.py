@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.analyses.circuit_config import DLAConfig
 from attlas.analyses.circuit_frozen import FrozenPass, Part
 from attlas.analyses.circuit_roles import HeadRole, head_role
@@ -26,6 +25,7 @@ from attlas.data.figures import new_figure
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
+from attlas.data.stats import bootstrap_mean
 from attlas.errors import ConfigError, ConservationError
 from attlas.interp import HookedModel
 

@@ -16,8 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from attlas.analyses.bootstrap import bootstrap_mean
-from attlas.analyses.circuit_attribution_patching import correlation, estimate, path_gradients, rank_features
+from attlas.analyses.circuit_attribution_patching import estimate, path_gradients, rank_features
 from attlas.analyses.circuit_config import PatchingConfig
 from attlas.analyses.circuit_metrics import Metric, unit_of
 from attlas.analyses.circuit_saes import SAEs, check_saes
@@ -27,6 +26,7 @@ from attlas.data.figures import new_figure
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
+from attlas.data.stats import bootstrap_mean, pearson, spearman
 from attlas.errors import ConfigError, PromptError
 from attlas.interp import HookedModel
 
@@ -78,8 +78,11 @@ class PatchingResult(Result):
 
     @property
     def correlation(self) -> tuple[float, float]:
-        """Pearson's and Spearman's correlation of exact and estimated mean effects over sites."""
-        return correlation(self.effects.mean(1), self.estimates.mean(1))
+        """Pearson's and Spearman's correlation of exact and estimated mean effects over sites; NaN below 3 sites."""
+        if len(self.effects) < 3:
+            return float("nan"), float("nan")
+        exact, estimated = self.effects.mean(1), self.estimates.mean(1)
+        return float(pearson(exact, estimated)), float(spearman(exact, estimated))
 
     def normalized(self) -> np.ndarray:
         """Mean effect as a share of the metric's difference between source and base, [n]; NaN where they tie."""
@@ -144,7 +147,7 @@ class PatchingResult(Result):
 
     def summary(self) -> dict[str, Any]:
         """Headline numbers."""
-        pearson, spearman = self.correlation
+        linear, ranks = self.correlation
         return {
             "base": float(self.base.mean()),
             "source": float(self.source.mean()),
@@ -153,8 +156,8 @@ class PatchingResult(Result):
             "n_sites": len(self.sites),
             "tokens": list(self.tokens),
             "strongest": self.ranking(5),
-            "estimate_pearson": pearson,
-            "estimate_spearman": spearman,
+            "estimate_pearson": linear,
+            "estimate_spearman": ranks,
         }
 
 

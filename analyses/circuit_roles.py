@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attlas.analyses.bootstrap import bootstrap_mean
+from attlas.data.stats import bootstrap_mean
 
 LOOKS = 0.2
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attlas.analyses.bootstrap import bootstrap_mean, count_mean, span
 from attlas.analyses.circuit_metrics import LogitDifference, Metric, ProbabilityDifference, at_positions
+from attlas.data.stats import bootstrap_mean, count_mean, span
 from attlas.errors import ConfigError, TaskError, nearest
 from attlas.interp import HookedModel
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.analyses.checkpoint_timeline import TimelineConfig, repeat_scores, repeated_tokens
 from attlas.analyses.circuit_tasks import Task, TaskConfig, make_task
 from attlas.analyses.drop_selection import Drop, masked
+from attlas.data.stats import bootstrap_mean
 from attlas.errors import TaskError, UnsupportedModelError
 from attlas.interp import HookedModel
 

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attlas.analyses.bootstrap import MIN_UNITS, student_t
 from attlas.analyses.drop_selection import Drop, masked
 from attlas.analyses.feature_stream import Kept
 from attlas.analyses.head_effects import sequence_loss
+from attlas.data.stats import MIN_UNITS, student_t
 from attlas.interp import HookedModel
 from attlas.interp.names import layer_of
 from attlas.saes.base import SAE

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attlas.analyses.bootstrap import student_t
 from attlas.analyses.feature_directions import LOCAL_WINDOW, Examples, Sample, encoder_input
 from attlas.data.progress import Track, no_track
+from attlas.data.stats import student_t
 from attlas.interp import HookedModel
 from attlas.saes.base import SAE
 

@@ -17,12 +17,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
+from attlas.data.stats import bootstrap_mean, spearman
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
@@ -98,7 +98,7 @@ class HeadEffectsResult(Result):
 
     def rank_correlation(self, estimate: str, exact: str = "zero") -> float:
         """Spearman's ρ over heads between an estimate and an exact effect."""
-        return spearman(self.mean(estimate).ravel(), self.mean(exact).ravel())
+        return float(spearman(self.mean(estimate).ravel(), self.mean(exact).ravel()))
 
     def table(self) -> pa.Table:
         """Table head_effects."""
@@ -140,13 +140,6 @@ class HeadEffectsResult(Result):
             if estimate in self.per_sequence and "zero" in self.per_sequence:
                 found[f"rank_correlation_{estimate}"] = self.rank_correlation(estimate)
         return found
-
-
-def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation of two vectors (ties broken by position)."""
-    ranks = np.stack([np.argsort(np.argsort(x, kind="stable"), kind="stable") for x in (a, b)]).astype(np.float64)
-    centred = ranks - ranks.mean(1, keepdims=True)
-    return float((centred[0] * centred[1]).sum() / np.sqrt((centred**2).sum(1).prod()))
 
 
 def head_effects(

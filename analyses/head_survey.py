@@ -23,7 +23,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from attlas.analyses.bootstrap import bootstrap_mean, count_mean
 from attlas.analyses.feature_directions import encoder_directions, offsets, reading
 from attlas.analyses.feature_null import null_directions
 from attlas.analyses.feature_relations import Coactivation
@@ -34,6 +33,7 @@ from attlas.data.figures import new_figure
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
+from attlas.data.stats import bootstrap_mean, count_mean
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel

@@ -13,15 +13,15 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.analyses.drop_selection import Drop, Unit, masked
-from attlas.analyses.head_effects import sequence_loss, spearman
+from attlas.analyses.head_effects import sequence_loss
 from attlas.analyses.redundancy import MODULES, RedundancyConfig, RedundancyResult
 from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
+from attlas.data.stats import bootstrap_mean, spearman
 from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
 from attlas.interp.labels import loss_labels
@@ -78,7 +78,7 @@ class ModuleEffectsResult(Result):
     def rank_correlation(self, scores: RedundancyResult, module: str) -> float:
         """Spearman's ρ over layers between the redundancy score and what dropping the module costs."""
         slot = MODULES.index(module)
-        return spearman(scores.scores[:, slot], self.delta[:, slot])
+        return float(spearman(scores.scores[:, slot], self.delta[:, slot]))
 
     def plot(self) -> Any:
         """Δ loss by layer, one line a module."""

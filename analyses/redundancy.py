@@ -10,13 +10,13 @@ import pyarrow as pa
 import torch
 
 from attlas.analyses.block_runs import BLOCK_RUNS, BlockRuns, angles
-from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.analyses.redundancy_config import RedundancyConfig
 from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
+from attlas.data.stats import bootstrap_mean
 from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
 

@@ -14,13 +14,13 @@ import pyarrow as pa
 
 from attlas.analyses.checkpoint_timeline import Checkpoint
 from attlas.analyses.drop_scores import quality
-from attlas.analyses.head_effects import spearman
 from attlas.analyses.redundancy import MODULES, RedundancyConfig, RedundancyResult, redundancy
 from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
+from attlas.data.stats import spearman
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref
 from attlas.errors import CheckpointError
@@ -86,7 +86,7 @@ class RedundancyTimelineResult(Result):
     def agreement(self, module: str) -> list[float]:
         """Spearman's ρ over layers of each checkpoint's scores with the last one's."""
         scores = self.scores[:, :, MODULES.index(module)]
-        return [spearman(row, scores[-1]) for row in scores]
+        return [float(spearman(row, scores[-1])) for row in scores]
 
     def plot(self, module: str = "attn") -> Any:
         """Scores over steps, one line a layer, with intervals."""

@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.analyses.vit_agreement import Agreement, agreement
 from attlas.analyses.vit_config import VitConfig
 from attlas.analyses.vit_importance import HeadImportance, head_importance
@@ -31,6 +30,7 @@ from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
+from attlas.data.stats import bootstrap_mean
 from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel
 

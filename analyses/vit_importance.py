@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attlas.analyses.bootstrap import Interval
 from attlas.analyses.head_effects import mean_z
 from attlas.analyses.vit_readout import Answer, Readout, jensen_shannon, make_readout, metric_mean, patch_grid
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
+from attlas.data.stats import Interval
 from attlas.interp import HookedModel
 from attlas.interp.prefix_reuse import attend_once, entering, last_layer_for_prefix, reads_prefix_alone
 from attlas.interp.suffix import Suffix
@@ -39,7 +39,7 @@ class HeadImportance:
     ablation: str
 
     def intervals(self, seed: int, n_samples: int = 1000) -> dict[str, Interval]:
-        """metric → (mean, low, high) [layer, head], 95 % interval over images (see analyses.bootstrap)."""
+        """metric → (mean, low, high) [layer, head], 95 % interval over images (see data.stats)."""
         return {m: metric_mean(m, v, seed=seed, n_samples=n_samples) for m, v in self.per_image.items()}
 
 

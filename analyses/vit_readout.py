@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attlas.analyses.bootstrap import Interval, bootstrap_mean, count_mean
 from attlas.analyses.vit_probe import KnnProbe, LinearProbe
 from attlas.data.images import ImageDataset
+from attlas.data.stats import Interval, bootstrap_mean, count_mean
 from attlas.errors import ImageDataError
 from attlas.interp import HookedModel
 from attlas.interp.labels import classifier_labels

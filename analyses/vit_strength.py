@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.analyses.vit_readout import patch_grid
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
+from attlas.data.stats import bootstrap_mean
 from attlas.interp import HookedModel
 
 MEASURES = (

@@ -11,7 +11,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from attlas.analyses.bootstrap import Interval
 from attlas.analyses.vit import require_vit
 from attlas.analyses.vit_column_mass import ColumnMass, column_mass
 from attlas.analyses.vit_readout import make_readout, metric_mean
@@ -23,6 +22,7 @@ from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.splits import stratified_order
+from attlas.data.stats import Interval
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 

@@ -17,12 +17,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
+from attlas.data.stats import bootstrap_mean
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel

@@ -20,9 +20,9 @@ class EvalConfig:
     eval_batch: int = 8
     """Sequences in a forward pass; fewer where the vocabulary is large."""
     n_bootstrap: int = 1000
-    """Resamplings of sequences behind each interval; 0 for no intervals."""
+    """Resamplings of sequences behind each bootstrap-t interval; 0 for no intervals, none below 8 sequences."""
     confidence: float = 0.95
-    """Share of resamplings inside an interval."""
+    """Coverage of an interval."""
     skip_positions: int | None = None
     """Leading positions left out; None as the SAE records it (else the BOS of text and nothing of images)."""
     exclude_tokens: tuple[str, ...] | None = None

@@ -48,7 +48,7 @@ EVALUATION = TableSchema(
         column("subject", pa.string(), "", "sae, pca, random_dictionary or shuffled_weights"),
         column("metric", pa.string(), "", "name of the metric"),
         column("value", pa.float64(), "see unit", "over all sequences"),
-        column("low", pa.float64(), "see unit", "lower end of the bootstrap interval over sequences; null without one"),
+        column("low", pa.float64(), "see unit", "lower end of the interval over sequences; null below 8"),
         column("high", pa.float64(), "see unit", "its upper end"),
         column("unit", pa.string(), "", "unit of value, low and high"),
         column("description", pa.string(), "", "definition, with what is divided by what"),

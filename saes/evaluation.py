@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
+from attlas.data.stats import bootstrap_ratio, count_mean
 from attlas.data.workspace import Ref
 from attlas.errors import ConfigError, NonFiniteError
 from attlas.saes.base import SAE
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from attlas.interp import HookedModel
 
 SAMPLE_ROWS = 8_192
+COUNTED = ("accuracy_clean", "accuracy_spliced", "accuracy_zero")  # of images answered rightly
 LOGIT_BUDGET = 2**26  # floats of one batch's logits, so that a large vocabulary does not fill the memory
 
 
@@ -317,48 +319,43 @@ def _reconstruction(
     return {name: empty.index_add(0, sequence_N, t.double()).cpu().numpy() for name, t in per_token.items()}
 
 
-def _ratios(s: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Metrics from sums; works on scalars and on a leading axis of resamplings alike."""
+def _ratios(s: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Each metric as (numerator, denominator) of a ratio of sums over sequences, from sums over each sequence."""
     found = {
-        "l0": s["active"] / s["n"],
-        "explained_variance": 1 - s["error"] / s["variance"],
-        "squared_error": s["error"] / s["n"],
-        "cosine": s["cosine"] / s["n"],
-        "shrinkage_slope": s["aligned"] / s["variance"],
+        "l0": (s["active"], s["n"]),
+        "explained_variance": (s["variance"] - s["error"], s["variance"]),
+        "squared_error": (s["error"], s["n"]),
+        "cosine": (s["cosine"], s["n"]),
+        "shrinkage_slope": (s["aligned"], s["variance"]),
     }
     if "predictions" in s:
         m = s["predictions"]
-        ce = {name: s[f"ce_{name}"] / m for name in ("clean", "spliced", "zero", "mean")}
-        found |= {f"ce_{name}": value for name, value in ce.items()}
-        found["ce_increase"] = ce["spliced"] - ce["clean"]
-        found["ce_recovered"] = (ce["zero"] - ce["spliced"]) / (ce["zero"] - ce["clean"])
-        found["ce_recovered_mean"] = (ce["mean"] - ce["spliced"]) / (ce["mean"] - ce["clean"])
-    for name in ("kl", "kl_zero", "accuracy_clean", "accuracy_spliced", "accuracy_zero"):
-        if name in s:
-            found[name] = s[name] / s["outputs"]
-    for name in ("output_cosine", "output_cosine_zero", "output_cosine_mean"):
-        if name in s:
-            found[name] = s[name] / s["outputs"]
-    return found
+        found |= {f"ce_{name}": (s[f"ce_{name}"], m) for name in ("clean", "spliced", "zero", "mean")}
+        found["ce_increase"] = (s["ce_spliced"] - s["ce_clean"], m)
+        found["ce_recovered"] = (s["ce_zero"] - s["ce_spliced"], s["ce_zero"] - s["ce_clean"])
+        found["ce_recovered_mean"] = (s["ce_mean"] - s["ce_spliced"], s["ce_mean"] - s["ce_clean"])
+    means = ("kl", "kl_zero", *COUNTED, "output_cosine", "output_cosine_zero", "output_cosine_mean")
+    return found | {name: (s[name], s["outputs"]) for name in means if name in s}
 
 
 def _intervals(
     arrays: dict[str, np.ndarray], config: EvalConfig
 ) -> dict[str, tuple[float, float | None, float | None]]:
-    """Each metric with its bootstrap interval: sequences are drawn with replacement, ratios formed from their sums."""
-    values = _ratios({name: np.asarray(a.sum()) for name, a in arrays.items()})
-    n = len(arrays["n"])
-    if config.n_bootstrap == 0 or n < 2:
-        return {name: (float(value), None, None) for name, value in values.items()}
-    generator = np.random.default_rng(config.eval_seed)
-    weights = generator.multinomial(n, np.full(n, 1 / n), size=config.n_bootstrap).astype(np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        drawn = _ratios({name: weights @ a for name, a in arrays.items()})
-    tail = (1 - config.confidence) / 2
-    return {
-        name: (float(value), *map(float, np.quantile(drawn[name], [tail, 1 - tail])))  # type: ignore[misc]
-        for name, value in values.items()
-    }
+    """Each metric with its interval over sequences or images (see `attlas.data.stats`), None where there is none."""
+    found: dict[str, tuple[float, float | None, float | None]] = {}
+    for name, (above, below) in _ratios(arrays).items():
+        if config.n_bootstrap == 0:
+            total = below.sum()
+            found[name] = (float(above.sum() / total) if total else float("nan"), None, None)
+            continue
+        if name in COUNTED:
+            interval = count_mean(above, level=config.confidence)
+        else:
+            how = {"n_samples": config.n_bootstrap, "seed": config.eval_seed}
+            interval = bootstrap_ratio(above, below, level=config.confidence, **how)
+        value, low, high = (float(end) for end in interval)
+        found[name] = (value, low, high) if np.isfinite(low) else (value, None, None)
+    return found
 
 
 def _rows(

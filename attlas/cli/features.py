@@ -106,8 +106,8 @@ def _show_strongest(result: FeaturesResult, sae: SAE, model: HookedModel, out: O
 
 
 def _survey(args: Args, out: Output) -> dict[str, Any]:
-    from attlas.analyses.bootstrap import span
     from attlas.analyses.head_survey import HeadSurveyConfig, head_survey
+    from attlas.data.stats import span
     from attlas.data.text import TokenDataset
     from attlas.saes.formats import load_sae
 

@@ -45,7 +45,7 @@ def data(store: Store, params: Params) -> Data:
 
 def view(data: Data, look: Theme) -> Any:
     """Headline numbers, the controls, every metric with its definition, densities."""
-    lead = "How faithful an autoencoder is, beside controls that should do worse. Intervals: 95 % bootstrap over sequences."
+    lead = "How faithful an autoencoder is, beside controls that should do worse. Intervals: 95 %, over sequences."
     if not data["run"]:
         return html.Div(
             [heading("Evaluation", lead), empty("No evaluation yet", "Evaluate the newest autoencoder:", "attlas eval")]

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
-from attlas.analyses.bootstrap import bootstrap_mean
 from attlas.analyses.vit import VitConfig, vit
 from attlas.analyses.vit_importance import head_importance, jensen_shannon
 from attlas.analyses.vit_strength import head_strength
 from attlas.data.images import ImageDataset
+from attlas.data.stats import bootstrap_mean
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel, load_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from attlas.analyses.bootstrap import MIN_UNITS, bootstrap_mean, bootstrap_ratio, count_mean
+from attlas.data.stats import MIN_UNITS, bootstrap_mean, bootstrap_ratio, count_mean, pearson, spearman, student_mean
 
 REPEATS = 1500
 
@@ -37,6 +37,50 @@ def test_ratio_covers_what_the_percentile_interval_misses(n: int) -> None:
     below = rng.gamma(3, 1, size=(n, REPEATS))
     above = 0.8 * below + rng.normal(0, 0.5, size=below.shape)
     assert 0.92 <= _covered(bootstrap_ratio(above, below), 0.8) <= 0.985
+
+
+@pytest.mark.parametrize("n", [8, 16, 32])
+@pytest.mark.parametrize("ratio", ["explained variance", "cross-entropy recovered"])
+def test_what_is_said_of_autoencoders_covers(ratio: str, n: int) -> None:
+    """Sequences whose variance, or whose loss without the layer, differ; the error goes with it and has its own spread."""
+    rng = np.random.default_rng(9)
+    if ratio == "explained variance":
+        below = rng.gamma(20, 1, size=(n, REPEATS))
+        above = below - 0.25 * below * rng.gamma(25, 1 / 25, size=below.shape)
+        truth = 0.75
+    else:  # loss with 0 in place of the layer less the clean one, skewed; what the reconstruction leaves, in part negative
+        below = rng.gamma(4, 0.25, size=(n, REPEATS))
+        above = below - rng.normal(0.05, 0.05, size=below.shape) * (1 + below)
+        truth = 1 - 0.05 * 2
+    assert 0.925 <= _covered(bootstrap_ratio(above, below), truth) <= 0.985
+    weights = np.random.default_rng(2).multinomial(n, np.full(n, 1 / n), size=1000) / n
+    percentile = np.percentile((weights @ above) / (weights @ below), [2.5, 97.5], axis=0)
+    if n == 8:  # what it replaces
+        assert _covered((above.mean(0) / below.mean(0), *percentile), truth) < 0.92
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_student_covers_over_a_few_seeds(n: int) -> None:
+    values = np.random.default_rng(10).normal(0.8, 0.01, size=(n, 20 * REPEATS))
+    assert 0.945 <= _covered(student_mean(values), 0.8) <= 0.955
+    mean, low, high = student_mean(values[:, :4])
+    from scipy import stats
+
+    expected = stats.t.interval(0.95, n - 1, values[:, :4].mean(0), stats.sem(values[:, :4]))
+    np.testing.assert_allclose((low, high), expected, rtol=1e-12)
+    assert np.isnan(student_mean(values[:1])[1]).all()  # one seed has no spread
+    np.testing.assert_allclose(mean, values[:, :4].mean(0))
+
+
+def test_rank_correlation_is_that_of_scipy_ties_too() -> None:
+    from scipy.stats import pearsonr, spearmanr
+
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 5, size=(2, 6, 40)).astype(float)
+    for got, x, y in zip(spearman(a, b), a, b, strict=True):
+        assert got == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
+    assert float(pearson(a[0], b[0])) == pytest.approx(pearsonr(a[0], b[0]).statistic, abs=1e-12)
+    assert np.isnan(spearman(np.ones(5), np.arange(5)))
 
 
 def test_ratio_by_a_constant_is_the_mean() -> None:
