@@ -16,6 +16,7 @@ from torch import Tensor
 from attlas.analyses.circuit_frozen import FrozenPass, Part
 from attlas.analyses.circuit_graph import CircuitGraph, Edge, Node
 from attlas.analyses.circuit_qk import projected, seen_by
+from attlas.analyses.circuit_terms import feature_row
 from attlas.errors import ConfigError
 
 Entry = tuple[int, int, int, int]  # layer, head, dest, src
@@ -149,7 +150,7 @@ def _edges(
 def _node(frozen: FrozenPass, part: Part) -> Node:
     value = 0.0
     if part.kind == "feature":
-        value = float(frozen.decomposed(part.layer, part.position)[0][part.feature])
+        value = feature_row(frozen, part.layer, part.feature, part.position)[2]
     return Node(part.id, part.kind, part.layer, part.position, part.head, part.feature, value)
 
 

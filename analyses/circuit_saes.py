@@ -12,6 +12,7 @@ from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.saes.base import SAE
 from attlas.saes.identity import check_sae
+from attlas.saes.reading import encoder_columns, token_scale
 
 SAEs = Mapping[str, SAE]
 
@@ -35,44 +36,30 @@ def decompose(sae: SAE, x: Tensor) -> Parts:
     """Split activations [..., D] (or [..., heads, d_head]) into features, bias and error."""
     flat = sae.flatten_heads(x)
     features = sae.encode(flat).to(flat.dtype)
-    restore = sae._normalise(flat.to(sae.W_enc.dtype))[1]
-    zero = torch.zeros_like(flat)
-    shift = restore(zero)
-    scale = (restore(zero + 1) - shift)[..., :1]
-    bias = restore(zero + sae.b_dec.to(flat.dtype))
-    amounts = features * scale
+    shift, _, factor = (t.to(flat.dtype) for t in sae.token_statistics(flat.to(sae.W_enc.dtype)))
+    bias = sae.b_dec.to(flat.dtype) * factor + shift
+    amounts = features * factor
     return Parts(amounts, bias, flat - bias - amounts @ sae.W_dec.to(flat.dtype))
 
 
-def encoder_rows(sae: SAE, x: Tensor, features: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Each active feature as a linear function of the activation: f = row · x + constant.
+def encoder_rows(sae: SAE, x: Tensor, features: Sequence[int], path: str = "magnitude") -> tuple[Tensor, Tensor]:
+    """Features at one token as linear functions of its activation, any normalisation frozen: row · x + constant.
+
+    Where a feature is active the magnitude is its activation (see `attlas.saes.reading`).
 
     Args:
-        sae: without per-token normalisation (that is not linear).
         x: one token's activation [D].
-        features: indices; one that is not active gives its pre-activation.
+        features: indices.
+        path: "magnitude", or "gate" of a gated autoencoder.
 
-    Returns: rows [n, D], constants [n].
+    Returns: rows [n, D], constants [n], float64.
 
     Raises:
-        ConfigError: the SAE normalises each token.
+        ConfigError: the autoencoder has no such path.
     """
-    if sae.cfg.normalisation != "none":
-        raise ConfigError(
-            f"the SAE of '{sae.cfg.hook_name}' normalises every token ({sae.cfg.normalisation}): its features are not "
-            "linear in the activation, and tracing needs that; use an SAE without it"
-        )
     index = torch.as_tensor(list(features), device=sae.W_enc.device)
-    with torch.enable_grad():
-        pre = sae.pre_activations(x.detach()).detach().requires_grad_()
-        f = sae.activate(pre)
-        # An activation acts on each feature alone once the active set is fixed: the sum's gradient is each one's slope.
-        (slope,) = torch.autograd.grad(f.sum(), pre)
-    f = f.detach()[index]
-    slope = torch.where(f > 0, slope[index], torch.ones_like(f))
-    rows = sae.W_enc.detach().T[index] * slope[:, None]
-    value = torch.where(f > 0, f, pre.detach()[index])
-    return rows, value - rows @ x.detach().to(rows.dtype)
+    columns, constants = encoder_columns(sae, index, path)
+    return columns.T.double() * token_scale(sae, x).double(), constants.double()
 
 
 def check_saes(model: HookedModel, saes: SAEs, *, need: str = "") -> dict[str, SAE]:

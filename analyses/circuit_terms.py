@@ -101,11 +101,16 @@ def attention_terms(frozen: FrozenPass, layer: int, dest: int, row: Tensor, valu
     return Terms(value, parts, by_head.sum(1), by_head, constant + more, reads)
 
 
-def feature_row(frozen: FrozenPass, layer: int, feature: int, position: int) -> tuple[Tensor, float, float]:
-    """An attention feature as a linear function of z: (row [head, d_head], constant, its activation).
+def feature_row(
+    frozen: FrozenPass, layer: int, feature: int, position: int, path: str = "magnitude"
+) -> tuple[Tensor, float, float]:
+    """An attention feature as a linear function of z: (row [head, d_head], constant, its pre-activation).
+
+    The scale of a token's normalisation is frozen; of gated features the magnitude is taken, or the gate by `path`. The
+    magnitude of an active feature is its activation.
 
     Raises:
-        ConfigError: no autoencoder there, no such feature, or one that normalises tokens.
+        ConfigError: no autoencoder there, no such feature or path.
     """
     if layer not in frozen.saes:
         have = ", ".join(map(str, sorted(frozen.saes))) or "none"
@@ -113,8 +118,8 @@ def feature_row(frozen: FrozenPass, layer: int, feature: int, position: int) -> 
     hook, sae = frozen.saes[layer]
     check_feature(sae, feature)
     x = frozen.cache[hook][position].flatten()
-    rows, constants = encoder_rows(sae, x.to(sae.W_enc.dtype), [feature])
-    row, constant = rows[0].double(), float(constants[0].detach())
+    rows, constants = encoder_rows(sae, x, [feature], path)
+    row, constant = rows[0], float(constants[0])
     value = float(row @ x) + constant
     cfg = frozen.model.cfg
     if hook.endswith("hook_z"):
@@ -123,9 +128,12 @@ def feature_row(frozen: FrozenPass, layer: int, feature: int, position: int) -> 
     return torch.einsum("hed,d->he", W_O, row), constant + float(row @ b_O), value
 
 
-def direct_attribution(frozen: FrozenPass, layer: int, feature: int, position: int) -> Tensor:
-    """DFA of one feature at one position, float64 [head, src]: A[h, dest, src]·(v_src · row[h])."""
-    row, _, _ = feature_row(frozen, layer, feature, frozen.at(position))
+def direct_attribution(frozen: FrozenPass, layer: int, feature: int, position: int, path: str = "magnitude") -> Tensor:
+    """DFA of one feature at one position, float64 [head, src]: A[h, dest, src]·(v_src · row[h]).
+
+    With the constant of `feature_row` its sum is the pre-activation.
+    """
+    row, _, _ = feature_row(frozen, layer, feature, frozen.at(position), path)
     return frozen.back_through_attention(layer, frozen.at(position), row)[1]
 
 

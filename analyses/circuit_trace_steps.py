@@ -159,8 +159,8 @@ class Tracer:
     def _value(self, part: Part) -> float:
         if part.kind != "feature":
             return 0.0
-        amounts: Tensor = self.frozen.decomposed(part.layer, part.position)[0]
-        return float(amounts[part.feature])
+        # In units of activation, as features are explained: what a token's normalisation restores is in the slope.
+        return feature_row(self.frozen, part.layer, part.feature, part.position)[2]
 
     def finish(self) -> tuple[list[Node], list[Edge]]:
         """All nodes, the target first, then by layer from the last, and all edges."""

@@ -25,9 +25,9 @@ from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
 from attlas.kernels import feature_dfa
-from attlas.saes.architectures.gated import GatedSAE
 from attlas.saes.base import SAE
 from attlas.saes.positions import Positions
+from attlas.saes.reading import encoder_columns
 
 SCORES = ("induction", "local", "long_range")
 LOCAL_WINDOW = 8
@@ -120,10 +120,7 @@ def encoder_input(sae: SAE, z: Tensor) -> Tensor:
 def encoder_directions(sae: SAE) -> Tensor:
     """[F, D] float32: rows whose product with z, up to a factor of the token, is the part of the pre-activation (gated: of
     the magnitude) that z makes. A layer norm's centring moves from the input to the direction."""
-    W = sae.W_enc.detach().T.float().cpu()
-    if isinstance(sae, GatedSAE):
-        W = W * sae.r_mag.detach().exp().float().cpu()[:, None]
-    return W - W.mean(1, keepdim=True) if sae.cfg.normalisation == "layer_norm" else W
+    return encoder_columns(sae)[0].T.float().cpu()
 
 
 def feature_examples(stream: FeatureStream) -> Examples:

@@ -8,20 +8,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attlas.analyses.feature_attribution import attribute_features, attribution_hooks
 from attlas.analyses.feature_stream import FeatureStream
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
-from attlas.kernels import feature_dfa
 from attlas.saes.base import SAE
+from attlas.saes.reading import encoder_paths
 
 BANDS = ((0.75, "q75"), (0.5, "q50"), (0.25, "q25"))
 
 
 @dataclass
 class Example:
-    """One example; arrays are over the tokens shown, from `start`."""
+    """One example; `activations` are of the tokens shown, from `start`.
+
+    `by_source`, `by_head` and `constant` add up to the pre-activation (gated: the magnitude, and `gate_…` to the gate).
+    """
 
     feature: int
     rank: int
@@ -34,6 +38,10 @@ class Example:
     activations: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     by_source: np.ndarray | None = None
     by_head: np.ndarray | None = None
+    constant: float | None = None
+    gate_by_source: np.ndarray | None = None
+    gate_by_head: np.ndarray | None = None
+    gate_constant: float | None = None
     sequence_tokens: np.ndarray | None = None
 
 
@@ -91,11 +99,7 @@ def fill(
     wanted = sorted(by_sequence)
     inputs = data.tokens if isinstance(data, TokenDataset) else data.pixels
     text: dict[int, str] = {}
-    names = [hook]
-    if attribute:
-        kind = "rot_" if model.cfg.positional == "rotary" else ""
-        prefix = hook.removesuffix("hook_z")
-        names += [f"{prefix}hook_{kind}q", f"{prefix}hook_{kind}k", f"{prefix}hook_v"]
+    names = attribution_hooks(model, hook) if attribute else [hook]
     starts = range(0, len(wanted), batch_size)
     for start in track(starts, "examples", len(starts)):
         rows = wanted[start : start + batch_size]
@@ -107,7 +111,7 @@ def fill(
         if isinstance(data, TokenDataset):
             _fill_tokens(here, batch, model, text)
         if attribute:
-            _fill_attribution([(row, e) for row, e in here if e.stratum == "top"], cache, names[1:], model, sae, hook)
+            _fill_attribution([(row, e) for row, e in here if e.stratum == "top"], cache, model, sae, hook)
 
 
 def _fill_activations(here: list[tuple[int, Example]], values: Tensor, indices: Tensor, context: int | None) -> None:
@@ -133,23 +137,19 @@ def _fill_tokens(here: list[tuple[int, Example]], batch: Tensor, model: HookedMo
 
 
 def _fill_attribution(
-    here: list[tuple[int, Example]], cache: dict[str, Tensor], names: list[str], model: HookedModel, sae: SAE, hook: str
+    here: list[tuple[int, Example]], cache: dict[str, Tensor], model: HookedModel, sae: SAE, hook: str
 ) -> None:
     if not here:
         return
-    q, k, v = (cache[name].transpose(1, 2) for name in names)
-    layer = int(hook.split(".")[1])
-    found = feature_dfa(
-        q,
-        k,
-        v,
-        sae.W_enc.to(q.dtype),
-        torch.tensor([e.feature for _, e in here], device=q.device),
-        torch.tensor([e.position for _, e in here], device=q.device),
-        model.layers[layer].rule,
-        sequences=torch.tensor([row for row, _ in here], device=q.device),
+    rows, features, positions = (
+        torch.tensor(column, device=cache[hook].device)
+        for column in zip(*((row, e.feature, e.position) for row, e in here), strict=True)
     )
-    for (_, example), source, heads in zip(
-        here, found.by_source.cpu().numpy(), found.by_head.cpu().numpy(), strict=True
-    ):
-        example.by_source, example.by_head = source, heads
+    for path in encoder_paths(sae):
+        found = attribute_features(model, sae, hook, cache, features, positions, sequences=rows, path=path)
+        columns = (found.dfa.by_source, found.dfa.by_head, found.constant)
+        for (_, e), source, heads, constant in zip(here, *(c.cpu().numpy() for c in columns), strict=True):
+            if path == "magnitude":
+                e.by_source, e.by_head, e.constant = source, heads, float(constant)
+            else:
+                e.gate_by_source, e.gate_by_head, e.gate_constant = source, heads, float(constant)

@@ -72,6 +72,15 @@ HEADS = TableSchema(
         column("share", pa.float64(), "fraction", "‖W_dec[f, head]‖ / Σ over heads"),
     ),
 )
+_GATE = tuple(
+    column(f"dfa_gate_{name}", kind, "pre-activation", f"{what} of the gate; null unless the autoencoder is gated")
+    for name, kind, what in (
+        ("sources", pa.list_(pa.float32()), "attribution by source, over the tokens shown,"),
+        ("outside", pa.float32(), "attribution of sources before the tokens shown,"),
+        ("heads", pa.list_(pa.float32()), "attribution by head"),
+        ("constant", _F, "what biases add, with which the heads sum to the pre-activation"),
+    )
+)
 EXAMPLES = TableSchema(
     "examples",
     "one example of a feature",
@@ -90,6 +99,10 @@ EXAMPLES = TableSchema(
         column("dfa_sources", pa.list_(pa.float32()), "pre-activation", "attribution by source, over the tokens shown"),
         column("dfa_outside", pa.float32(), "pre-activation", "attribution of sources before the tokens shown"),
         column("dfa_heads", pa.list_(pa.float32()), "pre-activation", "attribution by head"),
+        column(
+            "dfa_constant", _F, "pre-activation", "of the biases; with the sum of dfa_heads it is the pre-activation"
+        ),
+        *_GATE,
     ),
 )
 HISTOGRAM = TableSchema(

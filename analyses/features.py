@@ -203,6 +203,11 @@ class FeaturesResult(Result):
             "dfa_sources": None if e.by_source is None else e.by_source[shown],
             "dfa_outside": None if e.by_source is None else float(e.by_source[: e.start].sum()),
             "dfa_heads": e.by_head,
+            "dfa_constant": e.constant,
+            "dfa_gate_sources": None if e.gate_by_source is None else e.gate_by_source[shown],
+            "dfa_gate_outside": None if e.gate_by_source is None else float(e.gate_by_source[: e.start].sum()),
+            "dfa_gate_heads": e.gate_by_head,
+            "dfa_gate_constant": e.gate_constant,
         }
 
     def plot(self) -> Any:

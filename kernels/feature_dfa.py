@@ -1,9 +1,9 @@
 """Direct feature attribution of chosen features (Kissane et al. 2024, arXiv 2406.17759), without T×T×H in memory.
 
 DFA[f, dest, src, h] = A^h[dest, src] · (v^h_src · W_enc[h-slice, f]). The projection v·W_enc is taken first (one number a
-key, head and feature), and attention rows are made for the chosen destinations alone, one chunk of heads at a time. A sum
-over heads and sources, plus b_enc[f] − b_dec·W_enc[:, f], is the feature's pre-activation. The key-value head of query
-head h is h // (H / K).
+key, head and feature), and attention rows are made for the chosen destinations alone, one chunk of heads at a time. The sum
+over heads and sources is z·W_enc[:, f]; what makes it an autoencoder's pre-activation (normalisation, biases, the two
+paths of gated encoders) is in `attlas.saes.reading`. The key-value head of query head h is h // (H / K).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class FeatureDFA:
 
     @property
     def total(self) -> Tensor:
-        """[P]: z·W_enc[:, f], the pre-activation without its bias terms."""
+        """[P]: scale · z·W_enc[:, f], the pre-activation without its bias terms."""
         return self.by_head.sum(-1)
 
 
@@ -48,6 +48,7 @@ def feature_dfa(
     rule: AttentionRule,
     *,
     sequences: Tensor | None = None,
+    scale: Tensor | None = None,
     mask: Tensor | None = None,
     keep_heads: bool = False,
 ) -> FeatureDFA:
@@ -58,6 +59,7 @@ def feature_dfa(
         W_enc: [H·e, F].
         features, positions: [P] int64, a feature and a destination each.
         sequences: [P] int64, the batch row of each; default 0 for all.
+        scale: [P], by which the contributions of each are multiplied (a token's normalisation); default 1.
         rule, mask: as in `attention_stats`.
         keep_heads: also return [P, H, S], which costs that much memory.
 
@@ -71,12 +73,13 @@ def feature_dfa(
     require_like(q, k=k, v=v, W_enc=W_enc)
     rows = torch.zeros_like(positions) if sequences is None else sequences
     require(features.shape == positions.shape == rows.shape, "features, positions and sequences differ in shape")
+    require(scale is None or scale.shape == features.shape, "scale and features differ in shape")
     for name, index, size in (("feature", features, W_enc.shape[1]), ("position", positions, T), ("sequence", rows, B)):
         if index.numel():
             low, high = int(index.min()), int(index.max())
             require(low >= 0 and high < size, f"{name} {low if low < 0 else high} is not below {size}")
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    scale, shift = rule.scaled(e), rule.first_position(T, S)
+    sharpness, shift = rule.scaled(e), rule.first_position(T, S)
     P = features.shape[0]
     by_head, by_source = q.new_zeros(P, H, dtype=dtype), q.new_zeros(P, S, dtype=dtype)
     both = q.new_zeros(P, H, S, dtype=dtype) if keep_heads else None
@@ -91,7 +94,7 @@ def feature_dfa(
             for head in range(0, H, group):
                 span = slice(head, head + group)
                 keys, vals = k[b, head // group].to(dtype), v[b, head // group].to(dtype)  # [S, e]
-                logits = torch.einsum("gpe,se->gps", q[b, span][:, dest].to(dtype), keys) * scale
+                logits = torch.einsum("gpe,se->gps", q[b, span][:, dest].to(dtype), keys) * sharpness
                 if full_mask is not None:
                     chosen_mask = full_mask[b, span][:, dest]
                     if chosen_mask.dtype == torch.bool:
@@ -103,6 +106,8 @@ def feature_dfa(
                 weights = logits.softmax(-1).masked_fill(closed, 0)
                 slices = W_enc[head * e : (head + group) * e, chosen].to(dtype).view(group, e, -1)
                 parts = weights * torch.einsum("se,gep->gps", vals, slices)
+                if scale is not None:
+                    parts = parts * scale[part, None].to(dtype)
                 by_head[part, span] = parts.sum(-1).T
                 by_source[part] += parts.sum(0)
                 if both is not None:

@@ -165,16 +165,25 @@ class SAE(nn.Module):
     def _centre(self, x: Tensor) -> Tensor:
         return x - self.b_dec if self.cfg.apply_b_dec_to_input else x
 
-    def _normalise(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """Per-token normalisation of some foreign SAEs, and its inverse (SAELens's definitions)."""
+    def token_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(shift, divisor, factor) [..., 1] of tokens [..., D]: the encoder reads (x − shift) / divisor, and a
+        reconstruction y of that is y · factor + shift (SAELens's definitions)."""
+        zero, one = torch.zeros_like(x[..., :1]), torch.ones_like(x[..., :1])
         if self.cfg.normalisation == "layer_norm":
             mean = x.mean(-1, keepdim=True)
             std = (x - mean).std(-1, keepdim=True)
-            return (x - mean) / (std + 1e-5), lambda y: y * std + mean
+            return mean, std + 1e-5, std
         if self.cfg.normalisation == "constant_norm_rescale":
-            factor = self.cfg.d_in**0.5 / x.norm(dim=-1, keepdim=True)
-            return x * factor, lambda y: y / factor
-        return x, lambda y: y
+            norm = x.norm(dim=-1, keepdim=True) / self.cfg.d_in**0.5
+            return zero, norm, norm
+        return zero, one, one
+
+    def _normalise(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Per-token normalisation of some foreign SAEs, and its inverse."""
+        if self.cfg.normalisation == "none":
+            return x, lambda y: y
+        shift, divisor, factor = self.token_statistics(x)
+        return (x - shift) / divisor, lambda y: y * factor + shift
 
     # -- training --------------------------------------------------------------------------------------------------
 

@@ -143,17 +143,30 @@ def _heads(data: Data, look: Theme) -> Any:
     if not heads:
         return card("Heads", html.P("This hook has no heads.", className="note"))
     top: dict[str, Any] = next((e for e in data["examples"] if e["stratum"] == "top"), {})
-    attributed = [{"head": i, "dfa": value} for i, value in enumerate(top.get("dfa_heads") or []) if value is not None]
     parts = [
         bars(heads, "head", "share", look, y_title="share of ‖W_dec‖²", height=210),
         table(heads, {"head": "head", "share": "share"}, summary="The numbers"),
     ]
-    if attributed:
-        parts += [
-            html.P("On the strongest example: each head's part of the pre-activation.", className="note"),
-            bars(attributed, "head", "dfa", look, y_title="attribution", height=190),
-        ]
+    for column, constant, name in (
+        ("dfa_heads", "dfa_constant", "pre-activation"),
+        ("dfa_gate_heads", "dfa_gate_constant", "gate, which must be above 0 for it to fire"),
+    ):
+        values = [value for value in top.get(column) or [] if value is not None]
+        if values:
+            total = _sum(values, top.get(constant))
+            rows = [{"head": i, "dfa": value} for i, value in enumerate(values)]
+            parts += [
+                html.P(f"On the strongest example: each head's part of the {name}{total}.", className="note"),
+                bars(rows, "head", "dfa", look, y_title="attribution", height=190),
+            ]
     return card("Which head writes it", *parts, note="Head weight attribution: squared norm of the decoder, by head.")
+
+
+def _sum(values: list[float], constant: float | None) -> str:
+    """ ": heads a, biases b, together c", or nothing in runs that do not know what biases add."""
+    if constant is None:
+        return ""
+    return f": heads {sum(values):.4g}, biases {constant:.4g}, together {sum(values) + constant:.4g}"
 
 
 def _logits(data: Data) -> Any:
