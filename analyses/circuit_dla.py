@@ -55,7 +55,7 @@ DLA = TableSchema(
         column("wrong_high", pa.float64(), "logits", "95 % bootstrap interval over prompts, upper end"),
         column("looks_at", pa.string(), "", "role of the prompt with most of the head's attention, where at least 0.2"),
         column("attention", pa.float64(), "fraction", "that attention, mean over prompts; null without roles"),
-        column("label", pa.string(), "", "ioi: name mover, negative, S-inhibition candidate"),
+        column("label", pa.string(), "", "ioi: name mover, negative, direct S-inhibition, S-inhibition candidate"),
     ),
 )
 ROLES = TableSchema(
@@ -240,6 +240,34 @@ def answers(task: Task, row: int) -> tuple[int, list[int], list[int]]:
     """(position, right ids, wrong ids) of one prompt."""
     right, wrong = ([int(i) for i in ids[row] if i >= 0] for ids in (task.right, task.wrong))
     return int(task.positions[row]), right, wrong
+
+
+def strongest_head(
+    frozen: FrozenPass,
+    position: int,
+    right: list[int],
+    wrong: list[int],
+    layer: int | None = None,
+    head: int | None = None,
+) -> tuple[int, int, float]:
+    """The head that adds most to one prompt's logit difference, directly.
+
+    Args:
+        layer, head: look among the heads of this layer, or of this index, alone.
+
+    Returns: (layer, head, its part in logits).
+    """
+    covector = frozen.logit_covector(position, right, wrong)[0]
+    whole = FrozenPass(frozen.model, frozen.tokens) if frozen.saes else frozen  # in heads, not in features
+    parts, vectors = whole.parts(position, frozen.model.cfg.n_layers)
+    amounts = (vectors @ covector).tolist()
+    able = [
+        (amount, part.layer, part.head)
+        for part, amount in zip(parts, amounts, strict=True)
+        if part.kind == "head" and layer in (None, part.layer) and head in (None, part.head)
+    ]
+    amount, of_layer, of_head = max(able)
+    return of_layer, of_head, amount
 
 
 def dla(

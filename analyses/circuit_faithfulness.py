@@ -68,7 +68,7 @@ class FaithfulnessConfig:
 
     mode: str = "corrupted"
     by_position: bool = True
-    n_random: int = 10
+    n_random: int = 20
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -158,10 +158,9 @@ class FaithfulnessResult(Result):
             "left_without_circuit": complete[0],
             "left_low": complete[1],
             "left_high": complete[2],
-            "random_mean": float(np.mean(self.random)) if self.random else None,
-            "random_max": float(np.max(self.random)) if self.random else None,
-            "same_places_mean": float(np.mean(self.same_places)) if self.same_places else None,
-            "same_places_max": float(np.max(self.same_places)) if self.same_places else None,
+            **_spread("random", self.random),
+            **_spread("same_places", self.same_places),
+            "n_random": len(self.random),
             "n_units": self.n_units["circuit"],
             "n_units_of": self.n_units["model"],
             "model": float(self.metrics["model"].mean()),
@@ -169,6 +168,12 @@ class FaithfulnessResult(Result):
             "unit": self.unit,
             "n_prompts": len(self.metrics["model"]),
         }
+
+
+def _spread(kind: str, shares: list[float]) -> dict[str, float | None]:
+    """Median, mean and range of what random circuits recover; None without any."""
+    found = {"median": np.median, "mean": np.mean, "min": np.min, "max": np.max}
+    return {f"{kind}_{name}": float(fn(shares)) if shares else None for name, fn in found.items()}
 
 
 def recovered(

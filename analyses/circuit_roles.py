@@ -4,10 +4,13 @@ A logit difference alone does not tell a head that writes the right name from on
 each head adds to the right and to the wrong answer's logit stands apart, beside its attention from the answer's position
 to the prompt's named positions (roles). In IOI three kinds of heads follow *(rule and thresholds ours)*:
 
-- name mover: looks at IO, and adds to the right answer's logit (interval above 0);
-- negative: looks at IO or S, and takes from the logit of the name it looks at (interval below 0);
-- S-inhibition candidate: looks at S2 most of all. What it does passes through other heads, so direct attribution cannot
-  confirm it; path patching can.
+- name mover: looks at IO, and adds to its logit, more than to S's (both intervals above 0: a head that raises every name
+  alike moves none);
+- negative: looks at IO or S1, and takes from the logit of the name it looks at, more than from the other's;
+- S-inhibition: looks at S2 most of all. "direct" where it takes from S's own logit, more than from IO's; a "candidate" where
+  it does not: then what it does passes through other heads, and direct attribution cannot confirm it; path patching can.
+
+Labels rest on intervals over prompts: below eight there are none, and no label but the candidates'.
 
 "Looks at" means at least LOOKS of its attention, in the mean over prompts, and more than at any other role.
 """
@@ -31,7 +34,7 @@ class HeadRole:
     Attributes:
         looks_at: the role with most of its attention, "" below LOOKS.
         attention: its mean attention to that role (to the strongest, below LOOKS).
-        label: name mover, negative, S-inhibition candidate, or "".
+        label: name mover, negative, direct S-inhibition, S-inhibition candidate, or "".
     """
 
     looks_at: str
@@ -59,12 +62,14 @@ def head_role(
 
 
 def _label(role: str, right: np.ndarray, wrong: np.ndarray, seed: int) -> str:
-    written = {"IO": right, "S1": wrong, "S2": wrong}.get(role)
-    if written is None:
+    sides = {"IO": (right, wrong), "S1": (wrong, right), "S2": (wrong, right)}.get(role)
+    if sides is None:
         return ""
-    _, low, high = bootstrap_mean(written, seed=seed)
-    if role == "IO" and low > 0:
+    own, other = sides  # the logits of the name it looks at, and of the other one
+    _, low, high = bootstrap_mean(np.stack([own, own - other], 1), seed=seed)
+    takes = bool((high < 0).all())
+    if role == "S2":
+        return "direct S-inhibition" if takes else "S-inhibition candidate"
+    if role == "IO" and bool((low > 0).all()):
         return "name mover"
-    if high < 0 and role != "S2":
-        return "negative"
-    return "S-inhibition candidate" if role == "S2" else ""
+    return "negative" if takes else ""

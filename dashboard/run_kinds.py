@@ -157,7 +157,7 @@ KINDS = {
         "attlas circuit trace --task induction --faithful",
         {
             "faithfulness": "recovered",
-            "same_places_mean": "at random in its places",
+            "same_places_median": "at random in its places",
             "left_without_circuit": "left without it",
         },
         _SAVED,

@@ -123,7 +123,7 @@ def _patch(args: Patch, out: Output) -> dict[str, Any]:
     summary = result.summary()
     out.table(
         f"{model.name}, {task.name}: change of the metric ({result.unit}; base {summary['base']:.3f}; "
-        f"{summary['n_prompts']} prompts)",
+        f"{summary['n_prompts']} prompts, seed {args.patching.seed}; intervals are 95 % over prompts)",
         ["place", "effect", "from", "to", "estimate"],
         shown[:12],
     )

@@ -12,16 +12,18 @@ from attlas.analyses.circuit_config import DLAConfig, TraceConfig
 from attlas.cli.circuit_inputs import PromptArgs, SAEArgs, load_saes, load_task
 from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
 from attlas.data.disk import check_writable
-from attlas.errors import ConfigError
+from attlas.errors import ConfigError, LayerRangeError
 
 if TYPE_CHECKING:
     from attlas.analyses.circuit_faithfulness import FaithfulnessResult
+    from attlas.analyses.circuit_frozen import FrozenPass
     from attlas.analyses.circuit_graph import CircuitGraph
     from attlas.analyses.circuit_tasks import Task
     from attlas.data.workspace import Workspace
     from attlas.interp import HookedModel
 
 FORMATS = (".json", ".graphml")
+_SHOWN = ("name", "contribution", "low", "high", "right", "wrong", "looks_at", "attention", "label")
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,9 @@ class Qk(SAEArgs, PromptArgs, ModelArgs, OutArgs):
         attlas circuit qk --model gpt2-mini --task induction --row 3 --layer 3 --head 0 --src 14
     """
 
-    layer: int = 0
-    """Layer of the head."""
-    head: int = 0
+    layer: int | None = None
+    """Layer of the head; without --layer and --head the one that adds most to this prompt's answer is taken, and named."""
+    head: int | None = None
     """The (query) head."""
     dest: int = -1
     """Destination position; negative ones count from the end."""
@@ -99,14 +101,14 @@ def run_dla(args: Dla, out: Output) -> dict[str, Any]:
     result = dla(model, task, args.config, saes=saes, track=out.track)
     saved = result.save(workspace, model.ref)
     rows = sorted(result.table().to_pylist(), key=lambda row: -abs(row["contribution"]))
-    title = f"{model.name}, {task.name}: logit difference {result.values.mean():.3f} in parts ({len(task)} prompts)"
+    title = (
+        f"{model.name}, {task.name}: logit difference {result.values.mean():.3f} in parts ({len(task)} prompts, seed "
+        f"{args.config.seed}; intervals are 95 % over prompts)"
+    )
     out.table(
         title,
-        ["part", "logits", "from", "to", "on right", "on wrong", "looks at", "label"],
-        [
-            [r[k] for k in ("name", "contribution", "low", "high", "right", "wrong", "looks_at", "label")]
-            for r in rows[:15]
-        ],
+        ["part", "logits", "from", "to", "on right", "on wrong", "looks at", "attention", "label"],
+        [[r[k] for k in _SHOWN] for r in rows[:15]],
     )
     out.say(f"the parts miss the model's logits by {result.gap:.1e} at most; wrote run {saved.id} to {workspace.path}")
     return {
@@ -116,6 +118,30 @@ def run_dla(args: Dla, out: Output) -> dict[str, Any]:
         "rows": rows,
         "lens": result.lens_table().to_pylist(),
     }
+
+
+def _head(args: Qk, model: HookedModel, task: Task, frozen: FrozenPass, out: Output) -> tuple[int, int]:
+    """The head asked for; of what is left open, the one that adds most to the answer of this prompt."""
+    from attlas.analyses.circuit_dla import answers, strongest_head
+
+    if args.layer is not None:
+        model.layer(args.layer)
+    if args.head is not None and not 0 <= args.head < model.cfg.n_heads:
+        raise LayerRangeError(f"head {args.head} is out of range; {model.name} has heads 0–{model.cfg.n_heads - 1}")
+    if args.layer is not None and args.head is not None:
+        return args.layer, args.head
+    layer, head, amount = strongest_head(frozen, *answers(task, args.row), args.layer, args.head)
+    what = "logit difference" if answers(task, args.row)[2] else "logit"
+    out.say(
+        f"head {layer}.{head}: of those that --layer and --head leave it adds most to the {what} of {_one_prompt(task, args)} "
+        f"({amount:+.3f} logits, directly)"
+    )
+    return layer, head
+
+
+def _one_prompt(task: Task, args: Trace | Qk) -> str:
+    """Which prompt a number belongs to: one alone has no spread."""
+    return f"{task.name}, prompt {args.row} of {len(task)}, seed {args.seed}" if args.prompt is None else "one prompt"
 
 
 def prompt_row(task: Task, row: int) -> int:
@@ -144,7 +170,7 @@ def run_trace(args: Trace, out: Output) -> dict[str, Any]:
     nodes = sorted(graph.nodes[1:], key=lambda n: -abs(n.influence))[:15]
     out.table(
         f"{model.name}: {graph.target} = {graph.nodes[0].value:.3f}; {len(graph.nodes)} nodes, {len(graph.edges)} edges, "
-        f"largest gap {graph.gap:.1e}",
+        f"largest gap {graph.gap:.1e} ({_one_prompt(task, args)})",
         ["node", "token", "influence"],
         [(n.id, repr(graph.text(n.position)) if n.position >= 0 else "", n.influence) for n in nodes],
     )
@@ -196,6 +222,8 @@ def _write(graph: CircuitGraph, path: Path) -> Path:
 def _faithful(
     model: HookedModel, task: Task, args: Trace, saes: dict[str, Any], out: Output, workspace: Workspace
 ) -> FaithfulnessResult:
+    import numpy as np
+
     from attlas.analyses.circuit_dla import answers
     from attlas.analyses.circuit_faithfulness import FaithfulnessConfig, faithfulness
     from attlas.analyses.circuit_trace import LogitTarget
@@ -213,7 +241,13 @@ def _faithful(
     rows = [
         (r["kept"], r["n_units"], r["metric"], r["recovered"], r["low"], r["high"]) for r in result.table().to_pylist()
     ]
-    out.table("what is left standing", ["kept", "units", "logits", "recovered", "from", "to"], rows)
+    of = f"{len(task)} prompts, seed {args.seed}; intervals are 95 % over prompts"
+    out.table(f"what is left standing ({of})", ["kept", "units", "logits", "recovered", "from", "to"], rows)
+    for kind, draws in (("at random", result.random), ("at the circuit's own places", result.same_places)):
+        out.say(
+            f"{len(draws)} circuits drawn {kind} recover {np.median(draws):.1%} in the median, {min(draws):.1%} to "
+            f"{max(draws):.1%}"
+        )
     return result
 
 
@@ -226,24 +260,23 @@ def run_qk(args: Qk, out: Output) -> dict[str, Any]:
     task = load_task(model, args, args.seed, out)
     saes = load_saes(model, args, workspace, out)
     frozen = FrozenPass(model, task.tokens[prompt_row(task, args.row)], saes)
+    layer, head = _head(args, model, task, frozen, out)
     dest, src = frozen.at(args.dest), args.src
     if src is None:
-        model.layer(args.layer)
-        qk_config = QKConfig(args.layer, args.head, dest, 0, args.top_n)
-        qk_attribution(model, frozen.tokens, qk_config, frozen=frozen)  # refuses a head that is not there
-        row = frozen.cache[f"blocks.{args.layer}.attn.hook_pattern"][args.head, dest, : dest + 1]
+        row = frozen.cache[f"blocks.{layer}.attn.hook_pattern"][head, dest, : dest + 1]
         src = int(row[1:].argmax()) + 1 if len(row) > 1 else 0
-    config = QKConfig(args.layer, args.head, dest, src, args.top_n)
+    config = QKConfig(layer, head, dest, src, args.top_n)
     result = qk_attribution(model, frozen.tokens, config, frozen=frozen)
     saved = result.save(workspace)
     text = frozen.str_tokens()
     out.table(
-        f"head {args.layer}.{args.head}: {text[dest]!r} @{dest} → {text[frozen.at(src)]!r} @{frozen.at(src)}, score "
-        f"{result.score:.3f}, attention {result.pattern:.3f}",
+        f"head {layer}.{head}: {text[dest]!r} @{dest} → {text[frozen.at(src)]!r} @{frozen.at(src)}, score "
+        f"{result.score:.3f}, attention {result.pattern:.3f} ({_one_prompt(task, args)})",
         ["destination", "source", "score"],
         [(d.id, s.id, value) for d, s, value in result.pairs(12)],
     )
-    contrast = key_contrast(frozen, args.layer, args.head, dest, src)
+    contrast = key_contrast(frozen, layer, head, dest, src)
     out.table("what sets the source apart from the others", ["source term", "score − mean"], contrast[:8])
     out.say(f"wrote run {saved.id} to {workspace.path}")
-    return {"run": saved.id, "task": task.name, **result.summary(), "contrast": contrast[:20]}
+    head_at = {"layer": layer, "head": head, "dest": dest, "src": frozen.at(src)}
+    return {"run": saved.id, "task": task.name, **head_at, **result.summary(), "contrast": contrast[:20]}

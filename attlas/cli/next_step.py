@@ -82,7 +82,8 @@ def _after_circuit(args: Any, model: list[str], result: dict[str, Any]) -> list[
         layer, head = result["heads"][0].split(".")
         asked += ["--layer", layer, "--head", head]
     if following == "ablate":
-        asked += ["--parts", f"{args.layer}.{args.head}@-1"]
+        layer, head = (result.get(name, getattr(args, name)) for name in ("layer", "head"))
+        asked += ["--parts", f"{layer}.{head}@-1"]
     return ["circuit", following, *model, *asked]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects as go
 from dash import dcc, html
 
@@ -221,10 +222,17 @@ def _qk(data: Data, look: Theme) -> Any:
 def _faithfulness(data: Data, look: Theme) -> Any:
     saved = data["saved"]
     rows = [r for r in saved["tables"]["faithfulness"] if r["recovered"] is not None]
+    draws = {k: sorted(r["recovered"] for r in rows if r["kept"].startswith(k)) for k in ("random", "same places")}
+    spread = "; ".join(
+        f"{name}: {len(found)} draws, median {np.median(found):.1%}, {found[0]:.1%} to {found[-1]:.1%}"
+        for name, found in draws.items()
+        if found
+    )
     names = {k: k for k in ("kept", "n_units", "metric", "recovered", "low", "high")}
     note = (
         "Share of the metric recovered with only these units left standing, 95 % intervals over prompts; random: circuits "
         "of as many units anywhere in each layer; same places: at the circuit's own layers and positions. "
+        f"{spread}{'. ' if spread else ''}"
         f"{saved['model']}, run {saved['run']}."
     )
     return card(

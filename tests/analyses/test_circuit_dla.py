@@ -108,7 +108,14 @@ def test_labels_tell_a_name_mover_from_a_head_that_unwrites_the_other_name() -> 
     assert head_role("ioi", looks, right=np.resize([-1.0, 1.0], 16), wrong=-2 * ones).label == ""
     # The same logit difference as a name mover's, by taking from S: no name mover.
     unwrites = head_role("ioi", {"IO": at_s2, "S2": at_io}, right=-0.2 * ones, wrong=-2.1 * ones)
-    assert (unwrites.looks_at, unwrites.label) == ("S2", "S-inhibition candidate")
+    assert (unwrites.looks_at, unwrites.label) == ("S2", "direct S-inhibition")
+    # One that raises or lowers every name alike tells none of them.
+    for sign in (2, -2):
+        assert head_role("ioi", looks, right=sign * ones, wrong=sign * ones[::-1]).label == ""
+    through_others = head_role("ioi", {"IO": at_s2, "S2": at_io}, right=-2 * ones, wrong=-2 * ones[::-1])
+    assert through_others.label == "S-inhibition candidate"
+    few = {role: values[:4] for role, values in looks.items()}
+    assert head_role("ioi", few, right=2 * ones[:4], wrong=0 * ones[:4]).label == ""  # no interval below eight prompts
     assert head_role("ioi", {"IO": at_s2, "S1": at_io}, right=0 * ones, wrong=-ones).label == "negative"
     assert head_role("ioi", {"IO": at_s2}, right=ones, wrong=ones).looks_at == ""
     assert head_role("greater-than", looks, right=2 * ones, wrong=0 * ones).label == ""

@@ -120,6 +120,9 @@ def test_a_traced_circuit_beats_random_ones(gpt2_mini: HookedModel, tmp_path: Pa
     assert np.abs(result.random).mean() < np.abs(result.same_places).mean()
     assert max(result.same_places) < summary["faithfulness"]
     assert len(result.plot().data[0].x) == 12
+    assert run.summary["n_random"] == 4
+    assert run.summary["same_places_median"] == np.median(result.same_places)
+    assert run.summary["same_places_min"] == min(result.same_places)
 
 
 def test_controls_keep_the_circuits_numbers(gpt2_mini: HookedModel, random_task: Any) -> None:

@@ -105,6 +105,9 @@ def test_after_a_trace_comes_its_strongest_head_on_the_same_prompt() -> None:
     line = next_line("circuit", args, {"heads": ["3.4", "3.0"]})
     said = "next: attlas circuit qk --model gpt2-mini --task induction --row 3 --seed 1 --layer 3 --head 4"
     assert line == said
+    bare = next_line("circuit", parse(["circuit", "qk", "--task", "induction"]), {"layer": 3, "head": 4})
+    assert bare is not None
+    assert bare.endswith("--parts 3.4@-1")
     asked = next_line("circuit", parse(shlex.split(said)[2:]), {})
     assert asked == said.replace("qk", "ablate").replace("--layer 3 --head 4", "--parts 3.4@-1")
 
