@@ -73,9 +73,9 @@ def make_control(
     if name == "pca":
         return _pca(mean_D, covariance_DD, k)
     if name == "random_dictionary":
-        return _scaled(name, _random_dictionary(sae, mean_D, k, seed), mean_D, sample_ND, f"{k} of random directions")
+        return _scaled(name, random_dictionary(sae, mean_D, k, seed), mean_D, sample_ND, f"{k} of random directions")
     if name == "shuffled_weights":
-        return _scaled(name, _shuffled(sae, seed), mean_D, sample_ND, "the SAE, entries of each direction permuted")
+        return _scaled(name, shuffled(sae, seed), mean_D, sample_ND, "the SAE, entries of each direction permuted")
     raise ConfigError(f"control '{name}' is unknown; use {', '.join(CONTROLS)}")
 
 
@@ -91,7 +91,8 @@ def _pca(mean_D: Tensor, covariance_DD: Tensor, k: int) -> Subject:
 
 
 @torch.no_grad()
-def _random_dictionary(sae: SAE, mean_D: Tensor, k: int, seed: int) -> SAE:
+def random_dictionary(sae: SAE, mean_D: Tensor, k: int, seed: int) -> SAE:
+    """As many unit directions about the mean, drawn at random; k of them active a token."""
     cfg = SAEConfig(d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, arch="topk", k=min(k, sae.cfg.d_sae))
     other = SAE.create(cfg).to(mean_D.device)
     rows_FD = torch.randn(cfg.d_sae, cfg.d_in, generator=torch.Generator().manual_seed(seed)).to(mean_D.device)
@@ -102,7 +103,8 @@ def _random_dictionary(sae: SAE, mean_D: Tensor, k: int, seed: int) -> SAE:
 
 
 @torch.no_grad()
-def _shuffled(sae: SAE, seed: int) -> SAE:
+def shuffled(sae: SAE, seed: int) -> SAE:
+    """The same autoencoder with the entries of every feature's directions permuted (those of W_enc likewise)."""
     other = copy.deepcopy(sae)
     generator = torch.Generator().manual_seed(seed)
     order_FD = torch.rand(sae.cfg.d_sae, sae.cfg.d_in, generator=generator).argsort(-1).to(sae.W_dec.device)

@@ -239,7 +239,9 @@ def _faithful(
     result = faithfulness(model, task, graphs, config, saes=saes, metric=task.logit_difference(), track=out.track)
     result.save(workspace, model.ref)
     rows = [
-        (r["kept"], r["n_units"], r["metric"], r["recovered"], r["low"], r["high"]) for r in result.table().to_pylist()
+        (r["kept"], r["n_units"], r["metric"], r["recovered"], r["low"], r["high"])
+        for r in result.table().to_pylist()
+        if not r["kept"].startswith(("random", "same places"))  # these are drawn from chance, and summed up below
     ]
     of = f"{len(task)} prompts, seed {args.seed}; intervals are 95 % over prompts"
     out.table(f"what is left standing ({of})", ["kept", "units", "logits", "recovered", "from", "to"], rows)

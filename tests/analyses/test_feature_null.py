@@ -25,7 +25,7 @@ from attlas.data.text import TokenDataset, load_tokens
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.saes import SAE, SAEConfig
-from attlas.saes.controls import _shuffled as shuffled
+from attlas.saes.controls import shuffled
 from attlas.saes.positions import Positions
 
 HOOK = "blocks.3.attn.hook_z"
