@@ -20,6 +20,9 @@ class Metric:
 METRICS: dict[str, Metric] = {
     "l0": Metric("features", "active features, mean over tokens"),
     "explained_variance": Metric("fraction", "1 − Σ‖x−x̂‖² / Σ‖x−x̄‖², sums over all tokens, x̄ their mean"),
+    "explained_variance_token": Metric(
+        "fraction", "1 − ‖x−x̂‖² / ‖x−x̄‖² of each token, mean over tokens (SAELens's explained_variance_legacy)"
+    ),
     "squared_error": Metric("", "Σ_D (x−x̂)², mean over tokens"),
     "cosine": Metric("", "cosine of x and x̂, mean over tokens"),
     "shrinkage_slope": Metric("", "regression slope Σ(x̂−x̄)·(x−x̄) / Σ‖x−x̄‖²; 1 is no shrinkage"),

@@ -306,10 +306,12 @@ def _reconstruction(
 ) -> dict[str, np.ndarray]:
     """Sums over each sequence, float64 [B], from which every ratio is made."""
     centred_ND = x_ND - mean_D
+    error_N, variance_N = (x_ND - x_hat_ND).pow(2).sum(-1), centred_ND.pow(2).sum(-1)
     per_token = {
         "n": torch.ones(len(x_ND), device=x_ND.device),
-        "error": (x_ND - x_hat_ND).pow(2).sum(-1),
-        "variance": centred_ND.pow(2).sum(-1),
+        "error": error_N,
+        "variance": variance_N,
+        "explained": 1 - error_N / variance_N.clamp_min(1e-30),
         "aligned": ((x_hat_ND - mean_D) * centred_ND).sum(-1),
         "cosine": torch.nn.functional.cosine_similarity(x_ND, x_hat_ND, dim=-1),
         "active": active_N,
@@ -324,6 +326,7 @@ def _ratios(s: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]
     found = {
         "l0": (s["active"], s["n"]),
         "explained_variance": (s["variance"] - s["error"], s["variance"]),
+        "explained_variance_token": (s["explained"], s["n"]),
         "squared_error": (s["error"], s["n"]),
         "cosine": (s["cosine"], s["n"]),
         "shrinkage_slope": (s["aligned"], s["variance"]),

@@ -71,6 +71,9 @@ def test_reconstruction_numbers(gpt2_mini: HookedModel, tokens: torch.Tensor, sa
     assert result.value("explained_variance") == pytest.approx(
         float(1 - (x - x_hat).pow(2).sum() / (x - mean).pow(2).sum()), abs=1e-5
     )
+    per_token = 1 - (x - x_hat).pow(2).sum(-1) / (x - mean).pow(2).sum(-1)
+    assert result.value("explained_variance_token") == pytest.approx(float(per_token.mean()), abs=1e-5)
+    assert abs(result.value("explained_variance_token") - result.value("explained_variance")) > 1e-3
     slope = float(((x_hat - mean) * (x - mean)).sum() / (x - mean).pow(2).sum())
     assert result.value("shrinkage_slope") == pytest.approx(slope, abs=1e-5)
     assert result.value("l0") == pytest.approx(float((sae.encode(x) > 0).sum(-1).float().mean()), abs=1e-6)
@@ -81,6 +84,37 @@ def test_reconstruction_numbers(gpt2_mini: HookedModel, tokens: torch.Tensor, sa
     counts = result.density_table().column("count").to_pylist()
     assert sum(counts) == 400
     assert counts[0] == int((density == 0).sum())
+
+
+def test_both_explained_variances_are_those_of_saelens(
+    gpt2_mini: HookedModel, tokens: torch.Tensor, sae: SAE, result: EvalResult
+) -> None:
+    """SAELens's own accumulator, and its per-token ("legacy") formula as it logs it in training."""
+    evals = pytest.importorskip("sae_lens.evals")
+    x = gpt2_mini.capture(tokens, [HOOK])[HOOK].flatten(2).flatten(0, 1)
+    theirs = evals.ExplainedVarianceCalculator()
+    for part in x.split(100):
+        theirs.add_batch(sae_output=sae(part), hidden_acts=part)
+    assert result.value("explained_variance") == pytest.approx(theirs.compute(), abs=1e-5)
+
+    from types import SimpleNamespace
+
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    output = SimpleNamespace(
+        sae_in=x, sae_out=sae(x), feature_acts=sae.encode(x), loss=torch.zeros(()), losses={}, metrics={}
+    )
+    trainer = SimpleNamespace(
+        optimizer=SimpleNamespace(param_groups=[{"lr": 0.0}]),
+        n_forward_passes_since_fired=torch.zeros(1),
+        dead_neurons=torch.zeros(1),
+        coefficient_schedulers={},
+    )
+    logged = SAETrainer.build_train_step_log_dict(trainer, output, 0)  # type: ignore[arg-type]
+    assert result.value("explained_variance_token") == pytest.approx(
+        logged["metrics/explained_variance_legacy"], abs=1e-5
+    )
+    assert result.value("explained_variance") == pytest.approx(logged["metrics/explained_variance"], abs=1e-5)
 
 
 def test_functional_numbers(gpt2_mini: HookedModel, tokens: torch.Tensor, sae: SAE, result: EvalResult) -> None:
