@@ -165,6 +165,7 @@ def test_bootstrap_covers_a_known_ratio() -> None:
     for _ in range(200):
         n = generator.integers(5, 15, 60).astype(float)
         sums = {"n": n, "error": generator.gamma(2.0, n / 4), "variance": n.copy(), "aligned": n, "cosine": n}
+        sums["explained"] = n
         sums["active"] = n
         value, low, high = _intervals(sums, EvalConfig(n_bootstrap=300))["squared_error"]
         assert value == pytest.approx(sums["error"].sum() / n.sum())
