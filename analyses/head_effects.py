@@ -1,7 +1,8 @@
 """What every head is worth: exact ablations that share their prefix, and first-order estimates from one gradient.
 
-Ablations of a head's z: zero, its mean over the data, and identity (the head attends to its own position alone: A' =
-(1 − u)·A + u·I with u = 1, so z' = v; SoftPAG takes u between). First order (Molchanov et al. 2017, arXiv 1611.06440;
+Ablations of a head's z: zero, its mean over the data (in all, or at each position), what it is for another input (see
+head_fills), and identity (the head attends to its own position alone: A' = (1 − u)·A + u·I with u = 1, so z' = v; SoftPAG
+takes u between). First order (Molchanov et al. 2017, arXiv 1611.06440;
 Michel et al. 2019, arXiv 1905.10650): Δ̂ = −Σ z·∂loss/∂z, and |Σ z·∂loss/∂z| a sequence.
 """
 
@@ -17,6 +18,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.head_fills import HeadFills, fill_head
 from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
@@ -30,6 +32,7 @@ from attlas.interp.labels import loss_labels
 from attlas.interp.prefix_reuse import Prefix, attend_once
 
 EXACT = ("zero", "mean", "identity")
+FURTHER = ("mean_per_position", "resample")  # exact too; measured when asked for
 TAYLOR = ("taylor", "taylor_abs")
 
 HEAD_EFFECTS = TableSchema(
@@ -38,7 +41,12 @@ HEAD_EFFECTS = TableSchema(
     (
         column("layer", pa.int16(), "", "layer index, from 0"),
         column("head", pa.int16(), "", "head index, from 0"),
-        column("ablation", pa.string(), "", "zero, mean, identity (exact); taylor, taylor_abs (estimates for zero)"),
+        column(
+            "ablation",
+            pa.string(),
+            "",
+            "zero, mean, mean_per_position, resample, identity (exact); taylor, taylor_abs (estimates for zero)",
+        ),
         column("delta", pa.float64(), "nats", "cross-entropy with the head ablated less that without"),
         column("low", pa.float64(), "nats", "95 % bootstrap interval over sequences (images), lower end"),
         column("high", pa.float64(), "nats", "95 % bootstrap interval over sequences (images), upper end"),
@@ -53,11 +61,14 @@ class HeadEffectsConfig:
     """Which effects to measure.
 
     Attributes:
-        ablations: of zero, mean, identity, taylor, taylor_abs.
+        ablations: of zero, mean (over sequences and positions), mean_per_position (over sequences; of packed text a
+            position says little, of images it is a patch or CLS), resample (another sequence's), identity, taylor,
+            taylor_abs.
         heads_per_forward: heads of a layer that share one forward pass (memory grows with it).
         u: how far identity goes: A' = (1 − u)·A + u·I.
         batch_size: sequences or images at a time.
-        seed: of the bootstrap.
+        resample_draws: other sequences that stand in for each, for resample; the effect is their mean.
+        seed: of the bootstrap, and of those draws.
         n_bootstrap: resamples of each interval.
     """
 
@@ -65,15 +76,17 @@ class HeadEffectsConfig:
     heads_per_forward: int = 6
     u: float = 1.0
     batch_size: int = 8
+    resample_draws: int = 4
     seed: int = 0
     n_bootstrap: int = 1000
 
     def __post_init__(self) -> None:
+        known = (*EXACT, *FURTHER, *TAYLOR)
         for name in self.ablations:
-            if name not in (*EXACT, *TAYLOR):
-                raise ConfigError(f"ablation '{name}' is unknown; choose {', '.join((*EXACT, *TAYLOR))}")
-        if self.heads_per_forward < 1 or self.batch_size < 1:
-            raise ConfigError("heads_per_forward and batch_size must be 1 or more")
+            if name not in known:
+                raise ConfigError(f"ablation '{name}' is unknown; choose {', '.join(known)}")
+        if min(self.heads_per_forward, self.batch_size, self.resample_draws) < 1:
+            raise ConfigError("heads_per_forward, batch_size and resample_draws must be 1 or more")
         if not 0 <= self.u <= 1:
             raise ConfigError(f"u {self.u} must lie between 0 and 1")
 
@@ -155,13 +168,21 @@ def head_effects(
     """
     config = config or HeadEffectsConfig()
     labels = loss_labels(model, data)
-    means = mean_z(model, data, config.batch_size) if "mean" in config.ablations else None
+    fills = HeadFills(
+        model,
+        data,
+        config.ablations,
+        batch_size=config.batch_size,
+        n_draws=config.resample_draws,
+        seed=config.seed,
+    )
     found: dict[str, list[np.ndarray]] = {name: [] for name in config.ablations}
     start = 0
     for batch in track(data.batches(config.batch_size), "head effects"):
         target = batch if labels is None else labels[start : start + len(batch)]
+        fills.turn_to(torch.arange(start, start + len(batch)))
         start += len(batch)
-        for name, values in _exact(model, batch, target.to(model.device), config, means).items():
+        for name, values in _exact(model, batch, target.to(model.device), config, fills).items():
             found[name].append(values)
         if set(config.ablations) & set(TAYLOR):
             product = _first_order(model, batch, target.to(model.device))
@@ -180,10 +201,10 @@ def sequence_loss(model: HookedModel, target: Tensor, logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _exact(
-    model: HookedModel, batch: Tensor, target: Tensor, config: HeadEffectsConfig, means: Tensor | None
+    model: HookedModel, batch: Tensor, target: Tensor, config: HeadEffectsConfig, fills: HeadFills
 ) -> dict[str, np.ndarray]:
     """ablation → Δ loss [B, layer, head]; each layer's ablations start from the residual stream in front of it."""
-    names = [name for name in config.ablations if name in EXACT]
+    names = [name for name in config.ablations if name in (*EXACT, *FURTHER)]
     prefix = Prefix(model, batch) if names else None
     found = {name: np.zeros((len(batch), model.cfg.n_layers, model.cfg.n_heads)) for name in names}
     if prefix is None:
@@ -194,15 +215,17 @@ def _exact(
             heads = list(range(first, min(first + config.heads_per_forward, model.cfg.n_heads)))
             residual = prefix.residual[layer].repeat(len(heads), 1, 1)
             for name in names:
-                with _ablated(model, layer, heads, name, config.u, means):
-                    losses = prefix.run_from(layer, residual, lambda logits: sequence_loss(model, target, logits))
-                found[name][:, layer, heads] = (losses - clean).double().cpu().numpy().T
+                n_draws = fills.n_draws(name)
+                for draw in range(n_draws):
+                    with _ablated(model, layer, heads, name, config.u, fills, draw):
+                        losses = prefix.run_from(layer, residual, lambda logits: sequence_loss(model, target, logits))
+                    found[name][:, layer, heads] += (losses - clean).double().cpu().numpy().T / n_draws
     return found
 
 
 @contextlib.contextmanager
 def _ablated(
-    model: HookedModel, layer: int, heads: list[int], ablation: str, u: float, means: Tensor | None
+    model: HookedModel, layer: int, heads: list[int], ablation: str, u: float, fills: HeadFills, draw: int
 ) -> Iterator[None]:
     """Within, heads[i] is ablated in the i-th copy of the batch."""
     values: list[Tensor] = []
@@ -216,7 +239,7 @@ def _ablated(
             if ablation == "identity":
                 copy[:, :, head] = (1 - u) * copy[:, :, head] + u * values[0][:, :, head // group]
             else:
-                copy[:, :, head] = 0 if means is None or ablation == "zero" else means[layer, head]
+                fill_head(copy, head, fills.of(ablation, layer, draw))
 
     reads: dict[str, Any] = {f"blocks.{layer}.attn.hook_v": keep} if ablation == "identity" else {}
     with model.hooks(reads), attend_once(model, layer, len(heads), ablate):
@@ -239,17 +262,3 @@ def _first_order(model: HookedModel, batch: Tensor, target: Tensor) -> np.ndarra
     gradients = torch.autograd.grad(loss, probes)
     products = [(z.double() * g.double()).sum((1, 3)) for z, g in zip(outputs, gradients, strict=True)]
     return torch.stack(products, dim=1).cpu().numpy()
-
-
-@torch.no_grad()
-def mean_z(model: HookedModel, data: TokenDataset | ImageDataset, batch_size: int) -> Tensor:
-    """Mean of hook_z over sequences (images) and positions, [layer, head, d_head]."""
-    cfg = model.cfg
-    total = torch.zeros(cfg.n_layers, cfg.n_heads, cfg.d_head, dtype=torch.float64)
-    count = 0
-    for batch in data.batches(batch_size):
-        cache = model.capture(batch, "blocks.*.attn.hook_z")
-        for layer in range(cfg.n_layers):
-            total[layer] += cache[f"blocks.{layer}.attn.hook_z"].double().sum((0, 1)).cpu()
-        count += batch.shape[0] * cache["blocks.0.attn.hook_z"].shape[1]
-    return (total / count).to(model.device, model.dtype)

@@ -14,7 +14,6 @@ import torch
 from attlas.analyses.vit_agreement import Agreement, agreement
 from attlas.analyses.vit_config import VitConfig
 from attlas.analyses.vit_importance import HeadImportance, head_importance
-from attlas.analyses.vit_readout import metric_mean
 from attlas.analyses.vit_strength import HeadStrength, Trend, head_strength, trend
 from attlas.analyses.vit_tables import (
     AGREEMENT,
@@ -112,9 +111,7 @@ class VitResult(Result):
         for columns, members in self._classes():
             for entry in self.importance:
                 for metric, values in entry.per_image.items():
-                    mean, low, high = metric_mean(
-                        metric, values[members], seed=self.config.seed, n_samples=self.config.n_bootstrap
-                    )
+                    mean, low, high = entry.interval(metric, values[members], self.config.seed, self.config.n_bootstrap)
                     for at, value in np.ndenumerate(mean):
                         yield {
                             **_head(at),
@@ -134,6 +131,7 @@ class VitResult(Result):
                 "hop": hop,
                 "mass": float(value),
                 "mean_per_patch": float(strength.ring_mean[layer, head, hop]),
+                "mean_per_patch_by_query": float(strength.ring_mean_by_query[layer, head, hop]),
                 "n_images": self.n_images,
             }
 
@@ -200,11 +198,14 @@ class VitResult(Result):
             _, low, high = self.importance[0].intervals(self.config.seed, self.config.n_bootstrap)[self.main_metric]
             found |= {
                 "metric": self.main_metric,
+                "ablation": self.importance[0].ablation,
                 "top_head": f"{int(at[0])}.{int(at[1])}",
                 "top_value": float(values.max()),
                 "top_low": float(low[at]),
                 "top_high": float(high[at]),
             }
+            for entry in self.importance[1:]:
+                found[f"top_value_{entry.ablation}"] = float(self.heatmap(self.main_metric, entry.ablation)[at])
         if self.strength is not None:
             found["mean_distance_first_layer_px"] = float(self.strength.distance[0].mean())
             found["mean_distance_last_layer_px"] = float(self.strength.distance[-1].mean())
@@ -263,7 +264,13 @@ def vit(
     strength = None
     if "importance" in config.measure:
         importance = head_importance(
-            model, images, ablations=config.ablations, batch_size=config.batch_size, track=track
+            model,
+            images,
+            ablations=config.ablations,
+            batch_size=config.batch_size,
+            resample_draws=config.resample_draws,
+            seed=config.seed,
+            track=track,
         )
     if "strength" in config.measure:
         strength = head_strength(model, images, batch_size=min(32, config.batch_size), track=track)

@@ -1,8 +1,8 @@
 """How many ViT heads can go together? Greedy pruning of groups, beside one-shot ranking and chance.
 
-Heads are taken away one after another (z set to 0); each step removes the head whose absence, beside those gone
-already, changes the answers least. The search and the curves use different images *(ours; METHODS: heads pruned one at a
-time say nothing of groups)*.
+Heads are taken away one after another (z set to 0, as in a checkpoint without them, or to a mean); each step removes the
+head whose absence, beside those gone already, changes the answers least. The search and the curves use different images
+*(ours; METHODS: heads pruned one at a time say nothing of groups)*.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.head_fills import Fill, HeadFills, fill_head
 from attlas.analyses.vit import require_vit
 from attlas.analyses.vit_readout import Answer, Readout, make_readout, metric_mean
 from attlas.analyses.vit_tables import N_IMAGES, interval
@@ -29,6 +30,7 @@ from attlas.interp import HookedModel
 from attlas.interp.suffix import Suffix
 
 Head = tuple[int, int]
+ABLATIONS = ("zero", "mean_per_position", "mean")
 
 CURVE = TableSchema(
     "pruning_curve",
@@ -56,6 +58,8 @@ class VitPruningConfig:
         n_candidates: heads tried a step, those that cost least when last tried; 0 tries all.
         max_heads: heads to remove; 0 goes on until none is left.
         n_random: random orders to compare with.
+        ablation: what the z of removed heads becomes: zero, as in a checkpoint without them; or mean_per_position or mean,
+            over the search images.
         batch_size: images at a time.
         seed: of the split and the random orders.
         n_bootstrap: resamples of each interval.
@@ -65,6 +69,7 @@ class VitPruningConfig:
     n_candidates: int = 8
     max_heads: int = 0
     n_random: int = 3
+    ablation: str = "zero"
     batch_size: int = 64
     seed: int = 0
     n_bootstrap: int = 1000
@@ -73,6 +78,8 @@ class VitPruningConfig:
         for name in ("n_search", "batch_size", "n_bootstrap"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must be 1 or more")
+        if self.ablation not in ABLATIONS:
+            raise ConfigError(f"ablation '{self.ablation}' is unknown; choose {', '.join(ABLATIONS)}")
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,11 @@ class VitPruningResult(Result):
         """Heads that can go before the main metric falls by 0.01 (of accuracies), by order; mean over the curve."""
         metric = self.main_metric
         means = {name: curves[metric].mean(1) for name, curves in self.curves.items()}
-        found: dict[str, Any] = {"metric": metric, "greedy_mean": float(means["greedy"].mean())}
+        found: dict[str, Any] = {
+            "metric": metric,
+            "ablation": self.config.ablation,
+            "greedy_mean": float(means["greedy"].mean()),
+        }
         random = [m.mean() for name, m in means.items() if name.startswith("random")]
         if random:
             found["random_mean"] = float(np.mean(random))
@@ -170,7 +181,16 @@ def vit_pruning(
     order = torch.from_numpy(stratified_order(len(images), own, config.seed))
     search, rest = order[: config.n_search].sort().values, order[config.n_search :].sort().values
     readout = make_readout(model, images, min(32, config.batch_size), config.seed)
-    hunt = _Hunt(model, images, search, readout, config.batch_size)
+    fills = HeadFills(
+        model,
+        images.select(search),
+        (config.ablation,),
+        batch_size=config.batch_size,
+        n_draws=1,
+        seed=config.seed,
+    )
+    gone = _Gone(model, fills, config.ablation)
+    hunt = _Hunt(gone, images, search, readout, config.batch_size)
     heads = list(np.ndindex(model.cfg.n_layers, model.cfg.n_heads))
     n_steps = config.max_heads or len(heads)
     alone = hunt.costs([], heads)
@@ -187,29 +207,41 @@ def vit_pruning(
         orders[f"random-{index}"] = [heads[i] for i in rng.permutation(len(heads))[:n_steps]]
     curves = {}
     for name in track(orders, "measuring the orders", len(orders)):
-        curves[name] = _curve(model, images, rest, readout, orders[name], config.batch_size)
+        curves[name] = _curve(gone, images, rest, readout, orders[name], config.batch_size)
     return VitPruningResult(orders, curves, config, hunt.n_tried)
 
 
-def _gone(model: HookedModel, heads: list[Head]) -> dict[str, Any]:
-    """Hooks that set the z of these heads to 0."""
-    hooks: dict[str, Any] = {}
-    for layer in {h[0] for h in heads}:
-        keep = torch.ones(model.cfg.n_heads, 1, device=model.device, dtype=model.dtype)
-        keep[[h for at, h in heads if at == layer]] = 0
-        hooks[f"blocks.{layer}.attn.hook_z"] = lambda z, _name, keep=keep: z * keep
-    return hooks
+@dataclass(frozen=True)
+class _Gone:
+    """A model whose heads can be taken away."""
+
+    model: HookedModel
+    fills: HeadFills
+    ablation: str
+
+    def hooks(self, heads: list[Head]) -> dict[str, Any]:
+        """Hooks that overwrite the z of these heads."""
+        hooks: dict[str, Any] = {}
+        for layer in {h[0] for h in heads}:
+            fill, gone = self.fills.of(self.ablation, layer), [h for at, h in heads if at == layer]
+
+            def remove(z: Tensor, _name: str, fill: Fill = fill, gone: list[int] = gone) -> Tensor:
+                z = z.clone()
+                for head in gone:
+                    fill_head(z, head, fill)
+                return z
+
+            hooks[f"blocks.{layer}.attn.hook_z"] = remove
+        return hooks
 
 
 class _Hunt:
     """What the absence of one more head costs on the search images: mean js, or cls_distance without a classifier."""
 
-    def __init__(
-        self, model: HookedModel, images: ImageDataset, chosen: Tensor, readout: Readout, batch_size: int
-    ) -> None:
-        self.model, self.readout = model, readout
-        self.batches = [(images.pixels[rows], rows.to(model.device)) for rows in chosen.split(batch_size)]
-        self.suffixes = [Suffix(model, layer) for layer in range(model.cfg.n_layers)]
+    def __init__(self, gone: _Gone, images: ImageDataset, chosen: Tensor, readout: Readout, batch_size: int) -> None:
+        self.without, self.model, self.readout = gone.hooks, gone.model, readout
+        self.batches = [(images.pixels[rows], rows.to(self.model.device)) for rows in chosen.split(batch_size)]
+        self.suffixes = [Suffix(self.model, layer) for layer in range(self.model.cfg.n_layers)]
         self.clean = [self._answer(pixels) for pixels, _ in self.batches]
         self.n_images, self.n_tried = len(chosen), 0
 
@@ -224,21 +256,22 @@ class _Hunt:
         metric = self.readout.metrics[0]
         layers = sorted({layer for layer, _ in candidates})
         for (pixels, rows), clean in zip(self.batches, self.clean, strict=True):
-            with self.model.hooks(_gone(self.model, gone)):
+            with self.model.hooks(self.without(gone)):
                 names = [f"blocks.{layer}.hook_resid_pre" for layer in layers]
                 _, cache = self.model.run_with_cache(pixels, names)
             for layer, head in candidates:
                 later = [h for h in gone if h[0] >= layer]
-                with self.model.hooks(_gone(self.model, [*later, (layer, head)])):
+                with self.model.hooks(self.without([*later, (layer, head)])):
                     after = self.suffixes[layer](cache[f"blocks.{layer}.hook_resid_pre"])
                 total[layer, head] += float(self.readout.compare(clean, after, rows)[metric].sum())
         return {h: value / self.n_images for h, value in total.items()}
 
 
 def _curve(
-    model: HookedModel, images: ImageDataset, chosen: Tensor, readout: Readout, order: list[Head], batch_size: int
+    without: _Gone, images: ImageDataset, chosen: Tensor, readout: Readout, order: list[Head], batch_size: int
 ) -> dict[str, np.ndarray]:
     """Metric → [n_removed + 1, n_images]; the residual stream is kept up to the first layer that changes."""
+    model = without.model
     collected: dict[str, list[list[np.ndarray]]] = {}
     suffixes = [Suffix(model, layer) for layer in range(model.cfg.n_layers)]
     for rows in chosen.split(batch_size):
@@ -250,7 +283,7 @@ def _curve(
             after = clean
             if gone:
                 first = min(layer for layer, _ in gone)
-                with model.hooks(_gone(model, gone)):
+                with model.hooks(without.hooks(gone)):
                     after = suffixes[first](cache[f"blocks.{first}.hook_resid_pre"])
             found = {name: right.float() for name, right in readout.correct(after, places).items()}
             compared = readout.compare(clean, after, places)

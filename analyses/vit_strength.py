@@ -37,8 +37,11 @@ class HeadStrength:
             ones (DeiT: the distillation token), prefix both; "self" is a patch's mass on itself; mean_distance_px is
             the distance from a patch to where it looks, with weights renormalised over patches; entropy is in nats,
             of patch queries over all tokens.
-        ring_mass: [layer, head, hop] share of a patch's attention that falls on patches `hop` away (Chebyshev).
-        ring_mean: [layer, head, hop] attention per patch of that ring; rings that a query lacks are left out.
+        ring_mass: [layer, head, hop] share of a patch's attention that falls on patches `hop` away (Chebyshev); mean over
+            all queries, each counted equally, 0 where the image holds none of the ring.
+        ring_mean: [layer, head, hop] attention per patch of that ring, each pair (query, patch) counted equally, so that
+            queries with more of the ring inside the image weigh more.
+        ring_mean_by_query: the same, each query counted equally: mean over its ring, then over queries that have one.
         maps: [layer, head, 2·rows − 1, 2·columns − 1] mean attention recentred on the query patch.
         map_variation: [layer, head] share of the recentred map's variance that changes from image to image: near 0 the
             head is content-agnostic, near 1 content-relevant.
@@ -47,6 +50,7 @@ class HeadStrength:
     per_image: dict[str, np.ndarray]
     ring_mass: np.ndarray
     ring_mean: np.ndarray
+    ring_mean_by_query: np.ndarray
     maps: np.ndarray
     map_variation: np.ndarray
 
@@ -123,13 +127,16 @@ def head_strength(
     n_patches, prefix = rows * columns, cfg.n_prefix_tokens
     per_image = 4 * cfg.n_layers * cfg.n_heads * (n_patches + prefix) ** 2
     batch_size = max(1, min(batch_size, 2**28 // per_image))
-    distances = hop_matrix(rows, columns)[1].float() * cfg.patch_size
+    hops, distances = hop_matrix(rows, columns)
+    distances = distances.float() * cfg.patch_size
+    by_query = _query_weights(hops)
     offsets = [torch.arange(-n + 1, n).abs() for n in (rows, columns)]
     count = ((rows - offsets[0])[:, None] * (columns - offsets[1])[None]).flatten()  # pairs of patches of each offset
     shape = (cfg.n_layers, cfg.n_heads)
     measured = {m: np.zeros((len(images), *shape), dtype=np.float32) for m in MEASURES}
     maps = torch.zeros(*shape, len(count), dtype=torch.float64)
     squares = torch.zeros(*shape, dtype=torch.float64)
+    ring_by_query = torch.zeros(*shape, max(rows, columns), dtype=torch.float64)
     done = 0
     for pixels in track(images.batches(batch_size), "attention by distance"):
         cache = model.capture(pixels, "blocks.*.attn.hook_pattern")
@@ -140,6 +147,8 @@ def head_strength(
             centred = _recentred(pattern[:, :, prefix:, prefix:], rows, columns)
             maps[layer] += centred.sum(0)
             squares[layer] += (centred / count).pow(2).sum(0).sum(-1)
+            weighted = pattern[:, :, prefix:, prefix:].sum(0, dtype=torch.float64) * by_query
+            ring_by_query[layer].index_add_(-1, hops.flatten(), weighted.flatten(-2))
         done += len(pixels)
     n = len(images)
     ring_mass, ring_mean = _rings(maps / n, count, rows, columns)
@@ -150,6 +159,7 @@ def head_strength(
         per_image=measured,
         ring_mass=ring_mass,
         ring_mean=ring_mean,
+        ring_mean_by_query=(ring_by_query / n).numpy(),
         maps=average.reshape(*shape, 2 * rows - 1, 2 * columns - 1).numpy(),
         map_variation=(within / (within + between).clamp_min(1e-30)).clamp(0, 1).numpy(),
     )
@@ -173,6 +183,17 @@ def _measure(pattern: Tensor, prefix: int, distances: Tensor) -> dict[str, Tenso
         found["patch_to_registers"] = pattern[:, :, prefix:, 1:prefix].sum(-1).mean(-1)
         found["registers_to_patch"] = pattern[:, :, 1:prefix, prefix:].sum(-1).mean(-1)
     return found
+
+
+def _query_weights(hops: Tensor) -> Tensor:
+    """Weight of each pair [query, source], float64, so that a sum over a ring's pairs counts every query that has some of
+    the ring equally: 1 / (patches of the ring that the query has · queries that have any)."""
+    weights = torch.zeros(hops.shape, dtype=torch.float64)
+    for hop in range(int(hops.max()) + 1):
+        ring = hops == hop
+        patches = ring.sum(-1, keepdim=True)
+        weights += ring / (patches.clamp_min(1) * (patches > 0).sum())
+    return weights
 
 
 def _rings(offset_sums: Tensor, count: Tensor, rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:

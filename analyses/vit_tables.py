@@ -9,7 +9,13 @@ from attlas.data.schema import TableSchema, column
 LAYER = column("layer", pa.int16(), "", "layer index, from 0")
 HEAD = column("head", pa.int16(), "", "head index, from 0")
 N_IMAGES = column("n_images", pa.int32(), "images", "images measured")
-_ABLATION = column("ablation", pa.string(), "", "what the head's z is set to: zero, or its mean over images and tokens")
+_ABLATION = column(
+    "ablation",
+    pa.string(),
+    "",
+    "what the head's z is set to: mean_per_position, its mean over images at each position; zero; mean, over images and "
+    "positions; resample, another image's (mean of several draws)",
+)
 _METRIC = column(
     "metric",
     pa.string(),
@@ -67,8 +73,26 @@ RINGS = TableSchema(
         LAYER,
         HEAD,
         column("hop", pa.int16(), "patches", "Chebyshev distance of the ring from the query patch"),
-        column("mass", pa.float64(), "fraction", "share of a patch query's attention on the ring, mean over queries"),
-        column("mean_per_patch", pa.float64(), "fraction", "attention per patch of the ring"),
+        column(
+            "mass",
+            pa.float64(),
+            "fraction",
+            "share of a patch query's attention on the ring; mean over all queries, each counted equally, 0 where the "
+            "image holds none of the ring",
+        ),
+        column(
+            "mean_per_patch",
+            pa.float64(),
+            "fraction",
+            "attention per patch of the ring, each pair of query and patch counted equally: queries with more of the "
+            "ring inside the image weigh more",
+        ),
+        column(
+            "mean_per_patch_by_query",
+            pa.float64(),
+            "fraction",
+            "the same, each query counted equally: mean over the ring's patches, then over queries that have any",
+        ),
         N_IMAGES,
     ),
 )

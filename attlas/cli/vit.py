@@ -46,6 +46,8 @@ class Args(ModelArgs, OutArgs):
     """pruning: heads to remove; 0 goes on until none is left."""
     n_candidates: int = 8
     """pruning: heads tried a step, those that cost least when last tried; 0 tries all (slow)."""
+    pruned_to: Literal["zero", "mean_per_position", "mean"] = "zero"
+    """pruning: what the z of removed heads becomes; zero is what a checkpoint without them computes."""
     remove_at: tuple[int, ...] = ()
     """tokens: layers before which patches are removed; none given takes the first and the middle one."""
     n_maps: int = 3600
@@ -79,15 +81,16 @@ def _heads(args: Args, out: Output, model: HookedModel, images: ImageDataset, wo
     result = vit(model, images, args.config, track=out.track)
     saved = result.save(workspace, model.ref, images.ref)
     values = result.heatmap(result.main_metric)
-    shown = [result.main_metric, *(m for m in ("mean_distance_px", "cls_to_patch") if m != result.main_metric)]
-    there = [m for m in shown if m == result.main_metric or result.strength is not None]
-    names = {"mean_distance_px": "reach, px", "cls_to_patch": "CLS → patches"}
+    ablations = {e.ablation: result.heatmap(result.main_metric, e.ablation) for e in result.importance}
+    shown = {f"{result.main_metric}, {name.replace('_', ' ')}": found for name, found in ablations.items()}
+    if result.strength is not None:
+        shown |= {"reach, px": result.heatmap("mean_distance_px"), "CLS → patches": result.heatmap("cls_to_patch")}
     order = sorted(((float(v), at) for at, v in np.ndenumerate(values)), reverse=True)[:8]
-    how = f"{args.config.ablations[0]} ablation, " if result.importance else ""
+    how = f"z set to: {', '.join(name.replace('_', ' ') for name in ablations)}; " if ablations else ""
     out.table(
         f"{model.name}: heads by {result.main_metric} ({how}{len(images)} images)",
-        ["head", *(names.get(m, m) for m in there)],
-        [(f"{at[0]}.{at[1]}", *(float(result.heatmap(m)[at]) for m in there)) for _, at in order],
+        ["head", *shown],
+        [(f"{at[0]}.{at[1]}", *(float(found[at]) for found in shown.values())) for _, at in order],
     )
     return saved, result.summary()
 
@@ -99,6 +102,7 @@ def _pruning(args: Args, out: Output, model: HookedModel, images: ImageDataset, 
         n_search=min(200, max(1, len(images) // 2)),
         n_candidates=args.n_candidates,
         max_heads=args.max_heads,
+        ablation=args.pruned_to,
         batch_size=args.config.batch_size,
         seed=args.config.seed,
     )

@@ -85,8 +85,10 @@ def button_link(text: str, href: str | None, rel: str = "") -> Any:
     return html.Span(dcc.Link(text, href=href, className="button"), **attributes({"data-rel": rel} if rel else {}))
 
 
-def picker(name: str, label: str, options: Sequence[tuple[str, str]], value: str, default: str) -> dmc.Select:
-    """A choice that lives in the URL."""
+def picker(
+    name: str, label: str, options: Sequence[tuple[str, str]], value: str, default: str, *, wide: bool = False
+) -> dmc.Select:
+    """A choice that lives in the URL; `wide` for long options."""
     return dmc.Select(
         id=param_id(name, default),
         data=[{"value": v, "label": text} for v, text in options],
@@ -94,7 +96,7 @@ def picker(name: str, label: str, options: Sequence[tuple[str, str]], value: str
         allowDeselect=False,
         size="xs",
         label=label,
-        className="picker",
+        className="picker wide" if wide else "picker",
         comboboxProps={"withinPortal": True},
     )
 

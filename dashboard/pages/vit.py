@@ -8,7 +8,7 @@ import numpy as np
 
 from attlas.dashboard.page import Data, Page, Params, integer
 from attlas.dashboard.pages.image import parse_heads
-from attlas.dashboard.pages.vit_view import METRICS, STRENGTH, view
+from attlas.dashboard.pages.vit_view import ABLATIONS, METRICS, STRENGTH, view
 from attlas.dashboard.queries import Row, Store
 from attlas.data.workspace import Run
 
@@ -22,12 +22,18 @@ def data(store: Store, params: Params) -> Data:
     rows = store.rows(run, "importance", ("layer", "head"))
     if run is None or not rows:
         return {"run": None, "model": params.get("model")}
-    ablations = list(dict.fromkeys(r["ablation"] for r in rows))
+    ablations = sorted({r["ablation"] for r in rows}, key=lambda a: [*ABLATIONS, a].index(a))
     ablation = params.get("ablation") if params.get("ablation") in ablations else ablations[0]
     metrics = [m for m in METRICS if any(r["metric"] == m and r["ablation"] == ablation for r in rows)]
     first = run.summary.get("metric") if run.summary.get("metric") in metrics else metrics[0]
     metric = params.get("metric") if params.get("metric") in metrics else first
-    shown = [r for r in rows if r["metric"] == metric and r["ablation"] == ablation]
+    beside = {(r["layer"], r["head"], r["ablation"]): r["value"] for r in rows if r["metric"] == metric}
+    others = [a for a in ablations if a != ablation]
+    shown = [
+        {**r, **{f"set to {a}": beside.get((r["layer"], r["head"], a)) for a in others}}
+        for r in rows
+        if r["metric"] == metric and r["ablation"] == ablation
+    ]
     top = max(shown, key=lambda r: r["value"])
     heads = {(r["layer"], r["head"]) for r in shown}
     top_head = int(top["layer"]), int(top["head"])
@@ -106,7 +112,10 @@ def _pruning(store: Store, model: str) -> dict[str, Any] | None:
         return None
     metric = run.summary.get("metric")
     rows = store.rows(run, "pruning_curve", ("order", "n_pruned"), metric=metric)
-    return {"run": run.id, "metric": metric, "rows": rows, "summary": run.summary} if rows else None
+    if not rows:
+        return None
+    ablation = run.summary.get("ablation", "zero")
+    return {"run": run.id, "metric": metric, "ablation": ablation, "rows": rows, "summary": run.summary}
 
 
 def _tokens(store: Store, params: Params, model: str) -> dict[str, Any] | None:

@@ -16,12 +16,13 @@ from attlas.dashboard.components import (
     heading,
     metric_cards,
     picker,
+    short,
     table,
 )
 from attlas.dashboard.components.maps import colored, data_url, download
 from attlas.dashboard.page import Data, Page, Params, integer, link
 from attlas.dashboard.pages.vit import maps_of
-from attlas.dashboard.pages.vit_view import METRICS, STRENGTH
+from attlas.dashboard.pages.vit_view import ABLATIONS, METRICS, STRENGTH
 from attlas.dashboard.pictures import pattern_url
 from attlas.dashboard.queries import Store
 from attlas.dashboard.theme import Theme
@@ -42,6 +43,7 @@ def data(store: Store, params: Params) -> Data:
         return base
     measures = [f"{r['ablation']}:{r['metric']}" for r in rows]
     asked = params.get("measure", "")
+    measures.sort(key=lambda m: [*ABLATIONS, m.partition(":")[0]].index(m.partition(":")[0]))
     measure = asked if asked in measures else (measures[0] if measures else "")
     ablation, _, metric = measure.partition(":")
     maps = maps_of(store.arrays(run, "maps"), layer)
@@ -92,9 +94,16 @@ def view(data: Data, look: Theme) -> Any:
     layer, head = data["layer"], data["head"]
     s = data["strength"]
     main = [r for r in data["importance"] if r["metric"] == data["main_metric"]]
-    first = next((r for r in main if r["ablation"] == "zero"), next(iter(main or data["importance"]), None))
+    main.sort(key=lambda r: [*ABLATIONS, r["ablation"]].index(r["ablation"]))
+    first = next(iter(main or data["importance"]), None)
+    zero = next((r for r in main if r["ablation"] == "zero" and r is not first), None)
+    beside = f"; zeroed {short(zero['value'])}, rank {zero['rank']}" if zero else ""
     cards = [
-        (METRICS[first["metric"]][0], first["value"], f"rank {first['rank']} of {data['n_layers'] * data['n_heads']}")
+        (
+            METRICS[first["metric"]][0],
+            first["value"],
+            f"rank {first['rank']} of {data['n_layers'] * data['n_heads']}{beside}",
+        )
         if first and first["metric"] in METRICS
         else ("", None, ""),
         ("Reach", s.get("mean_distance_px"), "px"),
@@ -133,24 +142,38 @@ def _doors(data: Data) -> list[Any]:
 
 
 def _importance(data: Data, look: Theme) -> Any:
-    rows = [{**r, "metric": METRICS.get(r["metric"], (r["metric"], ""))[0]} for r in data["importance"]]
+    rows = [
+        {
+            **r,
+            "metric": METRICS.get(r["metric"], (r["metric"], ""))[0],
+            "ablation": ABLATIONS.get(r["ablation"], r["ablation"]),
+        }
+        for r in data["importance"]
+    ]
     if not rows:
         return card("Importance", html.P("Not measured in this run.", className="note"))
     names = {"metric": "measure", "ablation": "set to", "value": "value", "low": "low", "high": "high", "rank": "rank"}
-    figure = bars(data["importance"], "metric", "value", look, group="ablation", y_title="effect", height=260)
+    drawn = [{**r, "ablation": ABLATIONS.get(r["ablation"], r["ablation"])} for r in data["importance"]]
+    figure = bars(drawn, "metric", "value", look, group="ablation", y_title="effect", height=260)
     return card(
         "Importance",
         figure,
         table(rows, names, summary="Measures, with 95 % intervals and rank", open_=True),
-        note="What changes when this head alone is set to zero, or to its mean; mean over images.",
+        note="What changes when this head alone is set to its mean over images at each position, to zero, or as the table "
+        "says; mean over images.",
     )
+
+
+def _measure_name(measure: str) -> str:
+    ablation, _, metric = measure.partition(":")
+    return f"{ABLATIONS.get(ablation, ablation)}: {metric.replace('_', ' ')}"
 
 
 def _by_class(data: Data, look: Theme) -> Any:
     rows = data["by_class"]
     if not rows:
         return card("By class", html.P("The images of this run have no classes.", className="note"))
-    options = [(m, m.replace(":", ": ").replace("_", " ")) for m in data["measures"]]
+    options = [(m, _measure_name(m)) for m in data["measures"]]
     names = {"class_name": "class", "value": "value", "low": "low", "high": "high", "n_images": "images"}
     ordered = sorted(rows, key=lambda r: -r["value"])
     return card(
@@ -158,7 +181,7 @@ def _by_class(data: Data, look: Theme) -> Any:
         bars(ordered[:40], "class_name", "value", look, x_title="class", y_title="effect"),
         table(ordered, names, summary="The numbers, with 95 % intervals"),
         note="The same effect over the images of one class, the strongest first.",
-        controls=picker("measure", "Measure", options, data["measure"], data["measures"][0]),
+        controls=picker("measure", "Measure", options, data["measure"], data["measures"][0], wide=True),
     )
 
 
@@ -175,7 +198,8 @@ def _reach(data: Data, look: Theme) -> Any:
         bars(data["rings"], "hop", "mass", look, x_title="hops, patches", y_title="share of attention", height=220),
         bars(data["rings"], "hop", "mean_per_patch", look, x_title="hops, patches", y_title="a patch", height=200),
         table(rows, {"what": "measure", "value": "mean"}, summary="Strength", open_=True),
-        note="Attention of patches on the ring of patches k hops away: in all, and a patch of the ring.",
+        note="Attention of patches on the ring of patches k hops away: in all, each query counted equally; and a patch of the "
+        "ring, each pair of patches counted equally (the table rings has it by query too).",
     )
 
 

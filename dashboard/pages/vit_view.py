@@ -17,6 +17,7 @@ from attlas.dashboard.components import (
     heading,
     metric_cards,
     picker,
+    short,
     table,
 )
 from attlas.dashboard.components.maps import colored, data_url
@@ -44,6 +45,12 @@ STRENGTH = {
     "self": ("A patch looks at itself", "fraction"),
     "entropy": ("Entropy", "nats"),
     "content_relevance": ("Content relevance", "fraction"),
+}
+ABLATIONS = {
+    "mean_per_position": "mean at each position",
+    "zero": "zero",
+    "mean": "mean over positions",
+    "resample": "another image's",
 }
 LEAD = "Which heads of a vision model matter, how far they look, and what they draw."
 
@@ -121,9 +128,20 @@ def _importance(data: Data, look: Theme) -> Any:
     name, unit = METRICS[data["metric"]]
     controls = [
         picker(
-            "metric", "Metric", [(m, METRICS[m][0]) for m in data["metrics"]], data["metric"], data["default_metric"]
+            "metric",
+            "Metric",
+            [(m, METRICS[m][0]) for m in data["metrics"]],
+            data["metric"],
+            data["default_metric"],
+            wide=True,
         ),
-        picker("ablation", "Head set to", [(a, a) for a in data["ablations"]], data["ablation"], data["ablations"][0]),
+        picker(
+            "ablation",
+            "Head set to",
+            [(a, ABLATIONS.get(a, a)) for a in data["ablations"]],
+            data["ablation"],
+            data["ablations"][0],
+        ),
     ]
     rows: list[Row] = data["importance"]
     names = {
@@ -132,6 +150,7 @@ def _importance(data: Data, look: Theme) -> Any:
         "value": name.lower(),
         "low": "low",
         "high": "high",
+        **{f"set to {a}": f"set to {ABLATIONS.get(a, a)}" for a in data["ablations"] if a != data["ablation"]},
         "n_images": "images",
     }
     layer, head = _chosen(data)
@@ -149,9 +168,23 @@ def _importance(data: Data, look: Theme) -> Any:
             className="buttons",
         ),
         table(sorted(rows, key=lambda r: -r["value"]), names, summary="The numbers, with 95 % intervals"),
-        note=f"{name} ({unit}) when the head alone is set to {data['ablation']}; mean over images. Click a head.",
+        note=f"{name} ({unit}) when the head alone is set to {_spoken(data['ablation'])}; mean over images.{_beside(data)} "
+        "Click a head.",
         controls=controls,
     )
+
+
+def _spoken(ablation: str) -> str:
+    said = {"zero": "zero", "mean": "its mean over images and positions", "resample": "what it is on another image"}
+    return said.get(ablation, "its mean over images at each position")
+
+
+def _beside(data: Data) -> str:
+    """The chosen head's value under the other ablations."""
+    own = next((r for r in data["importance"] if (r["layer"], r["head"]) == _chosen(data)), {})
+    others = [a for a in data["ablations"] if own.get(f"set to {a}") is not None]
+    said = ", ".join(f"{short(own[f'set to {a}'])} set to {ABLATIONS.get(a, a)}" for a in others)
+    return f" Head {data['layer']}.{data['head']}: {short(own['value'])}; {said}." if said else ""
 
 
 def _strength(data: Data, look: Theme) -> Any:
@@ -183,7 +216,9 @@ def _strength(data: Data, look: Theme) -> Any:
             summary="The numbers",
         ),
         note=f"{name}, {unit}; mean over images and patch queries; coloured by importance.{slope} Draw a box around heads.",
-        controls=picker("strength", "What", [(m, STRENGTH[m][0]) for m in there], metric, "mean_distance_px"),
+        controls=picker(
+            "strength", "What", [(m, STRENGTH[m][0]) for m in there], metric, "mean_distance_px", wide=True
+        ),
     )
 
 
@@ -206,7 +241,8 @@ def _rings(data: Data, look: Theme) -> Any:
         f"How far head {layer}.{head} looks",
         bars(data["rings"], "hop", "mass", look, x_title="hops, patches", y_title="share of attention", height=220),
         curve(lines, look, x_title="hops", y_title="share of attention", strong=f"{layer}.{head}", height=220),
-        note="Attention of patches on the ring of patches k hops away. Below: the same beside all other heads.",
+        note="Attention of patches on the ring of patches k hops away; each query counts equally. Below: the same beside all "
+        "other heads.",
         controls=controls,
     )
 
@@ -254,7 +290,8 @@ def _pruning(data: Data, look: Theme) -> Any:
         "Heads together",
         curve(_orders(found["rows"], "n_pruned"), look, x_title="heads gone", y_title=spoken),
         table(found["rows"], names | {"low": "low", "high": "high"}, summary="The numbers, with 95 % intervals"),
-        note=f"Heads set to zero one after another, on other images than those that chose the order.{said}",
+        note=f"Heads set to {_spoken(found['ablation'])} one after another, on other images than those that chose the order."
+        f"{said}",
     )
 
 

@@ -2,49 +2,67 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from attlas.analyses.head_effects import EXACT, HeadEffectsConfig, head_effects
+from attlas.analyses.head_effects import EXACT, FURTHER, HeadEffectsConfig, head_effects
+from attlas.analyses.head_fills import donors
 from attlas.data.images import ImageDataset
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 
+Hook = Callable[[torch.Tensor, str], torch.Tensor]
+
 
 def _naive(model: HookedModel, data: TokenDataset, layer: int, head: int, ablation: str) -> np.ndarray:
     """Δ loss of each sequence by whole forward passes; identity by an attention pattern that is the identity."""
     tokens = data.tokens
     _, cache = model.run_with_cache(tokens, [f"blocks.{layer}.attn.hook_z"])
-    mean = cache[f"blocks.{layer}.attn.hook_z"][:, :, head].mean((0, 1))
-
-    def z(t: torch.Tensor, _n: str) -> torch.Tensor:
-        t = t.clone()
-        t[:, :, head] = 0 if ablation == "zero" else mean
-        return t
+    own = cache[f"blocks.{layer}.attn.hook_z"][:, :, head]
+    fills = {"zero": torch.zeros(()), "mean": own.mean((0, 1)), "mean_per_position": own.mean(0)}
+    if ablation == "resample":
+        parts = [_naive_fill(model, data, layer, head, own[draw]) for draw in donors(len(data), 2, 0)]
+        return np.mean(parts, axis=0)
+    if ablation != "identity":
+        return _naive_fill(model, data, layer, head, fills[ablation])
 
     def pattern(t: torch.Tensor, _n: str) -> torch.Tensor:
         t = t.clone()
         t[:, head] = torch.eye(t.shape[-1])
         return t
 
-    name, fn = ("hook_pattern", pattern) if ablation == "identity" else ("hook_z", z)
-    with torch.no_grad():
-        clean = model.cross_entropy(tokens).mean(-1)
-        with model.hooks({f"blocks.{layer}.attn.{name}": fn}):
-            return (model.cross_entropy(tokens).mean(-1) - clean).double().numpy()
+    return _with_hook(model, tokens, f"blocks.{layer}.attn.hook_pattern", pattern)
+
+
+def _naive_fill(model: HookedModel, data: TokenDataset, layer: int, head: int, fill: torch.Tensor) -> np.ndarray:
+    def z(t: torch.Tensor, _n: str) -> torch.Tensor:
+        t = t.clone()
+        t[:, :, head] = fill
+        return t
+
+    return _with_hook(model, data.tokens, f"blocks.{layer}.attn.hook_z", z)
+
+
+@torch.no_grad()
+def _with_hook(model: HookedModel, tokens: torch.Tensor, name: str, fn: Hook) -> np.ndarray:
+    clean = model.cross_entropy(tokens).mean(-1)
+    with model.hooks({name: fn}):
+        return (model.cross_entropy(tokens).mean(-1) - clean).double().numpy()
 
 
 @pytest.mark.parametrize("name", ["gpt2_mini", "tiny_llama"])
 def test_exact_effects_equal_whole_forward_passes(name: str, request: pytest.FixtureRequest) -> None:
     model: HookedModel = request.getfixturevalue(name)
     data = TokenDataset.from_tokens(torch.randint(0, model.cfg.d_vocab, (3, 16)), "random")
-    result = head_effects(model, data, HeadEffectsConfig(EXACT, heads_per_forward=4, batch_size=2))
-    for ablation in EXACT:
+    every = (*EXACT, *FURTHER)
+    result = head_effects(model, data, HeadEffectsConfig(every, heads_per_forward=4, batch_size=2, resample_draws=2))
+    for ablation in every:
         for layer, head in ((0, 0), (1, 5), (model.cfg.n_layers - 1, 3)):
             expected = _naive(model, data, layer, head, ablation)
             found = result.per_sequence[ablation][:, layer, head]

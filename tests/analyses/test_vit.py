@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
+from attlas.analyses.head_fills import donors
 from attlas.analyses.vit import VitConfig, vit
 from attlas.analyses.vit_importance import head_importance, jensen_shannon
 from attlas.analyses.vit_strength import head_strength
@@ -81,28 +83,78 @@ def test_importance_counts_passes_not_batches(vit_mini: HookedModel, glyphs: Ima
     assert totals[0] >= vit_mini.cfg.n_layers
 
 
+def _double(model: HookedModel) -> HookedModel:
+    twin = type(model.hf)(model.hf.config).eval()
+    twin.load_state_dict(model.hf.state_dict())
+    return load_model(twin.double())
+
+
+@torch.no_grad()
+def _by_hand(model: HookedModel, pixels: torch.Tensor, layer: int, head: int, fill: torch.Tensor) -> torch.Tensor:
+    """Class probabilities of the whole model with one head's z overwritten, [B, n_classes]."""
+
+    def ablate(z: torch.Tensor, _name: str) -> torch.Tensor:
+        z = z.clone()
+        z[:, :, head] = fill
+        return z
+
+    with model.hooks({f"blocks.{layer}.attn.hook_z": ablate}):
+        return model(pixels).softmax(-1)
+
+
 def test_importance_equals_pruning_the_whole_model(vit_mini: HookedModel, glyphs: ImageDataset) -> None:
-    few = glyphs.take(16)
-    zero, mean = head_importance(vit_mini, few, batch_size=7)
+    """All four ablations against whole float64 passes; the donors of "resample" are read off the images themselves."""
+    few, names = glyphs.take(9), ("mean_per_position", "zero", "mean", "resample")
+    found = head_importance(vit_mini, few, ablations=names, batch_size=7, resample_draws=2, seed=3)
     assert few.labels is not None
+    double, pixels, rows = _double(vit_mini), few.pixels.double(), torch.arange(9)
     with torch.no_grad():
-        z = vit_mini.capture(few.pixels, "blocks.*.attn.hook_z")
-        clean = vit_mini(few.pixels).softmax(-1)
-        for layer, head in [(0, 1), (2, 5), (3, 0)]:
-            for found, fill in ((zero, 0.0), (mean, z[f"blocks.{layer}.attn.hook_z"][:, :, head].mean((0, 1)))):
+        z = double.capture(pixels, "blocks.*.attn.hook_z")
+        clean = double(pixels).softmax(-1)
+    others = donors(9, 2, 3)
+    assert (others != rows).all()
+    for layer, head in [(0, 1), (2, 5), (3, 0)]:
+        mine = z[f"blocks.{layer}.attn.hook_z"][:, :, head]
+        fills = {
+            "mean_per_position": [mine.mean(0)],
+            "zero": [torch.zeros(())],
+            "mean": [mine.mean((0, 1))],
+            "resample": [mine[draw] for draw in others],
+        }
+        told = {}
+        for entry in found:
+            after = [_by_hand(double, pixels, layer, head, fill) for fill in fills[entry.ablation]]
+            drop = torch.stack([(clean - a)[rows, few.labels] for a in after]).mean(0).numpy()
+            np.testing.assert_allclose(entry.per_image["prob_drop"][:, layer, head], drop, atol=1e-5)
+            js = [[jensenshannon(p, q) ** 2 for p, q in zip(clean, a, strict=True)] for a in after]
+            told[entry.ablation] = np.mean(js, 0)
+            np.testing.assert_allclose(entry.per_image["js"][:, layer, head], told[entry.ablation], atol=1e-5)
+        for name in ("zero", "mean", "resample"):  # another ablation is another number
+            assert np.abs(told[name] - told["mean_per_position"]).max() > 1e-4
 
-                def ablate(t: torch.Tensor, name: str, head: int = head, fill: object = fill) -> torch.Tensor:
-                    t = t.clone()
-                    t[:, :, head] = fill
-                    return t
 
-                with vit_mini.hooks({f"blocks.{layer}.attn.hook_z": ablate}):
-                    after = vit_mini(few.pixels).softmax(-1)
-                rows = torch.arange(16)
-                drop = (clean - after)[rows, few.labels].numpy()
-                np.testing.assert_allclose(found.per_image["prob_drop"][:, layer, head], drop, atol=1e-5)
-                js = [jensenshannon(p, q) ** 2 for p, q in zip(clean.double(), after.double(), strict=True)]
-                np.testing.assert_allclose(found.per_image["js"][:, layer, head], js, atol=1e-5)
+def test_only_the_mean_at_each_position_leaves_alone_what_does_not_depend_on_the_image(
+    vit_mini: HookedModel, glyphs: ImageDataset
+) -> None:
+    """Heads that attend and read by position alone: no image is in z, so taking images away must change nothing."""
+    model = load_model(copy.deepcopy(vit_mini.hf))
+    with torch.no_grad():
+        model.anatomy.embed.patch_embeddings.projection.weight.zero_()  # what is left is the positions
+    names = ("mean_per_position", "resample", "mean", "zero")
+    found = {e.ablation: e.per_image["js"] for e in head_importance(model, glyphs.take(4), ablations=names)}
+    assert max(np.abs(found[name]).max() for name in ("mean_per_position", "resample")) < 1e-6
+    assert min(found[name][:, 0].max() for name in ("mean", "zero")) > 1e-4
+
+
+def test_resampling_needs_another_image_and_gives_means_of_draws(vit_mini: HookedModel, glyphs: ImageDataset) -> None:
+    with pytest.raises(ConfigError, match="another input"):
+        head_importance(vit_mini, glyphs.take(1), ablations=("resample",))
+    config = VitConfig(("importance",), ("zero", "resample"), resample_draws=2, n_bootstrap=20)
+    result = vit(vit_mini, glyphs.take(8), config)
+    rows = result.tables()["importance"].to_pylist()
+    halves = [r for r in rows if (r["ablation"], r["metric"]) == ("resample", "accuracy_drop")]
+    assert all(r["low"] - 1e-9 <= r["value"] <= r["high"] + 1e-9 for r in halves)
+    assert result.summary()["ablation"] == "zero"
 
 
 def test_strength_equals_loops(vit_mini: HookedModel, glyphs: ImageDataset) -> None:
@@ -111,6 +163,7 @@ def test_strength_equals_loops(vit_mini: HookedModel, glyphs: ImageDataset) -> N
     pattern = vit_mini.capture(few.pixels, "blocks.1.attn.hook_pattern")["blocks.1.attn.hook_pattern"].double()
     for head in (0, 4):
         mass, pairs, total, reach = np.zeros(8), np.zeros(8), 0.0, 0.0
+        shares: list[list[float]] = [[] for _ in range(8)]
         recentred = np.zeros((15, 15))
         seen = np.zeros((15, 15))
         for image in range(3):
@@ -120,6 +173,9 @@ def test_strength_equals_loops(vit_mini: HookedModel, glyphs: ImageDataset) -> N
                 far = [np.hypot(s // 8 - q // 8, s % 8 - q % 8) for s in range(64)]
                 reach += 4 * (weights * far).sum() / weights.sum()
                 total += 1
+                for hop in range(8):
+                    ring = [s for s in range(64) if max(abs(s // 8 - q // 8), abs(s % 8 - q % 8)) == hop]
+                    shares[hop] += [weights[ring].mean()] if ring else []
                 for s in range(64):
                     dy, dx = s // 8 - q // 8, s % 8 - q % 8
                     hop = max(abs(dy), abs(dx))
@@ -129,6 +185,9 @@ def test_strength_equals_loops(vit_mini: HookedModel, glyphs: ImageDataset) -> N
                     seen[dy + 7, dx + 7] += 1
         np.testing.assert_allclose(found.ring_mass[1, head], mass / total, atol=1e-6)
         np.testing.assert_allclose(found.ring_mean[1, head], mass / pairs, atol=1e-6)
+        by_query = [np.mean(values) for values in shares]
+        np.testing.assert_allclose(found.ring_mean_by_query[1, head], by_query, atol=1e-6)
+        assert np.abs(found.ring_mean - found.ring_mean_by_query)[1, head].max() > 1e-4  # the weighting matters
         np.testing.assert_allclose(found.distance[1, head], reach / total, atol=1e-4)
         np.testing.assert_allclose(found.maps[1, head], recentred / seen, atol=1e-6)
     rows = found.ring_mass.sum(-1) + found.mean("patch_to_prefix")
@@ -172,5 +231,5 @@ def test_result_matches_the_card_and_is_saved(vit_mini: HookedModel, glyphs: Ima
 def test_bad_input(gpt2_mini: HookedModel, glyphs: ImageDataset) -> None:
     with pytest.raises(UnsupportedModelError, match="need a ViT"):
         vit(gpt2_mini, glyphs)
-    with pytest.raises(ConfigError, match="choose from zero, mean"):
+    with pytest.raises(ConfigError, match="choose from mean_per_position, zero"):
         VitConfig(ablations=("nothing",))

@@ -87,7 +87,7 @@ def test_every_family(kind: str, size: tuple[int, int], prefix: int) -> None:
     state, after = cache[names[0]], cache_after[names[0]]
     pooled = (state[:, 0], after[:, 0]) if prefix else (state.mean(1), after.mean(1))
     wanted = 1 - torch.nn.functional.cosine_similarity(*pooled)
-    found = result.importance[0].per_image
+    found = next(e.per_image for e in result.importance if e.ablation == "zero")
     np.testing.assert_allclose(found["cls_distance"][:, 1, 2], wanted, atol=1e-5)
     if kind == "backbone":
         assert set(found) == {"cls_distance"}
@@ -179,9 +179,9 @@ def test_agreement_equals_scipy() -> None:
     from scipy.stats import spearmanr
 
     result = vit(tiny("vit"), random_images(labels=torch.arange(6) % 5), VitConfig(measure=("importance",)))
-    zero, mean = result.importance
-    pair = next(a for a in result.agreement() if (a.first, a.second) == ("zero:js", "mean:cls_distance"))
-    wanted = spearmanr(zero.per_image["js"].mean(0).ravel(), mean.per_image["cls_distance"].mean(0).ravel()).statistic
+    mean, zero = result.importance
+    pair = next(a for a in result.agreement() if (a.first, a.second) == ("mean_per_position:js", "zero:cls_distance"))
+    wanted = spearmanr(mean.per_image["js"].mean(0).ravel(), zero.per_image["cls_distance"].mean(0).ravel()).statistic
     assert pair.spearman == pytest.approx(wanted)
     assert -1 <= pair.low < pair.high <= 1
     assert pair.n_heads == 8

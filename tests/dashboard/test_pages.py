@@ -86,8 +86,9 @@ def test_layers_and_vit_show_the_tables(workspace: Workspace) -> None:
     page = _json(client, "/api/layers?model=gpt2-mini")
     assert [h["entropy"] for h in page["heads"]] == pytest.approx(table.sort_values(["layer", "head"]).entropy.tolist())
     assert {r["module"] for r in page["redundancy"]} == {"attn", "mlp", "block"}
-    page = _json(client, "/api/vit?metric=js&ablation=mean&layer=2&head=3")
-    assert {r["ablation"] for r in page["importance"]} == {"mean"}
+    page = _json(client, "/api/vit?metric=js&ablation=zero&layer=2&head=3")
+    assert {r["ablation"] for r in page["importance"]} == {"zero"}
+    assert page["ablations"] == ["mean_per_position", "zero"]
     assert (page["layer"], page["head"]) == (2, 3)
     assert sum(r["mass"] for r in page["rings"]) == pytest.approx(1, abs=0.05)
 

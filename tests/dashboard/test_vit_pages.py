@@ -97,7 +97,7 @@ def test_a_head_is_what_its_rows_say(vision_workspace: Workspace, store: Store) 
     run = vision_workspace.latest("vit")
     assert run is not None
     table = vision_workspace.read_table(run, "importance").to_pandas()
-    found = clean(vit_head.data(store, {"layer": "2", "head": "3", "measure": "mean:js"}))
+    found = clean(vit_head.data(store, {"layer": "2", "head": "3", "measure": "mean_per_position:js"}))
     mine = table[(table.layer == 2) & (table["head"] == 3)]
     assert len(found["importance"]) == len(mine)
     for row in found["importance"]:
@@ -106,7 +106,7 @@ def test_a_head_is_what_its_rows_say(vision_workspace: Workspace, store: Store) 
         assert row["rank"] == same.value.rank(ascending=False, method="min")[2, 3]
     by_class = vision_workspace.read_table(run, "importance_by_class").to_pandas()
     wanted = by_class[(by_class.layer == 2) & (by_class["head"] == 3)]
-    wanted = wanted[(wanted.metric == "js") & (wanted.ablation == "mean")].sort_values("class")
+    wanted = wanted[(wanted.metric == "js") & (wanted.ablation == "mean_per_position")].sort_values("class")
     assert [r["value"] for r in found["by_class"]] == pytest.approx(wanted.value.tolist())
     assert sum(r["share"] for r in found["patterns"]["shares"]) == pytest.approx(1)
     for params in ({}, {"layer": "9", "head": "1"}, {"layer": "x"}):
