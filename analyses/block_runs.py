@@ -1,19 +1,22 @@
 """Runs of blocks by angular distance (Gromov et al. 2024, arXiv 2403.17887): how little n blocks together turn a token.
 
 d(l, n) = arccos(cos(x_l, x_{l+n}))/π at the last token (the class token of a vision model), x_l the residual stream in
-front of block l, averaged over sequences. The best run of n blocks starts where d is least.
+front of block l, averaged over sequences. The best run of n blocks starts where d is least, and dropping just that run is
+the paper's way to prune depth.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.drop_selection import Unit
 from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_mean
 
@@ -70,3 +73,28 @@ class BlockRuns:
                 row = {"length": length, "start": start, "distance": self.mean[at], "best": start == best}
                 rows.append({**row, "low": self.low[at], "high": self.high[at]})
         return BLOCK_RUNS.table(rows)
+
+
+class AngularOrder(Sequence[Unit]):
+    """What to drop when n blocks go, for every n: `order[:n]` is the run of n blocks that turns the stream least.
+
+    It stands where a ranking stands, but is none: the run of n + 1 need not hold that of n, so single places have no unit.
+    """
+
+    def __init__(self, runs: BlockRuns) -> None:
+        self.runs = runs
+
+    def __len__(self) -> int:
+        return len(self.runs.mean) - 1
+
+    @overload
+    def __getitem__(self, at: int) -> Unit: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Unit]: ...
+
+    def __getitem__(self, at: int | slice) -> Unit | list[Unit]:
+        if not isinstance(at, slice) or at.start or at.step not in (None, 1):
+            raise TypeError("runs of blocks have no place by place order; ask for order[:n]")
+        n = len(range(len(self))[at])
+        return [("block", layer) for layer in range(self.runs.best(n), self.runs.best(n) + n)] if n else []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from attlas.errors import ConfigError
 
-ORDERS = ("ranked", "iterative", "random", "last", "reversed")
+ORDERS = ("ranked", "iterative", "random", "last", "reversed", "angular")
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class DropCurveConfig:
     Attributes:
         targets: of attn, mlp, joint, block, head.
         counts: how many modules to drop, several.
-        orders: of ranked (scores of the dense model), iterative (scored anew after each drop), random, last, reversed.
+        orders: of ranked (scores of the dense model), iterative (scored anew after each drop), random, last, reversed;
+            of blocks alone angular (for each count the run of blocks that turns the stream least, Gromov et al. 2024).
         n_random: draws of the random control.
         head_score: what ranks heads: zero, mean or identity (exact ablations), or taylor (one gradient).
         batch_size: sequences or images at a time.
@@ -35,5 +36,9 @@ class DropCurveConfig:
         for order in self.orders:
             if order not in ORDERS:
                 raise ConfigError(f"order '{order}' is unknown; choose {', '.join(ORDERS)}")
+        if "angular" in self.orders and set(self.targets) != {"block"}:
+            raise ConfigError(
+                f"order 'angular' is of runs of blocks, and targets are {', '.join(self.targets)}; take block"
+            )
         if any(n < 1 for n in self.counts):
             raise ConfigError(f"counts {list(self.counts)} must be 1 or more")

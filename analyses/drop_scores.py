@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attlas.analyses.block_runs import AngularOrder
 from attlas.analyses.drop_selection import Drop, Unit, available, group_heads, masked, ranked
 from attlas.analyses.head_effects import HeadEffectsConfig, head_effects
 from attlas.analyses.redundancy import RedundancyConfig, redundancy
@@ -144,6 +145,11 @@ class Scores:
         )
         modules = {"joint": ("attn", "mlp"), "all": ("attn", "mlp", "block")}.get(target, (target,))
         return {(module, layer): score for layer, module, score in result.ranking(modules)}
+
+    def angular(self) -> AngularOrder:
+        """Runs of blocks by angular distance, on the same calibration data."""
+        config = RedundancyConfig(batch_size=self.batch_size, n_bootstrap=1)
+        return AngularOrder(redundancy(self.model, self.calibration, config, self.track).runs)
 
     def scored(self, target: str) -> dict[Unit, float]:
         """Scores of a target's units, measured anew."""

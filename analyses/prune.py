@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -26,7 +27,12 @@ DROP_CURVE = TableSchema(
     "one pruned model: a target, an order, a draw, a number dropped",
     (
         column("target", pa.string(), "", "attn, mlp, joint (attn and mlp ranked together), block, head, or group"),
-        column("order", pa.string(), "", "ranked, iterative, random, last or reversed"),
+        column(
+            "order",
+            pa.string(),
+            "",
+            "ranked, iterative, random, last, reversed; of blocks angular (a run for each n)",
+        ),
         column("draw", pa.int16(), "", "number of the random draw; 0 elsewhere"),
         column("n_dropped", pa.int16(), "modules", "modules dropped; 0 is the dense model"),
         column(
@@ -124,13 +130,13 @@ def drop_curve(
 
 def drop_orders(
     model: HookedModel, calibration: TokenDataset | ImageDataset, config: DropCurveConfig, track: Track = no_track
-) -> list[tuple[str, str, int, list[Unit]]]:
+) -> list[tuple[str, str, int, Sequence[Unit]]]:
     """(target, order, draw, units from the first to drop) of everything the config asks for.
 
     Raises:
         ConfigError: a count is more than the target has.
     """
-    found: list[tuple[str, str, int, list[Unit]]] = []
+    found: list[tuple[str, str, int, Sequence[Unit]]] = []
     scores = Scores(model, calibration, config.batch_size, config.head_score, track)
     for target in config.targets:
         candidates = available(model, target)
@@ -142,6 +148,8 @@ def drop_orders(
                 found += [(target, order, i, random_order(candidates, config.seed + i)) for i in draws]
             elif order == "last":
                 found.append((target, order, 0, last_first(candidates)))
+            elif order == "angular":
+                found.append((target, order, 0, scores.angular()))
             elif order == "iterative":
                 found.append((target, order, 0, list(iterative_order(scores, target, max(config.counts)))))
             else:

@@ -44,8 +44,9 @@ class Args(DataArgs, ModelArgs, OutArgs):
     """What to drop, such as attn:2,5 mlp:3 block:1 head:0.4,1.2 (layers from 0; heads as layer.head)."""
     target: Literal["attn", "mlp", "joint", "block", "head", "group"] | None = None
     """Let the scores choose among these; a group is a KV head with all heads that share it, which frees its cache."""
-    order: Literal["ranked", "iterative", "random", "last", "reversed"] = "ranked"
-    """In which order they go; iterative scores anew after each (slow), random, last and reversed are controls."""
+    order: Literal["ranked", "iterative", "random", "last", "reversed", "angular"] = "ranked"
+    """In which order they go; iterative scores anew after each (slow), random, last and reversed are controls; angular drops
+    the run of blocks that turns the stream least (--target block; Gromov et al. 2024)."""
     n: int | None = None
     """Budget: how many."""
     max_delta_ce: float | None = None
@@ -108,6 +109,8 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         check_writable(args.out.absolute().parent)
     if args.heal_steps and not (named or args.target):
         raise ConfigError("healing needs a pruned model: give --drop, or --target and a budget")
+    if args.order == "angular" and args.target not in (None, "block"):
+        raise ConfigError(f"--order angular drops runs of blocks; give --target block, not {args.target}")
     if args.sae and not args.what_dies:
         raise ConfigError("--sae belongs to --what-dies; give both")
     if args.what_dies and not (named or args.target):

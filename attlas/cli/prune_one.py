@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,8 +129,8 @@ def prune_one(
 
 def _order(
     model: HookedModel, calibration: Data, budget: Budget, args: Args, out: Output
-) -> tuple[list[Unit], dict[Unit, float]]:
-    """All units of the target, the first to drop first; their scores, where scores made the order."""
+) -> tuple[Sequence[Unit], dict[Unit, float]]:
+    """All units of the target, the first to drop first (angular: a run for each number); scores, where they made the order."""
     assert args.target is not None
     candidates = available(model, args.target)
     if budget.n is not None and budget.n > len(candidates):
@@ -139,6 +140,8 @@ def _order(
     if args.order == "last":
         return last_first(candidates), {}
     scores = Scores(model, calibration, args.curve.batch_size, args.curve.head_score, out.track)
+    if args.order == "angular":
+        return scores.angular(), {}
     if args.order == "iterative":
         from attlas.analyses.drop_scores import iterative_order
 

@@ -112,8 +112,12 @@ def _what_if(
     most = len(order) - 1 if target in ("attn", "block") else len(order)
     asked = integer(params, "n")
     n = max(0, min(1 if asked is None else asked, most))
-    units = [row["unit"] for row in order[:n]]
-    alone = [row["alone"] for row in order[:n]]
+    runs = _runs(store, model) if target == "block" else {}
+    by = "angular" if runs and params.get("order") == "angular" else "ranked"
+    gone = [row for row in order if row["layer"] in runs.get(n, ())] if by == "angular" else order[:n]
+    gone.sort(key=lambda row: row["layer"] if by == "angular" else 0)
+    units = [row["unit"] for row in gone]
+    alone = [row["alone"] for row in gone]
     found: dict[str, Any] = {
         "targets": targets,
         "target": target,
@@ -121,7 +125,9 @@ def _what_if(
         "n_max": most,
         "units": units,
         "sum_alone": sum(alone) if all(value is not None for value in alone) else None,
-        "on_curve": on_curve(curve, str(target), n),
+        "on_curve": on_curve(curve, str(target), n, by),
+        "orders": ["ranked", "angular"] if runs else ["ranked"],
+        "order": by,
         "measure": params.get("measure") == "1",
         "measured": None,
     }
@@ -131,9 +137,15 @@ def _what_if(
     return found | {"measured": job.result}, job
 
 
-def on_curve(curve: list[Row], target: str, n: int) -> float | None:
-    """Δ loss at n on the measured curve of the ranked order, straight between its points; None beyond the last."""
-    points = {r["n_dropped"]: r["delta"] for r in curve if r["target"] == target and r["order"] == "ranked"} | {0: 0.0}
+def _runs(store: Store, model: str) -> dict[int, range]:
+    """Number of blocks → the layers of the run that turns the stream least."""
+    rows = store.rows(store.pick("redundancy", None, model), "block_runs", best=True)
+    return {r["length"]: range(r["start"], r["start"] + r["length"]) for r in rows}
+
+
+def on_curve(curve: list[Row], target: str, n: int, order: str = "ranked") -> float | None:
+    """Δ loss at n on the measured curve of an order, straight between its points; None beyond the last."""
+    points = {r["n_dropped"]: r["delta"] for r in curve if r["target"] == target and r["order"] == order} | {0: 0.0}
     below = max((k for k in points if k <= n), default=0)
     above = min((k for k in points if k >= n), default=None)
     if above is None or len(points) == 1:

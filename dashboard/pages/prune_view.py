@@ -29,7 +29,15 @@ from attlas.dashboard.queries import Row
 from attlas.dashboard.theme import Theme
 
 NAMES = {"attn": "attention", "mlp": "MLPs", "joint": "attention and MLPs", "block": "blocks", "head": "heads"}
-ORDERS = ("ranked", "random", "last", "reversed", "iterative")  # a colour each; iterative shares that of ranked
+ORDERS = (
+    "ranked",
+    "random",
+    "last",
+    "reversed",
+    "iterative",
+    "angular",
+)  # a colour each; iterative shares that of ranked
+ORDER_NAMES = {"ranked": "by score", "angular": "run, by angle"}
 STATES = {
     "dead": "dead: active on less than a tenth of the tokens it was active on",
     "weaker": "weaker: the interval of the change lies below 0",
@@ -68,12 +76,16 @@ def _what_if(data: Data) -> Any:
         return empty("No scores yet", "The slider needs them:", f"attlas redundancy --model {data['model']} --alone")
     targets = [(t, NAMES[t]) for t in it["targets"]]
     here = {"model": data["model"], "target": it["target"], "n": it["n"]}
+    if it["order"] != "ranked":
+        here["order"] = it["order"]
     asked = it["measure"]
     button = button_link(
         "Measure it" if not asked else "Stop measuring", link("/prune", **here, measure=None if asked else 1)
     )
     measured = it["measured"]
     note = "Choose how many go; the most redundant go first."
+    if it["order"] == "angular":
+        note = "Choose how many go: the run of so many blocks that turns the last token least (Gromov et al. 2024)."
     if measured:
         note = (
             f"Measured on {measured['predictions']:,} predictions of {measured['data']}: "
@@ -104,7 +116,10 @@ def _what_if(data: Data) -> Any:
         missing,
         job_panel(data["job"]),
         note=note,
-        controls=picker("target", "Drop", targets, it["target"], it["targets"][0]),
+        controls=[
+            picker("target", "Drop", targets, it["target"], it["targets"][0]),
+            picker("order", "Order", [(o, ORDER_NAMES[o]) for o in it["orders"]], it["order"], "ranked"),
+        ],
         span=2,
     )
 

@@ -181,7 +181,7 @@ def _spoken(ablation: str) -> str:
 
 def _beside(data: Data) -> str:
     """The chosen head's value under the other ablations."""
-    own = next((r for r in data["importance"] if (r["layer"], r["head"]) == _chosen(data)), {})
+    own: Row = next((r for r in data["importance"] if (r["layer"], r["head"]) == _chosen(data)), {})
     others = [a for a in data["ablations"] if own.get(f"set to {a}") is not None]
     said = ", ".join(f"{short(own[f'set to {a}'])} set to {ABLATIONS.get(a, a)}" for a in others)
     return f" Head {data['layer']}.{data['head']}: {short(own['value'])}; {said}." if said else ""

@@ -41,6 +41,12 @@ def test_predictions_are_those_of_the_tables(workspace: Workspace) -> None:
     assert page["live"] is False
     assert _get(client, "/api/prune?target=mlp&n=4")["what_if"]["on_curve"] is None
     assert _get(client, "/api/prune?target=attn&n=99")["what_if"]["n"] == 3
+    runs = workspace.read_table(redundancy, "block_runs").to_pandas()
+    (start,) = runs[(runs.length == 2) & runs.best].start
+    it = _get(client, "/api/prune?target=block&n=2&order=angular")["what_if"]
+    assert (it["order"], it["units"]) == ("angular", [f"block.{start}", f"block.{start + 1}"])
+    assert it["sum_alone"] == pytest.approx(costs["block", start] + costs["block", start + 1])
+    assert _get(client, "/api/prune?target=attn&n=2&order=angular")["what_if"]["order"] == "ranked"
     joint = _get(client, "/api/prune?target=joint&n=3")["what_if"]["units"]
     both = scores[scores.module != "block"].sort_values("score")[:3]
     assert joint == [f"{module}.{layer}" for module, layer in zip(both.module, both.layer, strict=True)]
