@@ -172,8 +172,10 @@ class FaithfulnessResult(Result):
 
 def _spread(kind: str, shares: list[float]) -> dict[str, float | None]:
     """Median, mean and range of what random circuits recover; None without any."""
-    found = {"median": np.median, "mean": np.mean, "min": np.min, "max": np.max}
-    return {f"{kind}_{name}": float(fn(shares)) if shares else None for name, fn in found.items()}
+    if not shares:
+        return {f"{kind}_{name}": None for name in ("median", "mean", "min", "max")}
+    middle = {f"{kind}_median": float(np.median(shares)), f"{kind}_mean": float(np.mean(shares))}
+    return {**middle, f"{kind}_min": min(shares), f"{kind}_max": max(shares)}
 
 
 def recovered(

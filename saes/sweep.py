@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
-from attlas.data.progress import Track, no_track
+from attlas.data.progress import Track, terminal_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.workspace import Ref
@@ -148,7 +148,8 @@ def sweep_saes(
     evaluation: EvalConfig | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
-    track: Track = no_track,
+    track: Track | None = None,
+    progress: bool = True,
     on_step: OnStep | None = None,
 ) -> SweepResult:
     """Train every point of the grid in one pass over the data, then measure each on held-out data.
@@ -160,13 +161,14 @@ def sweep_saes(
             the configuration's own source (see `train_and_held_out`).
         evaluation: how to measure; None measures without controls and intervals.
         folder, resume: live curve and checkpoint, as in `train_sae`.
-        track: progress bar.
+        track, progress: as in `train_sae`.
         on_step: told of every training step.
 
     Example:
         >>> sweep_saes(SweepConfig(TrainConfig(n_tokens=500_000), k=(8, 16, 32), width=(768, 1536))).plot()
     """
     config = dataclasses.replace(config, train=adopt_store(config.train))
+    track = track or terminal_track(progress)
     train = config.train
     variants = config.variants()
     if model is None:

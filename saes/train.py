@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import torch
 
-from attlas.data.progress import Track, no_track
+from attlas.data.progress import Track, no_track, terminal_track
 from attlas.data.workspace import Ref, Run, Workspace
 from attlas.saes.activations import head_shape, match_hooks
 from attlas.saes.base import SAE
@@ -104,7 +104,8 @@ def train_sae(
     data: Inputs | TokenDataset | ImageDataset | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
-    track: Track = no_track,
+    track: Track | None = None,
+    progress: bool = True,
     on_step: OnStep | None = None,
 ) -> TrainResult:
     """Train one SAE for every hook that the configuration names, all from the same forward passes.
@@ -115,7 +116,8 @@ def train_sae(
         data: tokens or images, in place of config.text or config.images.
         folder: where to keep the live curve (`training.jsonl`) and checkpoints; None keeps neither.
         resume: go on from the folder's checkpoint; the finished SAEs equal those of an uninterrupted run.
-        track: progress bar.
+        track: what shows how far it is; by default a bar, where stderr is a terminal.
+        progress: False: no such bar.
         on_step: told of every step; in a notebook, where none is given, a live curve is drawn.
 
     Raises:
@@ -128,6 +130,7 @@ def train_sae(
         >>> result.save("workspace")
     """
     config = adopt_store(config or TrainConfig())
+    track = track or terminal_track(progress)
     if model is None:
         from attlas.interp import load_model
 

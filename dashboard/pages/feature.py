@@ -71,6 +71,7 @@ def data(store: Store, params: Params) -> Data:
         "examples": store.rows(run, "examples", ("stratum", "rank"), feature=feature),
         "histogram": store.rows(run, "histogram", ("bin_left",), feature=feature),
         "logits": store.rows(run, "logits", ("rank",), feature=feature),
+        "has_output": bool(store.rows(run, "logits", limit=1)),
         "tokens": store.rows(run, "feature_tokens", ("rank",), feature=feature),
         "grid": run.summary.get("grid"),
         "pictures": _pictures(store, run, feature),
@@ -133,8 +134,18 @@ def _numbers(row: Row) -> Any:
             ("Active tokens", row.get("n_active"), ""),
             ("Mean activation", row.get("mean_act"), "where it is active"),
             ("Largest activation", row.get("max_act"), ""),
-            ("Family", row.get("family") or "—", "see below: its scores beside their null"),
+            ("Family", row.get("family") or "—", _family_note(row)),
         ]
+    )
+
+
+def _family_note(row: Row) -> str:
+    if row.get("induction_null") is not None:
+        return "see below: its scores beside their null"
+    return (
+        "not scored: that takes text, heads and three examples"
+        if row.get("n_active")
+        else "it never fired on this text"
     )
 
 
@@ -144,7 +155,7 @@ def _heads(data: Data, look: Theme) -> Any:
         return card("Heads", html.P("This hook has no heads.", className="note"))
     top: dict[str, Any] = next((e for e in data["examples"] if e["stratum"] == "top"), {})
     parts = [
-        bars(heads, "head", "share", look, y_title="share of ‖W_dec‖²", height=210),
+        bars(heads, "head", "share", look, y_title="share of Σ ‖W_dec, head‖", height=210),
         table(heads, {"head": "head", "share": "share"}, summary="The numbers"),
     ]
     for column, constant, name in (
@@ -159,7 +170,10 @@ def _heads(data: Data, look: Theme) -> Any:
                 html.P(f"On the strongest example: each head's part of the {name}{total}.", className="note"),
                 bars(rows, "head", "dfa", look, y_title="attribution", height=190),
             ]
-    return card("Which head writes it", *parts, note="Head weight attribution: squared norm of the decoder, by head.")
+    note = (
+        "Head weight attribution: the norm of the decoder's slice of a head, as a share of the sum of all heads' norms."
+    )
+    return card("Which head writes it", *parts, note=note)
 
 
 def _sum(values: list[float], constant: float | None) -> str:
@@ -172,7 +186,10 @@ def _sum(values: list[float], constant: float | None) -> str:
 def _logits(data: Data) -> Any:
     rows = data["logits"]
     if not rows:
-        return card("What it does to the output", html.P("A backbone has no output tokens.", className="note"))
+        dead = "It never fired on this data; effects are listed for features that do."
+        headless = "The model is a backbone: it has no output tokens or classes."
+        why = dead if data["has_output"] or not data["row"].get("n_active") else headless
+        return card("What it does to the output", html.P(why, className="note"))
     scale = max(abs(r["effect"]) for r in rows) or 1.0
 
     def side(sign: str, title: str) -> html.Div:

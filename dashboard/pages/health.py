@@ -6,7 +6,7 @@ from typing import Any
 
 from dash import html
 
-from attlas.dashboard.components import card, columns, empty, heading, heatmap, picker, table
+from attlas.dashboard.components import card, columns, heading, heatmap, picker, table
 from attlas.dashboard.page import Data, Page, Params, integer
 from attlas.dashboard.pages import health_views as views
 from attlas.dashboard.queries import Store
@@ -23,7 +23,7 @@ TIMELINE = {
     "max_weight": ("Largest weight", "share of attention"),
     "lower_bound": ("Lower bound", "nats"),
 }
-_KINDS = ("timeline", "selection", "window_loss", "cost", "tracker")
+_KINDS = ("entropy", "timeline", "selection", "window_loss", "cost", "tracker")
 
 
 def data(store: Store, params: Params) -> Data:
@@ -45,6 +45,7 @@ def data(store: Store, params: Params) -> Data:
         "model": model,
         "runs": {kind: run.id if run else None for kind, run in {**runs, "collapse": collapse}.items()},
         "models": {kind: run.model.name if run else None for kind, run in runs.items()},
+        "entropy": store.rows(runs["entropy"], "head_entropy", ("layer", "head")),
         "metric": metric if metric in there else (there[0] if there else None),
         "metrics": there,
         "timeline": timeline,
@@ -68,21 +69,91 @@ def view(data: Data, look: Theme) -> Any:
     """One section a kind of run."""
     lead = "Heads over training, entropy and its bound, and what attention layers could do without."
     title = f"Attention health of {data['model']}" if data["model"] else "Attention health"
+    pair = [part for part in (_window_loss(data, look), _cost(data, look)) if part is not None]
     return html.Div(
         [
             heading(title, lead),
+            _now(data, look),
             _timeline(data, look),
             _tracker(data, look),
             _selection(data, look),
-            columns(_window_loss(data, look), _cost(data, look)),
+            columns(*pair) if pair else None,
             _collapse(data, look),
+            _absent(data),
         ]
     )
 
 
+def _now(data: Data, look: Theme) -> Any:
+    """Heads as `attlas entropy` found them."""
+    rows = data["entropy"]
+    if not rows:
+        return None
+    names = {"layer": "layer", "head": "head", "entropy": "entropy, nats", "low": "from", "high": "to"}
+    names |= {"normalized": "of log n", "lower_bound": "bound, nats", "sink_mass": "on the first position"}
+    lowest = min(rows, key=lambda row: row["normalized"])
+    said = f"Lowest: head {lowest['layer']}.{lowest['head']}, {lowest['normalized']:.2f} of log n."
+    return card(
+        "Entropy of each head",
+        heatmap(
+            rows,
+            "normalized",
+            look,
+            unit="of log n",
+            pick=f"head,layer,model={data['models']['entropy']}",
+            path="/head",
+        ),
+        html.P(said, className="note"),
+        table(rows, names, summary="The numbers"),
+        note=f"{data['models']['entropy']}: mean entropy of a query's attention, as a part of that of even attention; a head "
+        "near 0 looks at one token. 95 % intervals over sequences.",
+        span=2,
+    )
+
+
+def _absent(data: Data) -> Any:
+    """What has not been measured, and the command that does; nothing where everything has."""
+    model = data["model"] or data["models"]["entropy"] or "gpt2-mini"
+    ways = {
+        "entropy": ("Entropy of each head", "How sharply does each head attend?", f"attlas entropy --model {model}"),
+        "timeline": ("Heads over checkpoints", "Measure a folder of them:", "attlas entropy --checkpoints DIR"),
+        "tracker": (
+            "Tracked training",
+            "Watch one with attlas.EntropyTracker, and keep it:",
+            'tracker.save(attlas.Workspace("workspace"), Ref("my-model", "0"))',
+        ),
+        "coverage": (
+            "Selection layers",
+            "Whose keys could a layer share?",
+            f"attlas entropy selection --model {model}",
+        ),
+        "window_loss": (
+            "Window loss",
+            "What does a layer lose with sinks and a window alone?",
+            f"attlas entropy window-loss --model {model}",
+        ),
+        "cost": (
+            "Cost by length",
+            "Attention against the feed-forward network, by length:",
+            f"attlas entropy cost --model {model}",
+        ),
+        "collapse": (
+            "Entropy collapse",
+            "Train two small models until their entropy collapses, with σReparam beside them:",
+            "attlas entropy collapse-demo",
+        ),
+    }
+    items = [
+        html.Li([html.B(name), html.Span(f"  {why}", className="sub"), html.Pre(html.Code(command), tabIndex=0)])
+        for kind, (name, why, command) in ways.items()
+        if not data[kind]
+    ]
+    return card("Not measured yet", html.Ul(items, className="runs")) if items else None
+
+
 def _timeline(data: Data, look: Theme) -> Any:
     if not data["timeline"]:
-        return empty("No heads over checkpoints yet", "Measure a folder of them:", "attlas entropy --checkpoints DIR")
+        return None
     name, unit = TIMELINE[data["metric"]]
     options = [(m, TIMELINE[m][0]) for m in data["metrics"]]
     choose = picker("metric", "Metric", options, data["metric"], data["metrics"][0])
@@ -101,8 +172,7 @@ def _timeline(data: Data, look: Theme) -> Any:
 def _tracker(data: Data, look: Theme) -> Any:
     rows = data["tracker"]
     if not rows:
-        how = 'tracker.save(attlas.Workspace("workspace"), Ref("my-model", "0"))'
-        return empty("No tracked training yet", "Watch one with attlas.EntropyTracker, and keep it:", how)
+        return None
     names = {"kind": "alert", "began": "began", "layer": "layer", "head": "head", "since": "since step"}
     names |= {"step": "at step", "value": "value", "threshold": "threshold"}
     alerts = data["alerts"]
@@ -121,8 +191,7 @@ def _tracker(data: Data, look: Theme) -> Any:
 def _selection(data: Data, look: Theme) -> Any:
     rows = data["coverage"]
     if not rows:
-        command = f"attlas entropy selection --model {data['model'] or 'gpt2-mini'}"
-        return empty("No selection layers yet", "Whose keys could a layer share?", command)
+        return None
     k = data["k"]
     choose = [picker("k", "Keys kept", [(str(w), str(w)) for w in data["widths"]], str(k), str(data["widths"][0]))]
     parts = data["partition"]
@@ -148,8 +217,7 @@ def _selection(data: Data, look: Theme) -> Any:
 def _window_loss(data: Data, look: Theme) -> Any:
     rows = data["window_loss"]
     if not rows:
-        command = f"attlas entropy window-loss --model {data['model'] or 'gpt2-mini'}"
-        return empty("No window loss yet", "What does a layer lose with sinks and a window alone?", command)
+        return None
     names = {
         "layer": "layer",
         "window": "window",
@@ -170,8 +238,7 @@ def _window_loss(data: Data, look: Theme) -> Any:
 def _cost(data: Data, look: Theme) -> Any:
     rows = data["cost"]
     if not rows:
-        command = f"attlas entropy cost --model {data['model'] or 'gpt2-mini'}"
-        return empty("No cost profile yet", "Attention against the feed-forward network, by length:", command)
+        return None
     names = {
         "layer": "layer",
         "module": "module",
@@ -192,11 +259,7 @@ def _cost(data: Data, look: Theme) -> Any:
 
 def _collapse(data: Data, look: Theme) -> Any:
     if not data["collapse"]:
-        return empty(
-            "No collapse demonstration yet",
-            "Train two small models until their entropy collapses, with σReparam beside them:",
-            "attlas entropy collapse-demo",
-        )
+        return None
     names = {
         "model": "model",
         "method": "method",

@@ -104,7 +104,7 @@ def view(data: Data, look: Theme) -> Any:
     )
     parts: list[Any] = [heading("Survey", lead)]
     if data["heads"]:
-        parts += [_numbers(data), columns(_groups(data, look), _one_head(data))]
+        parts += [_numbers(data), _groups(data, look), _one_head(data)]  # words need the whole width
     else:
         parts.append(
             empty("No survey of heads yet", "Group what each head is for:", "attlas features survey --model gpt2-mini")

@@ -118,3 +118,15 @@ def test_health_says_how_to_fill_it(workspace: Workspace) -> None:
     told = json.dumps(PAGES["/health"].view(clean(page), theme("light")), default=lambda c: c.to_plotly_json())
     for what in ("--checkpoints DIR", "selection", "window-loss", "cost", "collapse-demo"):
         assert f"attlas entropy {what}" in told
+
+
+def test_health_shows_what_the_readmes_entropy_run_made(client: Any, workspace: Workspace) -> None:
+    page = _json(client, "/api/health?model=gpt2-mini")
+    heads = _frame(workspace, "entropy", "head_entropy").sort_values(["layer", "head"])
+    assert [row["normalized"] for row in page["entropy"]] == pytest.approx(heads.normalized.tolist())
+    for kind in ("timeline", "tracker", "coverage", "window_loss", "cost", "collapse"):
+        page[kind] = []
+    told = json.dumps(PAGES["/health"].view(clean(page), theme("light")), default=lambda c: c.to_plotly_json())
+    lowest = heads.loc[heads.normalized.idxmin()]
+    assert f"Lowest: head {lowest.layer:.0f}.{lowest['head']:.0f}" in told
+    assert "Not measured yet" in told

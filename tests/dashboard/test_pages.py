@@ -78,6 +78,27 @@ def test_a_feature_page_holds_its_rows(workspace: Workspace) -> None:
     assert not _json(client, "/api/feature")["found"]
 
 
+def test_a_dead_feature_promises_nothing(workspace: Workspace) -> None:
+    client = create_app(workspace.path).server.test_client()
+    run = workspace.latest("features")
+    assert run is not None
+    table = workspace.read_table(run, "features").to_pandas()
+    page = _json(client, f"/api/feature?id={int(table.feature[table.n_active > 0].iloc[0])}")
+    page["row"] |= {"n_active": 0, "induction_null": None}
+    told = {}
+    for has_output in (True, False):
+        dead = clean({**page, "logits": [], "has_output": has_output})
+        told[has_output] = json.dumps(
+            PAGES["/feature"].view(dead, theme("light")), default=lambda c: c.to_plotly_json()
+        )
+        assert "it never fired on this text" in told[has_output]
+        assert "see below" not in told[has_output]
+        assert "backbone" not in told[has_output]
+    page["row"]["n_active"] = 5
+    alive = PAGES["/feature"].view(clean({**page, "logits": [], "has_output": False}), theme("light"))
+    assert "is a backbone" in json.dumps(alive, default=lambda c: c.to_plotly_json())
+
+
 def test_layers_and_vit_show_the_tables(workspace: Workspace) -> None:
     client = create_app(workspace.path).server.test_client()
     entropy = workspace.latest("entropy")
