@@ -144,11 +144,11 @@ def _absent(data: Data) -> Any:
         ),
     }
     items = [
-        html.Li([html.B(name), html.Span(f"  {why}", className="sub"), html.Pre(html.Code(command), tabIndex=0)])
+        html.Div([html.P([html.B(name), f". {why}"], className="note"), html.Pre(html.Code(command), tabIndex=0)])
         for kind, (name, why, command) in ways.items()
         if not data[kind]
     ]
-    return card("Not measured yet", html.Ul(items, className="runs")) if items else None
+    return card("Not measured yet", *items) if items else None
 
 
 def _timeline(data: Data, look: Theme) -> Any:
