@@ -25,7 +25,7 @@ import torch
 
 from attlas.analyses.feature_causal import Change, Rerun, Tokens, paired_interval
 from attlas.analyses.feature_directions import SCORES, Examples, Sample, encoder_directions, feature_examples, sample
-from attlas.analyses.feature_null import NullConfig, NullScores, null_scores
+from attlas.analyses.feature_null import NullConfig, NullScores, benjamini_hochberg, null_scores
 from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
@@ -48,6 +48,7 @@ CHECKS = (
     "kept_near",
     "kept_near_null",
 )
+PHRASE = ("phrase", "phrase_null", "phrase_p", "phrase_q")
 _NAN = float("nan")
 
 
@@ -59,6 +60,8 @@ class FamilyScore:
         score, null, p, q: by family: share of attribution, mean of its null, one-sided p, Benjamini–Hochberg q; NaN
             without enough examples.
         label: "induction", "local", "long-range" or "unassigned".
+        phrase, phrase_null, phrase_p, phrase_q: share of the examples with the most common token (where it fires, or the
+            one after); its null's 95th percentile; p and q.
         source_entropy, source_entropy_null: nats, of the token at the sources; the null's 5th percentile.
         fall, fall_low, fall_high: part of the activation lost with the earlier occurrences replaced, less that lost with
             as many other tokens replaced, with a 95 % interval over examples; NaN where not looked at.
@@ -72,6 +75,10 @@ class FamilyScore:
     p: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(SCORES, _NAN))
     q: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(SCORES, _NAN))
     label: str = "unassigned"
+    phrase: float = _NAN
+    phrase_null: float = _NAN
+    phrase_p: float = _NAN
+    phrase_q: float = _NAN
     source_entropy: float = _NAN
     source_entropy_null: float = _NAN
     fall: float = _NAN
@@ -90,7 +97,7 @@ class FamilyScore:
             row[f"{name}_null"] = self.null[name]
             row[f"{name}_excess"] = self.score[name] - self.null[name]
             row[f"{name}_p"], row[f"{name}_q"] = self.p[name], self.q[name]
-        row |= {name: getattr(self, name) for name in CHECKS}
+        row |= {name: getattr(self, name) for name in (*PHRASE, *CHECKS)}
         return {name: None if value != value else value for name, value in row.items()}
 
 
@@ -145,21 +152,10 @@ def families(
             kind: {name: float(columns[f"{kind}_{name}"][feature]) for name in SCORES}
             for kind in ("score", "null", "p", "q")
         }
-        known |= {name: float(columns[name][feature]) for name in CHECKS}
+        known |= {name: float(columns[name][feature]) for name in (*PHRASE, *CHECKS)}
         return FamilyScore(label=labels[best[feature]], **known)
 
     return {f: scored(f) for f in torch.nonzero(found.stream.count).flatten().tolist()}
-
-
-def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
-    """q of each p, over those that are not NaN."""
-    from scipy.stats import false_discovery_control
-
-    q = np.full(len(p), np.nan)
-    known = np.isfinite(p)
-    if known.any():
-        q[known] = false_discovery_control(p[known])
-    return q
 
 
 def _columns(null: NullScores) -> dict[str, np.ndarray]:
@@ -169,6 +165,8 @@ def _columns(null: NullScores) -> dict[str, np.ndarray]:
         columns[f"q_{name}"] = benjamini_hochberg(columns[f"p_{name}"])
     columns["source_entropy"] = null.scores["source_entropy"]
     columns["source_entropy_null"] = null.quantile("source_entropy", 0.05)
+    columns |= {"phrase": null.scores["phrase"], "phrase_p": null.p("phrase")}
+    columns |= {"phrase_null": null.quantile("phrase", 0.95), "phrase_q": benjamini_hochberg(columns["phrase_p"])}
     nothing = np.full(len(columns["source_entropy"]), np.nan)
     for name in CHECKS[2:]:
         columns[name] = nothing.copy()

@@ -31,6 +31,7 @@ from attlas.analyses.feature_directions import (
     fire,
     score,
 )
+from attlas.analyses.feature_relations import phrase_shares
 from attlas.data.progress import Track, no_track
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
@@ -114,11 +115,33 @@ class NullScores:
     def p(self, name: str) -> np.ndarray:
         """[F] one-sided p of a score as high, over nulls brought to mean 0 and spread 1 of their profile on the scale of
         arcsin √score, where profiles differ less in shape: counted, or from the fitted tail. NaN without a score."""
-        null = _stable(self.null[name])
-        mean, spread = np.nanmean(null, axis=1), np.maximum(np.nanstd(null, axis=1), 1e-9)
-        pooled = ((null - mean[:, None]) / spread[:, None]).ravel()
-        z = (_stable(self.scores[name]) - self._of(mean)) / self._of(spread)
-        return tail_p(z, np.sort(pooled[np.isfinite(pooled)]))
+        return pooled_p(_stable(self.scores[name]), _stable(self.null[name]), self.profiles.of)
+
+
+def pooled_p(score: np.ndarray, null: np.ndarray, of: np.ndarray) -> np.ndarray:
+    """[F] one-sided p of a score [F] as high among all nulls [C, R], each brought to mean 0 and spread 1 of its group.
+
+    Args:
+        of: int64 [F] group of each, −1 for none; p is NaN there and without a score.
+    """
+    if not len(null):  # no feature has enough examples
+        return np.full(len(of), np.nan)
+    mean, spread = np.nanmean(null, axis=1), np.maximum(np.nanstd(null, axis=1), 1e-9)
+    pooled = ((null - mean[:, None]) / spread[:, None]).ravel()
+    group = np.maximum(of, 0)
+    z = np.where(of >= 0, (score - mean[group]) / spread[group], np.nan)
+    return tail_p(z, np.sort(pooled[np.isfinite(pooled)]))
+
+
+def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
+    """q of each p, over those that are not NaN."""
+    from scipy.stats import false_discovery_control
+
+    q = np.full(len(p), np.nan)
+    known = np.isfinite(p)
+    if known.any():
+        q[known] = false_discovery_control(p[known])
+    return q
 
 
 def tail_p(z: np.ndarray, null: np.ndarray) -> np.ndarray:
@@ -217,5 +240,8 @@ def null_scores(
     drawn_rows = drawn.flatten(0, 1)
     scores = score(model, hook, found.tokens, mine, own, batch_size=batch_size)
     null = score(model, hook, found.tokens, examples, drawn_rows, batch_size=batch_size, track=track)
-    by_profile = {name: null[name].reshape(groups.members.shape) for name in (*SCORES, "source_entropy")}
+    for found_scores, which, n in ((scores, mine, F), (null, examples, len(drawn_rows))):
+        shares = phrase_shares(found.tokens, which.direction, which.sequence, which.position, n)
+        found_scores.columns["phrase"] = np.where(np.isnan(found_scores["local"]), np.nan, shares)
+    by_profile = {name: null[name].reshape(groups.members.shape) for name in (*SCORES, "source_entropy", "phrase")}
     return NullScores(scores, by_profile, groups, examples, drawn)

@@ -152,6 +152,25 @@ def phrases(
             }
 
 
+def phrase_shares(tokens: Tensor, direction: Tensor, sequence: Tensor, position: Tensor, n: int) -> np.ndarray:
+    """Share of each direction's examples that have their most common token: where it fires, or the one after; float64 [n].
+
+    No phrase has more examples than the token it ends with, so this is the share of the top phrase of any length.
+
+    Args:
+        tokens: int64 [S, T].
+        direction, sequence, position: int64 [m], an example each; NaN for directions without one.
+    """
+    most = np.zeros(n)
+    has_next = position + 1 < tokens.shape[1]
+    for at, keep in ((position, torch.ones_like(has_next)), (position + 1, has_next)):
+        keys = (direction[keep] << 32) | tokens[sequence[keep], at[keep]]
+        unique, times = np.unique(keys.numpy(), return_counts=True)
+        np.maximum.at(most, unique >> 32, times)
+    of = np.bincount(direction.numpy(), minlength=n)
+    return np.where(of > 0, most / np.maximum(of, 1), np.nan)
+
+
 def _contained(key: tuple[str, tuple[int, ...]], count: int, counts: Counter[tuple[str, tuple[int, ...]]]) -> bool:
     """Whether a longer n-gram with the same end has as many examples."""
     place, ids = key

@@ -22,6 +22,21 @@ def _family(name: str, what: str) -> tuple[pa.Field, ...]:
     )
 
 
+def _beyond(name: str, unit: str, what: str) -> tuple[pa.Field, ...]:
+    """A number, its null's 95th percentile, p and q."""
+    return (
+        column(name, _F, unit, what),
+        column(
+            f"{name}_null",
+            _F,
+            unit,
+            "95th percentile of that of directions of the same head norms (phrase: and density)",
+        ),
+        column(f"{name}_p", _F, "probability", "of a null as high, one-sided; null of dead features"),
+        column(f"{name}_q", _F, "probability", "that p after Benjamini and Hochberg, over features"),
+    )
+
+
 FEATURES = TableSchema(
     "features",
     "one feature, dead ones too",
@@ -37,7 +52,10 @@ FEATURES = TableSchema(
         column("promoted", pa.string(), "", "tokens or classes it promotes most, joined by ' | '"),
         column("suppressed", pa.string(), "", "tokens or classes it suppresses most, joined by ' | '"),
         column("top_tokens", pa.string(), "", "tokens with the largest shares of its activation, joined by ' | '"),
+        *_beyond("logit_z", "standard deviations", "largest logit effect, over the vocabulary, from the mean effect"),
+        *_beyond("neighbour_cosine", "", "largest decoder cosine with another feature; null: random dictionaries"),
         column("family", pa.string(), "", "induction, local, long-range; unassigned where excess or check is wanting"),
+        *_beyond("phrase", "fraction", "examples with their most common token: where it fires or the one after"),
         *_family("induction", "attribution on tokens after earlier copies of the current one"),
         *_family("local", f"attribution within the last {LOCAL_WINDOW} positions"),
         *_family("long_range", f"attribution {LONG_DISTANCE} or more positions back"),

@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.direction_nulls import DIRECTION_SCORES, DirectionNull, direction_nulls
 from attlas.analyses.feature_checkpoint import load_pass, save_pass
 from attlas.analyses.feature_examples import Example, choose, fill
 from attlas.analyses.feature_families import FamilyScore, families
@@ -67,6 +68,7 @@ class FeaturesResult(Result):
         logits: promoted and suppressed values and ids [F, n], or None for a backbone.
         neighbours: decoder cosines and indices of the features that point alike, [F, n_related].
         coactivation: which features fire together.
+        nulls: numbers of the decoder rows beside their nulls, by name.
         names: text of token ids or classes.
         n_tokens: tokens read.
         pictures: for images: thumbnails uint8 [m, h, w, 3] of those among the examples, and their numbers int32 [m].
@@ -82,6 +84,7 @@ class FeaturesResult(Result):
     logits: tuple[Tensor, Tensor, Tensor, Tensor] | None
     neighbours: tuple[Tensor, Tensor]
     coactivation: Coactivation
+    nulls: dict[str, DirectionNull]
     names: dict[int, str]
     token_names: dict[int, str]
     top_tokens: dict[int, list[tuple[int, float, int]]]
@@ -136,8 +139,19 @@ class FeaturesResult(Result):
                 "promoted": self._joined(1, feature),
                 "suppressed": self._joined(3, feature),
                 "top_tokens": " | ".join(self.token_names[t] for t, _, _ in self.top_tokens.get(feature, [])),
+                **self._nulls(feature),
                 **score.row(),
             }
+
+    def _nulls(self, feature: int) -> dict[str, float | None]:
+        """Columns of the scores of directions; None where not known."""
+        row = {}
+        for name in DIRECTION_SCORES:
+            known = self.nulls.get(name)
+            for column, values in (("", "score"), ("_null", "null"), ("_p", "p"), ("_q", "q")):
+                value = float("nan") if known is None else float(getattr(known, values)[feature])
+                row[name + column] = None if value != value else value
+        return row
 
     def _joined(self, slot: int, feature: int) -> str:
         if self.logits is None:
@@ -219,6 +233,15 @@ class FeaturesResult(Result):
         figure.update_layout(xaxis_title="log₁₀ density", yaxis_title="features", title="activation density")
         return figure
 
+    def beyond_null(self) -> dict[str, float | None]:
+        """Share of the features with a score whose q is 0.05 or less, by score; None where no feature has one."""
+        found = {name: null.share_beyond() for name, null in sorted(self.nulls.items())}
+        if self.families:
+            q = np.array([score.phrase_q for score in self.families.values()])
+            known = q[np.isfinite(q)]
+            found["phrase"] = float((known <= 0.05).mean()) if len(known) else None
+        return found
+
     def summary(self) -> dict[str, Any]:
         """Headline numbers: features, dead fraction over the tokens read, families."""
         labels = [score.label for score in self.families.values()]
@@ -229,6 +252,7 @@ class FeaturesResult(Result):
             "dead_fraction": float((self.stream.count == 0).double().mean()),
             "median_density": float(np.median(self.density)),
             "families": {label: labels.count(label) for label in sorted(set(labels))},
+            "beyond_null": self.beyond_null(),
         }
 
     def _arrays(self) -> dict[str, dict[str, np.ndarray]]:
@@ -301,6 +325,7 @@ def features(
     ids = set() if logits is None else {int(i) for slot in (1, 3) for i in logits[slot].unique()}
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
+    null = NullConfig(config.null_draws, n_tokens=config.null_tokens, seed=config.seed) if config.null_draws else None
     spoken = {t for entries in top_tokens.values() for t, _, _ in entries}
     for e in examples:
         if e.sequence_tokens is not None:  # phrases reach three tokens back and one ahead
@@ -308,11 +333,12 @@ def features(
     return FeaturesResult(
         stream=stream,
         examples=examples,
-        families=_families(model, sae, data, hook, config, positions, track) if has_heads else {},
+        families=_families(model, sae, data, hook, config, null, positions, track) if has_heads and null else {},
         shares=head_shares(sae.W_dec, model.cfg.n_heads).cpu() if has_heads else None,
         logits=logits,
         neighbours=neighbours(sae.W_dec, config.n_related),
         coactivation=coactivation,
+        nulls=direction_nulls(model, sae.W_dec, hook, (stream.count > 0).numpy(), null) if null else {},
         names=_names(model, data, ids),
         token_names=_names(model, data, spoken),
         top_tokens=top_tokens,
@@ -341,17 +367,18 @@ def _families(
     data: TokenDataset | ImageDataset,
     hook: str,
     config: FeaturesConfig,
+    null: NullConfig,
     positions: Positions,
     track: Track,
 ) -> dict[int, FamilyScore]:
-    if not isinstance(data, TokenDataset) or not model.cfg.causal or config.null_draws == 0:
+    if not isinstance(data, TokenDataset) or not model.cfg.causal:
         return {}
     return families(
         model,
         sae,
         data,
         hook,
-        NullConfig(config.null_draws, n_tokens=config.null_tokens, seed=config.seed),
+        null,
         n_scored=config.n_scored,
         n_causal=config.n_causal,
         batch_size=config.batch_size,

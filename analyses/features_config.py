@@ -22,7 +22,8 @@ class FeaturesConfig:
         coactivation_tokens: tokens, the first of the data, over which co-activation is counted.
         skip_positions: leading positions left out; None as the SAE records it (else BOS of text, nothing of images).
         exclude_tokens: tokens whose positions are left out: bos, eos, pad, sep, token strings or ids; None as recorded.
-        null_draws: random directions that a feature's family scores are set against; 0 leaves families out.
+        null_draws: random directions that a feature's family scores, logit effects and neighbours are set against; 0
+            leaves families and these nulls out.
         null_tokens: tokens, the first of the data, that family scores and their null are of.
         n_scored: strongest examples of a feature, one a sequence, that family scores are over.
         n_causal: strongest examples of a feature that causal checks change and run again.
@@ -62,4 +63,4 @@ class FeaturesConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must be 1 or more")
         if self.null_draws < 0:
-            raise ConfigError(f"null_draws {self.null_draws} must be 0 (no families) or more")
+            raise ConfigError(f"null_draws {self.null_draws} must be 0 (no families, no nulls) or more")

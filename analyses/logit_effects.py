@@ -6,6 +6,9 @@ depends on the token, is left out. Effects are therefore comparable within a fea
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -68,16 +71,36 @@ def logit_effects(
 
     Returns: (promoted values [F, n], promoted ids, suppressed values, suppressed ids), sorted by size.
     """
+    parts = []
+    for effects in _effects(model, W_dec, hook, chunk):
+        n = min(n, effects.shape[1])
+        up, down = effects.topk(n), effects.topk(n, largest=False)
+        parts.append((up.values, up.indices, down.values, down.indices))
+    a, b, c, d = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    return a, b, c, d
+
+
+@torch.no_grad()
+def top_effect_z(model: HookedModel, W_dec: Tensor, hook: str, chunk: int = 512) -> np.ndarray:
+    """How far each direction's largest logit effect stands above its mean effect, in their standard deviations over the
+    vocabulary (or classes): float64 [F]. It does not depend on the direction's length.
+
+    Raises:
+        UnsupportedModelError: as in `logit_effects`.
+    """
+    parts = []
+    for effects in _effects(model, W_dec, hook, chunk):
+        spread = effects.std(1, correction=0).clamp_min(1e-12)
+        parts.append(((effects.max(1).values - effects.mean(1)) / spread).double().cpu())
+    return torch.cat(parts).numpy()
+
+
+def _effects(model: HookedModel, W_dec: Tensor, hook: str, chunk: int) -> Iterator[Tensor]:
+    """Logit effects [chunk, d_vocab] of the rows, in turn."""
     directions = residual_directions(model, W_dec, hook).float()
     if model.cfg.norm == "ln":
         directions = directions - directions.mean(-1, keepdim=True)
     weight: Tensor = model.final_norm.weight  # type: ignore[assignment]
     unembed = readout_weight(model).float() * weight.float()[:, None]
-    n = min(n, unembed.shape[1])
-    parts = []
     for piece in directions.split(chunk):
-        effects = piece @ unembed
-        up, down = effects.topk(n), effects.topk(n, largest=False)
-        parts.append((up.values, up.indices, down.values, down.indices))
-    a, b, c, d = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
-    return a, b, c, d
+        yield piece @ unembed

@@ -4,12 +4,15 @@ Another seed, width, architecture or library. A pair of features is compared by 
 correlation of their activations on the same tokens. Feature splitting (Bricken et al. 2023): one feature of the narrower
 autoencoder is several of the wider, each of which points and fires alike. Absorption (Chanin et al. 2024, arXiv
 2409.14507): where a feature is silent although its counterpart fires, because another, more special feature fires instead.
-Thresholds are ours. The control is an autoencoder of random directions with the second's norms.
+Thresholds are ours.
+
+Two nulls *(ours)* stand in for the second dictionary: random directions with its norms in every head's slice (of hooks
+without heads: of its norms), and itself shuffled, the entries of each row at random. Every share is given for them too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -18,6 +21,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.feature_null import null_directions
 from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
@@ -39,7 +43,12 @@ MATCHES = TableSchema(
         column("cosine", pa.float64(), "", "that cosine"),
         column("correlation", pa.float64(), "", "Pearson's, of the two features' activations over tokens"),
         column("mutual", pa.bool_(), "", "each is the other's best match"),
-        column("control_cosine", pa.float64(), "", "largest cosine with as many random directions"),
+        column(
+            "control_cosine", pa.float64(), "", "largest cosine with as many random directions of the same head norms"
+        ),
+        column("control_mutual", pa.bool_(), "", "each is the other's best match, of those directions"),
+        column("shuffled_cosine", pa.float64(), "", "largest cosine with the second's rows, entries shuffled"),
+        column("shuffled_mutual", pa.bool_(), "", "each is the other's best match, of those rows"),
         column("n_split", pa.int32(), "features", "features of the second with a cosine above the split threshold"),
         column("n_active", pa.int64(), "tokens", "tokens on which it is active"),
         column("n_missed", pa.int64(), "tokens", "of these, tokens on which the match is silent"),
@@ -106,9 +115,23 @@ class MatchingResult(Result):
             "split": sum(r["n_split"] > 1 for r in self.rows) / n,
             "absorbed": sum(r["absorbed"] >= 0.5 and r["n_missed"] >= 10 for r in self.rows) / n,
             "mean_cosine": float(np.mean([r["cosine"] for r in self.rows])) if self.rows else None,
-            "mean_cosine_control": float(np.mean([r["control_cosine"] for r in self.rows])) if self.rows else None,
+            **self._nulls(),
             "mean_correlation": float(np.mean([r["correlation"] for r in self.rows])) if self.rows else None,
         }
+
+    def _nulls(self) -> dict[str, float | None]:
+        """Share of the same features and mean cosine under each null, and the share beyond the first one's 95th percentile."""
+        found: dict[str, float | None] = {}
+        for name in ("control", "shuffled"):
+            cosines = np.array([r[f"{name}_cosine"] for r in self.rows])
+            mutual = np.array([r[f"{name}_mutual"] for r in self.rows], dtype=bool)
+            found[f"mean_cosine_{name}"] = float(cosines.mean()) if len(cosines) else None
+            found[f"same_{name}"] = float((mutual & (cosines >= self.config.same_cosine)).sum() / max(1, len(cosines)))
+        control = [r["control_cosine"] for r in self.rows]
+        bar = float(np.quantile(control, 0.95)) if control else None
+        found["cosine_control_q95"] = bar
+        found["beyond_control"] = None if bar is None else float(np.mean([r["cosine"] > bar for r in self.rows]))
+        return found
 
     def plot(self) -> Any:
         """Decoder cosine of the best match, beside the control's."""
@@ -125,6 +148,24 @@ def _best(A: Tensor, B: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
     """Largest cosine of each row of A with a row of B, and which."""
     parts = [(a @ B.T).max(1) for a in A.split(chunk)]
     return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
+
+
+def _mutual_best(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest cosine of each row of A with a row of B, and whether each is the other's best, [F] both."""
+    cosine, match = _best(A, B)
+    back = _best(B, A)[1]
+    return cosine, back[match] == torch.arange(len(A), device=A.device)
+
+
+def _null_dictionaries(model: HookedModel, sae: SAE, hook: str, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """("control", random directions with the head norms of W_dec) and ("shuffled", W_dec with each row's entries shuffled)."""
+    W = sae.W_dec.detach().float().cpu()
+    heads = model.cfg.n_heads if hook.endswith("hook_z") else 1
+    norms = W.unflatten(-1, (heads, -1)).norm(dim=-1)
+    # Not the bare seed: an autoencoder that started from it would find its own first directions here.
+    yield "control", null_directions(norms, W.shape[1] // heads, [seed, 0x5EED]).to(sae.W_dec.device)
+    generator = np.random.default_rng([seed, 0x5EED, 1])
+    yield "shuffled", torch.from_numpy(generator.permuted(W.numpy(), axis=1)).to(sae.W_dec.device)
 
 
 def _unit(W: Tensor) -> Tensor:
@@ -163,10 +204,7 @@ def sae_matching(
     A, B = _unit(first.W_dec), _unit(second.W_dec)
     cosine, match = _best(A, B)
     _, back = _best(B, A)
-    # Not the bare seed: an autoencoder that started from it would find its own first directions here.
-    generator = torch.Generator().manual_seed(config.seed + 0x5EED)
-    noise = torch.randn(B.shape, generator=generator).to(B.device)
-    control, _ = _best(A, _unit(noise))
+    nulls = {name: _mutual_best(A, _unit(W)) for name, W in _null_dictionaries(model, second, hook, config.seed)}
     parts = [((a @ B.T) >= config.split_cosine).nonzero() + torch.tensor([[i * 1024, 0]], device=a.device)
              for i, a in enumerate(A.split(1024))]  # fmt: skip
     split = torch.cat(parts)
@@ -176,7 +214,7 @@ def sae_matching(
         x = x[positions.mask(batch, x.shape[1]).to(x.device)]
         for piece in x.split(2048):
             sums.add(first.encode(piece), second.encode(piece))
-    rows = list(_rows(sums, cosine, match, back, control, split))
+    rows = list(_rows(sums, cosine, match, back, nulls, split))
     return MatchingResult(rows, (first.cfg.d_sae, second.cfg.d_sae), sums.n, config)
 
 
@@ -217,7 +255,12 @@ class _Sums:
 
 
 def _rows(
-    sums: _Sums, cosine: Tensor, match: Tensor, back: Tensor, control: Tensor, split: Tensor
+    sums: _Sums,
+    cosine: Tensor,
+    match: Tensor,
+    back: Tensor,
+    nulls: Mapping[str, tuple[Tensor, Tensor]],
+    split: Tensor,
 ) -> Iterator[dict[str, Any]]:
     correlation = sums.correlation().tolist()
     n_split = torch.bincount(split[:, 0], minlength=len(match)).tolist()
@@ -229,7 +272,8 @@ def _rows(
             "cosine": float(cosine[feature]),
             "correlation": correlation[feature],
             "mutual": int(back[match[feature]]) == feature,
-            "control_cosine": float(control[feature]),
+            **{f"{name}_cosine": float(best[feature]) for name, (best, _) in nulls.items()},
+            **{f"{name}_mutual": bool(mutual[feature]) for name, (_, mutual) in nulls.items()},
             "n_split": n_split[feature],
             "n_active": int(sums.active[feature]),
             "n_missed": missed,

@@ -88,6 +88,7 @@ def _describe(args: Args, out: Output) -> dict[str, Any]:
         saved = result.save(workspace, model.ref, data.ref, parents=(parent.id,) if parent else ())
         found[saved.id] = result.summary()
         _show_strongest(result, sae, model, out)
+        _say_beyond(result, out)
         out.say(f"wrote run {saved.id} to {workspace.path}")
     last = list(found)[-1]
     return {"run": last, **found[last], "runs": found}
@@ -103,6 +104,17 @@ def _show_strongest(result: FeaturesResult, sae: SAE, model: HookedModel, out: O
             for r in rows
         ],
     )
+
+
+_SCORES = {"logit_z": "logit effects", "neighbour_cosine": "nearest neighbours", "phrase": "phrases"}
+
+
+def _say_beyond(result: FeaturesResult, out: Output) -> None:
+    """How many features say more than a random direction with the same heads does."""
+    shares = {_SCORES[name]: share for name, share in result.beyond_null().items() if share is not None}
+    if shares:
+        said = ", ".join(f"{share:.1%} in {name}" for name, share in shares.items())
+        out.say(f"features beyond random directions with the same head norms (q ≤ 0.05): {said}")
 
 
 def _survey(args: Args, out: Output) -> dict[str, Any]:
@@ -191,9 +203,16 @@ def _match(args: Args, out: Output) -> dict[str, Any]:
     result = sae_matching(model, first, second, data, config, hook=args.hook, track=out.track)
     saved = result.save(workspace, model.ref, data.ref, tuple(p.id for p in (parent, other_parent) if p is not None))
     summary = result.summary()
-    kept = ("same", "split", "absorbed", "mean_cosine", "mean_cosine_control", "mean_correlation")
     title = f"{summary['n_active_features']} features of {first.cfg.d_sae} against {second.cfg.d_sae}"
-    out.table(title, ["what", "value"], [(name.replace("_", " "), summary[name]) for name in kept])
+    rows = [
+        (name.replace("_", " "), summary[name], summary.get(f"{name}_control"), summary.get(f"{name}_shuffled"))
+        for name in ("same", "mean_cosine", "split", "absorbed", "mean_correlation")
+    ]
+    out.table(title, ["what", "value", "random, same heads", "shuffled"], rows)
+    out.say(
+        f"{summary['beyond_control'] or 0:.1%} have a cosine beyond {summary['cosine_control_q95'] or 0:.3f}, the 95th "
+        "percentile of the random dictionary's"
+    )
     out.say(f"wrote run {saved.id} to {workspace.path}")
     return {"run": saved.id, **summary}
 

@@ -23,7 +23,7 @@ from attlas.dashboard.components import (
 from attlas.dashboard.components.maps import data_url, pixels_of
 from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.page import Data, Page, Params, integer, link
-from attlas.dashboard.pages.feature_families_view import families_card
+from attlas.dashboard.pages.feature_families_view import beside_null, families_card
 from attlas.dashboard.queries import Row, Store
 from attlas.dashboard.theme import Theme
 from attlas.data.workspace import Run
@@ -183,6 +183,10 @@ def _sum(values: list[float], constant: float | None) -> str:
     return f": heads {sum(values):.4g}, biases {constant:.4g}, together {sum(values) + constant:.4g}"
 
 
+def _lines(*lines: str | None) -> list[Any]:
+    return [html.P(line, className="note") for line in lines if line]
+
+
 def _logits(data: Data) -> Any:
     rows = data["logits"]
     if not rows:
@@ -211,6 +215,7 @@ def _logits(data: Data) -> Any:
     return card(
         "What it does to the output",
         both,
+        *_lines(beside_null(data["row"], "logit_z", "The largest, in standard deviations of all its effects")),
         note="Decoder through W_O and the unembedding, final norm folded; logits a unit of activation.",
     )
 
@@ -287,7 +292,13 @@ def _related(data: Data, name: str) -> Any:
         }
         for r in rows
     ]
-    return card(titles[name], table(shown, fields, summary="Table", open_=True))
+    line = {
+        "neighbours": beside_null(data["row"], "neighbour_cosine", "The largest cosine"),
+        "ngrams": beside_null(
+            data["row"], "phrase", "Share of its strongest examples with their most common token, there or next"
+        ),
+    }.get(name)
+    return card(titles[name], table(shown, fields, summary="Table", open_=True), *_lines(line))
 
 
 PAGE = Page("/feature", "Feature", data, view, nav=False)

@@ -65,3 +65,15 @@ def checks(row: Row) -> list[str]:
                 f"random directions {short(row.get(f'kept_{name}_null'))} (median)."
             )
     return lines or ["No check was made: no family has the excess."]
+
+
+def beside_null(row: Row, name: str, what: str) -> str | None:
+    """A number beside its null's 95th percentile, in a sentence; None for runs that do not hold it."""
+    score, null, q = (row.get(f"{name}{end}") for end in ("", "_null", "_q"))
+    if score is None or null is None or q is None:
+        return None
+    verdict = "beyond that null" if q <= 0.05 else "no more than a random direction shows"
+    return (
+        f"{what}: {short(score)}. Of random directions with the same head norms 95 % have {short(null)} or less: "
+        f"{verdict} (q {short(q)})."
+    )

@@ -24,6 +24,15 @@ COLUMNS = (
     ("family", "Family", 116),
     ("top_tokens", "Fires on", 250),
     ("promoted", "Promotes", 260),
+    ("logit_z", "Top logit, sd", 118),
+    ("logit_z_null", "null, 95 %", 100),
+    ("logit_z_q", "q", 84),
+    ("neighbour_cosine", "Neighbour", 108),
+    ("neighbour_cosine_null", "null, 95 %", 100),
+    ("neighbour_cosine_q", "q", 84),
+    ("phrase", "Phrase", 90),
+    ("phrase_null", "null, 95 %", 100),
+    ("phrase_q", "q", 84),
     ("induction", "Induction", 104),
     ("induction_null", "its null", 92),
     ("induction_q", "q", 84),
@@ -35,7 +44,8 @@ COLUMNS = (
     ("long_range_null", "its null", 92),
     ("long_range_q", "q", 84),
 )
-_FAMILIES = ("family", "induction", "fall", "local", "long_range")
+_FAMILIES = ("family", "induction", "fall", "local", "long_range", "phrase")
+_DIRECTIONS = ("logit_z", "neighbour_cosine")
 
 _NOTE = (
     "Click a number to open the feature. A family's score is a share of attribution; its null is that of directions with "
@@ -187,6 +197,8 @@ def _grid(data: Data) -> Any:
     number_format = {"function": "sig(params.value)"}
     definitions: list[dict[str, Any]] = []
     for field, title, width in COLUMNS:
+        if field.startswith((*_DIRECTIONS, "phrase")) and data["rows"] and data["rows"][0].get(field) is None:
+            continue  # runs without that null
         if not data["has_text"] and (field in ("top_tokens", "promoted") or field.startswith(_FAMILIES)):
             continue
         column: dict[str, Any] = {"field": field, "headerName": title, "width": width, "sortable": True}
@@ -195,7 +207,7 @@ def _grid(data: Data) -> Any:
             column |= {"cellRenderer": "FeatureLink", "cellRendererParams": {"run": data["run"]}, "pinned": "left"}
         elif field == "top_head_share":
             column |= {"cellRenderer": "Share"}
-        elif field in ("density", "max_act") or field.startswith(_FAMILIES[1:]):
+        elif field in ("density", "max_act") or field.startswith((*_FAMILIES[1:], *_DIRECTIONS)):
             column |= {"valueFormatter": number_format, "type": "rightAligned"}
         if data["sort"].lstrip("-") == field:
             column["sort"] = "desc" if data["sort"].startswith("-") else "asc"

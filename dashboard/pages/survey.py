@@ -223,12 +223,24 @@ def _match_card(found: Data, look: Theme) -> Any:
         bars(rows, "cosine", "features", look, group="of", x_title="decoder cosine, from", y_title="features"),
         html.P(
             f"{short(s.get('same'))} of the first's {s.get('n_active_features'):,} active features are the same in the "
-            f"second, {short(s.get('split'))} split, {short(s.get('absorbed'))} absorbed.",
+            f"second, {short(s.get('split'))} split, {short(s.get('absorbed'))} absorbed.{_nulls(s)}",
             className="note",
         ),
         note=f"{found['saes'][0] or 'the first'} beside {found['saes'][1] or 'the second'}: {sizes} features, "
         f"{s.get('n_tokens', 0):,} tokens. Best match of each feature by decoder cosine, beside random directions.",
         controls=switch,
+    )
+
+
+def _nulls(s: Row) -> str:
+    """What random and shuffled dictionaries match, in a sentence; nothing for runs that do not hold it."""
+    if s.get("beyond_control") is None:
+        return ""
+    return (
+        f" Mean cosine {short(s.get('mean_cosine'))}: with random directions of the same head norms "
+        f"{short(s.get('mean_cosine_control'))} ({short(s.get('same_control'))} the same), with the second's rows shuffled "
+        f"{short(s.get('mean_cosine_shuffled'))} ({short(s.get('same_shuffled'))}); {short(s['beyond_control'])} of the "
+        f"features are beyond {short(s.get('cosine_control_q95'))}, the 95th percentile of the random ones."
     )
 
 

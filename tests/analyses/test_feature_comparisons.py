@@ -142,7 +142,25 @@ def test_a_permuted_copy_matches_wholly(gpt2_mini: HookedModel, val_tokens: Toke
         assert row["mutual"]
         assert row["n_missed"] == 0
         assert row["control_cosine"] < 0.5
-    assert result.summary()["same"] == 1
+        assert row["shuffled_cosine"] < 0.5
+    summary = result.summary()
+    assert (summary["same"], summary["same_control"], summary["same_shuffled"]) == (1, 0, 0)
+    assert summary["beyond_control"] == 1
+
+
+def test_a_random_dictionary_matches_no_better_than_its_null(
+    gpt2_mini: HookedModel, val_tokens: TokenDataset, x: torch.Tensor
+) -> None:
+    """Both with uneven head norms, so that directions alike in them would look like matches without the null."""
+    from attlas.analyses.feature_null import null_directions
+
+    norms = torch.rand(6, generator=torch.Generator().manual_seed(0)).expand(400, 6) ** 3 + 0.02
+    first, second = (made(null_directions(norms, 32, seed), x.mean(0), 40) for seed in (1, 2))
+    summary = sae_matching(gpt2_mini, first, second, val_tokens.take(2)).summary()
+    assert summary["n_active_features"] > 300
+    assert summary["beyond_control"] == pytest.approx(0.05, abs=0.035)
+    assert summary["mean_cosine"] == pytest.approx(summary["mean_cosine_control"], abs=0.02)
+    assert summary["mean_cosine_control"] > 0.2
 
 
 def test_splitting_and_absorption_against_brute_force(

@@ -19,8 +19,16 @@ from attlas.analyses.feature_directions import (
     score,
     source_shares,
 )
-from attlas.analyses.feature_families import FamilyScore, benjamini_hochberg, families
-from attlas.analyses.feature_null import NullConfig, NullScores, Profiles, null_directions, profiles, tail_p
+from attlas.analyses.feature_families import FamilyScore, families
+from attlas.analyses.feature_null import (
+    NullConfig,
+    NullScores,
+    Profiles,
+    benjamini_hochberg,
+    null_directions,
+    profiles,
+    tail_p,
+)
 from attlas.data.text import TokenDataset, load_tokens
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel

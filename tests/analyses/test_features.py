@@ -76,6 +76,22 @@ def test_counts_and_means_are_those_of_a_dense_pass(found: FeaturesResult, dense
     np.testing.assert_allclose(table.max_act, flat.max(0), rtol=1e-5)
 
 
+def test_numbers_stand_beside_their_nulls(found: FeaturesResult) -> None:
+    """Random directions: next to none is beyond; dead features have no null."""
+    table = found.table().to_pandas()
+    alive = table.n_active > 0
+    for name in ("logit_z", "neighbour_cosine"):
+        assert table[name].notna().equals(alive)
+        assert table[f"{name}_q"].notna().equals(alive)
+    assert table.phrase.dropna().between(0, 1).all()
+    assert table.phrase.notna().any()
+    shares = found.summary()["beyond_null"]
+    assert set(shares) == {"logit_z", "neighbour_cosine", "phrase"}
+    for name, share in shares.items():
+        assert share == pytest.approx((table[f"{name}_q"].dropna() <= 0.05).mean())
+        assert share <= 0.05
+
+
 def test_histogram_adds_up_and_brackets(found: FeaturesResult, dense: np.ndarray) -> None:
     bins = found.tables()["histogram"].to_pandas()
     flat = dense.reshape(-1, dense.shape[-1])
