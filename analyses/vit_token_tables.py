@@ -64,7 +64,7 @@ ROLLOUT = TableSchema(
     "one test, one way to rank patches",
     (
         column("test", pa.string(), "", "deletion: most relevant patches go first; insertion: they come first"),
-        column("method", pa.string(), "", "rollout, last_layer, column_mass, or random-0, random-1 …"),
+        column("method", pa.string(), "", "rollout, last_layer, column_mass, class_relevance, or random-0 …"),
         column("metric", pa.string(), "", "probability of the class, or similarity for backbones"),
         column("auc", pa.float64(), "fraction", "area under the curve over the share of patches removed"),
         *interval("fraction"),

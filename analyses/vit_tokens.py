@@ -14,6 +14,7 @@ from torch import Tensor
 from attlas.analyses.vit import require_vit
 from attlas.analyses.vit_column_mass import ColumnMass, column_mass
 from attlas.analyses.vit_readout import make_readout, metric_mean
+from attlas.analyses.vit_relevance import class_relevance_of
 from attlas.analyses.vit_removal import RemovalCurve, random_orders, removal_curves
 from attlas.analyses.vit_rollout import relevance_of
 from attlas.analyses.vit_token_tables import COLUMN_MASS, LEAF_TOKENS, REMOVAL, ROLLOUT, SCHEMAS, TOKENS
@@ -76,7 +77,8 @@ class VitTokensResult(Result):
         mass: attention received.
         removal: layer → order ("least-received", "most-received", "random-0" …) → curve.
         rollout: "deletion" (most relevant first) or "insertion" (least relevant first, read backwards) → method
-            ("rollout", "last_layer", "column_mass", "random-0" …) → curve, patches gone before layer 0.
+            ("rollout", "last_layer", "column_mass", with a classifier "class_relevance", "random-0" …) → curve, patches gone
+            before layer 0.
         config: what was asked for.
     """
 
@@ -198,6 +200,8 @@ class VitTokensResult(Result):
         found["auc_random"] = float(np.mean([a for name, a in areas.items() if name.startswith("random")]))
         for test in ("deletion", "insertion"):
             found[f"rollout_{test}_gain"] = self._gain(test, "rollout")["gain"]
+            if "class_relevance" in self.rollout[test]:
+                found[f"relevance_{test}_gain"] = self._gain(test, "class_relevance")["gain"]
         return found
 
 
@@ -244,6 +248,8 @@ def vit_tokens(
         least = mass.least_first(max(0, layer - 1))[rows]
         removal[layer] = curves({"least-received": least, "most-received": least.flip(-1)}, layer)
     relevance = relevance_of(model, few, residual=config.residual, batch_size=config.batch_size, track=track)
+    if model.cfg.n_classes:
+        relevance["class_relevance"] = class_relevance_of(model, few, batch_size=config.batch_size, track=track)
     most = {name: torch.argsort(r, dim=-1, descending=True, stable=True) for name, r in relevance.items()}
     rollout = {
         "deletion": curves(most, 0),

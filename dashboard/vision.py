@@ -131,6 +131,29 @@ def prune_job(store: Store, name: str, image: str, without: Sequence[Head]) -> J
     return store.live.job(("vision-prune", name, image, heads), f"{name} without {said}", work, seconds=SECONDS)
 
 
+def relevance_job(store: Store, name: str, image: str, chosen: int | None) -> Job:
+    """→ float32 [rows, columns]: gradient-weighted relevance for a class (None: the likeliest); None of a backbone."""
+
+    def work(job: Job) -> np.ndarray | None:
+        import torch
+
+        from attlas.analyses.vit_relevance import class_relevance
+
+        model = _open(store, name)
+        if not model.cfg.n_classes:
+            return None
+        array, _ = _image(store, name, model, image)
+        pixels = model.image_spec.normalise(array[None]).to(model.device, model.dtype)
+        found = class_relevance(model, pixels, None if chosen is None else torch.tensor([chosen]))[0]
+        grid = (pixels.shape[-2] // model.cfg.patch_size, pixels.shape[-1] // model.cfg.patch_size)
+        return found.reshape(grid).numpy()
+
+    said = "the likeliest class" if chosen is None else f"class {chosen}"
+    return store.live.job(
+        ("vision-relevance", name, image, chosen), f"{name}: relevance for {said}", work, seconds=SECONDS
+    )
+
+
 def heat_job(store: Store, name: str, image: str, run: Run) -> Job:
     """→ list[FeatureHeat]: the sparse features that fire on an image."""
     folder = store.workspace.folder(run)

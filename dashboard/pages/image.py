@@ -11,10 +11,11 @@ from attlas.dashboard.live import POLL_MS, Job
 from attlas.dashboard.page import Data, Page, Params, integer
 from attlas.dashboard.pages.image_view import view
 from attlas.dashboard.queries import Store
-from attlas.dashboard.vision import Picture, heat_job, look_job, prune_job, samples_job, vit_names
+from attlas.dashboard.vision import Picture, heat_job, look_job, prune_job, relevance_job, samples_job, vit_names
 from attlas.data.workspace import Run
 
 Head = tuple[int, int]
+MOST_CLASSES = 100
 
 
 def data(store: Store, params: Params) -> Data:
@@ -49,6 +50,7 @@ def data(store: Store, params: Params) -> Data:
                 job = prune_job(store, name, where, pruned)
                 jobs.append((job, job.finished))
                 base[into] = _effect(seen, job.result)
+        base |= _relevance(store, params, name, image, picture, jobs)
         base |= _features(store, params, name, image, jobs)
     waiting = [job for job, finished in jobs if not finished]
     bad = [job for job, _ in jobs if job.state not in ("done", "queued", "running")]
@@ -122,6 +124,21 @@ def _effect(picture: Picture, after: Any) -> dict[str, Any] | None:
             p, q = float(before.probabilities[i]), float(after.probabilities[i])
             rows.append({"class": int(i), "name": picture.classes[i], "before": p, "after": q, "change": q - p})
     return {"rows": rows, **change(before, after)}
+
+
+def _relevance(
+    store: Store, params: Params, name: str, image: str, picture: Picture, jobs: list[tuple[Job, bool]]
+) -> dict[str, Any]:
+    """Relevance of patches for the chosen class, the likeliest by default; nothing for a backbone."""
+    probabilities = picture.look.answer.probabilities
+    if probabilities is None:
+        return {"class": None, "classes": [], "relevance": None}
+    asked = integer(params, "class")
+    chosen = asked if asked is not None and 0 <= asked < len(probabilities) else None
+    job = relevance_job(store, name, image, chosen)
+    jobs.append((job, job.finished))
+    found = None if job.result is None else np.round(job.result.astype(float), 7).tolist()
+    return {"class": chosen, "classes": _top(picture.classes, probabilities, MOST_CLASSES), "relevance": found}
 
 
 def _features(store: Store, params: Params, name: str, image: str, jobs: list[tuple[Job, bool]]) -> dict[str, Any]:

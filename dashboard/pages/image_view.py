@@ -41,6 +41,7 @@ def here(data: Data, **changed: Any) -> str:
         "column": data.get("column"),
         "prune": heads,
         "sheet": "overlay" if data["overlay"] else None,
+        "class": data.get("class"),
         "sae": data.get("sae") if data.get("sae") and data["sae"] != data["saes"][0]["id"] else None,
     }
     return link("/image", **(now | changed))
@@ -171,7 +172,7 @@ def _side(data: Data, look: Theme) -> Any:
     rolled = [_rollout(data["picture"])]
     if data.get("other"):
         rolled.append(_rollout(data["other"]))
-    parts += [html.H3("Attention rollout"), html.Div(rolled, className="pair")]
+    parts += [html.H3("Attention rollout"), html.Div(rolled, className="pair"), *_relevance(data)]
     note = (
         "Heads are set to zero in this model and the picture is run again."
         if pruned
@@ -194,6 +195,32 @@ def _answer(shown: dict[str, Any], effect: dict[str, Any] | None, pruned: bool) 
         names = {"name": "class", "before": "before", "after": "after", "change": "change"}
         found.append(table(effect["rows"], names, summary="Classes", open_=True))
     return found
+
+
+def _relevance(data: Data) -> list[Any]:
+    """What speaks for a class, chosen among the likeliest."""
+    if not data.get("classes"):
+        return []
+    likeliest = data["classes"][0]
+    listed = [(str(c["class"]), f"{c['name']}, {c['probability']:.1%}") for c in data["classes"][1:]]
+    options = [("", f"{likeliest['name']}, {likeliest['probability']:.1%} (likeliest)"), *listed]
+    if data["class"] is not None and str(data["class"]) not in {value for value, _ in options}:
+        options.append((str(data["class"]), f"class {data['class']}"))
+    value = "" if data["class"] is None else str(data["class"])
+    parts: list[Any] = [
+        html.H3("Relevance for a class"),
+        picker("class", "Class", options, value, "", wide=True),
+        html.P(
+            "Attention weighted by its gradient for the class's logit, over all layers (Chefer et al. 2021); rollout knows no "
+            "class. Of the whole model, no heads pruned.",
+            className="note",
+        ),
+    ]
+    if data["relevance"] is None:
+        return [*parts, html.P("Not ready.", className="note")]
+    over = overlaid(pixels_of(data["picture"]["png"]), np.array(data["relevance"]), side=224)
+    image = html.Img(src=data_url(over), alt="relevance for the class over the picture", className="wide")
+    return [*parts, html.Div([html.Div([image, download(over, "attlas-relevance.png")])], className="pair")]
 
 
 def _rollout(shown: dict[str, Any]) -> Any:

@@ -15,6 +15,7 @@ import transformers
 from PIL import Image
 
 from attlas.analyses.vit_look import feature_heat, look
+from attlas.analyses.vit_relevance import class_relevance
 from attlas.dashboard.app import create_app
 from attlas.dashboard.pages import feature, image, vit, vit_head
 from attlas.dashboard.pages.image import parse_heads
@@ -148,6 +149,12 @@ def test_a_sample_under_every_head(store: Store, vision_workspace: Workspace, vi
     assert [f["feature"] for f in found["features"]] == [h.feature for h in heat]
     np.testing.assert_allclose(found["features"][0]["heat"], heat[0].heat, atol=2e-5)
     assert found["features_run"] is not None
+    likeliest = int(before[0].argmax())
+    for params, chosen in (({}, likeliest), ({"class": "3"}, 3)):
+        told = _asked(store, image="4", **params)
+        expected = class_relevance(vit_mini, samples.pixels[[4]], torch.tensor([chosen]))[0].reshape(8, 8)
+        np.testing.assert_allclose(told["relevance"], expected, atol=1e-6)
+        assert told["classes"][0]["class"] == likeliest
     whole = _asked(store, image="4")
     np.testing.assert_allclose(whole["picture"]["maps"], by_hand.maps(None), atol=2e-5)
     np.testing.assert_allclose(whole["picture"]["rollout"], by_hand.rollout, atol=2e-6)
