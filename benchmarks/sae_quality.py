@@ -1,167 +1,153 @@
-"""TopK autoencoders: Attlas against SAELens, on the same activations, tokens, width, k, learning rate and seeds.
+"""Sparse autoencoders: Attlas against SAELens, each at its own best learning rate of one stated sweep.
 
-    python benchmarks/sae_quality.py --model gpt2-mini --hook blocks.2.attn.hook_z
+    python benchmarks/sae_quality.py --folder /tmp/quality                        # hours on one core; goes on where it stopped
+    python benchmarks/sae_quality.py --folder /tmp/quality --quick --archs topk    # minutes
 
-Both libraries get the same batches in the same order (one mixing buffer's, by seed), the same learning-rate schedule,
-and call a feature dead after the same number of tokens. Everything else is each library's default: starting weights,
-auxiliary loss, input normalisation. SAELens is run as it comes ("none") and with its input normalisation
-("expected_average_only_in"), which is the kind Attlas has on by default. Both are measured by `attlas.saes.evaluate`
-on the same held-out text; the dead fraction is over those tokens.
+Both libraries get the same activations in the same order, the same width, k, batch size, schedule (warm-up, decay, warm-up of
+λ), input scale and dead-feature window, and are measured by the same code on the same held-out rows; everything else is each
+library's default. Every rate is run with the first seed; the best one and its neighbours with all seeds. `standard`, `gated`
+and `jumprelu` are run over several λ, and a rate is as good as the explained variance at L0 = k, interpolated in log L0
+between its runs. Explained variance is 1 − Σ‖x−x̂‖²/Σ‖x−x̄‖² over all held-out rows, dead features those active on none of
+them, CE recovered that of `attlas.saes.evaluate` against zero ablation.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import itertools
 import math
 import statistics
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from sae_runs import PENALISED, Activations, Case, Job, run_jobs
 
 import attlas
-from attlas.saes import SAE, EvalConfig, TrainConfig, evaluate, load_sae
-from attlas.saes.activations import Rows, capture_rows
-from attlas.saes.buffer import MixingBuffer
-from attlas.saes.loop import train_loop
-from attlas.saes.sources import Inputs, held_out, load_inputs
-from attlas.saes.train import SAMPLE_TOKENS, start_trainee
-from attlas.saes.trainee import default_learning_rate
+from attlas.saes import ARCHITECTURES, EvalConfig, TrainConfig, load_sae
+from attlas.saes.evaluation import evaluate_all
+from attlas.saes.sources import held_out
+
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+SPARSITIES = {"standard": (1.0, 2.0, 4.0, 8.0), "gated": (1.5, 3.0, 6.0), "jumprelu": (0.25, 0.5, 1.0, 2.0)}
+Rows = list[dict[str, Any]]
 
 
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
-    model = attlas.load_model(args.model)
-    base = TrainConfig(
-        model=args.model,
-        hooks=(args.hook,),
-        k=args.k,
-        d_sae=args.d_sae,
-        n_tokens=args.tokens,
-        lr=args.lr,
-        buffer_tokens=args.buffer_tokens,
-        batch_size=args.batch_size,
+    tokens, d_sae = (
+        (args.tokens or 100_000, args.d_sae or 384) if args.quick else (args.tokens or 300_000, args.d_sae or 1536)
     )
-    val = held_out(model, n_tokens=args.eval_tokens, seed=0)
-    source = cached_rows(model, load_inputs(model, base), args.hook, args.tokens)
-    width = source(0)[args.hook].shape[-1]
-
-    learners: dict[str, Callable[[TrainConfig, MixingBuffer], SAE]] = {
-        "attlas": lambda config, buffer: ours(model, config, buffer),
-        "attlas, random start": lambda config, buffer: ours(model, config, buffer, active_subspace=False),
-        "attlas, encoder scale 1": lambda config, buffer: ours(model, config, buffer, encoder_scale=1.0),
-        "SAELens": lambda config, buffer: saelens(config, buffer, width, "none"),
-        "SAELens, normalised": lambda config, buffer: saelens(config, buffer, width, "expected_average_only_in"),
-    }
-    if args.only:
-        learners = {name: learner for name, learner in learners.items() if name in args.only}
-    print(
-        f"{args.model} {args.hook}: d_in {width}, {base.sae_config(width).d_sae} features, k {args.k}, "
-        f"{args.tokens:,} tokens, lr {args.lr or default_learning_rate(base.sae_config(width).d_sae):.2g}, "
-        f"seeds {args.seeds}, {args.threads} thread; measured on {val.tensor.numel():,} held-out tokens"
-    )
-    print("| | explained variance | CE recovered | dead features | training s |\n|---|---|---|---|---|")
-    for name, learner in learners.items():
-        results = []
-        for seed in args.seeds:
-            config = TrainConfig(**{**vars(base), "seed": seed})
-            buffer = MixingBuffer(source, config.buffer_tokens, seed)
-            began = time.perf_counter()
-            sae = learner(config, buffer)
-            seconds = time.perf_counter() - began
-            found = evaluate(sae, model, val, EvalConfig(controls=(), n_bootstrap=0), hook=args.hook)
-            metrics = [found.value(m) for m in ("explained_variance", "ce_recovered", "dead_fraction")]
-            results.append([*metrics, seconds])
-        cells = [f"{mean:.4f} ± {spread:.4f}" for mean, spread in map(mean_and_spread, zip(*results, strict=True))]
-        print(f"| {name} | {' | '.join(cells[:3])} | {mean_and_spread([r[3] for r in results])[0]:.1f} |", flush=True)
+    case = Case(args.model, args.hook, tokens, args.held_out, d_sae, args.k)
+    data = Activations(case, args.folder)
+    print(f"{case}\nrates {args.rates}, seeds {args.seeds}, {args.threads} thread", flush=True)
+    finals = []
+    for arch in args.archs:
+        for library in ("attlas", "saelens"):
+            finals.append(sweep(library, arch, data, args))
+        finals.append(defaults(arch, data, args))
+    with_ce(finals, case, args.ce_tokens)
+    for final in finals:
+        print(row(final, args.k))
 
 
-def mean_and_spread(values: object) -> tuple[float, float]:
-    """Mean and standard deviation over seeds."""
-    listed = list(values)  # type: ignore[call-overload]
-    return statistics.mean(listed), statistics.stdev(listed) if len(listed) > 1 else 0.0
+def defaults(arch: str, data: Activations, args: argparse.Namespace) -> Rows:
+    """Ours as it comes, no rate given."""
+    job = Job("attlas", arch, data.case.tokens, None)
+    return run_jobs([dataclasses.replace(job, seed=seed) for seed in args.seeds], data, args.folder)
 
 
-def cached_rows(model: attlas.HookedModel, inputs: Inputs, hook: str, n_tokens: int) -> Callable[[int], Rows]:
-    """Capture once, for all libraries and seeds; goes round when more is asked for."""
-    chunks: list[Tensor] = []
-    held = 0
-    for batch in inputs.tensor.split(32):
-        chunks.append(capture_rows(model, batch, [hook])[hook].half())
-        held += len(chunks[-1])
-        if held >= n_tokens:
-            break
-    return lambda chunk: {hook: chunks[chunk % len(chunks)].float()}
+def sweep(library: str, arch: str, data: Activations, args: argparse.Namespace) -> Rows:
+    """The runs of the best rate: all rates with the first seed, then the best and its neighbours with all."""
+    sparsities = SPARSITIES[arch] if arch in PENALISED else (None,)
+
+    def runs(rate: float, seed: int) -> Rows:
+        jobs = [Job(library, arch, data.case.tokens, rate, sparsity, seed) for sparsity in sparsities]
+        return run_jobs(jobs, data, args.folder)
+
+    first = [quality(runs(rate, args.seeds[0]), args.k) for rate in args.rates]
+    best = first.index(max(first))
+    near = args.rates[max(0, best - 1) : best + 2]
+    results = {rate: [runs(rate, seed) for seed in args.seeds] for rate in near}
+    rate = max(near, key=lambda r: statistics.mean(quality(seeded, args.k) for seeded in results[r]))
+    return [result for seeded in results[rate] for result in seeded]
 
 
-def ours(model: attlas.HookedModel, config: TrainConfig, buffer: MixingBuffer, **changes: object) -> SAE:
-    (hook,) = config.hooks
-    config = TrainConfig(**{**vars(config), **changes})
-    trainee = start_trainee(hook, hook, model, buffer.peek(SAMPLE_TOKENS)[hook], config)
-    train_loop([trainee], buffer, config)
-    return trainee.finish()
+def quality(runs: Rows, k: float) -> float:
+    """Explained variance at L0 = k of one seed's runs; of those that do not reach it, of the nearest."""
+    if len(runs) == 1:
+        return float(runs[0].get("at_k", runs[0])["explained_variance"])
+    points = [(r["l0"], r["explained_variance"]) for r in runs]
+    found = interpolated(points, k)
+    return min(points, key=lambda p: abs(math.log(max(p[0], 1e-9) / k)))[1] if math.isnan(found) else found
 
 
-def saelens(config: TrainConfig, buffer: MixingBuffer, width: int, normalisation: str) -> SAE:
-    """SAELens's TopK trainer on the buffer's batches, read back through its own inference format."""
-    from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
-    from sae_lens.config import SAETrainerConfig
-    from sae_lens.training.sae_trainer import SAETrainer
+def interpolated(points: list[tuple[float, float]], l0: float) -> float:
+    """Explained variance at an L0, linear in log L0 between the two runs around it; NaN outside."""
+    points = sorted(points)
+    for (low, ev_low), (high, ev_high) in itertools.pairwise(points):
+        if low <= l0 <= high:
+            share = (math.log(l0) - math.log(low)) / max(math.log(high) - math.log(low), 1e-12)
+            return ev_low + share * (ev_high - ev_low)
+    return math.nan
 
-    torch.manual_seed(config.seed)
-    (hook,) = config.hooks
-    d_sae = config.sae_config(width).d_sae
-    rate = config.lr or default_learning_rate(d_sae)
-    sae = TopKTrainingSAE(
-        TopKTrainingSAEConfig(d_in=width, d_sae=d_sae, k=config.k, normalize_activations=normalisation)
-    )
-    trainer = SAETrainerConfig(
-        total_training_samples=config.n_steps * config.batch_size,
-        train_batch_size_samples=config.batch_size,
-        lr=rate,
-        lr_end=rate / 10,  # must be given; a constant schedule with decay does not use it
-        lr_warm_up_steps=round(config.lr_warmup * config.n_steps),
-        lr_decay_steps=round(config.lr_decay * config.n_steps),
-        dead_feature_window=math.ceil(config.dead_tokens / config.batch_size),
-        n_batches_for_norm_estimate=16,
-    )
 
-    def batches() -> Iterator[Tensor]:
-        while True:
-            yield buffer.next_batch(config.batch_size)[hook]
+def with_ce(finals: list[Rows], case: Case, n_tokens: int) -> None:
+    """Add CE recovered to the chosen runs, measured from shared clean passes."""
+    model = attlas.load_model(case.model)
+    rows = [r for final in finals for r in final]
+    saes = [(load_sae(r["sae"]), case.hook) for r in rows]
+    inputs = held_out(model, n_tokens=n_tokens)
+    for result, found in zip(
+        rows, evaluate_all(saes, model, inputs, EvalConfig(controls=(), n_bootstrap=0)), strict=True
+    ):
+        result["ce"] = found.value("ce_recovered")
 
-    if normalisation != "none":  # its estimate of the norm uses up batches; give it other ones
-        from sae_lens.training.activation_scaler import ActivationScaler
 
-        scaler = ActivationScaler()
-        sample = iter(buffer.peek(SAMPLE_TOKENS)[hook].split(config.batch_size))
-        scaler.estimate_scaling_factor(width, sample, n_batches_for_norm_estimate=SAMPLE_TOKENS // config.batch_size)
-    run = SAETrainer(trainer, sae, batches())
-    if normalisation != "none":
-        run.activation_scaler.scaling_factor = scaler.scaling_factor
-    run.fit()
-    with tempfile.TemporaryDirectory() as folder:
-        sae.save_inference_model(folder)
-        return load_sae(folder)
+def row(final: Rows, k: float) -> str:
+    """A line of the table: mean ± standard deviation over seeds."""
+    first = final[0]
+    cells = [f"{first['library']} {first['arch']}", f"{first['lr']:g}" if first["lr"] else "default"]
+    for sparsity in sorted({r["sparsity"] for r in final}, key=str):
+        group = [r for r in final if r["sparsity"] == sparsity]
+        at_k = [r.get("at_k", r) for r in group]
+        parts = [
+            spread([r["l0"] for r in at_k], 1),
+            spread([r["explained_variance"] for r in at_k]),
+            spread([r["ce"] for r in group]),
+            spread([r["dead"] for r in at_k]),
+        ]
+        cells.append(("" if sparsity is None else f"λ {sparsity:g}: ") + " / ".join(parts))
+    if first["arch"] in PENALISED and len(cells) > 3:
+        seeds = sorted({r["seed"] for r in final})
+        fronts = [[(r["l0"], r["explained_variance"]) for r in final if r["seed"] == seed] for seed in seeds]
+        values = [interpolated(front, k) for front in fronts]
+        cells.append(f"EV at L0 {k}: {spread(values)}")
+    return f"| {' | '.join(cells)} |"
+
+
+def spread(values: list[float], digits: int = 4) -> str:
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="gpt2-mini")
-    parser.add_argument("--hook", default="blocks.2.attn.hook_z")
-    parser.add_argument("--tokens", type=int, default=300_000)
-    parser.add_argument("--eval-tokens", type=int, default=32_768)
-    parser.add_argument("--d-sae", type=int, default=None, help="default 8 × the hook's width")
-    parser.add_argument("--k", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=None)
+    parser.add_argument("--folder", type=Path, required=True, help="cached activations, results (JSON lines), SAEs")
+    parser.add_argument("--model", default=TrainConfig.model)
+    parser.add_argument("--hook", default="blocks.3.attn.hook_z")
+    parser.add_argument("--archs", nargs="+", default=list(ARCHITECTURES), choices=list(ARCHITECTURES))
+    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--buffer-tokens", type=int, default=65_536)
-    parser.add_argument("--batch-size", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, default=None, help="default 300,000; 100,000 with --quick")
+    parser.add_argument("--d-sae", type=int, default=None, help="default 1,536; 384 with --quick")
+    parser.add_argument("--k", type=int, default=16)
+    parser.add_argument("--held-out", type=int, default=32_768, help="rows for explained variance and dead features")
+    parser.add_argument("--ce-tokens", type=int, default=8_192, help="tokens for CE recovered")
+    parser.add_argument("--quick", action="store_true", help="a smaller dictionary and fewer tokens")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="+", default=None, help="names of rows to run")
     return parser.parse_args()
 
 

@@ -97,8 +97,8 @@ def train_loop(
                 trainee.optimizer.zero_grad(set_to_none=True)
                 terms.total.backward()
                 trainee.sae.before_step()
-                if config.grad_clip is not None:
-                    torch.nn.utils.clip_grad_norm_(trainee.sae.parameters(), config.grad_clip)
+                if config.clip is not None:
+                    torch.nn.utils.clip_grad_norm_(trainee.sae.parameters(), config.clip)
                 trainee.set_learning_rate(lr_factor)
                 trainee.optimizer.step()
                 trainee.sae.after_step()

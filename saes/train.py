@@ -49,6 +49,7 @@ class TrainResult:
         data_ref: the text or images.
         history: curve rows.
         ranks: hook → dimension of the subspace the decoder started in.
+        rates: hook → peak learning rate, resolved where the configuration gave none.
     """
 
     saes: dict[str, SAE]
@@ -57,6 +58,7 @@ class TrainResult:
     data_ref: Ref
     history: History
     ranks: dict[str, int]
+    rates: dict[str, float]
 
     def table(self, hook: str | None = None) -> pa.Table:
         """The training curve of one hook, or of all (schema `TRAINING`)."""
@@ -73,7 +75,12 @@ class TrainResult:
             return {name: self.summary(name) for name in self.saes}
         last = [row for row in self.history.rows if row["hook"] == hook][-1]
         kept = ("loss", "l0", "explained_variance", "dead_fraction", "tokens")
-        return {**self.saes[hook].metadata(), **{name: last[name] for name in kept}, "start_rank": self.ranks[hook]}
+        return {
+            **self.saes[hook].metadata(),
+            **{name: last[name] for name in kept},
+            "start_rank": self.ranks[hook],
+            "learning_rate": self.rates[hook],
+        }
 
     def plot(self) -> go.Figure:
         """Explained variance, L0, dead fraction and loss against tokens, a line a hook."""
@@ -164,6 +171,7 @@ def train_sae(
         data_ref=inputs.ref,
         history=history,
         ranks={trainee.hook: trainee.rank for trainee in trainees},
+        rates={trainee.hook: trainee.learning_rate for trainee in trainees},
     )
 
 
@@ -202,12 +210,12 @@ def start_trainee(
         cfg,
         sample_ND,
         seed=config.seed,
-        learning_rate=config.lr,
+        learning_rate=config.learning_rate(sample_ND.shape[-1]),
         normalise=config.normalise,
         active_subspace=config.active_subspace,
         variance=config.subspace_variance,
         encoder_scale=config.encoder_scale,
-        fused=config.fused and config.grad_clip is None,
+        fused=config.fused and config.clip is None,
         lazy_adam=config.lazy_adam,
     )
 

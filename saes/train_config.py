@@ -52,10 +52,11 @@ class TrainConfig:
     batch_size: int = 1024
     """Activations a step."""
     lr: float | None = None
-    """Peak learning rate; None takes 2e-4/sqrt(d_sae/2^14) for the TopK families, 2e-3 for the others."""
+    """Peak learning rate; None takes the law of attlas.saes.rates: 8e-3 for the TopK families and 5e-3 for the others at
+    300 steps and width 192, falling with the cube root of the steps and the square root of the width."""
     lr_warmup: float = 0.02
     """Share of the steps over which the learning rate rises from 0."""
-    lr_decay: float = 0.2
+    lr_decay: float = 0.5
     """Share of the steps, at the end, over which it falls to 0."""
     lr_schedule: Literal["linear", "cosine"] = "linear"
     """Shape of the fall; cosine falls from the end of the warm-up on."""
@@ -69,18 +70,20 @@ class TrainConfig:
     """Share of the activations' variance which that subspace holds."""
     encoder_scale: float = 0.5
     """Norm of the encoder's columns at the start (decoder rows have norm 1)."""
-    aux_coefficient: float = 1 / 32
+    aux_coefficient: float = 1.0
     """Weight of AuxK, which revives dead features (TopK families)."""
     k_aux: int | None = None
     """Dead features that may explain a token's error; None is d_in/2."""
     dead_after: int | None = None
-    """Tokens without firing after which a feature counts as dead; None takes 10M, or n_tokens/10 if that is less."""
-    bandwidth: float = 0.05
+    """Tokens without firing after which a feature counts as dead; None takes n_tokens/50, but
+    at least 10 batches and at most 10M."""
+    bandwidth: float = 0.5
     """Width of the straight-through window (jumprelu)."""
     widths: tuple[int, ...] = ()
     """Nested dictionary sizes (matryoshka); empty takes d_sae/16, /8, /4, /2 and d_sae."""
     grad_clip: float | None = None
-    """Largest gradient norm of an SAE, or None for no clipping."""
+    """Largest gradient norm of an SAE; None takes the architecture's own (1 for standard, gated and jumprelu, else no
+    clipping), 0 never clips."""
     buffer_tokens: int = 65_536
     """Activations in the mixing buffer; more mixes better and takes more memory."""
     capture_batch: int = 32
@@ -114,6 +117,8 @@ class TrainConfig:
             raise ConfigError(f"d_sae={self.d_sae} must be at least 1")
         if self.lr is not None and self.lr <= 0:
             raise ConfigError(f"lr={self.lr} must be above 0")
+        if self.grad_clip is not None and self.grad_clip < 0:
+            raise ConfigError(f"grad_clip={self.grad_clip} must be at least 0; 0 never clips")
         if self.skip_positions is not None and not 0 <= self.skip_positions < self.seq_len:
             raise ConfigError(
                 f"skip_positions={self.skip_positions} must be from 0 to seq_len − 1 = {self.seq_len - 1}"
@@ -136,7 +141,22 @@ class TrainConfig:
     @property
     def dead_tokens(self) -> int:
         """Tokens after which a silent feature counts as dead."""
-        return self.dead_after if self.dead_after is not None else max(1, min(10_000_000, self.n_tokens // 10))
+        if self.dead_after is not None:
+            return self.dead_after
+        return min(10_000_000, max(10 * self.batch_size, self.n_tokens // 50))
+
+    def learning_rate(self, d_in: int) -> float:
+        """The peak learning rate on a hook of width d_in: `lr`, or what the architecture, size and length of run ask for."""
+        from attlas.saes.rates import default_learning_rate
+
+        if self.lr is not None:
+            return self.lr
+        return default_learning_rate(_architecture(self.arch), d_in, self.sae_config(d_in).d_sae, self.n_steps)
+
+    @property
+    def clip(self) -> float | None:
+        """The largest gradient norm, or None for no clipping."""
+        return _architecture(self.arch).default_clip if self.grad_clip is None else self.grad_clip or None
 
     def lr_factor(self, step: int) -> float:
         """The learning rate at a step as a share of its peak."""
@@ -162,7 +182,7 @@ class TrainConfig:
             ConfigError: k exceeds the number of features, or the architecture is unknown.
         """
         d_sae = self.d_sae if self.d_sae is not None else self.expansion * d_in
-        sparsity = self.sparsity if self.sparsity is not None else _default_sparsity(self.arch)
+        sparsity = self.sparsity if self.sparsity is not None else _architecture(self.arch).default_sparsity
         return SAEConfig(
             d_in=d_in,
             d_sae=d_sae,
@@ -181,10 +201,10 @@ def _is_topk(arch: str) -> bool:
     return arch in ("topk", "batchtopk", "matryoshka")
 
 
-def _default_sparsity(arch: str) -> float:
+def _architecture(arch: str) -> type[SAE]:
     from attlas.saes.architectures import ARCHITECTURES
 
-    architecture: type[SAE] | None = ARCHITECTURES.get(arch)
+    architecture = ARCHITECTURES.get(arch)
     if architecture is None:
         raise ConfigError(f"architecture '{arch}' is unknown; use one of {', '.join(ARCHITECTURES)}")
-    return architecture.default_sparsity
+    return architecture

@@ -18,11 +18,6 @@ from attlas.saes.init import initialise
 ADAM_EPS = 6.25e-10  # of Gao et al. 2024
 
 
-def default_learning_rate(d_sae: int) -> float:
-    """2e-4/√(F/2¹⁴), the scaling law of Gao et al. 2024 (arXiv 2406.04093)."""
-    return 2e-4 / math.sqrt(d_sae / 2**14)
-
-
 @dataclass
 class Trainee:
     """What belongs to one SAE while it trains.
@@ -58,7 +53,7 @@ class Trainee:
         sample_ND: Tensor,
         *,
         seed: int,
-        learning_rate: float | None,
+        learning_rate: float,
         normalise: bool,
         active_subspace: bool,
         variance: float,
@@ -78,15 +73,14 @@ class Trainee:
             variance=variance,
             encoder_scale=encoder_scale,
         )
-        rate = learning_rate or sae.default_rate or default_learning_rate(cfg.d_sae)
         groups = [
             {"params": [parameter], "scale": sae.rate_scale.get(name, 1.0)}
             for name, parameter in sae.named_parameters()
         ]
-        optimizer = torch.optim.Adam(groups, lr=rate, betas=(0.9, 0.999), eps=ADAM_EPS)
+        optimizer = torch.optim.Adam(groups, lr=learning_rate, betas=(0.9, 0.999), eps=ADAM_EPS)
         silent = torch.zeros(cfg.d_sae, dtype=torch.int64, device=sample_ND.device)
         kernel = FusedTopK(sae, ADAM_EPS, lazy=lazy_adam) if fused and FusedTopK.fits(sae) else None
-        return cls(name, hook, sae, optimizer, rate, scale, silent, rank, kernel)
+        return cls(name, hook, sae, optimizer, learning_rate, scale, silent, rank, kernel)
 
     def set_learning_rate(self, factor: float) -> None:
         for group in self.optimizer.param_groups:

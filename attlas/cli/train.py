@@ -94,8 +94,11 @@ def _train(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -
     summary = result.summary()
     out.table(
         f"SAEs on {config.model} ({config.n_tokens:,} tokens; numbers of the last training batch)",
-        ("hook", "features", "L0", "EV", "dead"),
-        [(hook, s["d_sae"], s["l0"], s["explained_variance"], s["dead_fraction"]) for hook, s in summary.items()],
+        ("hook", "features", "learning rate", "L0", "EV", "dead"),
+        [
+            (hook, s["d_sae"], f"{s['learning_rate']:.2g}", s["l0"], s["explained_variance"], s["dead_fraction"])
+            for hook, s in summary.items()
+        ],
     )
     out.say(f"written to {workspace.path}: {', '.join(record.id for record in runs)}")
     return {"workspace": str(workspace.path), "runs": [record.id for record in runs], "saes": summary}

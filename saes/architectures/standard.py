@@ -21,7 +21,8 @@ class StandardSAE(SAE):
     saelens_arch: ClassVar[str] = "standard"
     unit_norm_decoder: ClassVar[bool] = False
     default_sparsity: ClassVar[float] = 4.0
-    default_rate: ClassVar[float | None] = 2e-3
+    default_rate: ClassVar[float] = 5e-3
+    default_clip: ClassVar[float | None] = 1.0  # λ rises while Adam still weighs the large gradients of the start
 
     def activate(self, pre: Tensor) -> Tensor:
         return torch.relu(pre)

@@ -20,7 +20,7 @@ from attlas.saes.checkpoint import NAME, read_checkpoint
 from attlas.saes.history import live_runs
 from attlas.saes.init import principal_subspace
 from attlas.saes.loop import train_loop
-from attlas.saes.trainee import Trainee, default_learning_rate
+from attlas.saes.trainee import Trainee
 
 HOOKS = ("blocks.0.attn.hook_z", "blocks.1.attn.hook_z")
 D_IN, RANK, DIRECTIONS = 16, 6, 24
@@ -61,7 +61,7 @@ def start(config: TrainConfig, source: object = planted) -> tuple[list[Trainee],
             config.sae_config(D_IN, hook_name=hook),
             sample[hook],
             seed=config.seed,
-            learning_rate=config.lr,
+            learning_rate=config.learning_rate(D_IN),
             normalise=config.normalise,
             active_subspace=config.active_subspace,
             variance=config.subspace_variance,
@@ -308,8 +308,6 @@ def test_schedules() -> None:
     assert config.warmth(49) == config.warmth(99) == 1.0
     cosine = dataclasses.replace(config, lr_schedule="cosine")
     assert cosine.lr_factor(55) == pytest.approx(0.5)
-    assert default_learning_rate(2**14) == pytest.approx(2e-4)
-    assert default_learning_rate(2**12) == pytest.approx(4e-4)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +333,13 @@ def test_k_beyond_the_width_is_refused() -> None:
     with pytest.raises(ConfigError, match="k=33 must be between 1 and d_sae=32"):
         small(k=33).sae_config(D_IN)
     assert small(arch="standard", k=33).sae_config(D_IN) == SAEConfig(
-        d_in=D_IN, d_sae=32, arch="standard", k=32, sparsity=ARCHITECTURES["standard"].default_sparsity
+        d_in=D_IN,
+        d_sae=32,
+        arch="standard",
+        k=32,
+        sparsity=ARCHITECTURES["standard"].default_sparsity,
+        aux_coefficient=TrainConfig.aux_coefficient,
+        bandwidth=TrainConfig.bandwidth,
     )
 
 
