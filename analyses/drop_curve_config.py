@@ -18,7 +18,10 @@ class DropCurveConfig:
         counts: how many modules to drop, several.
         orders: of ranked (scores of the dense model), iterative (scored anew after each drop), random, last, reversed;
             of blocks alone angular (for each count the run of blocks that turns the stream least, Gromov et al. 2024).
-        n_random: draws of the random control.
+        n_random: distinct sets that the random control draws at each count, none of them the ranking's; all there are,
+            where these are fewer.
+        random_share: share of the sequences or images that random draws are measured on, from the first on (at least 8);
+            every other order is compared with them on the same ones.
         head_score: what ranks heads: zero, mean or identity (exact ablations), or taylor (one gradient).
         batch_size: sequences or images at a time.
         seed: of the random draws.
@@ -27,7 +30,8 @@ class DropCurveConfig:
     targets: tuple[str, ...] = ("attn", "mlp", "joint", "block")
     counts: tuple[int, ...] = (1, 2, 3)
     orders: tuple[str, ...] = ("ranked", "random", "last", "reversed")
-    n_random: int = 5
+    n_random: int = 20
+    random_share: float = 0.5
     head_score: str = "zero"
     batch_size: int = 8
     seed: int = 0
@@ -42,3 +46,7 @@ class DropCurveConfig:
             )
         if any(n < 1 for n in self.counts):
             raise ConfigError(f"counts {list(self.counts)} must be 1 or more")
+        if self.n_random < 1 or not 0 < self.random_share <= 1:
+            raise ConfigError(
+                f"n_random {self.n_random} must be 1 or more, and random_share {self.random_share} above 0 and at most 1"
+            )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attlas.analyses.drop_scores import Judge, Measured
+from attlas.analyses.drop_scores import Judge, Judged, judge_rows
 from attlas.analyses.drop_selection import Drop, masked
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
@@ -25,60 +26,68 @@ def measure_drops(
     drops: Sequence[Drop],
     batch_size: int = 8,
     track: Track = no_track,
-) -> tuple[Measured, list[Measured], str]:
-    """(the whole model's, each drop's (loss, accuracy, predictions), what the loss is; see `drop_scores.Judge`).
+    n_first: Sequence[int] | None = None,
+) -> tuple[Judged, list[Judged], str]:
+    """(the whole model's, each drop's losses by sequence or image, what the loss is; see `drop_scores.Judge`).
 
     A drop that comes twice is measured once.
+
+    Args:
+        n_first: how many sequences or images, from the first on, each drop is measured on; all by default.
     """
-    distinct = list(dict.fromkeys(drops))
+    wanted = [len(data)] * len(drops) if n_first is None else list(n_first)
+    needed: dict[Drop, int] = {}
+    for drop, n in zip(drops, wanted, strict=True):
+        needed[drop] = max(n, needed.get(drop, 0))
     if not Judge.has_loss(model, data):
         judge = Judge(model, data, batch_size)
         found = {}
-        for drop in track(distinct, "drop curves"):
+        for drop in track(list(needed), "drop curves"):
             with masked(model, drop):
                 found[drop] = judge.measure()
-        return judge.whole, [found[drop] for drop in drops], judge.kind
-    sums = _sums(model, data, distinct, batch_size, track)
-    measured = [(loss / count, right / count, int(count)) for loss, right, count in sums.tolist()]
-    by_drop = dict(zip(distinct, measured[1:], strict=True))
-    return measured[0], [by_drop[drop] for drop in drops], Judge.LOSS
+        return judge.whole, [found[drop].first(n) for drop, n in zip(drops, wanted, strict=True)], judge.kind
+    rows, n_predictions = _rows(model, data, needed, batch_size, track)
+    whole, *measured = (Judged(loss, right, n_predictions) for loss, right in rows)
+    by_drop = dict(zip(needed, measured, strict=True))
+    return whole, [by_drop[drop].first(n) for drop, n in zip(drops, wanted, strict=True)], Judge.LOSS
 
 
 @torch.no_grad()
-def _sums(
-    model: HookedModel, data: TokenDataset | ImageDataset, drops: Sequence[Drop], batch_size: int, track: Track
-) -> Tensor:
-    """Sum of losses, right predictions and predictions: float64 [1 + drops, 3], the whole model first."""
+def _rows(
+    model: HookedModel, data: TokenDataset | ImageDataset, needed: Mapping[Drop, int], batch_size: int, track: Track
+) -> tuple[np.ndarray, int]:
+    """(loss and share right of each sequence or image, float64 [1 + drops, 2, n], the whole model first and NaN where a
+    drop was not asked for; predictions of each).
+    """
     labels = loss_labels(model, data)
-    sums = torch.zeros(1 + len(drops), 3, dtype=torch.float64)
+    length = data.batches(1)[0].shape[1]
     if labels is None:  # logits of 16 MB at most: larger blocks are fetched from the system, and cleared, each time
-        batch_size = max(1, min(batch_size, 2**22 // (data.batches(1)[0].shape[1] * model.cfg.d_vocab)))
-    work = [(batch, row) for batch in data.batches(batch_size) for row in range(1 + len(drops))]
-    start, prefix, target = 0, None, torch.empty(0)
+        batch_size = max(1, min(batch_size, 2**22 // (length * model.cfg.d_vocab)))
+    found = np.full((1 + len(needed), 2, len(data)), np.nan)
+    drops = [None, *needed]
+    work: list[tuple[int, Tensor, int]] = []
+    start = 0
+    for batch in data.batches(batch_size):
+        work += [(start, batch, row) for row, n in enumerate([len(data), *needed.values()]) if n > start]
+        start += len(batch)
+    prefix, target = None, torch.empty(0)
 
     def read(logits: Tensor) -> Tensor:
-        parts = [logits] if labels is not None else [row[:-1] for row in logits]
-        found = torch.zeros(2, dtype=torch.float64)
-        for part, wanted in zip(parts, target.split([len(part) for part in parts]), strict=True):
-            found[0] += torch.nn.functional.cross_entropy(part.float(), wanted, reduction="sum").item()
-            found[1] += (part.argmax(-1) == wanted).sum().item()
-        return found
+        return judge_rows(logits, target, labels is None)
 
-    for batch, row in track(work, "drop curves"):
-        if row == 0:
-            chosen = batch[:, 1:].flatten() if labels is None else labels[start : start + len(batch)]
-            start += len(batch)
-            target = chosen.to(model.device)
+    for start, batch, row in track(work, "drop curves"):
+        drop = drops[row]
+        if drop is None:
+            target = (batch if labels is None else labels[start : start + len(batch)]).to(model.device)
             prefix = Prefix(model, batch)
-            found = read(prefix.output)
+            values = read(prefix.output)
         else:
             assert prefix is not None
-            drop = drops[row - 1]
             first = min([*drop.attn, *drop.mlp, *drop.blocks, *(layer for layer, _ in drop.heads)])
             with without(model, drop):
-                found = prefix.run_from(first, prefix.residual[first], read)[0]
-        sums[row] += torch.cat([found, torch.tensor([len(target)])])
-    return sums
+                values = prefix.run_from(first, prefix.residual[first], read)[0]
+        found[row, :, start : start + len(batch)] = values.cpu().numpy().T
+    return found, 1 if labels is not None else length - 1
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,15 +22,56 @@ from attlas.interp.labels import loss_labels
 Measured = tuple[float, float, int]
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What one model has on each sequence or image, so that models can be compared in pairs.
+
+    Attributes:
+        loss: float64 [n]: mean cross-entropy in nats, or how far features turn (see `Judge`).
+        right: share of right predictions, float64 [n]; NaN of a backbone.
+        n_predictions: of each sequence or image.
+    """
+
+    loss: np.ndarray
+    right: np.ndarray
+    n_predictions: int
+
+    @property
+    def total(self) -> Measured:
+        """(mean loss, accuracy, predictions) over all; every sequence has as many predictions."""
+        return float(self.loss.mean()), float(self.right.mean()), self.n_predictions * len(self.loss)
+
+    def first(self, n: int) -> Judged:
+        """The first n sequences or images."""
+        return Judged(self.loss[:n], self.right[:n], self.n_predictions)
+
+
+def judge_rows(logits: Tensor, target: Tensor, per_token: bool) -> Tensor:
+    """(mean cross-entropy in nats, share right) of each sequence or image, float64 [B, 2].
+
+    Args:
+        logits: [B, T, vocabulary] of a text model, [B, classes] of a classifier.
+        target: the tokens [B, T] themselves, or classes [B].
+    """
+    if not per_token:
+        loss = torch.nn.functional.cross_entropy(logits.float(), target, reduction="none")
+        return torch.stack([loss.double(), (logits.argmax(-1) == target).double()], dim=-1)
+    rows = []
+    for row, tokens in zip(logits, target, strict=True):  # one sequence at a time, to save memory
+        loss = torch.nn.functional.cross_entropy(row[:-1].float(), tokens[1:], reduction="sum").double()
+        rows.append(torch.stack([loss, (row[:-1].argmax(-1) == tokens[1:]).sum().double()]) / (len(tokens) - 1))
+    return torch.stack(rows)
+
+
 @torch.no_grad()
-def quality(
+def judged(
     model: HookedModel,
     data: TokenDataset | ImageDataset,
     batch_size: int = 8,
     forward: Callable[[Tensor], Tensor] | None = None,
     track: Track = no_track,
-) -> Measured:
-    """(mean cross-entropy in nats, accuracy, predictions) of next tokens or image classes.
+) -> Judged:
+    """Cross-entropy and accuracy of next tokens or image classes, of each sequence or image.
 
     Args:
         forward: what gives logits; the model itself by default.
@@ -38,22 +80,29 @@ def quality(
         ConfigError: a model without a head, or images without labels that it knows.
     """
     forward = forward or model
-    loss = right = 0.0
-    count = 0
     if model.cfg.family != "vit":
         model.require_head("loss that says what dropping costs")
     labels = loss_labels(model, data)
+    found: list[Tensor] = []
+    start = 0
     for batch in track(data.batches(batch_size), "loss"):
-        logits = forward(batch).float()
-        if labels is not None:
-            target = labels[count : count + len(batch)].to(logits.device)
-        else:
-            target = batch[:, 1:].flatten().to(logits.device)
-            logits = logits[:, :-1].flatten(0, 1)
-        loss += torch.nn.functional.cross_entropy(logits, target, reduction="sum").item()
-        right += (logits.argmax(-1) == target).sum().item()
-        count += len(target)
-    return loss / count, right / count, count
+        logits = forward(batch)
+        target = batch if labels is None else labels[start : start + len(batch)]
+        found.append(judge_rows(logits, target.to(logits.device), labels is None).cpu())
+        start += len(batch)
+    loss, right = torch.cat(found).numpy().T
+    return Judged(loss, right, 1 if labels is not None else data.batches(1)[0].shape[1] - 1)
+
+
+def quality(
+    model: HookedModel,
+    data: TokenDataset | ImageDataset,
+    batch_size: int = 8,
+    forward: Callable[[Tensor], Tensor] | None = None,
+    track: Track = no_track,
+) -> Measured:
+    """(mean cross-entropy in nats, accuracy, predictions) of next tokens or image classes; otherwise as `judged`."""
+    return judged(model, data, batch_size, forward, track).total
 
 
 class Judge:
@@ -86,12 +135,13 @@ class Judge:
         self.whole = self.measure()
 
     @torch.no_grad()
-    def measure(self, forward: Callable[[Tensor], Tensor] | None = None) -> Measured:
-        """(loss in nats or distance, accuracy, predictions) of `forward`, or of the model under its hooks."""
+    def measure(self, forward: Callable[[Tensor], Tensor] | None = None) -> Judged:
+        """Loss in nats or distance, and accuracy, of `forward`, or of the model under its hooks, by sequence or image."""
         if self._features is None:
-            return quality(self.model, self.data, self.batch_size, forward, self.track)
+            return judged(self.model, self.data, self.batch_size, forward, self.track)
         cosine = torch.nn.functional.cosine_similarity(self._features, self._read(forward or self.model), dim=-1)
-        return float(1 - cosine.double().mean()), float("nan"), len(cosine)
+        turned = 1 - cosine.double().reshape(len(self.data), -1)
+        return Judged(turned.mean(1).numpy(), np.full(len(turned), np.nan), turned.shape[1])
 
     @torch.no_grad()
     def _read(self, forward: Callable[[Tensor], Tensor]) -> Tensor:

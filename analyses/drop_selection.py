@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import itertools
+import math
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -176,6 +178,28 @@ def last_first(candidates: Sequence[Unit]) -> list[Unit]:
 def random_order(candidates: Sequence[Unit], seed: int) -> list[Unit]:
     """Control: any order."""
     return [candidates[i] for i in np.random.default_rng(seed).permutation(len(candidates))]
+
+
+def random_sets(
+    candidates: Sequence[Unit], n: int, n_sets: int, seed: int, taken: Collection[Collection[Unit]] = ()
+) -> tuple[list[list[Unit]], int]:
+    """Control: distinct sets of n units, none of them equal to one of `taken`; all there are, where these are fewer.
+
+    Returns: (the sets, each in the order of the candidates; how many there are to draw from).
+    """
+    there = set(candidates)
+    avoided = {frozenset(units) for units in taken if len(units) == n and there.issuperset(units)}
+    possible = math.comb(len(candidates), n) - len(avoided)
+    generator = np.random.default_rng(seed)
+    if possible <= max(1_000, 2 * n_sets):
+        every = [list(units) for units in itertools.combinations(candidates, n) if frozenset(units) not in avoided]
+        return [every[i] for i in generator.permutation(len(every))[:n_sets]], possible
+    found: dict[frozenset[Unit], list[Unit]] = {}
+    while len(found) < n_sets:
+        units = [candidates[i] for i in sorted(generator.choice(len(candidates), n, replace=False))]
+        if frozenset(units) not in avoided:
+            found[frozenset(units)] = units
+    return list(found.values()), possible
 
 
 @contextlib.contextmanager

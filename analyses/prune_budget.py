@@ -131,7 +131,7 @@ def _within_loss(
     tried: list[tuple[int, float]] = []
     for n in track(range(1, len(order)), "loss kept"):
         with masked(model, Drop.of(order[:n], model.cfg.n_heads, model.cfg.n_kv_heads)):
-            tried.append((n, judge.measure()[0] - judge.whole[0]))
+            tried.append((n, judge.measure().total[0] - judge.whole.total[0]))
         if tried[-1][1] > limit:
             break
     kept = [entry for entry in tried if entry[1] <= limit]

@@ -198,7 +198,7 @@ class _Demo:
         calibration = load_tokens(
             "embedded:train", self.model.tokenizer, seq_len=256, n_tokens=8_192, seed=self.args.seed
         )
-        config = DropCurveConfig(targets=("attn", "mlp"), n_random=3, seed=self.args.seed)
+        config = DropCurveConfig(targets=("attn", "mlp"), seed=self.args.seed)
         result = drop_curve(self.model, calibration, self.few, config, track=self.out.track)
         return result.save(self.workspace, self.model.ref, self.few.ref)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -50,7 +51,7 @@ class Args(DataArgs, ModelArgs, OutArgs):
     n: int | None = None
     """Budget: how many."""
     max_delta_ce: float | None = None
-    """Budget: as many as keep the loss within so many nats of the whole model's."""
+    """Budget: as many as keep the loss within so many nats of the whole model's, on half of --text; the other half tells."""
     save_parameters: float | None = None
     """Budget: this share of the parameters, 0–1."""
     save_kv: float | None = None
@@ -210,8 +211,6 @@ def _data(model: HookedModel, args: Args) -> tuple[TokenDataset | ImageDataset, 
 def _curve(
     model: HookedModel, calibration: Any, evaluation: Any, args: Args, workspace: Any, out: Output
 ) -> dict[str, Any]:
-    import numpy as np
-
     from attlas.analyses.prune import drop_curve
 
     result = drop_curve(model, calibration, evaluation, args.curve, track=out.track)
@@ -219,13 +218,35 @@ def _curve(
     rows = []
     for target in args.curve.targets:
         for order in args.curve.orders:
-            deltas = [float(np.mean(result.delta(target, order, n))) for n in args.curve.counts]
-            rows.append((f"{target}, {order}", *deltas))
+            cells = [_cell(*result.point(target, order, n)) for n in args.curve.counts]
+            rows.append((f"{target}, {order}", *cells))
+    dense = result.rows[0]
     out.table(
-        f"{model.name}: Δ loss in nats (whole model {result.rows[0]['loss']:.4f}; {result.rows[0]['n_predictions']:,} "
-        "predictions; random is a mean of draws)",
+        f"{model.name}: Δ loss in nats (whole model {dense['loss']:.4f}; {dense['n_predictions']:,} predictions of "
+        f"{dense['n_sequences']} sequences or images) with 95 % interval; of random the median and range over sets",
         ["dropped", *[str(n) for n in args.curve.counts]],
         rows,
     )
+    if result.control:
+        out.table(
+            f"Random sets beside the ranking, on the same {result.control[0]['n_sequences']}: loss of the middle set less "
+            "the ranking's, 95 % interval; sets are distinct, and none is the ranking's",
+            ["dropped", "n", "random − ranked", "95 %", "sets that cost more", "sets there are"],
+            [_beside(row) for row in result.control if row["order"] in ("ranked", "iterative")],
+        )
     out.say(f"wrote run {saved.id} to {workspace.path}")
-    return {"run": saved.id, **result.summary(), "rows": result.rows}
+    return {"run": saved.id, **result.summary(), "rows": result.rows, "control": result.control}
+
+
+def _cell(value: float, low: float, high: float) -> str:
+    if math.isnan(value):
+        return "none"
+    return f"{value:.3f}" + (f" ({low:.3f} to {high:.3f})" if low < high else "")
+
+
+def _beside(row: dict[str, Any]) -> tuple[Any, ...]:
+    """A line of the table of random sets."""
+    interval = "none below 8" if row["low"] is None else f"{row['low']:.3f} to {row['high']:.3f}"
+    more = f"{row['n_draws'] - row['n_cheaper']} of {row['n_draws']}"
+    there = f"{row['n_possible']}, all taken" if row["n_possible"] == row["n_draws"] else f"{row['n_possible']:,}"
+    return f"{row['target']}, {row['order']}", row["n_dropped"], f"{row['excess']:+.3f}", interval, more, there

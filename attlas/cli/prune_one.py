@@ -51,11 +51,19 @@ def prune_one(
     scores: dict[Unit, float] = {}
     drop = named
     tasks = LMEval(model, lm_eval) if lm_eval is not None else None
+    choosing, chosen_on = evaluation, {}
+    if budget is not None and budget.max_delta_ce is not None:  # what chose the count is too kind a judge of it
+        choosing, evaluation = evaluation.split(1 / 2, args.curve.seed)
     if budget is not None and args.target is not None:
         order, scores = _order(model, calibration, budget, args, out)
         picked = select(
-            model, order, budget, evaluation, format=args.format, batch_size=args.curve.batch_size, track=out.track
+            model, order, budget, choosing, format=args.format, batch_size=args.curve.batch_size, track=out.track
         )
+        if budget.max_delta_ce is not None:
+            chosen_on = {
+                "count_chosen_on": f"{_part(choosing)}: Δ loss {picked.saved:.4g} of at most {budget.max_delta_ce:.4g}",
+                "delta_where_chosen": picked.saved,
+            }
         chosen, drop = list(picked.units), Drop.of(picked.units, model.cfg.n_heads, model.cfg.n_kv_heads)
     hf, written = build(model, drop, args.format)
     folder = resolve_model(args.model).folder
@@ -76,7 +84,7 @@ def prune_one(
         hf.to(dtype).to(model.dtype)  # what is measured is what the checkpoint will hold
         healed = judge.measure(lambda x: forward_logits(hf, x))
         rows.append(drop_row(str(target), "healed", 0, names, healed, dense))
-    facts = _facts(model, hf, dtype, rows, calibration, evaluation, judge.kind, args)
+    facts = _facts(model, hf, dtype, rows, calibration, evaluation, judge.kind, args) | chosen_on
     if scores:
         kind = f"Δ loss, {args.curve.head_score}" if args.target in ("head", "group") else "1 − cosine"
         if args.order == "iterative":
@@ -118,6 +126,8 @@ def prune_one(
             *([("KV bytes a token", facts["kv_bytes_before"], facts["kv_bytes_after"])] if model.cfg.causal else []),
         ],
     )
+    for line in _told(facts):
+        out.say(line)
     for note in result["notes"]:
         out.say(note)
     if args.out is not None:
@@ -173,9 +183,12 @@ def _facts(
         "chosen_by": f"{args.order} {args.target} on {calibration.name} ({calibration.hash})"
         if args.target
         else "name",
-        "measured_on": f"{evaluation.name} ({evaluation.hash}), {rows[0]['n_predictions']} predictions, {kind}",
+        "measured_on": f"{_part(evaluation)}, {rows[0]['n_predictions']} predictions, {kind}",
         "loss_before": rows[0]["loss"],
         "loss_after": rows[-1]["loss"],
+        "delta": rows[-1]["delta"],
+        "delta_low": rows[-1]["low"],
+        "delta_high": rows[-1]["high"],
         **({} if math.isnan(rows[0]["accuracy"]) else {f"accuracy_{k}": rows[i]["accuracy"] for k, i in WHEN.items()}),
         **sizes(model, hf, dtype),
     }
@@ -183,6 +196,20 @@ def _facts(
         facts["loss_before_healing"] = rows[1]["loss"]
         facts["healing"] = f"{args.heal_steps} steps, {args.heal_objective}, on {calibration.name}"
     return facts
+
+
+def _part(data: Data) -> str:
+    """Which sequences or images: their source, hash and number."""
+    return f"{data.name} ({data.hash}), {len(data)} {'images' if isinstance(data, ImageDataset) else 'sequences'}"
+
+
+def _told(facts: dict[str, Any]) -> list[str]:
+    """On what the count was chosen, and on what, and how well, the result is known."""
+    known = "no interval below 8"
+    if facts["delta_low"] is not None:
+        known = f"95 % {facts['delta_low']:.4g} to {facts['delta_high']:.4g}"
+    chosen = [f"count chosen on {facts['count_chosen_on']}"] if "count_chosen_on" in facts else []
+    return [*chosen, f"measured on {facts['measured_on']}: Δ {facts['delta']:.4g} ({known})"]
 
 
 def _save(

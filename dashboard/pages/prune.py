@@ -35,6 +35,7 @@ def data(store: Store, params: Params) -> Data:
         "curve_runs": [{"id": r.id, "created": r.created} for r in store.runs("drop_curve", model)],
         "curve_run": curve.id if curve else None,
         "curve": store.rows(curve, "drop_curve", ("target", "order", "draw", "n_dropped")),
+        "control": store.rows(curve, "drop_control", ("target", "order", "n_dropped")),
         "value": params.get("value") if params.get("value") in VALUES else "delta",
         "show": params.get("show") if params.get("show") in TARGETS else "all",
         "over_training": store.rows(
@@ -43,6 +44,9 @@ def data(store: Store, params: Params) -> Data:
     }
     base |= _pruned(store, params, model)
     what_if, job = _what_if(store, params, model, scores, base["curve"])
+    if what_if is not None:
+        alone = store.pick("head_effects" if what_if["target"] == "head" else "module_effects", None, model)
+        what_if["predicted_on"] = {"sum_alone": _measured_on(alone), "on_curve": _measured_on(curve)}
     describe = job.describe() if job else None
     return base | {"what_if": what_if, "job": describe, "live": job.poll() if job else False}
 
@@ -133,7 +137,11 @@ def _what_if(
     }
     if not (found["measure"] and n):
         return found, None
-    job = _measure_job(store, model, units)
+    near = bracket(curve, str(target), n, by)
+    around = [(k, at) for k, at in points(curve, str(target), by).items() if k in near]
+    job = _measure_job(store, model, (str(target), by), units, [(k, at["dropped"]) for k, at in around])
+    if job.result:  # predicted and measured on the same sequences
+        found |= {"sum_alone": job.result["sum_alone"], "on_curve": on_curve(job.result["curve"], str(target), n, by)}
     return found | {"measured": job.result}, job
 
 
@@ -143,15 +151,31 @@ def _runs(store: Store, model: str) -> dict[int, range]:
     return {r["length"]: range(r["start"], r["start"] + r["length"]) for r in rows}
 
 
+def _measured_on(run: Run | None) -> str | None:
+    """The data of a run, as text."""
+    return f"{run.data.name} ({run.data.hash})" if run is not None and run.data is not None else None
+
+
+def points(curve: list[Row], target: str, order: str = "ranked") -> dict[int, Row]:
+    """Rows of the measured curve of an order, by count."""
+    return {row["n_dropped"]: row for row in curve if row["target"] == target and row["order"] == order}
+
+
+def bracket(curve: list[Row], target: str, n: int, order: str = "ranked") -> tuple[int, ...]:
+    """The counts of the curve next to n, from both sides (0, the whole model, is always there)."""
+    there = [0, *points(curve, target, order)]
+    below, above = max(k for k in there if k <= n), min((k for k in there if k >= n), default=None)
+    return () if above is None else (below, above)
+
+
 def on_curve(curve: list[Row], target: str, n: int, order: str = "ranked") -> float | None:
     """Δ loss at n on the measured curve of an order, straight between its points; None beyond the last."""
-    points = {r["n_dropped"]: r["delta"] for r in curve if r["target"] == target and r["order"] == order} | {0: 0.0}
-    below = max((k for k in points if k <= n), default=0)
-    above = min((k for k in points if k >= n), default=None)
-    if above is None or len(points) == 1:
+    found = {k: row["delta"] for k, row in points(curve, target, order).items()} | {0: 0.0}
+    if len(found) == 1 or not (around := bracket(curve, target, n, order)):
         return None
+    below, above = around
     share = 0.0 if above == below else (n - below) / (above - below)
-    return float(points[below] + share * (points[above] - points[below]))
+    return float(found[below] + share * (found[above] - found[below]))
 
 
 def parse_units(units: list[str]) -> Any:
@@ -176,29 +200,41 @@ def sample(model: Any) -> Any:
     return load_tokens("embedded:val", model.tokenizer, seq_len=seq_len, n_tokens=8 * seq_len, seed=0)
 
 
-def _measure_job(store: Store, model: str, units: list[str]) -> Job:
+def _measure_job(
+    store: Store, model: str, line: tuple[str, str], units: list[str], around: list[tuple[int, list[str]]]
+) -> Job:
+    """Loss without the units together, without each alone, and at the points around of the curve of `line` (target, order):
+    on the same sequences.
+    """
+
     def work(job: Job) -> dict[str, Any]:
-        from attlas.analyses.drop_scores import quality
-        from attlas.analyses.drop_selection import masked
+        from attlas.analyses.drop_measure import measure_drops
+        from attlas.analyses.prune import drop_row
 
         hooked = store.live.model(model)
         held_out = store.live.kept(("prune-data", model), lambda: sample(hooked))
-        job.note = "whole model"
-        whole = store.live.kept(("prune-whole", model), lambda: quality(hooked, held_out))
-        job.note = f"without {len(units)}"
-        with masked(hooked, parse_units(units)):
-            loss, accuracy, count = quality(hooked, held_out)
+        job.note = f"without {len(units)}, and each alone"
+        drops = [units, *([unit] for unit in units), *(names for _, names in around)]
+        whole, found, _ = measure_drops(hooked, held_out, [parse_units(names) for names in drops])
+        rows = [drop_row("", "ranked", 0, names, one, whole) for names, one in zip(drops, found, strict=True)]
+        together, alone, curve = rows[0], rows[1 : 1 + len(units)], rows[1 + len(units) :]
         return {
-            "delta": loss - whole[0],
-            "loss": loss,
-            "whole_loss": whole[0],
-            "accuracy": accuracy,
-            "whole_accuracy": whole[1],
-            "predictions": count,
+            **{key: together[key] for key in ("delta", "low", "high", "loss", "accuracy")},
+            "whole_loss": whole.total[0],
+            "whole_accuracy": whole.total[1],
+            "predictions": together["n_predictions"],
             "data": held_out.name,
+            "hash": held_out.hash,
+            "n_sequences": len(held_out),
+            "sum_alone": sum(row["delta"] for row in alone),
+            "curve": [
+                {"target": line[0], "order": line[1], "n_dropped": k, "delta": row["delta"]}
+                for (k, names), row in zip(around, curve, strict=True)
+            ],
         }
 
-    return store.live.job(("prune-what-if", model, tuple(units)), f"{model} without {len(units)}", work, SECONDS)
+    key = ("prune-what-if", model, line, tuple(units), tuple(tuple(names) for _, names in around))
+    return store.live.job(key, f"{model} without {len(units)}", work, SECONDS)
 
 
 # -- pruned models -----------------------------------------------------------------------------------------------------

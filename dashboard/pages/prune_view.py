@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 from dash import dcc, html
@@ -83,19 +84,25 @@ def _what_if(data: Data) -> Any:
         "Measure it" if not asked else "Stop measuring", link("/prune", **here, measure=None if asked else 1)
     )
     measured = it["measured"]
+    on = it["predicted_on"]
+    runs = [f"{name} on {on[key]}" for key, name in (("sum_alone", "sum"), ("on_curve", "curve")) if on[key]]
     note = "Choose how many go; the most redundant go first."
     if it["order"] == "angular":
         note = "Choose how many go: the run of so many blocks that turns the last token least (Gromov et al. 2024)."
+    note += f" Predicted from runs: {', '.join(runs)}." if runs else ""
+    spread = "nats, all dropped together"
     if measured:
         note = (
-            f"Measured on {measured['predictions']:,} predictions of {measured['data']}: "
-            f"{short(measured['whole_loss'])} nats whole, {short(measured['loss'])} without; "
-            f"right {measured['whole_accuracy']:.1%} → {measured['accuracy']:.1%}."
+            f"All three on the same {measured['n_sequences']} sequences or images of {measured['data']} "
+            f"({measured['hash']}), {measured['predictions']:,} predictions: {short(measured['whole_loss'])} nats whole, "
+            f"{short(measured['loss'])} without; right {measured['whole_accuracy']:.1%} → {measured['accuracy']:.1%}."
         )
+        if measured["low"] is not None:
+            spread = f"nats, 95 % {short(measured['low'])} to {short(measured['high'])}"
     numbers = [
         ("Predicted: sum of single costs", it["sum_alone"], "nats, each dropped alone" if it["n"] else ""),
         ("Predicted: measured curve", it["on_curve"], "nats, between its points"),
-        ("Measured here", measured["delta"] if measured else None, "nats, all dropped together"),
+        ("Measured here", measured["delta"] if measured else None, spread),
     ]
     missing = None
     if it["sum_alone"] is None:
@@ -144,7 +151,7 @@ def _scores(data: Data, look: Theme) -> Any:
 
 
 def series(rows: list[Row], value: str, show: str) -> dict[str, tuple[list[int], list[float]]]:
-    """Lines of the plot by name; random draws as their mean. Every line starts at the whole model."""
+    """Lines of the plot by name; random draws as their median. Every line starts at the whole model."""
     dense = next((r[value] for r in rows if r["target"] == "none"), None)
     found: dict[str, dict[int, list[float]]] = {}
     for row in rows:
@@ -153,9 +160,33 @@ def series(rows: list[Row], value: str, show: str) -> dict[str, tuple[list[int],
             line.setdefault(row["n_dropped"], []).append(row[value])
     start = [] if dense is None else [(0, float(dense))]
     return {
-        name: tuple(zip(*[*start, *((n, sum(v) / len(v)) for n, v in sorted(line.items()))], strict=True))  # type: ignore[misc]
+        name: tuple(zip(*[*start, *((n, median(v)) for n, v in sorted(line.items()))], strict=True))  # type: ignore[misc]
         for name, line in found.items()
     }
+
+
+def _control(rows: list[Row]) -> Any:
+    """Each order beside the random sets of its count."""
+    if not rows:
+        return None
+    names = {
+        "target": "dropped",
+        "order": "order",
+        "n_dropped": "n",
+        "delta": "Δ loss",
+        "random_median": "random, median",
+    }
+    names |= {"random_min": "least", "random_max": "most", "sets": "sets that cost more", "excess": "random − order"}
+    names |= {"low": "low", "high": "high", "n_sequences": "sequences"}
+    shown = [
+        row
+        | {
+            "sets": f"{row['n_draws'] - row['n_cheaper']} of {row['n_draws']}"
+            + (" (all there are)" if row["n_draws"] == row["n_possible"] else "")
+        }
+        for row in rows
+    ]
+    return table(shown, names, summary="Beside random sets, on the same sequences, with 95 % intervals", open_=True)
 
 
 def _curves(data: Data, look: Theme) -> Any:
@@ -177,7 +208,10 @@ def _curves(data: Data, look: Theme) -> Any:
         "draw": "draw",
         "n_dropped": "n",
         "delta": "Δ loss",
+        "low": "low",
+        "high": "high",
         "accuracy": "accuracy",
+        "n_sequences": "sequences",
     }
     return card(
         "Cost of dropping",
@@ -189,9 +223,10 @@ def _curves(data: Data, look: Theme) -> Any:
             height=380,
             marks=lambda name: (ORDERS.index(name.split(", ")[1]), targets.index(name.split(", ")[0])),
         ),
-        table(rows, names, summary="Every point, random draws one by one"),
-        note="Ranked orders beside controls: random (mean of draws), the last layers first, and the reverse of the ranking. "
-        "A colour is an order, a dash a kind of module.",
+        _control(data["control"]),
+        table(rows, names, summary="Every point with its 95 % interval, random draws one by one"),
+        note="Ranked orders beside controls: random (median of distinct sets, none of them the ranking's), the last layers "
+        "first, and the reverse of the ranking. A colour is an order, a dash a kind of module.",
         controls=controls,
     )
 

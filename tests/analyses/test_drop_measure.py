@@ -38,10 +38,20 @@ def test_drops_measured_together_equal_drops_alone(
     drops = [Drop(attn=(3,)), Drop(blocks=(1,), mlp=(2,)), Drop(heads=((2, 1), (3, 0))), Drop(attn=(3,))]
     whole, found, kind = measure_drops(model, data, drops, batch_size=8)
     assert kind == "cross-entropy"
-    np.testing.assert_allclose(whole, quality(model, data), rtol=1e-5)
+    np.testing.assert_allclose(whole.total, quality(model, data), rtol=1e-5)
     for drop, values in zip(drops, found, strict=True):
         with masked(model, drop):
-            np.testing.assert_allclose(values, quality(model, data), rtol=1e-5)
+            np.testing.assert_allclose(values.total, quality(model, data), rtol=1e-5)
+
+
+def test_random_draws_on_a_part_are_the_first_of_the_whole(gpt2_mini: HookedModel, val_tokens: TokenDataset) -> None:
+    drops, data = [Drop(attn=(3,)), Drop(attn=(2,)), Drop(attn=(3,))], val_tokens.take(5)
+    whole, (few, all_, part), _ = measure_drops(gpt2_mini, data, drops, batch_size=2, n_first=[3, 5, 5])
+    assert [len(found.loss) for found in (whole, few, all_, part)] == [5, 3, 5, 5]
+    np.testing.assert_array_equal(few.loss, part.loss[:3])
+    with torch.no_grad(), masked(gpt2_mini, Drop(attn=(2,))):
+        expected = gpt2_mini.cross_entropy(data.tokens).double().mean(1).numpy()
+    np.testing.assert_allclose(all_.loss, expected, atol=1e-5)
 
 
 def test_a_backbone_is_measured_by_its_features(glyphs: ImageDataset) -> None:
@@ -54,16 +64,16 @@ def test_a_backbone_is_measured_by_its_features(glyphs: ImageDataset) -> None:
     data = ImageDataset(**{**vars(glyphs), "pixels": pixels, "labels": None})
     whole, (one,), kind = measure_drops(model, data, [Drop(attn=(0,))], batch_size=2)
     assert kind == "1 − cosine of features"
-    assert whole[0] == pytest.approx(0, abs=1e-6)
+    assert whole.total[0] == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         dense = model(pixels).double()
         with masked(model, Drop(attn=(0,))):
             pruned = model(pixels).double()
     a, b = (torch.cat([x[:, 0], x[:, 1:].mean(1)], -1) for x in (dense, pruned))
     cosine = (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1))
-    assert one[0] == pytest.approx(float(1 - cosine.mean()), abs=1e-5)
-    assert np.isnan(one[1])
-    assert one[2] == 5
+    assert one.total[0] == pytest.approx(float(1 - cosine.mean()), abs=1e-5)
+    assert np.isnan(one.total[1])
+    assert one.total[2] == 5
 
 
 def test_maps_of_absent_heads_have_no_numbers(gpt2_mini: HookedModel, val_tokens: TokenDataset, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 import torch
 
 from attlas.analyses.drop_scores import Scores, iterative_order, quality
-from attlas.analyses.drop_selection import Drop, last_first, masked, random_order, ranked, unit_name, units
-from attlas.analyses.prune import DropCurveConfig, drop_curve
+from attlas.analyses.drop_selection import Drop, last_first, masked, random_order, random_sets, ranked, unit_name, units
+from attlas.analyses.prune import DropCurveConfig, DropCurveResult, drop_curve
 from attlas.analyses.prune_budget import Budget, kv_bytes_per_token, n_parameters, select
 from attlas.data.images import ImageDataset
 from attlas.data.text import TokenDataset
@@ -25,6 +26,7 @@ def test_curve_equals_losses_of_masked_models(gpt2_mini: HookedModel, val_tokens
     result = drop_curve(gpt2_mini, val_tokens.take(2), data, config)
     rows = result.table().to_pylist()
     assert len(rows) == 1 + 3 * 2 * (3 + 2)
+    assert {r["low"] for r in rows} == {None}  # three sequences
     with torch.no_grad():
         dense = gpt2_mini.cross_entropy(data.tokens).double().mean().item()
         for row in rows[:: len(rows) // 6]:
@@ -44,6 +46,62 @@ def test_curve_equals_losses_of_masked_models(gpt2_mini: HookedModel, val_tokens
     run = result.save(Workspace(tmp_path / "w"), gpt2_mini.ref, data.ref)
     assert Workspace(tmp_path / "w").read_table(run, "drop_curve").num_rows == len(rows)
     assert len(result.plot().data) == 12
+
+
+def test_random_draws_are_distinct_and_never_the_ranking(tiny_llama: HookedModel) -> None:
+    """Of three attention layers only two sets are left at each count; of eighteen heads twenty of many."""
+    data = TokenDataset.from_tokens(torch.randint(0, 101, (10, 12)), "random")
+    config = DropCurveConfig(("attn", "head"), (1, 2), ("ranked", "random"), random_share=0.8)
+    result = drop_curve(tiny_llama, data.take(2), data, config)
+    n_draws = {("attn", 1): 2, ("attn", 2): 2, ("head", 1): 17, ("head", 2): 20}
+    control = {(r["target"], r["n_dropped"]): r for r in result.control}
+    for (target, n), expected in n_draws.items():
+        mine = [r for r in result.rows if (r["target"], r["n_dropped"]) == (target, n)]
+        sets = [frozenset(r["dropped"]) for r in mine if r["order"] == "random"]
+        (first,) = [r for r in mine if r["order"] == "ranked"]
+        assert len(sets) == len(set(sets)) == expected
+        assert frozenset(first["dropped"]) not in sets
+        row = control[target, n]
+        assert row["n_draws"] == expected
+        assert row["n_possible"] == math.comb(3 if target == "attn" else 18, n) - 1
+        deltas = [r["delta"] for r in mine if r["order"] == "random"]
+        assert row["random_median"] == pytest.approx(np.median(deltas))
+        assert (row["random_min"], row["random_max"]) == pytest.approx((min(deltas), max(deltas)))
+        assert row["excess"] == pytest.approx(row["random_median"] - row["delta"])
+        assert row["low"] < row["excess"] < row["high"]
+        assert (first["n_sequences"], row["n_sequences"]) == (10, 8)
+        assert first["low"] < first["delta"] < first["high"]
+    losses = []
+    for layers in ((), tuple(int(name[5:]) for name in first_of(result, "attn", 1))):
+        with torch.no_grad(), masked(tiny_llama, Drop(attn=layers)):
+            losses.append(tiny_llama.cross_entropy(data.tokens[:8]).double().mean().item())
+    assert control["attn", 1]["delta"] == pytest.approx(losses[1] - losses[0], abs=1e-5)  # on the draws' sequences
+
+
+def first_of(result: DropCurveResult, target: str, n: int) -> list[str]:
+    """What the ranking drops."""
+    return next(r["dropped"] for r in result.rows if (r["target"], r["order"], r["n_dropped"]) == (target, "ranked", n))
+
+
+def test_random_sets() -> None:
+    many = units("head", 30, 9)
+    best = many[:4]
+    sets, possible = random_sets(many, 4, 50, 0, [best])
+    assert possible == math.comb(270, 4) - 1
+    assert len({frozenset(s) for s in sets}) == 50
+    few, possible = random_sets(many[:5], 4, 50, 0, [best, many[1:5]])
+    assert possible == 3 == len(few)
+    assert frozenset(best) not in {frozenset(s) for s in few}
+    assert random_sets(many[:4], 4, 5, 0, [best]) == ([], 0)
+    assert random_sets(many, 4, 3, 1)[0] == random_sets(many, 4, 3, 1)[0] != random_sets(many, 4, 3, 2)[0]
+
+
+def test_a_lucky_drop_of_no_accuracy_has_a_wide_interval(vit_mini: HookedModel, glyphs: ImageDataset) -> None:
+    """Answers are counts: no change on sixteen images is not known exactly."""
+    result = drop_curve(vit_mini, glyphs.take(8), glyphs.take(16), DropCurveConfig(("head",), (1,), ("ranked",)))
+    row = result.rows[1]
+    assert row["accuracy_low"] < row["accuracy_change"] < row["accuracy_high"]
+    assert row["accuracy_high"] - row["accuracy_low"] > 0.1
 
 
 def test_orders() -> None:

@@ -55,6 +55,28 @@ def test_curve_is_saved(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> N
     assert Workspace(tmp_path / "w").latest("drop_curve") is not None
 
 
+def test_a_loss_budget_is_chosen_on_one_half_and_told_on_the_other(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    argv = ["--target", "head", "--max-delta-ce", "0.05", "--n-tokens", "2048", "--seq-len", "128", "--out", str(out)]
+    status, result, _ = _run(capsys, tmp_path, *argv, "--calibration-tokens", "1024")
+    assert status == 0
+    chosen, told = (result[key].split("(")[1][:16] for key in ("count_chosen_on", "measured_on"))
+    assert chosen != told
+    assert "8 sequences" in result["count_chosen_on"]
+    assert "8 sequences" in result["measured_on"]
+    assert result["delta_where_chosen"] <= 0.05
+    assert result["delta"] == pytest.approx(result["loss_after"] - result["loss_before"])
+    assert result["delta"] != result["delta_where_chosen"]
+    assert result["delta_low"] < result["delta"] < result["delta_high"]
+    card = (out / "README.md").read_text()
+    assert chosen in card
+    assert told in card
+    summary = Workspace(tmp_path / "w").run(result["run"]).summary
+    assert summary["count_chosen_on"] == result["count_chosen_on"]
+
+
 def test_images(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     argv = ["--model", "vit-mini", "--n-images", "40", "--target", "mlp", "--n", "1", "--out", str(tmp_path / "v")]
     status, result, _ = _run(capsys, tmp_path, *argv)

@@ -64,6 +64,14 @@ def test_the_slider_measures_the_masked_model(workspace: Workspace, gpt2_mini: H
     assert page["what_if"]["measured"]["delta"] == pytest.approx(expected[0] - whole[0], abs=1e-5)
     assert page["what_if"]["measured"]["accuracy"] == pytest.approx(expected[1])
     assert page["what_if"]["measured"]["delta"] > 0.01
+    alone = 0.0  # the prediction is made on the same sequences
+    for unit in page["what_if"]["units"]:
+        with torch.no_grad(), masked(gpt2_mini, parse_units([unit])):
+            alone += quality(gpt2_mini, data)[0] - whole[0]
+    assert page["what_if"]["sum_alone"] == pytest.approx(alone, abs=1e-5)
+    assert page["what_if"]["on_curve"] == pytest.approx(page["what_if"]["measured"]["delta"], abs=1e-5)  # a point of it
+    assert page["what_if"]["measured"]["hash"] == data.hash
+    assert page["what_if"]["measured"]["low"] < page["what_if"]["measured"]["delta"]
 
 
 def test_a_pruned_model_is_told_with_what_it_lost(workspace: Workspace) -> None:
@@ -95,6 +103,8 @@ def test_lines_between_points() -> None:
     assert on_curve(rows, "attn", 5) is None
     assert on_curve(rows, "mlp", 1) is None
     assert series(rows, "delta", "all")["attn, random"] == ((0, 2), (0.0, 1.0))
+    rows.append({"target": "attn", "order": "random", "n_dropped": 2, "delta": 9.0})
+    assert series(rows, "delta", "all")["attn, random"][1] == (0.0, 1.5)  # the median
     assert series(rows, "delta", "mlp") == {}
     assert parse_units(["attn.3", "head.2.4", "block.1", "attn.0"]) == Drop((0, 3), (), (1,), ((2, 4),))
     tied = [{"target": "attn", "unit": f"attn.{i}", "layer": i, "score": 0.1} for i in range(2)]

@@ -5,7 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from attlas.data.stats import MIN_UNITS, bootstrap_mean, bootstrap_ratio, count_mean, pearson, spearman, student_mean
+from attlas.data.stats import (
+    MIN_UNITS,
+    bootstrap_mean,
+    bootstrap_ratio,
+    bootstrap_spearman,
+    count_mean,
+    pearson,
+    reliability,
+    spearman,
+    student_mean,
+)
 
 REPEATS = 1500
 
@@ -81,6 +91,36 @@ def test_rank_correlation_is_that_of_scipy_ties_too() -> None:
         assert got == pytest.approx(spearmanr(x, y).statistic, abs=1e-12)
     assert float(pearson(a[0], b[0])) == pytest.approx(pearsonr(a[0], b[0]).statistic, abs=1e-12)
     assert np.isnan(spearman(np.ones(5), np.arange(5)))
+
+
+@pytest.mark.parametrize(("noise", "n"), [(0.3, 16), (0.3, 40)])
+@pytest.mark.parametrize("strength", [0.3, 0.8])
+def test_rank_correlation_of_noisy_means_is_covered(strength: float, noise: float, n: int) -> None:
+    """Twelve columns of fixed effects, units with noise common to both measures: the ρ of the effects is covered."""
+    rng = np.random.default_rng(11)
+    first = rng.normal(size=12)
+    second = strength * first + np.sqrt(1 - strength**2) * rng.normal(size=12)
+    truth, held = float(spearman(first, second)), []
+    for _ in range(200):
+        common = rng.normal(size=(n, 12))
+        a, b = (x + noise * (common + rng.normal(size=common.shape)) / np.sqrt(2) for x in (first, second))
+        _, low, high = bootstrap_spearman(a, b, n_samples=200)
+        held += [low <= truth <= high] if np.isfinite(low) else []
+    assert len(held) > 50  # most of these samples tell the ranking of each measure
+    assert np.mean(held) >= 0.88
+
+
+def test_rank_correlation_has_no_interval_where_the_ranking_is_noise() -> None:
+    rng = np.random.default_rng(12)
+    noise = rng.normal(size=(2, 40, 12))
+    assert reliability(noise[0]) < 0.5
+    assert np.isnan(bootstrap_spearman(*noise)[1])
+    exact = np.tile(np.arange(12.0), (40, 1))
+    assert reliability(exact) == 1
+    rho, low, high = bootstrap_spearman(exact, exact)
+    assert rho == high == 1
+    assert low < 1  # no width of 0
+    assert np.isnan(bootstrap_spearman(exact[: MIN_UNITS - 1], exact[: MIN_UNITS - 1])[1])
 
 
 def test_ratio_by_a_constant_is_the_mean() -> None:
