@@ -32,12 +32,12 @@ from attlas.analyses import (
     window_loss,
 )
 from attlas.data.schema import TableSchema
-from attlas.saes import eval_schema, history, sweep
+from attlas.saes import eval_schema, history, over_seeds, sweep
 
 TABLES: dict[str, tuple[TableSchema, ...]] = {
     "sae": (history.TRAINING,),
     "sae_eval": (eval_schema.EVALUATION, eval_schema.DENSITY),
-    "sae_sweep": (sweep.PARETO, history.SWEEP_TRAINING),
+    "sae_sweep": (sweep.PARETO, history.SWEEP_TRAINING, over_seeds.SWEEP_SEEDS),
     "features": feature_tables.SCHEMAS,
     "head_survey": head_survey.SCHEMAS,
     "sae_matching": sae_matching.SCHEMAS,

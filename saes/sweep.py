@@ -22,6 +22,7 @@ from attlas.saes.evaluation import EvalConfig, evaluate
 from attlas.saes.history import SWEEP_TRAINING, History
 from attlas.saes.identity import identity
 from attlas.saes.loop import OnStep, train_loop
+from attlas.saes.over_seeds import SWEEP_SEEDS, over_seeds
 from attlas.saes.sources import HELD_OUT, Inputs, held_out, load_inputs, train_and_held_out
 from attlas.saes.store import adopt_store, stored_inputs
 from attlas.saes.train import SAMPLE_TOKENS, make_buffer, start_trainee
@@ -124,8 +125,10 @@ class SweepResult(Result):
         return {"n_saes": len(self.rows), "front": [row["sae"] for row in self.rows if row["on_front"]]}
 
     def tables(self) -> dict[str, pa.Table]:
-        """All points, and the training curves of every SAE."""
-        return {PARETO.name: self.table(), SWEEP_TRAINING.name: SWEEP_TRAINING.table(self.history.rows)}
+        """All points, the training curves of every SAE, and means over seeds where there are several."""
+        found = {PARETO.name: self.table(), SWEEP_TRAINING.name: SWEEP_TRAINING.table(self.history.rows)}
+        seeds = over_seeds(self.rows)
+        return found | ({SWEEP_SEEDS.name: SWEEP_SEEDS.table(seeds)} if seeds else {})
 
     def _origin(self) -> tuple[Ref | None, Ref | None]:
         return self.model_ref, self.data_ref

@@ -106,6 +106,7 @@ def _train(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -
 
 def _sweep(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -> dict[str, Any]:
     from attlas.saes.history import live_folder
+    from attlas.saes.over_seeds import over_seeds
     from attlas.saes.sweep import SweepConfig, sweep_saes
 
     sweep = SweepConfig(config, args.sweep_k, args.sweep_sparsity, args.sweep_width, args.sweep_seed)
@@ -137,7 +138,15 @@ def _sweep(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -
             for r in rows
         ],
     )
-    return {"workspace": str(workspace.path), "runs": [record.id], "pareto": result.rows}
+    seeds = over_seeds(result.rows)
+    if seeds:
+        names = ("hook", "d_sae", "k", "sparsity", "metric", "mean", "low", "high", "n_seeds")
+        out.table(
+            "Means over seeds, with 95 % intervals of another training (Student's t)",
+            ("hook", "F", "k", "λ", "metric", "mean", "low", "high", "seeds"),
+            [tuple(row[name] for name in names) for row in seeds],
+        )
+    return {"workspace": str(workspace.path), "runs": [record.id], "pareto": result.rows, "seeds": seeds}
 
 
 def _go_on(folder: Path, out: Output) -> str:
