@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from attlas.analyses.vit import VitConfig, vit
-from attlas.analyses.vit_readout import classifier_labels, make_readout
+from attlas.analyses.vit_readout import classifier_labels, make_readout, metric_mean
 from attlas.data.images import ImageDataset
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel, load_model
@@ -149,6 +149,13 @@ def test_backbone_with_labels_gets_probes() -> None:
     assert "strength" not in result.tables()
 
 
+def test_counts_that_do_not_vary_have_a_width() -> None:
+    for metric, value in (("accuracy_drop", 0.0), ("knn_drop", 0.0), ("accuracy", 1.0), ("probe_accuracy", 0.0)):
+        mean, low, high = metric_mean(metric, np.full((40, 2), value), seed=0, n_samples=50)
+        np.testing.assert_array_equal(mean, value)
+        assert (high - low > 0.05).all()
+
+
 def test_tables_by_class_average_to_the_whole() -> None:
     labels = torch.tensor([0, 0, 1, 1, 1, 3])
     result = vit(tiny("vit"), random_images(labels=labels), VitConfig(n_bootstrap=20))
@@ -156,6 +163,8 @@ def test_tables_by_class_average_to_the_whole() -> None:
     whole = tables["importance"].to_pandas()
     by_class = tables["importance_by_class"].to_pandas()
     assert set(by_class["class_name"]) == {"0", "1", "3"}
+    assert by_class["low"].isna().all()  # classes of one to three images have no interval, not one of width 0
+    assert whole["high"].isna().all()
     by_class["sum"] = by_class["value"] * by_class["n_images"]
     keys = ["layer", "head", "ablation", "metric"]
     mean = by_class.groupby(keys)["sum"].sum() / 6
