@@ -51,7 +51,8 @@ def prune_one(
     scores: dict[Unit, float] = {}
     drop = named
     tasks = LMEval(model, lm_eval) if lm_eval is not None else None
-    choosing, chosen_on = evaluation, {}
+    choosing = evaluation
+    chosen_on: dict[str, Any] = {}
     if budget is not None and budget.max_delta_ce is not None:  # what chose the count is too kind a judge of it
         choosing, evaluation = evaluation.split(1 / 2, args.curve.seed)
     if budget is not None and args.target is not None:
