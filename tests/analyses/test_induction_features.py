@@ -21,7 +21,10 @@ EARLY = EMBEDDED_DIR / "gpt2-mini" / "checkpoints" / "step-00250"
 
 
 def _interpret(model: HookedModel, name: str, tokenizer: object) -> FeaturesResult:
-    trained = attlas.train_sae(TrainConfig(model=name, hooks=(HOOK,), k=16, d_sae=512, n_tokens=100_000))
+    # a short, gentle training, written out: the numbers below were measured on it
+    gentle = {"lr": 2e-4 / (512 / 2**14) ** 0.5, "lr_decay": 0.2, "aux_coefficient": 1 / 32, "dead_after": 10_000}
+    config = TrainConfig(model=name, hooks=(HOOK,), k=16, d_sae=512, n_tokens=100_000, **gentle)  # type: ignore[arg-type]
+    trained = attlas.train_sae(config)
     text = load_tokens("embedded:val", tokenizer, seq_len=256, n_tokens=16_384, seed=0)
     return features(model, trained.saes[HOOK], text, FeaturesConfig(n_top=8, null_draws=50, null_tokens=8_192))
 
