@@ -57,9 +57,10 @@ class PatternAutoencoder:
     Attributes:
         n_latent: size of the latent.
         n_hidden: width of the hidden layers.
-        n_epochs, batch_size, learning_rate: Adam, one-cycle.
+        n_epochs, batch_size, learning_rate: Adam, one-cycle; 0 epochs leave it at its start, PCA itself or untrained.
         start: "pca", or "random" weights.
         seed: of starting weights and order; equal seeds give equal latents on a CPU.
+        as_given: takes rows [n, cells] as they are, without Hellinger's root.
         losses_: mean loss of each epoch, once fitted.
     """
 
@@ -70,13 +71,14 @@ class PatternAutoencoder:
     learning_rate: float = 2e-3
     start: str = "pca"
     seed: int = 0
+    as_given: bool = False
     losses_: list[float] = field(default_factory=list)
 
     def fit(self, maps: np.ndarray, track: Track = no_track) -> PatternAutoencoder:
         """Train on maps [n, rows, columns] (or [n, cells])."""
         if len(maps) < 2:
             raise ConfigError(f"an autoencoder needs at least 2 maps, not {len(maps)}")
-        x = torch.from_numpy(hellinger(maps))
+        x = self._vectors(maps)
         self._mean = x.mean(0)
         x = x - self._mean
         generator = torch.Generator().manual_seed(self.seed)
@@ -90,11 +92,16 @@ class PatternAutoencoder:
             basis[: len(directions)] = directions
             self._encoder.start_from(basis)
             self._decoder.start_from(basis.T)
+        self.losses_ = []
+        if self.n_epochs:
+            self._train(x, generator, track)
+        return self
+
+    def _train(self, x: Tensor, generator: torch.Generator, track: Track) -> None:
         parameters = [*self._encoder.parameters(), *self._decoder.parameters()]
-        optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
+        optimizer = torch.optim.Adam(parameters, lr=self.learning_rate, fused=True)
         n_steps = self.n_epochs * -(-len(x) // self.batch_size)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.learning_rate, total_steps=n_steps + 1)
-        self.losses_ = []
         with torch.enable_grad():
             for _ in track(range(self.n_epochs), "pattern autoencoder", self.n_epochs):
                 total = 0.0
@@ -106,12 +113,17 @@ class PatternAutoencoder:
                     schedule.step()
                     total += float(loss.detach()) * len(rows)
                 self.losses_.append(total / len(x))
-        return self
+
+    def _vectors(self, maps: np.ndarray) -> Tensor:
+        return torch.from_numpy(maps if self.as_given else hellinger(maps))
+
+    def _fitted(self) -> None:
+        if not hasattr(self, "_mean"):
+            raise ConfigError("the autoencoder is not fitted; call fit(maps) first")
 
     def _centred(self, maps: np.ndarray) -> Tensor:
-        if not self.losses_:
-            raise ConfigError("the autoencoder is not fitted; call fit(maps) first")
-        x = torch.from_numpy(hellinger(maps))
+        self._fitted()
+        x = self._vectors(maps)
         if x.shape[1] != len(self._mean):
             raise ConfigError(f"maps of {x.shape[1]} cells do not fit an autoencoder of {len(self._mean)}")
         return x - self._mean
@@ -130,8 +142,7 @@ class PatternAutoencoder:
     @torch.no_grad()
     def inverse_transform(self, latents: np.ndarray) -> np.ndarray:
         """Latents → maps [n, cells] that sum to 1."""
-        if not self.losses_:
-            raise ConfigError("the autoencoder is not fitted; call fit(maps) first")
+        self._fitted()
         root = (self._decoder(torch.from_numpy(latents)) + self._mean).clamp_min(0).square()
         maps: np.ndarray = (root / root.sum(-1, keepdim=True).clamp_min(1e-12)).numpy()
         return maps

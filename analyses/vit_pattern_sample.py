@@ -61,6 +61,17 @@ def plan(n_maps: int, n_images: int, n_heads_in_all: int, n_patches: int, seed: 
     return wanted[np.lexsort(wanted.T[::-1])]
 
 
+def deal(sample: PatternSample, n_draws: int, seed: int) -> np.ndarray:
+    """Deal each head's maps at random to draws of equal size, int64 [n] from 0; what is left over goes to the first draws."""
+    rng = np.random.default_rng(seed)
+    draw = np.empty(len(sample), dtype=np.int64)
+    flat = sample.layer.astype(np.int64) * (int(sample.head.max()) + 1) + sample.head
+    for head in np.unique(flat):
+        mine = rng.permutation(np.flatnonzero(flat == head))
+        draw[mine] = np.arange(len(mine)) % n_draws
+    return draw
+
+
 @torch.no_grad()
 def sample_patterns(
     model: HookedModel,

@@ -12,15 +12,14 @@ import pyarrow as pa
 from attlas.analyses.vit import require_vit
 from attlas.analyses.vit_pattern_clusters import (
     DESCRIPTORS,
-    Quality,
     describe,
-    encode_and_cluster,
     layout,
     medoids,
     name_cluster,
     prototypes,
 )
-from attlas.analyses.vit_pattern_sample import PatternSample, sample_patterns
+from attlas.analyses.vit_pattern_quality import Quality, encode_and_cluster
+from attlas.analyses.vit_pattern_sample import PatternSample, deal, sample_patterns
 from attlas.analyses.vit_tables import HEAD, LAYER
 from attlas.data.figures import new_figure, new_grid
 from attlas.data.images import ImageDataset, shrink
@@ -90,16 +89,24 @@ QUALITY = TableSchema(
     "pattern_quality",
     "one way of coding maps",
     (
-        column("method", pa.string(), "", "autoencoder; controls: pca of the same size, untrained encoder"),
+        column(
+            "method", pa.string(), "", "autoencoder (from PCA), autoencoder_random (start); controls: pca, untrained"
+        ),
         column("n_latent", pa.int16(), "", "size of the code"),
-        column("explained", pa.float64(), "fraction", "variance of held-out maps explained, mean over seeds"),
-        column("explained_low", pa.float64(), "fraction", "lowest over seeds"),
-        column("explained_high", pa.float64(), "fraction", "highest over seeds"),
-        column("ari", pa.float64(), "", "adjusted Rand index of clusters between seeds, mean over pairs"),
-        column("ari_low", pa.float64(), "", "lowest over pairs of seeds"),
-        column("silhouette", pa.float64(), "", "mean silhouette of the clusters in their code"),
-        column("n_maps", pa.int32(), "maps", "maps coded"),
-        column("n_seeds", pa.int16(), "", "seeds"),
+        column("explained", pa.float64(), "fraction", "variance of held-out images' maps explained, mean over draws"),
+        column("explained_low", pa.float64(), "fraction", "lowest over draws"),
+        column("explained_high", pa.float64(), "fraction", "highest over draws"),
+        column("ari", pa.float64(), "", "adjusted Rand index of two draws' clusters on held-out maps, mean over pairs"),
+        column("ari_low", pa.float64(), "", "lowest over pairs of draws"),
+        column(
+            "ari_null", pa.float64(), "", "ari on Gaussian vectors of the maps' mean and covariance, without clusters"
+        ),
+        column("ari_null_high", pa.float64(), "", "highest of these over pairs"),
+        column("silhouette", pa.float64(), "", "mean silhouette of held-out maps' clusters in their code"),
+        column("silhouette_null", pa.float64(), "", "silhouette on the Gaussian vectors"),
+        column("n_maps", pa.int32(), "maps", "maps shown, of the first draw"),
+        column("n_held_out", pa.int32(), "maps", "held-out maps, of all draws"),
+        column("n_seeds", pa.int16(), "", "draws of maps, each with its own seed"),
     ),
 )
 SCHEMAS = (PATTERNS, CLUSTERS, HEAD_CLUSTERS, QUALITY)
@@ -110,14 +117,14 @@ class VitPatternsConfig:
     """How attention maps are drawn, coded and clustered.
 
     Attributes:
-        n_maps: maps to draw, equally many of every head.
+        n_maps: maps of a draw, equally many of every head; the first draw is shown.
         frame: "query" moves each map so that its query is in the middle; "grid" leaves it on the image.
         n_latent: size of the autoencoder's code.
         n_clusters: clusters (k-means).
         n_epochs: of the autoencoder.
-        n_seeds: starts of the autoencoder, for the stability of clusters.
+        n_seeds: draws of maps, with a start of the autoencoder each, for the stability of clusters.
         layout: "tsne" or "pca", how codes become points in the plane.
-        seed: of the draw; the first of the starts.
+        seed: of the draws; the first of the starts.
     """
 
     n_maps: int = 3600
@@ -150,6 +157,7 @@ class VitPatternsResult(Result):
         labels: int [n] clusters.
         prototypes: float32 [cluster, 2·rows − 1, 2·columns − 1] mean recentred map.
         quality: the autoencoder and its controls.
+        n_held_out: held-out maps of all draws.
         thumbnails: uint8 [m, h, w, 3] of the images that occur, `thumbnail_of` [m] their indices in the image set.
         config: what was asked for.
     """
@@ -162,6 +170,7 @@ class VitPatternsResult(Result):
     labels: np.ndarray
     prototypes: np.ndarray
     quality: list[Quality]
+    n_held_out: int
     thumbnails: np.ndarray
     thumbnail_of: np.ndarray
     config: VitPatternsConfig
@@ -238,8 +247,12 @@ class VitPatternsResult(Result):
             "explained_high": max(q.explained, default=None),
             "ari": float(np.mean(q.ari)),
             "ari_low": min(q.ari),
+            "ari_null": float(np.mean(q.ari_null)),
+            "ari_null_high": max(q.ari_null),
             "silhouette": q.silhouette,
+            "silhouette_null": q.silhouette_null,
             "n_maps": len(self.sample),
+            "n_held_out": self.n_held_out,
             "n_seeds": self.config.n_seeds,
         }
 
@@ -269,14 +282,20 @@ class VitPatternsResult(Result):
         return figure
 
     def summary(self) -> dict[str, Any]:
-        """Explained variance of autoencoder and PCA, stability of clusters, and the names of clusters."""
+        """Explained variance, stability of clusters over draws and silhouette, with their null, and the names of clusters."""
         found = {q.method: q for q in self.quality}
+        ours, random = found["autoencoder"], found["autoencoder_random"]
         return {
             "n_maps": len(self.sample),
-            "explained_autoencoder": float(np.mean(found["autoencoder"].explained)),
+            "explained_autoencoder": float(np.mean(ours.explained)),
+            "explained_random_start": float(np.mean(random.explained)),
             "explained_pca": float(np.mean(found["pca"].explained)),
-            "ari_autoencoder": float(np.mean(found["autoencoder"].ari)),
+            "ari_autoencoder": float(np.mean(ours.ari)),
+            "ari_null": float(np.mean(ours.ari_null)),
+            "ari_random_start": float(np.mean(random.ari)),
             "ari_pca": float(np.mean(found["pca"].ari)),
+            "silhouette": ours.silhouette,
+            "silhouette_null": ours.silhouette_null,
             "clusters": self.names(),
         }
 
@@ -292,13 +311,13 @@ class VitPatternsResult(Result):
 
 
 def _held_out(image: np.ndarray, images: ImageDataset, seed: int) -> np.ndarray:
-    """Which maps are kept from training, bool [n]: those of a fifth of the images, or a fifth of few images' maps."""
+    """Which maps are kept from training, bool [n]: those of a fifth of the images."""
+    if len(images) < 5:
+        raise ConfigError(f"{len(images)} images cannot be split, a fifth of them held out; give 5 or more")
     labels = None if images.labels is None else images.labels.numpy()
     kept = stratified_order(len(images), labels, seed)[: len(images) // 5]
     found: np.ndarray = np.isin(image, kept)
-    if 0 < found.sum() < len(found):
-        return found
-    return np.random.default_rng(seed).permutation(len(image)) % 5 == 0
+    return found
 
 
 def vit_patterns(
@@ -306,25 +325,32 @@ def vit_patterns(
 ) -> VitPatternsResult:
     """Draw single-query maps of all heads, code them, cluster them, lay them out.
 
-    The maps of a fifth of the images are held out of training, to tell how much of their variance the codes explain.
+    The maps of a fifth of the images are held out of training: they tell how much variance the codes explain, and how far
+    clusters of fresh draws of maps (other queries, of the same images) agree, beside Gaussian vectors without clusters.
 
     Raises:
         UnsupportedModelError: the model is no vision model.
+        ConfigError: fewer than 5 images, or too few maps of held-out ones.
     """
     config = config or VitPatternsConfig()
     require_vit(model, images)
-    sample = sample_patterns(model, images, n_maps=config.n_maps, seed=config.seed, track=track)
-    maps = sample.recentred() if config.frame == "query" else sample.maps
-    held_out = _held_out(sample.image, images, config.seed)
+    drawn = sample_patterns(model, images, n_maps=config.n_maps * config.n_seeds, seed=config.seed, track=track)
+    draw = deal(drawn, config.n_seeds, config.seed)
+    held_out = _held_out(drawn.image, images, config.seed)
+    for index in range(config.n_seeds):
+        if min(np.bincount(held_out[draw == index], minlength=2)) < 2:
+            raise ConfigError(f"{config.n_maps} maps leave a draw without held-out or training maps; draw more maps")
     _, latents, labels, quality = encode_and_cluster(
-        maps,
+        drawn.recentred() if config.frame == "query" else drawn.maps,
         held_out,
+        draw,
         n_latent=config.n_latent,
         n_clusters=config.n_clusters,
         n_epochs=config.n_epochs,
-        seeds=tuple(range(config.seed, config.seed + config.n_seeds)),
+        seed=config.seed,
         track=track,
     )
+    sample = drawn.take(draw == 0)
     used = np.unique(sample.image)
     (plane,) = [layout(codes, config.layout, config.seed) for codes in track([latents], "laying out the maps")]
     return VitPatternsResult(
@@ -334,6 +360,7 @@ def vit_patterns(
         labels=labels,
         prototypes=prototypes(sample, labels),
         quality=quality,
+        n_held_out=int(held_out.sum()),
         thumbnails=shrink(images.thumbnails[used]),
         thumbnail_of=used,
         config=config,

@@ -132,10 +132,10 @@ def _patterns(args: Args, out: Output, model: HookedModel, images: ImageDataset,
     )
     result = vit_patterns(model, images, config, track=out.track)
     saved, summary = result.save(workspace, model.ref, images.ref), result.summary()
-    clusters = result.tables()["clusters"].to_pylist()
+    tables = result.tables()
+    clusters = tables["clusters"].to_pylist()
     out.table(
-        f"{model.name}: variance of held-out maps explained {summary['explained_autoencoder']:.2f} "
-        f"(PCA {summary['explained_pca']:.2f}), agreement of seeds {summary['ari_autoencoder']:.2f} (ARI)",
+        f"{model.name}: clusters of {summary['n_maps']} maps",
         ["cluster", "name", "share", "heads", "near", "row", "column", "evenness"],
         [
             (
@@ -149,6 +149,16 @@ def _patterns(args: Args, out: Output, model: HookedModel, images: ImageDataset,
                 c["evenness"],
             )
             for c in clusters
+        ],
+    )
+    quality = tables["pattern_quality"].to_pylist()
+    out.table(
+        f"on {quality[0]['n_held_out']} maps of held-out images; ari: agreement of {quality[0]['n_seeds']} fresh draws; null: "
+        "Gaussian vectors of the same mean and covariance, without clusters",
+        ["code", "explained", "ari", "ari null", "silhouette", "silhouette null"],
+        [
+            (q["method"], q["explained"], q["ari"], q["ari_null"], q["silhouette"], q["silhouette_null"])
+            for q in quality
         ],
     )
     return saved, summary

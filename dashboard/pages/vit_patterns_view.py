@@ -41,21 +41,35 @@ def _plane(data: Data, look: Theme, importance: dict[Head, float]) -> Any:
         picture=pattern_url(found["run"], "{}"),
     )
     quality = {q["method"]: q for q in found["quality"]}
-    said = ""
-    if {"autoencoder", "pca"} <= set(quality):
-        ae, pca = quality["autoencoder"], quality["pca"]
-        said = (
-            f" Codes of {ae['n_latent']} numbers explain {short(ae['explained'])} of held-out maps (PCA "
-            f"{short(pca['explained'])}); clusters of two seeds agree by {short(ae['ari'])} (ARI)."
-        )
-    names = {"method": "code", "explained": "explained", "ari": "ARI of seeds", "silhouette": "silhouette"}
+    names = {
+        "method": "code",
+        "explained": "explained",
+        "ari": "ARI of draws",
+        "ari_null": "null",
+        "silhouette": "silhouette",
+    }
+    names |= {"silhouette_null": "its null"}
     return card(
         "Patterns",
         figure,
         _one(found, chosen) if chosen else None,
         table(found["quality"], names, summary="Codes and their controls"),
-        note=f"A point is one query's attention map; hover to see it, click to keep it, draw a box to light up heads.{said}",
+        note="A point is one query's attention map; hover to see it, click to keep it, draw a box to light up heads."
+        + _trust(quality),
         controls=picker("color", "Colour", list(COLORS.items()), found["color"], "cluster"),
+    )
+
+
+def _trust(quality: dict[str, dict[str, Any]]) -> str:
+    """What held-out maps say of the codes and their clusters; nothing of runs that compared seeds from one start."""
+    if not {"autoencoder", "autoencoder_random", "pca"} <= set(quality):
+        return ""
+    ae, other, pca = quality["autoencoder"], quality["autoencoder_random"], quality["pca"]
+    return (
+        f" Codes of {ae['n_latent']} numbers explain {short(ae['explained'])} of maps of held-out images (from random weights "
+        f"{short(other['explained'])}, PCA {short(pca['explained'])}). Clusters of fresh draws of maps agree there by "
+        f"{short(ae['ari'])} ARI ({short(other['ari'])} from random weights), silhouette {short(ae['silhouette'])}; Gaussian "
+        f"vectors of the same covariance, without clusters: {short(ae['ari_null'])} and {short(ae['silhouette_null'])}."
     )
 
 

@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from sklearn.metrics import adjusted_rand_score
+from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from attlas.analyses.vit_pattern_autoencoder import PatternAutoencoder, hellinger
-from attlas.analyses.vit_pattern_clusters import describe, encode_and_cluster, kmeans, name_cluster, prototypes
-from attlas.analyses.vit_pattern_sample import PatternSample, sample_patterns
+from attlas.analyses.vit_pattern_clusters import describe, name_cluster, prototypes
+from attlas.analyses.vit_pattern_quality import encode_and_cluster, gaussian_like
+from attlas.analyses.vit_pattern_sample import PatternSample, deal, sample_patterns
 from attlas.analyses.vit_patterns import VitPatternsConfig, VitPatternsResult, vit_patterns
 from attlas.data.images import ImageDataset
+from attlas.data.splits import stratified_order
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
@@ -103,32 +106,85 @@ def test_hellinger_vectors_are_units_and_empty_maps_are_flat() -> None:
     np.testing.assert_allclose(found[1], 1 / 3, atol=1e-6)
 
 
-def test_controls_and_stability_of_clusters() -> None:
-    kinds = ("self", "near", "row", "column")
-    sample, truth = _synthetic(kinds)
+def test_no_epochs_leave_pca_or_random_weights() -> None:
+    sample, _ = _synthetic(("self", "row", "column"))
+    x = hellinger(sample.maps)
+    pca = PCA(3, svd_solver="full").fit(x[::2])
+    coder = PatternAutoencoder(n_latent=3, n_epochs=0).fit(sample.maps[::2])
+    rest = np.square(x[1::2] - x[::2].mean(0)).sum()
+    error = np.square(x[1::2] - pca.inverse_transform(pca.transform(x[1::2]))).sum()
+    assert coder.score(sample.maps[1::2]) == pytest.approx(1 - error / rest, abs=1e-4)
+    given = PatternAutoencoder(n_latent=3, n_epochs=0, as_given=True).fit(x[::2])
+    np.testing.assert_array_equal(given.transform(x), coder.transform(sample.maps))
+    assert PatternAutoencoder(n_latent=3, n_epochs=0, start="random").fit(sample.maps).score(sample.maps) < 0.3
+
+
+def test_draws_are_dealt_evenly_within_heads() -> None:
+    sample, truth = _synthetic(("self", "row"), each=61)
+    sample = PatternSample(sample.maps, (truth % 2).astype(np.int16), truth, truth, truth, GRID)
+    draw = deal(sample, 3, seed=0)
+    for head in (0, 1):
+        assert sorted(np.bincount(draw[truth == head])) == [20, 20, 21]
+    assert (np.diff(draw[:30]) != 1).any()  # shuffled, not one after another
+    assert not np.array_equal(draw, deal(sample, 3, seed=1))
+
+
+def test_the_null_has_the_mean_and_covariance_and_no_clusters() -> None:
+    sample, truth = _synthetic(("self", "near", "row", "column"), each=400)
+    x = hellinger(sample.recentred())
+    blank = gaussian_like(x, 0)
+    assert np.abs(blank.mean(0) - x.mean(0)).max() < 0.03
+    assert np.abs(np.cov(blank.T) - np.cov(x.T)).max() < 0.1 * np.cov(x.T).max()
+    assert (blank.std(0)[x.std(0) == 0] < 1e-6).all()
+    along = (x[truth == 0].mean(0) - x[truth != 0].mean(0)).astype(np.float64)
+    # two heaps along a line of means become one: kurtosis of a Gaussian, 3
+    kurtosis = [float(np.mean((v := (y @ along) - (y @ along).mean()) ** 4) / v.var() ** 2) for y in (x, blank)]
+    assert kurtosis[0] < 2.6
+    assert kurtosis[1] == pytest.approx(3, abs=0.35)
+
+
+SIZE = {"n_latent": 3, "n_clusters": 4, "n_epochs": 25}
+
+
+def _of_draws(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(1)
+    return rng.permutation(len(maps)) % 5 == 0, rng.permutation(len(maps)) % 2
+
+
+def test_agreement_is_of_draws_on_held_out_maps() -> None:
+    sample, truth = _synthetic(("self", "near", "row", "column"), each=60)
     maps = sample.recentred()
-    held_out = np.arange(len(maps)) % 5 == 0
-    coder, _, labels, quality = encode_and_cluster(
-        maps, held_out, n_latent=3, n_clusters=4, n_epochs=40, seeds=(0, 1, 2)
-    )
+    held_out, draw = _of_draws(maps)
+    coder, latents, labels, quality = encode_and_cluster(maps, held_out, draw, **SIZE, seed=0)
     found = {q.method: q for q in quality}
-    assert set(found) == {"autoencoder", "pca", "untrained"}
-    assert len(found["autoencoder"].explained) == 3
-    assert len(found["autoencoder"].ari) == 3
-    x = hellinger(maps).astype(np.float64)
-    pca = PCA(3, svd_solver="full").fit(x[~held_out])
-    codes = pca.transform(x)
-    back = pca.inverse_transform(codes[held_out])
-    rest = np.square(x[held_out] - x[~held_out].mean(0)).sum()
-    assert found["pca"].explained == pytest.approx((1 - np.square(x[held_out] - back).sum() / rest,), abs=1e-4)
-    assert min(found["autoencoder"].explained) > found["pca"].explained[0]
-    assert adjusted_rand_score(truth, labels) > 0.95
-    assert min(found["autoencoder"].ari) > 0.6
-    expected = [adjusted_rand_score(kmeans(codes, 4, a), kmeans(codes, 4, b)) for a, b in ((0, 1), (0, 2), (1, 2))]
-    assert found["pca"].ari == pytest.approx(expected)
-    assert found["autoencoder"].explained[0] == pytest.approx(coder.score(maps[held_out]))
-    noise = np.random.default_rng(0).normal(size=(160, 3)).astype(np.float32)
-    assert adjusted_rand_score(kmeans(noise[:, :1], 4, 0), kmeans(noise[:, 1:], 4, 1)) < 0.2
+    assert list(found) == ["autoencoder", "autoencoder_random", "pca", "untrained"]
+    np.testing.assert_array_equal(coder.transform(maps[draw == 0]), latents)
+    assert (np.diff(np.bincount(labels)) <= 0).all()  # the largest first
+    assert adjusted_rand_score(truth[draw == 0], labels) > 0.9
+    given = []  # by hand
+    for d in range(2):
+        mine = maps[(draw == d) & ~held_out]
+        code = PatternAutoencoder(n_latent=3, n_epochs=25, start="random", seed=d).fit(mine)
+        assert found["autoencoder_random"].explained[d] == pytest.approx(code.score(maps[held_out]))
+        kmeans, codes = KMeans(4, n_init=4, random_state=d).fit(code.transform(mine)), code.transform(maps[held_out])
+        given.append(kmeans.predict(codes))
+        if d == 0:
+            expected = silhouette_score(codes, given[0])
+            assert found["autoencoder_random"].silhouette == pytest.approx(expected, abs=1e-5)
+    assert found["autoencoder_random"].ari == pytest.approx([adjusted_rand_score(*given)])
+    ours = found["autoencoder"]
+    assert min(ours.ari) > max(ours.ari_null) + 0.2
+    assert ours.silhouette > ours.silhouette_null + 0.2
+    assert min(ours.explained) > max(found["pca"].explained)
+    assert found["untrained"].explained == ()
+
+
+def test_noise_is_no_better_than_its_null() -> None:
+    maps = np.random.default_rng(0).uniform(0.5, 1, size=(240, *GRID)).astype(np.float32)
+    *_, quality = encode_and_cluster(maps, *_of_draws(maps), **SIZE, seed=0)
+    for q in quality:
+        assert np.mean(q.ari) < np.mean(q.ari_null) + 0.15
+        assert q.silhouette < q.silhouette_null + (0.05 if q.method == "pca" else 0.2)
 
 
 @pytest.mark.parametrize("kind", ["self", "near", "row", "column", "even", "below"])
@@ -171,6 +227,20 @@ def test_a_run_holds_what_its_tables_say(
     np.testing.assert_allclose(heads.groupby(["layer", "head"]).share.sum(), 1)
     shown = glyphs.thumbnails[patterns.image]
     np.testing.assert_array_equal(arrays["thumbnails"][patterns.thumbnail], shown)
-    assert {"explained_autoencoder", "explained_pca", "ari_autoencoder"} <= set(run.summary)
+    quality = workspace.read_table(run, "pattern_quality").to_pandas().set_index("method")
+    assert set(quality.index) == {"autoencoder", "autoencoder_random", "pca", "untrained"}
+    assert run.summary["ari_autoencoder"] == quality.ari["autoencoder"]
+    assert run.summary["ari_null"] == quality.ari_null["autoencoder"]
+    assert run.summary["silhouette_null"] == quality.silhouette_null["autoencoder"]
+    kept = set(stratified_order(len(glyphs), np.asarray(glyphs.labels), 0)[: len(glyphs) // 5])
+    assert (quality.n_held_out > patterns.image.isin(kept).sum()).all()  # of both draws
+    assert (quality.n_held_out < 3 * patterns.image.isin(kept).sum()).all()
     assert len(small.plot().data) == 4
     assert len(small.plot_prototypes().data) == 4
+
+
+def test_too_few_images_or_maps_are_refused(vit_mini: HookedModel, glyphs: ImageDataset) -> None:
+    with pytest.raises(ConfigError, match="4 images"):
+        vit_patterns(vit_mini, glyphs.take(4), VitPatternsConfig(n_maps=240))
+    with pytest.raises(ConfigError, match="draw more maps"):
+        vit_patterns(vit_mini, glyphs.take(5), VitPatternsConfig(n_maps=20, n_seeds=8, seed=1))
