@@ -90,9 +90,11 @@ def top_effect_z(model: HookedModel, W_dec: Tensor, hook: str, chunk: int = 512)
     """
     parts = []
     for effects in _effects(model, W_dec, hook, chunk):
+        if not len(effects):
+            continue  # no rows at all: torch warns of a spread of nothing
         spread = effects.std(1, correction=0).clamp_min(1e-12)
         parts.append(((effects.max(1).values - effects.mean(1)) / spread).double().cpu())
-    return torch.cat(parts).numpy()
+    return torch.cat(parts).numpy() if parts else np.zeros(0)
 
 
 def _effects(model: HookedModel, W_dec: Tensor, hook: str, chunk: int) -> Iterator[Tensor]:
