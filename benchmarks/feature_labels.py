@@ -69,8 +69,17 @@ def labelled(model: HookedModel, sae: SAE, text: TokenDataset, hook: str, args: 
     }
 
 
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """All tables as numbers; each is printed as it comes."""
+def run(_rounds: int = 0, argv: Sequence[str] = ()) -> dict[str, Any]:
+    """For `attlas bench feature_labels`: the tables on stderr, and their numbers."""
+    args = arguments(argv)
+    found = measure(args)
+    for line in (title(args), *tables(found)):
+        _say(line)
+    return found
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All tables as numbers; a line is printed as each comes."""
     rows, surveys = [], []
     for checkpoint in args.checkpoints:
         folder = EMBEDDED_DIR / "gpt2-mini" / ("" if checkpoint == "last" else f"checkpoints/{checkpoint}")
@@ -102,6 +111,14 @@ def _survey(
     config = HeadSurveyConfig(null_tokens=args.tokens, n_dictionaries=args.dictionaries)
     found = head_survey(model, {args.hook: sae}, text, config, families={args.hook: row["of"]})
     return [{"checkpoint": row["checkpoint"], "dictionary": row["dictionary"], **head} for head in found.heads]
+
+
+def title(args: argparse.Namespace) -> str:
+    """What was measured."""
+    what = args.sae or f"TopK, k {args.k}, {args.train_tokens:,} tokens of training"
+    return (
+        f"gpt2-mini {args.hook}: {what}; seeds {args.seeds}; scored on {args.tokens:,} tokens, {args.draws} null draws"
+    )
 
 
 def tables(found: dict[str, Any]) -> Iterator[str]:
@@ -163,15 +180,11 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(argv)
     torch.set_num_threads(args.threads)
-    found = run(args)
+    found = measure(args)
     if args.json:
         print(json.dumps(found))
         return
-    what = args.sae or f"TopK, k {args.k}, {args.train_tokens:,} tokens of training"
-    print(
-        f"gpt2-mini {args.hook}: {what}; seeds {args.seeds}; scored on {args.tokens:,} tokens, {args.draws} null draws"
-    )
-    for line in tables(found):
+    for line in (title(args), *tables(found)):
         print(line)
 
 

@@ -49,6 +49,22 @@ def test_head_ablation_finds_what_whole_passes_find(monkeypatch: pytest.MonkeyPa
         assert found["bound"] == pytest.approx(1.6)
 
 
+def test_labels_of_three_dictionaries_in_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    bench = importlib.import_module("feature_labels")
+    tiny = "--seeds 0 --checkpoints step-00250 --train-tokens 2048 --d-sae 64 --k 4 --tokens 1024 --draws 8 --quiet"
+    found = bench.run(argv=[*tiny.split(), "--dictionaries", "20"])
+    assert [row["dictionary"] for row in found["rows"]] == ["trained", "random", "shuffled"]
+    for row in found["rows"]:
+        assert 0 < row["n_scored"] <= 64
+        assert sum(row["labels"].values()) <= row["n_scored"]
+    assert len(found["surveys"]) == 2 * 6
+    found["rows"].append({**found["rows"][0], "seed": 1, "n_scored": 50, "labels": dict.fromkeys(bench.FAMILIES, 5)})
+    found["rows"][0] |= {"n_scored": 100, "labels": dict.fromkeys(bench.FAMILIES, 1)}
+    lines = list(bench.tables(found))
+    assert "| step-00250 | trained | 100 / 50 | 5.5 % (1.0 to 10.0) |" in lines[1]
+
+
 def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "encod"]) == 2
     assert "did you mean 'encode'" in capsys.readouterr().err
