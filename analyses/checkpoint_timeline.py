@@ -2,7 +2,8 @@
 
 Two inputs a checkpoint: natural text (or images) for entropy and sinks; for language models also random tokens repeated
 once, on which induction, previous-token and duplicate-token scores are read in the second half, where an earlier copy
-exists (Olsson et al. 2022, arXiv 2209.11895).
+exists (Olsson et al. 2022, arXiv 2209.11895). Beside every score stands its null (`birth_null`): a head is born at the first
+checkpoint from which its score stays above it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.birth_null import SCORES, null_scores, repeat_scores
 from attlas.analyses.entropy import EntropyConfig, entropy
 from attlas.data.figures import new_grid
 from attlas.data.images import ImageDataset
@@ -28,7 +30,7 @@ from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref
 from attlas.errors import CheckpointError, ConfigError
-from attlas.interp import HookedModel, attended, load_model
+from attlas.interp import HookedModel, load_model
 
 _F = pa.float64()
 TIMELINE = TableSchema(
@@ -49,6 +51,12 @@ TIMELINE = TableSchema(
         column(
             "induction", _F, "fraction", "mean weight on the token after the earlier copy; on repeated random tokens"
         ),
+        *(
+            column(
+                f"{name}_null", _F, "fraction", f"what {name} must exceed: 5 % of heads by chance, or other distances"
+            )
+            for name in SCORES
+        ),
         column("loss", _F, "nats", "mean next-token loss of the checkpoint on the data; NaN for vision models"),
         column("repeat_loss", _F, "nats", "mean loss on the second copy of the random tokens"),
     ),
@@ -64,17 +72,21 @@ class TimelineConfig:
         batch_size: sequences or images at a time.
         repeat_length: random tokens that are repeated once (cut to fit the context window).
         n_repeats: sequences of them.
-        seed: of the random tokens.
+        seed: of the random tokens and of the null's draws.
+        n_draws: random turns of every head's queries, of the scores' null; 0: no null, and no births.
     """
 
     batch_size: int = 16
     repeat_length: int = 100
     n_repeats: int = 8
     seed: int = 0
+    n_draws: int = 50
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.repeat_length, self.n_repeats) < 1:
             raise ConfigError("batch_size, repeat_length and n_repeats must be 1 or more")
+        if self.n_draws < 0:
+            raise ConfigError(f"n_draws is {self.n_draws}; it must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -87,13 +99,20 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Birth:
-    """A head whose score rose past a threshold between two checkpoints."""
+    """A head whose score rose past its null between two checkpoints, and stayed above.
+
+    Attributes:
+        after: step of the checkpoint before; 0 when the first is above already.
+        by: step of the first checkpoint from which the score stays above its null.
+        score, null: at the last checkpoint, fraction.
+    """
 
     layer: int
     head: int
     after: int
     by: int
     score: float
+    null: float
 
 
 @dataclass(frozen=True)
@@ -125,14 +144,15 @@ class TimelineResult(Result):
     def tables(self) -> dict[str, pa.Table]:
         return {"timeline": self.table()}
 
-    def births(self, score: str = "induction", threshold: float = 0.1) -> list[Birth]:
-        """Heads whose score first exceeds the threshold at some checkpoint, the strongest at the end first."""
-        values, steps = self.columns[score], [c.step for c in self.checkpoints]
+    def births(self, score: str = "induction") -> list[Birth]:
+        """Heads whose score is above its null from some checkpoint to the last, the strongest at the end first."""
+        values, null, steps = self.columns[score], self.columns[f"{score}_null"], [c.step for c in self.checkpoints]
+        stays = np.logical_and.accumulate((values > null)[::-1])[::-1]
         found = []
-        for layer, head in np.argwhere((values > threshold).any(0)):
-            at = int(np.argmax(values[:, layer, head] > threshold))
-            before = steps[at - 1] if at else 0
-            found.append(Birth(int(layer), int(head), before, steps[at], float(values[-1, layer, head])))
+        for layer, head in np.argwhere(stays[-1]):
+            at = int(np.argmax(stays[:, layer, head]))
+            last = float(values[-1, layer, head]), float(null[-1, layer, head])
+            found.append(Birth(int(layer), int(head), steps[at - 1] if at else 0, steps[at], *last))
         return sorted(found, key=lambda birth: -birth.score)
 
     def plot(self, score: str = "induction", head: tuple[int, int] | None = None) -> Any:
@@ -145,6 +165,11 @@ class TimelineResult(Result):
         steps = [c.step for c in self.checkpoints]
         figure = new_grid(specs=[[{"secondary_y": True}]])
         figure.add_trace(go.Scatter(x=steps, y=self.columns[score][:, *head], name=score.replace("_", " ")))
+        if f"{score}_null" in self.columns:
+            dotted = {"dash": "dot"}
+            figure.add_trace(
+                go.Scatter(x=steps, y=self.columns[f"{score}_null"][:, *head], name="its null", line=dotted)
+            )
         for name in ("entropy", "lower_bound"):
             y = self.columns[name][:, *head]
             figure.add_trace(go.Scatter(x=steps, y=y, name=f"{name.replace('_', ' ')}, nats"), secondary_y=True)
@@ -157,12 +182,13 @@ class TimelineResult(Result):
         found: dict[str, Any] = {"steps": [c.step for c in self.checkpoints]}
         found["mean_entropy_nats"] = self.columns["entropy"].mean((1, 2)).tolist()
         for score in ("induction", "previous_token"):
-            births = self.births(score) if not np.isnan(self.columns[score]).all() else []
+            births = self.births(score)
             if births:
                 first = births[0]
                 found[f"{score}_head"] = f"{first.layer}.{first.head}"
                 found[f"{score}_birth"] = [first.after, first.by]
                 found[f"{score}_score"] = first.score
+                found[f"{score}_null"] = first.null
         return found
 
     def _origin(self) -> tuple[Ref | None, Ref | None]:
@@ -263,9 +289,11 @@ def _measure(
     losses = {"loss": np.nan, "repeat_loss": np.nan}
     if model.cfg.family == "vit":
         nothing = np.full_like(row["entropy"], np.nan)
-        return row | dict.fromkeys(("previous_token", "duplicate_token", "induction"), nothing), losses
+        return row | {name + end: nothing for name in SCORES for end in ("", "_null")}, losses
     tokens = repeated_tokens(model, config)
     row |= repeat_scores(model, tokens)
+    null = null_scores(model, tokens, config.n_draws, config.seed)
+    row |= {f"{name}_null": values for name, values in null.items()}
     half = (tokens.shape[1] - 1) // 2
     if model.has_head:
         losses["repeat_loss"] = float(model.cross_entropy(tokens)[:, half:].mean())
@@ -283,19 +311,3 @@ def repeated_tokens(model: HookedModel, config: TimelineConfig) -> Tensor:
     bos = getattr(model.tokenizer, "bos_token_id", None) or 0
     start = torch.full((config.n_repeats, 1), bos)
     return torch.cat([start, half, half], dim=1).to(model.device)
-
-
-@torch.no_grad()
-def repeat_scores(model: HookedModel, tokens: Tensor) -> dict[str, np.ndarray]:
-    """Previous-token, duplicate-token and induction scores [layer, head] over the second copy's queries."""
-    second = torch.arange(tokens.shape[1], device=tokens.device) > (tokens.shape[1] - 1) // 2
-    rows: dict[str, list[np.ndarray]] = {"previous_token": [], "duplicate_token": [], "induction": []}
-    for layer in attended(model, tokens):
-        found = layer.stats().reduce(second)
-        for name, source in (
-            ("previous_token", "previous_token"),
-            ("duplicate_token", "duplicate"),
-            ("induction",) * 2,
-        ):
-            rows[name].append(found[source].double().cpu().numpy())
-    return {name: np.stack(values) for name, values in rows.items()}

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attlas.analyses.checkpoint_timeline import TimelineConfig, repeat_scores, repeated_tokens
+from attlas.analyses.birth_null import repeat_scores
+from attlas.analyses.checkpoint_timeline import TimelineConfig, repeated_tokens
 from attlas.analyses.circuit_tasks import Task, TaskConfig, make_task
 from attlas.analyses.drop_selection import Drop, masked
 from attlas.data.stats import bootstrap_mean

@@ -19,7 +19,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from attlas.analyses.checkpoint_timeline import TimelineConfig, repeat_scores, repeated_tokens
+from attlas.analyses.birth_null import repeat_scores
+from attlas.analyses.checkpoint_timeline import TimelineConfig, repeated_tokens
 from attlas.data.figures import new_figure
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track

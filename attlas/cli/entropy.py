@@ -132,10 +132,9 @@ def _timeline(args: Args, out: Output) -> dict[str, Any]:
     config = TimelineConfig(batch_size=args.config.batch_size, seed=args.config.seed)
     result = timeline(checkpoints, data, config, track=out.track, device=args.device)
     saved = result.save(workspace, data=used[0].ref)
-    rows = [(f"{b.layer}.{b.head}", b.after, b.by, b.score) for b in result.births()]
-    out.table(
-        "induction heads: the score first exceeds 0.1", ["head", "after step", "by step", "score at the end"], rows
-    )
+    rows = [(f"{b.layer}.{b.head}", b.after, b.by, b.score, b.null) for b in result.births()]
+    shown = ["head", "after step", "by step", "score at the end", "null"]
+    out.table("induction heads: the score stays above its null from then on", shown, rows)
     return _done(saved, workspace, result.summary(), out)
 
 

@@ -241,16 +241,18 @@ def _distributions(data: Data, look: Theme) -> Any:
 def _history(data: Data, look: Theme) -> Any:
     if not data["timeline"]:
         return empty("No history of it yet", "Measure checkpoints of its training:", "attlas entropy --checkpoints DIR")
+    scored = [s for s in _SCORES if data["timeline"][-1].get(f"{s}_null") is not None]
+    nulls = {f"{s}_null": f"{s.replace('_', ' ')}, null" for s in scored}
     return card(
         "Over training",
         views.history(data["timeline"], _SCORES, look),
         table(
             data["timeline"],
-            {"step": "step", "entropy": "entropy, nats", "lower_bound": "bound", **{s: s for s in _SCORES}},
+            {"step": "step", "entropy": "entropy, nats", "lower_bound": "bound", **{s: s for s in _SCORES}, **nulls},
             summary="The numbers",
         ),
         note="Scores on repeated random tokens (left), entropy and its lower bound on the data in nats (right). The band is "
-        "where a score first exceeds 0.1: the head's birth.",
+        "where a score passes its null (thin: queries turned at random, and other distances) to stay above: the head's birth.",
         span=2,
     )
 

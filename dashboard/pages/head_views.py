@@ -15,7 +15,6 @@ from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.queries import Row
 from attlas.dashboard.theme import Theme, style
 
-BORN = 0.1
 _LINES = ("solid", "dash", "dot")
 
 
@@ -160,7 +159,7 @@ def received_card(received: Sequence[Row], look: Theme) -> Any:
 
 
 def history(rows: Sequence[Row], scores: Sequence[str], look: Theme) -> Any:
-    """Scores and entropy over checkpoints; a band where a score first passes the threshold."""
+    """Scores and entropy over checkpoints; a band where a score passes its null for good."""
     steps = [row["step"] for row in rows]
     figure = make_subplots(specs=[[{"secondary_y": True}]])
     there = [name for name in scores if any(row.get(name) is not None for row in rows)]
@@ -168,6 +167,10 @@ def history(rows: Sequence[Row], scores: Sequence[str], look: Theme) -> Any:
         line = {"color": look.accent, "dash": dash, "width": 2}
         y = [row[name] for row in rows]
         figure.add_scatter(x=steps, y=y, name=name.replace("_", " "), mode="lines+markers", line=line)
+        null = [row.get(f"{name}_null") for row in rows]
+        if any(value is not None for value in null):
+            thin = {"color": look.muted, "dash": dash, "width": 1}
+            figure.add_scatter(x=steps, y=null, name=f"{name.replace('_', ' ')}, null", mode="lines", line=thin)
     for name, dash in (("entropy", "solid"), ("lower_bound", "dot")):
         line = {"color": look.second, "dash": dash, "width": 1.5}
         y = [row[name] for row in rows]
@@ -192,10 +195,11 @@ def history(rows: Sequence[Row], scores: Sequence[str], look: Theme) -> Any:
 
 
 def birth(rows: Sequence[Row], score: str) -> tuple[int, int] | None:
-    """The steps between which a score first exceeded 0.1, or None."""
-    before = 0
+    """The steps between which a score rose past its null to stay above it, or None (a run from before nulls has none)."""
+    found, before = None, 0
     for row in rows:
-        if (row.get(score) or 0) > BORN:
-            return before, row["step"]
+        value, null = row.get(score), row.get(f"{score}_null")
+        above = value is not None and null is not None and value > null
+        found = (found or (before, row["step"])) if above else None
         before = row["step"]
-    return None
+    return found

@@ -158,6 +158,8 @@ def _timeline(data: Data, look: Theme) -> Any:
     options = [(m, TIMELINE[m][0]) for m in data["metrics"]]
     choose = picker("metric", "Metric", options, data["metric"], data["metrics"][0])
     names = {"step": "step", "layer": "layer", "head": "head", **{m: TIMELINE[m][0].lower() for m in data["metrics"]}}
+    nulls = [m for m in data["metrics"] if any(row.get(f"{m}_null") is not None for row in data["timeline"])]
+    names |= {f"{m}_null": f"{TIMELINE[m][0].lower()}, null" for m in nulls}
     return card(
         f"{name} over checkpoints",
         views.heads_over_steps(data["timeline"], data["metric"], look, unit, str(data["models"]["timeline"])),

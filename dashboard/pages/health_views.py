@@ -53,16 +53,25 @@ def heads_over_steps(rows: Sequence[Row], metric: str, look: Theme, unit: str, m
 
 
 def births(rows: Sequence[Row]) -> Any:
-    """A sentence on the heads that became induction heads."""
+    """A sentence on the heads that became induction heads, each with its score and null at the end."""
     heads: dict[tuple[int, int], list[Row]] = {}
     for row in rows:
         heads.setdefault((row["layer"], row["head"]), []).append(row)
-    found = [(place, birth(part, "induction"), part[-1]["induction"]) for place, part in heads.items()]
-    born = sorted((f for f in found if f[1] and f[2]), key=lambda f: -f[2])
-    if not born:
+    if not any(row.get("induction_null") is not None for row in rows):
         return None
-    told = ", ".join(f"{p[0]}.{p[1]} between steps {b[0]:,} and {b[1]:,}" for p, b, _ in born[:4] if b)
-    return html.P(f"Induction score first above 0.1: {told}.", className="note")
+    found = [(place, birth(part, "induction"), part[-1]) for place, part in heads.items()]
+    born = sorted((f for f in found if f[1]), key=lambda f: -f[2]["induction"])
+    if not born:
+        return html.P("No head's induction score stays above its null.", className="note")
+    told = [
+        f"{layer}.{head} between steps {b[0]:,} and {b[1]:,} "
+        f"(at the end {row['induction']:.3f}, null {row['induction_null']:.3f})"
+        for (layer, head), b, row in born[:4]
+        if b
+    ]
+    more = [f"{len(born) - 4} weaker ones"] if len(born) > 4 else []
+    said = f"Induction score above its null from then on: {'; '.join(told + more)}."
+    return html.P(said, className="note")
 
 
 def tracked(rows: Sequence[Row], alerts: Sequence[Row], look: Theme) -> Any:

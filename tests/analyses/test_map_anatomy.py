@@ -107,7 +107,8 @@ def test_ranking_agrees_with_transformer_lens(gpt2_mini: HookedModel) -> None:
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.head_detector import detect_head
 
-    from attlas.analyses.checkpoint_timeline import TimelineConfig, repeat_scores, repeated_tokens
+    from attlas.analyses.birth_null import repeat_scores
+    from attlas.analyses.checkpoint_timeline import TimelineConfig, repeated_tokens
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     tokens = repeated_tokens(gpt2_mini, TimelineConfig(n_repeats=1, repeat_length=60))

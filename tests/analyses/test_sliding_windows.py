@@ -11,7 +11,8 @@ import pytest
 import torch
 import transformers
 
-from attlas.analyses.checkpoint_timeline import TimelineConfig, repeat_scores, repeated_tokens
+from attlas.analyses.birth_null import repeat_scores
+from attlas.analyses.checkpoint_timeline import TimelineConfig, repeated_tokens
 from attlas.analyses.circuit_attention import score_terms
 from attlas.analyses.circuit_frozen import FrozenPass
 from attlas.analyses.circuit_qk import QKConfig, key_contrast, qk_attribution

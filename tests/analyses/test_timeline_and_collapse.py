@@ -32,8 +32,9 @@ def test_checkpoints_come_in_order_of_steps() -> None:
 
 
 def test_induction_is_born_between_2000_and_3500(births: TimelineResult) -> None:
+    """Above the null from 2,000 on (3.0, barely: 0.02 against 0.018) and from 3,500 on (3.4); no other head is."""
     found = {(b.layer, b.head): (b.after, b.by) for b in births.births()}
-    assert found[3, 0] == (2000, 3500)
+    assert found[3, 0] == (1000, 2000)
     assert found[3, 4] == (2000, 3500)
     table = births.table().to_pandas()
     head = table[(table.layer == 3) & (table["head"] == 0)].sort_values("step")

@@ -1,0 +1,113 @@
+"""What a head would score without being an induction, previous-token or duplicate-token head *(ours)*.
+
+Scores of heads that look at nothing in particular are not 0: a uniform head of 100 keys has 0.01 of each. Two nulls, on the
+sequences the score is read from:
+
+- **turned**: the head's queries turned at random in the head's space, all by one rotation a draw. Norms of queries and keys
+  stay, what they say to each other is chance; in a model with random weights it is the score's own distribution. With
+  rotary positions each pair of coordinates turns by its own angle, which commutes with the positions' rotation.
+- **distances**: the same queries' mean weight at the ten nearest distances, where the token is no repeat: a head that looks
+  far back, or near, whatever stands there, gives those as much.
+
+Turned: the value that the largest of all heads exceeds in 5 % of draws (Westfall and Young 1993), each head in its own
+standard deviations. Distances: their 95th percentile. The null is the larger of the two. Draws read two of the
+sequences, which makes them a little wider than the score's own error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attlas.interp import Attended, HookedModel, attended
+
+# name of the score → its field in the kernel's statistics
+SCORES = {"previous_token": "previous_token", "duplicate_token": "duplicate", "induction": "induction"}
+LEVEL = 0.95
+# Distances whose weights a score is compared with, and sequences that draws read.
+NEAR = 10
+N_TURNED = 2
+
+
+@torch.no_grad()
+def repeat_scores(model: HookedModel, tokens: Tensor) -> dict[str, np.ndarray]:
+    """Previous-token, duplicate-token and induction scores [layer, head] over the second copy's queries.
+
+    Args:
+        tokens: int64 [n, 1 + 2·length], from `repeated_tokens`.
+    """
+    scores = [_scores(_second_copy(layer)) for layer in attended(model, tokens)]
+    return {name: np.stack([layer[i] for layer in scores]) for i, name in enumerate(SCORES)}
+
+
+@torch.no_grad()
+def null_scores(model: HookedModel, tokens: Tensor, n_draws: int = 50, seed: int = 0) -> dict[str, np.ndarray]:
+    """The null of every score [layer, head] of `repeat_scores`; NaN where n_draws is 0."""
+    generator = torch.Generator().manual_seed(seed)
+    turned, distant = [], []
+    for layer in attended(model, tokens):
+        rotary = model.cfg.positional == "rotary"
+        few = _second_copy(layer, N_TURNED)
+        draws = [_scores(_turned(few, rotary, generator)) for _ in range(n_draws)]
+        turned.append(np.stack(draws) if draws else np.zeros((0, len(SCORES), model.cfg.n_heads)))
+        distant.append(_at_distances(layer, tokens))
+    found = {}
+    for i, name in enumerate(SCORES):
+        bar = family_wise(np.stack([layer[:, i] for layer in turned], axis=1)) if n_draws else np.nan
+        found[name] = np.maximum(bar, np.stack([layer[i] for layer in distant]))
+    return found
+
+
+def family_wise(draws: np.ndarray, level: float = LEVEL) -> np.ndarray:
+    """Bars [...] that the draws [n, ...] of all heads together stay below in a share `level` of the draws."""
+    mean, spread = draws.mean(0), draws.std(0)
+    z = (draws - mean) / np.maximum(spread, 1e-12)
+    return np.asarray(mean + spread * np.quantile(z.reshape(len(z), -1).max(1), level))
+
+
+def _second_copy(layer: Attended, n: int | None = None) -> Attended:
+    """The layer with the second copy's queries alone, of the first n sequences."""
+    assert layer.tokens is not None
+    length = (layer.tokens.shape[1] - 1) // 2
+    return replace(layer, q=layer.q[:n, :, length + 1 :], k=layer.k[:n], tokens=layer.tokens[:n])
+
+
+def _scores(layer: Attended) -> np.ndarray:
+    """[score, head]."""
+    found = layer.stats().reduce()
+    return torch.stack([found[field] for field in SCORES.values()]).double().cpu().numpy()
+
+
+def _turned(layer: Attended, rotary: bool, generator: torch.Generator) -> Attended:
+    """The layer with each head's queries turned by one random rotation."""
+    heads, width = layer.q.shape[1], layer.q.shape[3]
+    if rotary:
+        angle = 2 * torch.pi * torch.rand(heads, 1, width // 2, generator=generator)
+        cos, sin = (f(angle).to(layer.q) for f in (torch.cos, torch.sin))
+        a, b = layer.q.chunk(2, dim=-1)
+        return replace(layer, q=torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1))
+    turn, upper = torch.linalg.qr(torch.randn(heads, width, width, generator=generator))
+    turn = turn * upper.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # else not uniform over rotations
+    return replace(layer, q=layer.q @ turn.to(layer.q))
+
+
+def _at_distances(layer: Attended, tokens: Tensor) -> np.ndarray:
+    """95th percentile [score, head] of the second copy's mean weights at the distances nearest to each score's own."""
+    length = (tokens.shape[1] - 1) // 2
+    queries = torch.arange(length + 1, 2 * length + 1, device=tokens.device)
+    keys = queries[:, None] - torch.arange(length + 1, device=tokens.device)  # [R, distance]
+    total = torch.zeros(layer.q.shape[1], length + 1, dtype=torch.float64)
+    for sequence in range(len(tokens)):
+        weights, _ = layer.weights(sequence, slice(length + 1, 2 * length + 1))
+        total += weights.gather(-1, keys.expand(len(weights), -1, -1)).mean(1).double().cpu()
+    mean = (total / len(tokens)).numpy()
+    own = {"previous_token": 1, "duplicate_token": length, "induction": length - 1}
+    others = [d for d in range(length + 1) if d not in own.values()]
+    rows = []
+    for name in SCORES:
+        near = [d for _, d in sorted((abs(d - own[name]), d) for d in others)[:NEAR]]
+        rows.append(np.quantile(mean[:, near], LEVEL, axis=1) if near else np.zeros(len(mean)))
+    return np.stack(rows)
