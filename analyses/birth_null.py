@@ -85,11 +85,11 @@ def _turned(layer: Attended, rotary: bool, generator: torch.Generator) -> Attend
     """The layer with each head's queries turned by one random rotation."""
     heads, width = layer.q.shape[1], layer.q.shape[3]
     if rotary:
-        angle = 2 * torch.pi * torch.rand(heads, 1, width // 2, generator=generator)
+        angle = 2 * torch.pi * torch.rand(heads, 1, width // 2, dtype=torch.float64, generator=generator)
         cos, sin = (f(angle).to(layer.q) for f in (torch.cos, torch.sin))
         a, b = layer.q.chunk(2, dim=-1)
         return replace(layer, q=torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1))
-    turn, upper = torch.linalg.qr(torch.randn(heads, width, width, generator=generator))
+    turn, upper = torch.linalg.qr(torch.randn(heads, width, width, dtype=torch.float64, generator=generator))
     turn = turn * upper.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # else not uniform over rotations
     return replace(layer, q=layer.q @ turn.to(layer.q))
 

@@ -108,7 +108,7 @@ def test_distances_are_those_of_the_attention_maps() -> None:
 
 def test_turns_keep_norms_and_commute_with_rotary_positions() -> None:
     generator, q = torch.Generator().manual_seed(0), torch.randn(2, 3, 5, 8, dtype=torch.float64)
-    layer = Attended(0, q, q, AttentionRule(), torch.zeros(2, 5, dtype=torch.int64))
+    layer = Attended(0, q, q, AttentionRule(causal=True), torch.zeros(2, 5, dtype=torch.int64))
     turned = _turned(layer, rotary=False, generator=generator).q
     torch.testing.assert_close(turned.norm(dim=-1), q.norm(dim=-1))
     assert (turned - q).abs().mean() > 0.1
@@ -120,7 +120,7 @@ def test_turns_keep_norms_and_commute_with_rotary_positions() -> None:
 
     def turn(x: torch.Tensor) -> torch.Tensor:
         same = torch.Generator().manual_seed(1)
-        return _turned(Attended(0, x, x, AttentionRule()), rotary=True, generator=same).q
+        return _turned(Attended(0, x, x, AttentionRule(causal=True)), rotary=True, generator=same).q
 
     torch.testing.assert_close(turn(rope(q)), rope(turn(q)))
     assert (turn(q) - q).abs().mean() > 0.1
