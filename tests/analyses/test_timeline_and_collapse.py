@@ -31,7 +31,7 @@ def test_checkpoints_come_in_order_of_steps() -> None:
     assert max(steps) == 8847  # the finished model beside the folder
 
 
-def test_induction_is_born_between_2000_and_3500(births: TimelineResult) -> None:
+def test_induction_heads_are_born_where_their_score_stays_above_the_null(births: TimelineResult) -> None:
     """Above the null from 2,000 on (3.0, barely: 0.02 against 0.018) and from 3,500 on (3.4); no other head is."""
     found = {(b.layer, b.head): (b.after, b.by) for b in births.births()}
     assert found[3, 0] == (1000, 2000)
