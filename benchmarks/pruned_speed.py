@@ -1,6 +1,7 @@
 """A pruned model beside the whole one: prefill and decode, memory, KV cache, parameters, and what it costs in quality.
 
-python benchmarks/pruned_speed.py [MODEL] [N attention layers to drop] [--json]
+Without a model, vision transformers too (pruned_vit.py). python benchmarks/pruned_speed.py [MODEL] [N attention layers to
+drop] [--json]
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pruned_vit
 import torch
 from common import compare, main, report
 
@@ -144,7 +146,8 @@ def run(rounds: int = 7, model: str | None = None, n_drop: int | None = None) ->
             row["tokens_per_s"] = n / row["median"]
             print(f"  {row['name']:34} {row['tokens_per_s']:.1f} tokens/s", file=sys.stderr)
         results.append(found)
-    return {"dropped": names, "results": results, **_facts(whole, built, drop, prefill)}
+    found = {"dropped": names, "results": results, **_facts(whole, built, drop, prefill)}
+    return found if model else {**found, "vit": pruned_vit.run(rounds)}
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ ON_REQUEST = ("feature_labels",)
 
 @dataclass(frozen=True)
 class Args:
-    """Measure speed beside SAELens, torch and TransformerLens, what EntropyTracker costs a training loop, and a pruned model
-    beside the whole one.
+    """Measure speed beside SAELens, torch and TransformerLens, what EntropyTracker costs a training loop, and pruned models
+    beside the whole ones.
 
     Contestants run in interleaved rounds in one process; the table shows median, quartiles, best, each one's median
     slowdown against ours, the memory a run adds, and the job's GFLOP/s and GB/s with their share of this device's peak.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from attlas.cli import main
+from attlas.interp import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -97,3 +98,26 @@ def test_a_pruned_model_beside_the_whole_one(monkeypatch: pytest.MonkeyPatch) ->
     assert compact["loss"] == pytest.approx(stock["loss"], abs=1e-4)
     assert compact["loss"] > whole["loss"]
     assert {row["task"] for row in found["tasks"]} == {"ioi", "induction-natural"}
+
+
+def test_flops_of_pruned_vits_are_counted_and_checkpoints_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    found = importlib.import_module("pruned_vit").run(rounds=1, n_heads=3, n_images=8, passes=1)
+    compact, stock, block, whole = found["models"]
+    config = load_model("vit-mini", device="cpu").hf.config
+    width, hidden, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    patches, cell = (config.image_size // config.patch_size) ** 2, config.num_channels * config.patch_size**2
+    tokens = patches + 1
+    attention = 2 * tokens * 4 * width**2 + 4 * tokens**2 * width  # q, k, v, output; scores and values
+    layer = attention + 4 * tokens * width * hidden
+    ends = 2 * patches * cell * width + 2 * width * len(config.id2label)
+    assert whole["flops"] == stock["flops"] == ends + config.num_hidden_layers * layer
+    assert block["flops"] == whole["flops"] - layer
+    assert compact["flops"] == whole["flops"] - 3 * attention // heads
+    assert compact["parameters"] < stock["parameters"] == whole["parameters"]
+    assert compact["accuracy"] == stock["accuracy"]
+    assert [result["rows"][0]["batch"] for result in found["results"]] == [1, 32]
+    for result in found["results"]:
+        assert [row["name"] for row in result["rows"]] == [row["name"] for row in found["models"]]
+        for row in result["rows"]:
+            assert row["images_per_s"] == pytest.approx(row["batch"] * 1e3 / row["ms_per_batch"])
