@@ -21,6 +21,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from sae_runs import PENALISED, Activations, Case, Job, run_jobs
 
@@ -129,7 +130,7 @@ def row(final: Rows, k: float) -> str:
 
 
 def spread(values: list[float], digits: int = 4) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0  # NaN stays, where L0 = k was not reached
     return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
