@@ -40,7 +40,7 @@ def test_the_slider_moves_and_measures(workspace: Workspace, gpt2_mini: HookedMo
         page.get_by_text("How many: 2 of 3").wait_for()
         page.get_by_role("link", name="Measure it").click()
         page.wait_for_url("**measure=1**")
-        page.get_by_text("Measured on").wait_for()
+        page.get_by_text("All three on the same").wait_for()
         units = page.locator(".dropped").inner_text().split(", ")
         assert len(units) == 2
         data = sample(gpt2_mini)
