@@ -10,6 +10,7 @@ that same frozen scale *(ours)*: it shows how the final answer is put together, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -125,7 +126,7 @@ class DLAResult(Result):
             for end, values in zip(("", "_low", "_high"), bootstrap_mean(each, seed=self.config.seed), strict=True)
         }
         rows = []
-        for i, (part, role) in enumerate(zip(self.parts, self.roles(), strict=True)):
+        for i, (part, role) in enumerate(zip(self.parts, self.roles, strict=True)):
             row = {"name": name_of(part), "kind": part.kind, "layer": part.layer, "head": part.head}
             numbers: dict[str, float | None] = {
                 "contribution": float(mean[i]),
@@ -139,6 +140,7 @@ class DLAResult(Result):
             rows.append({**row, "n_prompts": len(self.values)})
         return DLA.table(rows)
 
+    @cached_property
     def roles(self) -> list[HeadRole]:
         """Of each part: where the head looks from the answer's position, and its label; empty for what is no head."""
         found = []
@@ -151,7 +153,7 @@ class DLAResult(Result):
     def labels(self) -> dict[str, list[str]]:
         """Label → names of the heads that have it; only by "head" on ioi."""
         found: dict[str, list[str]] = {}
-        for part, role in zip(self.parts, self.roles(), strict=True):
+        for part, role in zip(self.parts, self.roles, strict=True):
             if role.label:
                 found.setdefault(role.label, []).append(name_of(part))
         return found

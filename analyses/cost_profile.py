@@ -109,7 +109,6 @@ class CostResult(Result):
 
     def plot(self) -> Any:
         """Milliseconds a layer (median over layers) against T, attention beside FFN, both axes logarithmic."""
-
         figure = new_figure()
         for module in ("attn", "mlp"):
             y = [1e3 * float(np.median([r["seconds"] for r in self._of(module, t)])) for t in self.config.lengths]

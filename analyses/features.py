@@ -344,7 +344,7 @@ def features(
         top_tokens=top_tokens,
         config=config,
         pictures=None if isinstance(data, TokenDataset) else _pictures(examples, data),
-        grid=None if isinstance(data, TokenDataset) else patch_grid(model, data),
+        grid=None if isinstance(data, TokenDataset) else patch_grid(model, data.pixels),
     )
 
 

@@ -158,7 +158,6 @@ class HeadSurveyResult(Result):
 
     def plot(self) -> Any:
         """Groups by head, beside those of random dictionaries."""
-
         names = [f"{row['layer']}.{row['head']}" for row in self.heads]
         figure = new_figure()
         figure.add_bar(x=names, y=[row["n_groups"] for row in self.heads], name="its top features")

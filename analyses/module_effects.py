@@ -82,7 +82,6 @@ class ModuleEffectsResult(Result):
 
     def plot(self) -> Any:
         """Δ loss by layer, one line a module."""
-
         figure = new_figure()
         for slot, module in enumerate(MODULES):
             figure.add_scatter(y=self.delta[:, slot], name=module, mode="lines+markers")

@@ -86,7 +86,6 @@ class HealResult:
 
     def plot(self) -> Any:
         """Training objective and held-out loss against steps."""
-
         figure = new_figure()
         logged = [row for row in self.rows if row["loss"] is not None]
         figure.add_scatter(x=[r["step"] for r in logged], y=[r["loss"] for r in logged], name=self.config.objective)

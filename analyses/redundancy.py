@@ -92,7 +92,6 @@ class RedundancyResult(Result):
 
     def plot(self) -> Any:
         """Scores by layer, one line a module, with intervals."""
-
         figure = new_figure()
         for slot, module in enumerate(MODULES):
             y = self.scores[:, slot]

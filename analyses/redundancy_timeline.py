@@ -90,7 +90,6 @@ class RedundancyTimelineResult(Result):
 
     def plot(self, module: str = "attn") -> Any:
         """Scores over steps, one line a layer, with intervals."""
-
         slot, steps = MODULES.index(module), [c.step for c in self.checkpoints]
         figure = new_figure()
         for layer in range(self.scores.shape[1]):

@@ -7,7 +7,8 @@ autoencoder is several of the wider, each of which points and fires alike. Absor
 Thresholds are ours.
 
 Two nulls *(ours)* stand in for the second dictionary: random directions with its norms in every head's slice (of hooks
-without heads: of its norms), and itself shuffled, the entries of each row at random. Every share is given for them too.
+without heads: of its norms), and itself shuffled, the entries of each row at random. What is said of
+cosines is given for them too.
 """
 
 from __future__ import annotations
@@ -135,7 +136,6 @@ class MatchingResult(Result):
 
     def plot(self) -> Any:
         """Decoder cosine of the best match, beside the control's."""
-
         figure = new_figure()
         figure.add_histogram(x=[r["cosine"] for r in self.rows], name="best match", nbinsx=40)
         figure.add_histogram(x=[r["control_cosine"] for r in self.rows], name="random directions", nbinsx=40)

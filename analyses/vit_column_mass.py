@@ -60,7 +60,7 @@ def column_mass(
 ) -> ColumnMass:
     """Measure what every token receives; maps of a batch are in memory at a time, at most about 256 MB of them."""
     cfg = model.cfg
-    grid = patch_grid(model, images)
+    grid = patch_grid(model, images.pixels)
     n_tokens = grid[0] * grid[1] + cfg.n_prefix_tokens
     batch_size = max(1, min(batch_size, 2**28 // (4 * cfg.n_layers * cfg.n_heads * n_tokens**2)))
     shape = (cfg.n_layers, cfg.n_heads)

@@ -39,7 +39,7 @@ class HeadImportance:
     ablation: str
 
     def intervals(self, seed: int, n_samples: int = 1000) -> dict[str, Interval]:
-        """metric → (mean, low, high) [layer, head], 95 % interval over images (see analyses.bootstrap)."""
+        """metric → (mean, low, high) [layer, head], 95 % interval over images (see data.stats)."""
         return {m: self.interval(m, v, seed, n_samples) for m, v in self.per_image.items()}
 
     def interval(self, metric: str, values: np.ndarray, seed: int, n_samples: int = 1000) -> Interval:
@@ -78,7 +78,7 @@ def head_importance(
     found = {a: {m: np.zeros(shape, dtype=np.float32) for m in readout.metrics} for a in ablations}
     suffixes = [Suffix(model, layer) for layer in range(cfg.n_layers)]
     variants = [(h, a, draw) for h in range(cfg.n_heads) for a in ablations for draw in range(fills.n_draws(a))]
-    rows, columns = patch_grid(model, images)
+    rows, columns = patch_grid(model, images.pixels)
     fitting = max(1, TOKENS.get(model.device.type, 4096) // (rows * columns + cfg.n_prefix_tokens))
     together = min(len(variants), fitting)
     groups = [variants[low : low + together] for low in range(0, len(variants), together)]

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attlas.analyses.vit_readout import jensen_shannon
-from attlas.analyses.vit_rollout import rollout_step
+from attlas.analyses.vit_readout import jensen_shannon, patch_grid
+from attlas.analyses.vit_rollout import of_patches, rollout_step
 from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel
 from attlas.saes.base import SAE
@@ -85,12 +85,10 @@ def look(model: HookedModel, pixels: Tensor) -> Look:
     for pattern in patterns:
         so_far = rollout_step(pattern, so_far)
     assert so_far is not None  # a model has layers
-    prefix = model.cfg.n_prefix_tokens
-    grid = (pixels.shape[-2] // model.cfg.patch_size, pixels.shape[-1] // model.cfg.patch_size)
-    rolled = (so_far[0, 0] if prefix else so_far[0].mean(0))[prefix:]
+    grid, prefix = patch_grid(model, pixels), model.cfg.n_prefix_tokens
     return Look(
         patterns=torch.cat(patterns).cpu().numpy(),
-        rollout=rolled.reshape(grid).cpu().numpy(),
+        rollout=of_patches(so_far[0], prefix).reshape(grid).cpu().numpy(),
         answer=answer(model, pixels),
         grid=grid,
         n_prefix=prefix,
@@ -169,7 +167,7 @@ def feature_heat(
     hook = check_sae(sae, model)
     x = sae.flatten_heads(model.capture(pixels[None].to(model.device, model.dtype), hook)[hook])
     acts = sae.encode(x)[0, model.cfg.n_prefix_tokens :].float().clamp_min(0).cpu().numpy()
-    grid = (pixels.shape[-2] // model.cfg.patch_size, pixels.shape[-1] // model.cfg.patch_size)
+    grid = patch_grid(model, pixels)
     strongest = acts.max(0)
     chosen = list(features) or [int(f) for f in np.argsort(-strongest, kind="stable")[:n_top] if strongest[f] > 0]
     return [FeatureHeat(f, float(strongest[f]), acts[:, f].reshape(grid)) for f in chosen if 0 <= f < sae.cfg.d_sae]

@@ -106,16 +106,18 @@ def _over_draws(
     from sklearn.cluster import KMeans
     from sklearn.metrics import adjusted_rand_score
 
-    fits, labels = [], []
+    unseen = x[held_out]
+    fits, codes, labels = [], [], []
     for index in range(int(draw.max()) + 1):
         mine = x[(draw == index) & ~held_out]
         encoder = coder(index).fit(mine)
         clusters = KMeans(min(n_clusters, len(mine)), n_init=4, random_state=seed + index).fit(encoder.transform(mine))
         fits.append((encoder, clusters))
-        labels.append(clusters.predict(encoder.transform(x[held_out])))
-    explained = tuple(encoder.score(x[held_out]) for encoder, _ in fits)
+        codes.append(encoder.transform(unseen))
+        labels.append(clusters.predict(codes[-1]))
+    explained = tuple(encoder.score(unseen) for encoder, _ in fits)
     ari = tuple(float(adjusted_rand_score(a, b)) for a, b in combinations(labels, 2))
-    return fits[0], explained, ari, _silhouette(fits[0][0].transform(x[held_out]), labels[0])
+    return fits[0], explained, ari, _silhouette(codes[0], labels[0])
 
 
 def _silhouette(latents: np.ndarray, labels: np.ndarray) -> float:

@@ -84,7 +84,7 @@ def sample_patterns(
 ) -> PatternSample:
     """Draw maps, equally many of every head; only the maps of one batch of images are ever in memory in full."""
     cfg = model.cfg
-    grid = patch_grid(model, images)
+    grid = patch_grid(model, images.pixels)
     n_patches = grid[0] * grid[1]
     wanted = plan(n_maps, len(images), cfg.n_layers * cfg.n_heads, n_patches, seed)
     n_tokens = n_patches + cfg.n_prefix_tokens

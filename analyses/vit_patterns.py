@@ -258,7 +258,6 @@ class VitPatternsResult(Result):
 
     def plot(self) -> Any:
         """The plane of maps, coloured by cluster."""
-
         figure = new_figure()
         for cluster, name in enumerate(self.names()):
             m = self.labels == cluster

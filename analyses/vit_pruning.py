@@ -136,7 +136,6 @@ class VitPruningResult(Result):
 
     def plot(self, metric: str | None = None) -> Any:
         """Curves of one metric against heads gone."""
-
         metric = metric or self.main_metric
         figure = new_figure()
         for name, curves in self.curves.items():

@@ -103,13 +103,13 @@ def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     return (terms[0] + terms[1]) / 2
 
 
-def patch_grid(model: HookedModel, images: ImageDataset) -> tuple[int, int]:
-    """Patches as (rows, columns) of these images, which may be of another size than the model's own.
+def patch_grid(model: HookedModel, pixels: Tensor) -> tuple[int, int]:
+    """Patches as (rows, columns) of images [..., height, width], which may be of another size than the model's own.
 
     Raises:
         ImageDataError: the pixels are smaller than a patch.
     """
-    height, width = images.pixels.shape[-2:]
+    height, width = pixels.shape[-2:]
     rows, columns = height // model.cfg.patch_size, width // model.cfg.patch_size
     if rows * columns < 1:
         raise ImageDataError(f"images of {height} × {width} pixels hold no patch of {model.cfg.patch_size}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from attlas.analyses.vit_rollout import map_batches, of_patches
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.errors import ConfigError
@@ -49,16 +50,12 @@ def class_relevance(model: HookedModel, pixels: Tensor, classes: Tensor | None =
     relevance = torch.eye(patterns[0].shape[-1], device=logits.device).expand(len(logits), -1, -1)
     for pattern, gradient in zip(patterns, gradients, strict=True):
         relevance = relevance + (gradient.float() * pattern).clamp_min(0).mean(1) @ relevance
-    prefix = model.cfg.n_prefix_tokens
-    rows = relevance[:, 0] if prefix else relevance.mean(1)
-    return rows[:, prefix:].cpu()
+    return of_patches(relevance, model.cfg.n_prefix_tokens).cpu()
 
 
 def class_relevance_of(
     model: HookedModel, images: ImageDataset, *, batch_size: int = 32, track: Track = no_track
 ) -> Tensor:
     """class_relevance of a whole image set, each for the class that the model itself finds likeliest, [n, n_patches]."""
-    cfg = model.cfg
-    n_tokens = images.pixels.shape[-1] * images.pixels.shape[-2] // cfg.patch_size**2 + cfg.n_prefix_tokens
-    batch_size = max(1, min(batch_size, 2**27 // (4 * cfg.n_layers * cfg.n_heads * n_tokens**2)))
-    return torch.cat([class_relevance(model, p) for p in track(images.batches(batch_size), "relevance")])
+    batches = map_batches(model, images, batch_size, 2**27)  # gradients are held beside the maps
+    return torch.cat([class_relevance(model, pixels) for pixels in track(batches, "relevance")])

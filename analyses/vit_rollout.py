@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from attlas.analyses.vit_readout import patch_grid
 from attlas.data.images import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.interp import HookedModel
@@ -50,20 +53,30 @@ def token_relevance(model: HookedModel, pixels: Tensor, *, residual: float = 0.5
         received = received + pattern.mean((1, 2)) / model.cfg.n_layers
     assert so_far is not None  # a model has layers
     assert isinstance(received, Tensor)
-    from_output = [m[:, 0] if prefix else m.mean(1) for m in (so_far, pattern.mean(1))]
-    names = ("rollout", "last_layer", "column_mass")
-    return {name: m[:, prefix:].cpu() for name, m in zip(names, (*from_output, received), strict=True)}
+    return {
+        "rollout": of_patches(so_far, prefix).cpu(),
+        "last_layer": of_patches(pattern.mean(1), prefix).cpu(),
+        "column_mass": received[:, prefix:].cpu(),
+    }
+
+
+def of_patches(maps: Tensor, prefix: int) -> Tensor:
+    """What CLS draws from each patch, without CLS the mean over patches, of maps [..., T, T] → [..., n_patches]."""
+    return (maps[..., 0, :] if prefix else maps.mean(-2))[..., prefix:]
+
+
+def map_batches(model: HookedModel, images: ImageDataset, batch_size: int, most_bytes: int) -> Sequence[Tensor]:
+    """The images in batches of at most batch_size, whose attention maps of all layers in float32 stay within most_bytes."""
+    rows, columns = patch_grid(model, images.pixels)
+    n_tokens = rows * columns + model.cfg.n_prefix_tokens
+    fitting = most_bytes // (4 * model.cfg.n_layers * model.cfg.n_heads * n_tokens**2)
+    return images.batches(max(1, min(batch_size, fitting)))
 
 
 def relevance_of(
     model: HookedModel, images: ImageDataset, *, residual: float = 0.5, batch_size: int = 32, track: Track = no_track
 ) -> dict[str, Tensor]:
     """token_relevance of a whole image set, each [n_images, n_patches]; maps of a batch are held at a time."""
-    cfg = model.cfg
-    n_tokens = images.pixels.shape[-1] * images.pixels.shape[-2] // cfg.patch_size**2 + cfg.n_prefix_tokens
-    batch_size = max(1, min(batch_size, 2**28 // (4 * cfg.n_layers * cfg.n_heads * n_tokens**2)))
-    parts = [
-        token_relevance(model, pixels, residual=residual)
-        for pixels in track(images.batches(batch_size), "attention rollout")
-    ]
+    batches = map_batches(model, images, batch_size, 2**28)
+    parts = [token_relevance(model, pixels, residual=residual) for pixels in track(batches, "attention rollout")]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -123,7 +123,7 @@ def head_strength(
     The images may be larger or smaller than the model's own size, where the model takes them (DINOv2 does).
     """
     cfg = model.cfg
-    rows, columns = patch_grid(model, images)
+    rows, columns = patch_grid(model, images.pixels)
     n_patches, prefix = rows * columns, cfg.n_prefix_tokens
     per_image = 4 * cfg.n_layers * cfg.n_heads * (n_patches + prefix) ** 2
     batch_size = max(1, min(batch_size, 2**28 // per_image))

@@ -175,7 +175,6 @@ class VitTokensResult(Result):
 
     def plot(self, layer: int | None = None) -> Any:
         """Removal curves of one layer by the main metric."""
-
         layer = next(iter(self.removal)) if layer is None else layer
         if layer not in self.removal:
             raise ConfigError(f"patches were not removed at layer {layer}, only at {sorted(self.removal)}")

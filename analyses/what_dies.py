@@ -212,7 +212,6 @@ class WhatDiesResult(Result):
 
     def plot(self) -> Any:
         """Density of each feature before against after, coloured by state."""
-
         table = self.features_table().to_pandas()
         figure = new_figure()
         for state, rows in table[table.density_before > 0].groupby("state"):

@@ -108,7 +108,6 @@ class WindowResult(Result):
 
     def plot(self) -> Any:
         """Rise of the loss by layer, one line a window."""
-
         figure = new_figure()
         for window, delta in self.delta.items():
             y = delta[:-1]

@@ -27,7 +27,7 @@ from rich.console import Console
 from attlas.analyses.feature_families import families
 from attlas.analyses.feature_null import NullConfig
 from attlas.analyses.head_survey import HeadSurveyConfig, head_survey
-from attlas.cli.progress import Bars, Lines
+from attlas.cli.progress import reporter
 from attlas.data.models_catalog import EMBEDDED_DIR
 from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset, load_tokens
@@ -42,8 +42,7 @@ CHECKPOINTS = ("last", "step-00250")
 
 def progress(args: argparse.Namespace) -> Track:
     """Bars on a terminal, lines in a log."""
-    console = Console(stderr=True)
-    return (Bars if console.is_terminal else Lines)(console).track if args.progress else no_track
+    return reporter(Console(stderr=True)).track if args.progress else no_track
 
 
 def dictionaries(sae: SAE, model: HookedModel, text: TokenDataset, hook: str, seed: int) -> Iterator[tuple[str, SAE]]:

@@ -1,7 +1,7 @@
 """Sparse autoencoders: Attlas against SAELens, each at its own best learning rate of one stated sweep.
 
-    python benchmarks/sae_quality.py --folder /tmp/quality                        # hours on one core; goes on where it stopped
-    python benchmarks/sae_quality.py --folder /tmp/quality --quick --archs topk    # minutes
+    python benchmarks/sae_quality.py --folder quality                        # hours on one core; goes on where it stopped
+    python benchmarks/sae_quality.py --folder quality --quick --archs topk    # minutes
 
 Both libraries get the same activations in the same order, the same width, k, batch size, schedule (warm-up, decay, warm-up of
 λ), input scale and dead-feature window, and are measured by the same code on the same held-out rows; everything else is each

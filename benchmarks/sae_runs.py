@@ -81,7 +81,7 @@ class Activations:
             folder.mkdir(parents=True, exist_ok=True)
             torch.save(self._capture(), path.with_suffix(".part"))
             path.with_suffix(".part").rename(path)
-        held = torch.load(path, mmap=True)
+        held = torch.load(path, mmap=True, weights_only=True)
         self.train_ND, self.held_ND = held["train"], held["held_out"]
 
     def _capture(self) -> dict[str, Tensor]:
@@ -200,7 +200,7 @@ def _saelens_sae(job: Job, case: Case, config: TrainConfig, changes: dict[str, A
 
 @torch.no_grad()
 def reconstruction(sae: SAE, x_ND: Tensor) -> dict[str, float]:
-    """L0, both explained variances, and the share of features active on none of the rows."""
+    """L0, explained variance, and the share of features active on none of the rows."""
     fired_F = torch.zeros(sae.cfg.d_sae, dtype=torch.bool)
     mean_D = x_ND.mean(0)
     error = variance = active = 0.0

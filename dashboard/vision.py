@@ -137,6 +137,7 @@ def relevance_job(store: Store, name: str, image: str, chosen: int | None) -> Jo
     def work(job: Job) -> np.ndarray | None:
         import torch
 
+        from attlas.analyses.vit_readout import patch_grid
         from attlas.analyses.vit_relevance import class_relevance
 
         model = _open(store, name)
@@ -145,8 +146,7 @@ def relevance_job(store: Store, name: str, image: str, chosen: int | None) -> Jo
         array, _ = _image(store, name, model, image)
         pixels = model.image_spec.normalise(array[None]).to(model.device, model.dtype)
         found = class_relevance(model, pixels, None if chosen is None else torch.tensor([chosen]))[0]
-        grid = (pixels.shape[-2] // model.cfg.patch_size, pixels.shape[-1] // model.cfg.patch_size)
-        return found.reshape(grid).numpy()
+        return found.reshape(patch_grid(model, pixels)).numpy()
 
     said = "the likeliest class" if chosen is None else f"class {chosen}"
     return store.live.job(

@@ -42,7 +42,6 @@ def training_figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
 
 def pareto_figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
     """Explained variance against L0, a point an SAE; those that no other beats in both are joined."""
-
     figure = new_figure()
     for i, hook in enumerate(dict.fromkeys(row["hook"] for row in rows)):
         mine = sorted((row for row in rows if row["hook"] == hook), key=lambda row: row["l0"])
@@ -70,7 +69,6 @@ def pareto_figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
 
 def evaluation_figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
     """Bars with intervals: explained variance, and CE recovered where it was measured, by subject."""
-
     figure = new_figure()
     for i, metric in enumerate(("explained_variance", "ce_recovered", "ce_recovered_mean", "output_cosine")):
         mine = [row for row in rows if row["metric"] == metric]

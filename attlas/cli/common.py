@@ -22,7 +22,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from attlas.cli.progress import Bars, Lines, Reporter, Task
+from attlas.cli.progress import Task, reporter
 from attlas.errors import AttlasError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Output:
         self.how_to_go_on: Callable[[], str] = lambda: f"finished runs are kept; again: {self.command()}"
         self.given = {a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--")}  # options typed out
         self.console = Console(stderr=True, quiet=False, highlight=False)
-        self.reporter: Reporter = (Bars if self.console.is_terminal else Lines)(self.console)
+        self.reporter = reporter(self.console)
 
     def command(self, *more: str) -> str:
         """The command as it was typed, with more options, ready to paste."""

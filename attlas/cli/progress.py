@@ -180,6 +180,11 @@ class Bars(Reporter):
             self._bars = None
 
 
+def reporter(console: Console) -> Reporter:
+    """Bars on a terminal, lines elsewhere."""
+    return (Bars if console.is_terminal else Lines)(console)
+
+
 class _Count(MofNCompleteColumn):
     """n/total, or nothing where there is no total."""
 
