@@ -73,7 +73,7 @@ notebooks: install
 test: lint check-types unit notebooks
 
 docs: install
-	$(BIN)/python -m attlas.cli.schema_docs docs/workspace.md
+	$(BIN)/python -m attlas.analyses.table_docs docs/workspace.md
 	$(BIN)/python -m attlas.data.glossary docs/glossary.md
 
 clean:

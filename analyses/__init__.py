@@ -1,6 +1,7 @@
-"""What heads, layers and sparse features do: one module an analysis, loaded on first use.
+"""What heads, layers and sparse features do: one folder a subject, each with a public face, loaded on first use.
 
-Each has a frozen `…Config`, one function, and a result with `.tables()`, `.plot()`, `.summary()` and `.save(workspace)`.
+An analysis has a frozen `…Config`, one function, and a result with `.tables()`, `.plot()`, `.summary()` and
+`.save(workspace)`: `from attlas.analyses.pruning import DropCurveConfig, drop_curve`.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-__all__ = ["circuits", "entropy", "features", "prune", "redundancy", "vit"]
+__all__ = ["attention", "circuits", "common", "features", "pruning", "redundancy", "stability", "tasks", "vit"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -2,37 +2,36 @@
 
 from __future__ import annotations
 
-from attlas.analyses import (
-    checkpoint_timeline,
-    circuit_dla,
-    circuit_faithfulness,
-    circuit_graph,
-    circuit_patching,
-    circuit_qk,
-    collapse_demo,
-    cost_profile,
-    entropy,
-    entropy_log,
-    feature_tables,
-    head_effects,
-    head_survey,
-    map_anatomy,
-    module_effects,
-    prune,
-    prune_heal,
-    redundancy,
-    redundancy_timeline,
-    sae_matching,
-    selection_layers,
-    vit,
-    vit_patterns,
-    vit_pruning,
-    vit_tokens,
-    what_dies,
-    window_loss,
-)
+from attlas.analyses.attention import anatomy as map_anatomy
+from attlas.analyses.attention import cost as cost_profile
+from attlas.analyses.attention import head_entropy as entropy
+from attlas.analyses.attention import head_timeline as checkpoint_timeline
+from attlas.analyses.attention import selection as selection_layers
+from attlas.analyses.attention import windows as window_loss
+from attlas.analyses.circuits import activation_patching as circuit_patching
+from attlas.analyses.circuits import graph as circuit_graph
+from attlas.analyses.circuits import logit_attribution as circuit_dla
+from attlas.analyses.circuits import qk as circuit_qk
+from attlas.analyses.circuits import validation as circuit_faithfulness
+from attlas.analyses.features import matching as sae_matching
+from attlas.analyses.features import survey as head_survey
+from attlas.analyses.features import tables as feature_tables
+from attlas.analyses.pruning import curve as prune
+from attlas.analyses.pruning import healing as prune_heal
+from attlas.analyses.pruning.side_effects import report as what_dies
+from attlas.analyses.redundancy import heads as head_effects
+from attlas.analyses.redundancy import modules as module_effects
+from attlas.analyses.redundancy import scores as redundancy
+from attlas.analyses.redundancy import timeline as redundancy_timeline
+from attlas.analyses.stability import collapse as collapse_demo
+from attlas.analyses.stability import log as entropy_log
+from attlas.analyses.vit import heads as vit
+from attlas.analyses.vit import pruning as vit_pruning
+from attlas.analyses.vit.patterns import run as vit_patterns
+from attlas.analyses.vit.tokens import run as vit_tokens
 from attlas.data.schema import TableSchema
-from attlas.saes import eval_schema, history, over_seeds, sweep
+from attlas.saes.evaluation import tables as eval_schema
+from attlas.saes.training import history, over_seeds, sweep
 
 TABLES: dict[str, tuple[TableSchema, ...]] = {
     "sae": (history.TRAINING,),

@@ -30,8 +30,8 @@ _PUBLIC = {
     "train_sae": "attlas.saes",
     "SAE": "attlas.saes",
     "Workspace": "attlas.data.workspace",
-    "EntropyTracker": "attlas.analyses.entropy_tracker",
-    "sigma_reparam": "attlas.analyses.sigma_reparam",
+    "EntropyTracker": "attlas.analyses.stability.tracker",
+    "sigma_reparam": "attlas.analyses.stability.reparam",
 }
 _ROOMS = ("data", "kernels", "interp", "saes", "analyses", "dashboard")
 

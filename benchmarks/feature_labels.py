@@ -5,7 +5,7 @@
 
 Trains a TopK autoencoder with the defaults for each seed and checkpoint, makes a random dictionary (unit directions about
 the mean activation, as many, as many active a token) and one of the trained weights with the entries of each direction
-permuted, and labels the features of all three by `attlas.analyses.feature_families`: a share is of the features that have
+permuted, and labels the features of all three by `attlas.analyses.features.families`: a share is of the features that have
 enough examples to be scored. Then the induction features with their specificity and cause, each with its 95 % interval over
 examples, and the head survey beside its random dictionaries, for the trained and the random dictionary of the first seed.
 """
@@ -24,16 +24,16 @@ import torch
 from common import environment
 from rich.console import Console
 
-from attlas.analyses.feature_families import families
-from attlas.analyses.feature_null import NullConfig
-from attlas.analyses.head_survey import HeadSurveyConfig, head_survey
+from attlas.analyses.features.families import families
+from attlas.analyses.features.null import NullConfig
+from attlas.analyses.features.survey import HeadSurveyConfig, head_survey
 from attlas.cli.progress import reporter
 from attlas.data.models_catalog import EMBEDDED_DIR
 from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset, load_tokens
 from attlas.interp import HookedModel, load_model
 from attlas.saes import SAE, TrainConfig, load_sae, train_sae
-from attlas.saes.controls import random_dictionary, shuffled
+from attlas.saes.evaluation.controls import random_dictionary, shuffled
 
 HOOK = "blocks.3.attn.hook_z"
 FAMILIES = ("induction", "local", "long-range")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from attlas.data.images import load_images
+from attlas.data.images.dataset import load_images
 from attlas.data.models_catalog import resolve_model
 from attlas.interp import HookedModel, load_model
 

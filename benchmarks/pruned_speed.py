@@ -17,12 +17,12 @@ import pruned_vit
 import torch
 from common import compare, main, report
 
-from attlas.analyses.drop_behaviours import task_losses
-from attlas.analyses.drop_scores import Scores, quality
-from attlas.analyses.drop_selection import Drop, ranked, unit_name
-from attlas.analyses.prune_budget import kv_bytes_per_token, n_parameters
-from attlas.analyses.prune_build import build, forward_logits
-from attlas.analyses.prune_export import copy_code
+from attlas.analyses.pruning.budget import kv_bytes_per_token, n_parameters
+from attlas.analyses.pruning.checkpoint import copy_code
+from attlas.analyses.pruning.orders import Drop, ranked, unit_name
+from attlas.analyses.pruning.scores import Scores, quality
+from attlas.analyses.pruning.side_effects.behaviours import task_losses
+from attlas.analyses.pruning.surgery import build, forward_logits
 from attlas.data.text import load_tokens
 from attlas.errors import ModelNotFoundError
 from attlas.interp import HookedModel, load_model

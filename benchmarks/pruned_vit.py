@@ -18,12 +18,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageClassification
 
-from attlas.analyses.drop_scores import Scores, quality
-from attlas.analyses.drop_selection import Drop, Unit, ranked, unit_name
-from attlas.analyses.prune_budget import n_parameters
-from attlas.analyses.prune_build import forward_logits
-from attlas.analyses.prune_export import export
-from attlas.data.images import ImageDataset, load_images
+from attlas.analyses.pruning.budget import n_parameters
+from attlas.analyses.pruning.checkpoint import export
+from attlas.analyses.pruning.orders import Drop, Unit, ranked, unit_name
+from attlas.analyses.pruning.scores import Scores, quality
+from attlas.analyses.pruning.surgery import forward_logits
+from attlas.data.images.dataset import ImageDataset, load_images
 from attlas.interp import HookedModel, load_model
 
 PASSES = {1: 20, 32: 2}  # passes timed together, by batch size: a single small one is noise

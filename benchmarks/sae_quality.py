@@ -27,8 +27,8 @@ from sae_runs import PENALISED, Activations, Case, Job, run_jobs
 
 import attlas
 from attlas.saes import ARCHITECTURES, EvalConfig, TrainConfig, load_sae
-from attlas.saes.evaluation import evaluate_all
-from attlas.saes.sources import held_out
+from attlas.saes.evaluation.measure import evaluate_all
+from attlas.saes.inputs import held_out
 
 RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 SPARSITIES = {"standard": (1.0, 2.0, 4.0, 8.0), "gated": (1.5, 3.0, 6.0), "jumprelu": (0.25, 0.5, 1.0, 2.0)}

@@ -25,11 +25,11 @@ import attlas
 from attlas.data.workspace import Ref
 from attlas.saes import SAE, TrainConfig, load_sae
 from attlas.saes.activations import capture_rows
-from attlas.saes.buffer import MixingBuffer
-from attlas.saes.loop import train_loop
+from attlas.saes.inputs import Inputs, held_out, load_inputs
 from attlas.saes.positions import positions_for
-from attlas.saes.sources import Inputs, held_out, load_inputs
-from attlas.saes.train import SAMPLE_TOKENS, start_trainee
+from attlas.saes.training.buffer import MixingBuffer
+from attlas.saes.training.loop import train_loop
+from attlas.saes.training.train import SAMPLE_TOKENS, start_trainee
 
 PENALISED = ("standard", "gated", "jumprelu")
 CHUNK = 8_192

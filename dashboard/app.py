@@ -23,9 +23,9 @@ from attlas.dashboard.components import empty
 from attlas.dashboard.layout import footer, frame, shell
 from attlas.dashboard.page import Page, link, number, parse
 from attlas.dashboard.pages import pages as all_pages
-from attlas.dashboard.pages.features import grid_rows
+from attlas.dashboard.pages.features.table import grid_rows
 from attlas.dashboard.pictures import pattern_picture
-from attlas.dashboard.queries import Store, clean
+from attlas.dashboard.store import Store, clean
 from attlas.dashboard.theme import theme
 from attlas.errors import AttlasError, ConfigError
 

@@ -9,7 +9,7 @@ from dash import dcc, html
 
 from attlas.dashboard.components import attributes, picker
 from attlas.dashboard.page import Page, Params, link
-from attlas.dashboard.queries import Store
+from attlas.dashboard.store import Store
 from attlas.dashboard.theme import Theme
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from attlas.dashboard.queries import Store
+from attlas.dashboard.store import Store
 from attlas.dashboard.theme import Theme
 
 Params = dict[str, str]

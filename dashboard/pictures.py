@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from attlas.dashboard.components.maps import overlaid, png
-from attlas.dashboard.queries import Store
+from attlas.dashboard.store import Store
 
 SIDE = 128
 

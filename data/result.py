@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 import pyarrow as pa
 
-from attlas.data.run_record import Ref, Run
+from attlas.data.runs.record import Ref, Run
 from attlas.data.workspace import Workspace
 from attlas.errors import WorkspaceError
 

@@ -29,9 +29,9 @@ import pyarrow.parquet as pq
 
 from attlas.data.disk import check_writable, disk_errors, other_place
 from attlas.data.files import check_name, fsync_dir, is_whole, write_text_atomic
-from attlas.data.run_folders import UNCOMMITTED, collect, delete, folder_of, seal, unused
-from attlas.data.run_record import Ref, Run, jsonable, run_id, run_key
-from attlas.data.run_writer import RunWriter
+from attlas.data.runs.folders import UNCOMMITTED, collect, delete, folder_of, seal, unused
+from attlas.data.runs.record import Ref, Run, jsonable, run_id, run_key
+from attlas.data.runs.writer import RunWriter
 from attlas.errors import StorageError, WorkspaceError
 
 __all__ = ["SCHEMA_VERSION", "Ref", "Run", "RunWriter", "Workspace", "in_workspace", "jsonable", "run_key"]

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from attlas.data.image_files import shorten
-from attlas.data.image_labels import config_classes, match_classes
+from attlas.data.images.files import shorten
+from attlas.data.images.labels import config_classes, match_classes
 from attlas.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -125,7 +125,7 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Any:
     if model_type == stated:
         cls = model_class(folder, config, shapes)
     else:  # a compact pruned checkpoint, by Attlas's own copy of its code
-        from attlas.interp.pruned import compact_class, whole_layout
+        from attlas.interp.pruned.whole import compact_class, whole_layout
 
         cls = compact_class(str((config.get("architectures") or [""])[0]))
     with LOADING, quiet():
@@ -212,6 +212,6 @@ def _tokenizer(folder: Path) -> Any:
 def _image_spec(folder: Path) -> Any:
     if not (folder / "preprocessor_config.json").is_file():
         return None
-    from attlas.data.images import ImageSpec
+    from attlas.data.images.dataset import ImageSpec
 
     return ImageSpec.from_folder(folder)

@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from attlas.lazy import face
 
 if TYPE_CHECKING:
     from attlas.saes.architectures import ARCHITECTURES
     from attlas.saes.base import SAE
     from attlas.saes.config import SAEConfig
-    from attlas.saes.evaluation import EvalConfig, EvalResult, evaluate, evaluate_all
+    from attlas.saes.evaluation.config import EvalConfig
+    from attlas.saes.evaluation.measure import EvalResult, evaluate, evaluate_all
     from attlas.saes.formats import load_sae
-    from attlas.saes.sources import held_out
-    from attlas.saes.sweep import SweepConfig, SweepResult, sweep_saes
-    from attlas.saes.train import TrainConfig, TrainResult, train_sae
+    from attlas.saes.inputs import held_out
+    from attlas.saes.training.config import TrainConfig
+    from attlas.saes.training.sweep import SweepConfig, SweepResult, sweep_saes
+    from attlas.saes.training.train import TrainResult, train_sae
 
 _PUBLIC = {
     "ARCHITECTURES": "architectures",
     "SAE": "base",
+    "EvalConfig": "evaluation.config",
+    "EvalResult": "evaluation.measure",
     "SAEConfig": "config",
-    "EvalConfig": "evaluation",
-    "EvalResult": "evaluation",
-    "evaluate": "evaluation",
-    "evaluate_all": "evaluation",
-    "held_out": "sources",
+    "SweepConfig": "training.sweep",
+    "SweepResult": "training.sweep",
+    "TrainConfig": "training.config",
+    "TrainResult": "training.train",
+    "evaluate": "evaluation.measure",
+    "evaluate_all": "evaluation.measure",
+    "held_out": "inputs",
     "load_sae": "formats",
-    "SweepConfig": "sweep",
-    "SweepResult": "sweep",
-    "sweep_saes": "sweep",
-    "TrainConfig": "train",
-    "TrainResult": "train",
-    "train_sae": "train",
+    "sweep_saes": "training.sweep",
+    "train_sae": "training.train",
 }
 
 __all__ = [
@@ -51,12 +54,4 @@ __all__ = [
     "train_sae",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(importlib.import_module(f"attlas.saes.{_PUBLIC[name]}"), name)
-    raise AttributeError(f"module 'attlas.saes' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = face(__name__, _PUBLIC)

@@ -63,7 +63,7 @@ class SAE(nn.Module):
     default_sparsity: ClassVar[float] = 1.0
     """λ when a training configuration gives none."""
     default_rate: ClassVar[float] = 8e-3
-    """Best learning rate of 300 steps on 192 dimensions; what other runs take follows from it (attlas.saes.rates)."""
+    """Best learning rate of 300 steps on 192 dimensions; what other runs take follows from it (attlas.saes.training.rates)."""
     default_clip: ClassVar[float | None] = None
     """Largest gradient norm when a training configuration gives none."""
     rate_scale: ClassVar[dict[str, float]] = {}
@@ -85,7 +85,7 @@ class SAE(nn.Module):
 
     @staticmethod
     def create(cfg: SAEConfig) -> SAE:
-        """An SAE of `cfg.arch` with zero weights (see `attlas.saes.init.initialise`).
+        """An SAE of `cfg.arch` with zero weights (see `attlas.saes.training.init.initialise`).
 
         Raises:
             ConfigError: the architecture is unknown.

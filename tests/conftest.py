@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from attlas.data.images import ImageDataset, load_images
+from attlas.data.images.dataset import ImageDataset, load_images
 from attlas.data.models_catalog import EMBEDDED_DIR, get_model
 from attlas.data.text import TokenDataset, load_tokens
 from attlas.errors import AttlasError

@@ -41,9 +41,9 @@ class Args(TextArgs, ModelArgs):
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Say how much it will be, then write."""
     from attlas.saes.activations import match_hooks
-    from attlas.saes.sources import load_inputs
-    from attlas.saes.store import check_store, read_manifest, store_source
-    from attlas.saes.train_config import TrainConfig
+    from attlas.saes.inputs import load_inputs
+    from attlas.saes.training.config import TrainConfig
+    from attlas.saes.training.store import check_store, read_manifest, store_source
 
     check_store(args.to)
     out.how_to_go_on = lambda: f"the same command goes on after the shards that are written: {out.command()}"

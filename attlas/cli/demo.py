@@ -122,15 +122,15 @@ class _Demo:
 
     @cached_property
     def images(self) -> Any:
-        from attlas.data.images import load_images
+        from attlas.data.images.dataset import load_images
 
         spec = self.vit_model.image_spec
         return load_images("embedded:glyphs", spec, n_images=self.args.n_images, seed=self.args.seed)
 
     def train(self) -> Run:
         from attlas.cli.train import training_news
-        from attlas.saes.train import train_sae
-        from attlas.saes.train_config import TrainConfig
+        from attlas.saes.training.config import TrainConfig
+        from attlas.saes.training.train import train_sae
 
         args = self.args
         config = TrainConfig(
@@ -140,8 +140,8 @@ class _Demo:
         return result.save(self.workspace)[0]
 
     def evaluate(self) -> Run:
-        from attlas.saes.evaluation import evaluate
-        from attlas.saes.sources import Inputs
+        from attlas.saes.evaluation.measure import evaluate
+        from attlas.saes.inputs import Inputs
 
         result = evaluate(self.sae, self.model, Inputs.of(self.few), track=self.out.track)
         shown = ("l0", "explained_variance", "ce_recovered")
@@ -151,13 +151,13 @@ class _Demo:
         return result.save(self.workspace, parents=(self.runs["train"].id,))
 
     def features(self) -> Run:
-        from attlas.analyses.features import features
+        from attlas.analyses.features.describe import features
 
         result = features(self.model, self.sae, self.text, track=self.out.track)
         return result.save(self.workspace, self.model.ref, self.text.ref, parents=(self.runs["train"].id,))
 
     def head_survey(self) -> Run:
-        from attlas.analyses.head_survey import head_survey
+        from attlas.analyses.features.survey import head_survey
         from attlas.cli.features import families_of
 
         families = {self.args.hook: families_of(self.workspace, self.runs["train"])}
@@ -166,33 +166,33 @@ class _Demo:
         return result.save(self.workspace, self.model.ref, self.text.ref, parents=(self.runs["train"].id,))
 
     def entropy(self) -> Run:
-        from attlas.analyses.entropy import entropy
+        from attlas.analyses.attention.head_entropy import entropy
 
         return entropy(self.model, self.text, track=self.out.track).save(self.workspace, self.model.ref, self.text.ref)
 
     def anatomy(self) -> Run:
-        from attlas.analyses.map_anatomy import map_anatomy
+        from attlas.analyses.attention.anatomy import map_anatomy
 
         return map_anatomy(self.model, self.text, track=self.out.track).save(
             self.workspace, self.model.ref, self.text.ref
         )
 
     def timeline(self) -> Run:
-        from attlas.analyses.checkpoint_timeline import find_checkpoints, timeline
+        from attlas.analyses.attention.head_timeline import find_checkpoints, timeline
 
         checkpoints = find_checkpoints(EMBEDDED_DIR / "gpt2-mini" / "checkpoints")
         result = timeline(checkpoints, lambda _model: self.few, track=self.out.track)
         return result.save(self.workspace, data=self.few.ref)
 
     def redundancy(self) -> Run:
-        from attlas.analyses.redundancy import redundancy
+        from attlas.analyses.redundancy.scores import redundancy
 
         return redundancy(self.model, self.text, track=self.out.track).save(
             self.workspace, self.model.ref, self.text.ref
         )
 
     def drop_curve(self) -> Run:
-        from attlas.analyses.prune import DropCurveConfig, drop_curve
+        from attlas.analyses.pruning.curve import DropCurveConfig, drop_curve
         from attlas.data.text import load_tokens
 
         calibration = load_tokens(
@@ -210,14 +210,14 @@ class _Demo:
         return result.save(self.workspace, self.model.ref)
 
     def vit(self) -> Run:
-        from attlas.analyses.vit import vit
+        from attlas.analyses.vit.heads import vit
 
         return vit(self.vit_model, self.images, track=self.out.track).save(
             self.workspace, self.vit_model.ref, self.images.ref
         )
 
     def vit_patterns(self) -> Run:
-        from attlas.analyses.vit_patterns import VitPatternsConfig, vit_patterns
+        from attlas.analyses.vit.patterns.run import VitPatternsConfig, vit_patterns
 
         config = VitPatternsConfig(n_maps=1_200, n_epochs=15, seed=self.args.seed)
         result = vit_patterns(self.vit_model, self.images, config, track=self.out.track)

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from attlas.cli.common import ModelArgs, OutArgs, Output, TextArgs, open_model, open_workspace
 from attlas.cli.export import find_saes, model_of
-from attlas.saes.eval_config import EvalConfig
+from attlas.saes.evaluation.config import EvalConfig
 
 if TYPE_CHECKING:
     from attlas.data.workspace import Run, Workspace
     from attlas.saes.base import SAE
-    from attlas.saes.evaluation import EvalResult
+    from attlas.saes.evaluation.measure import EvalResult
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Args(TextArgs, ModelArgs, OutArgs):
 
 
 def run(args: Args, out: Output) -> dict[str, Any]:
-    from attlas.saes.evaluation import evaluate_all
-    from attlas.saes.sources import held_out
+    from attlas.saes.evaluation.measure import evaluate_all
+    from attlas.saes.inputs import held_out
 
     workspace = open_workspace(args)
     targets = _targets(args, workspace)

@@ -9,7 +9,7 @@ from attlas.cli.common import TextArgs
 from attlas.errors import UnsupportedModelError
 
 if TYPE_CHECKING:
-    from attlas.data.images import ImageDataset
+    from attlas.data.images.dataset import ImageDataset
     from attlas.data.text import TokenDataset
     from attlas.interp import HookedModel
 
@@ -26,7 +26,7 @@ class DataArgs(TextArgs):
 
 def load_data(model: HookedModel, args: DataArgs, seed: int = 0) -> TokenDataset | ImageDataset:
     """Read what the arguments name, in the seed's order, cut to the model's context window or image size."""
-    from attlas.data.images import load_images
+    from attlas.data.images.dataset import load_images
     from attlas.data.text import load_tokens
 
     if model.cfg.family == "vit":

@@ -89,7 +89,7 @@ def _after_circuit(args: Any, model: list[str], result: dict[str, Any]) -> list[
 
 def _token_options(args: Any) -> list[str]:
     """What a training on a store needs to say again to fit it, where it is not the default."""
-    from attlas.saes.train_config import TrainConfig
+    from attlas.saes.training.config import TrainConfig
 
     usual = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
     found = []

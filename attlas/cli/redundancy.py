@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from attlas.analyses.redundancy_config import RedundancyConfig
+from attlas.analyses.redundancy.config import RedundancyConfig
 from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
 from attlas.cli.inputs import DataArgs, load_data
 from attlas.errors import ConfigError
@@ -45,7 +45,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         if args.heads or args.alone:
             raise ConfigError("--heads and --alone measure one model; leave out --checkpoints")
         return _timeline(args, args.checkpoints, out)
-    from attlas.analyses.redundancy import redundancy
+    from attlas.analyses.redundancy.scores import redundancy
 
     workspace = open_workspace(args)
     model = open_model(args, out)
@@ -68,7 +68,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
 
 
 def _alone(model: Any, data: Any, scores: Any, args: Args, workspace: Any, out: Output) -> dict[str, Any]:
-    from attlas.analyses.module_effects import module_effects
+    from attlas.analyses.redundancy.modules import module_effects
 
     result = module_effects(model, data, args.config, track=out.track)
     saved = result.save(workspace, model.ref, data.ref)
@@ -85,7 +85,7 @@ def _alone(model: Any, data: Any, scores: Any, args: Args, workspace: Any, out: 
 
 
 def _heads(model: Any, data: Any, args: Args, workspace: Any, out: Output) -> dict[str, Any]:
-    from attlas.analyses.head_effects import HeadEffectsConfig, head_effects
+    from attlas.analyses.redundancy.heads import HeadEffectsConfig, head_effects
 
     config = HeadEffectsConfig(
         batch_size=min(8, args.config.batch_size), seed=args.config.seed, n_bootstrap=args.config.n_bootstrap
@@ -108,8 +108,8 @@ def _heads(model: Any, data: Any, args: Args, workspace: Any, out: Output) -> di
 
 
 def _timeline(args: Args, folder: Path, out: Output) -> dict[str, Any]:
-    from attlas.analyses.checkpoint_timeline import find_checkpoints
-    from attlas.analyses.redundancy_timeline import redundancy_timeline
+    from attlas.analyses.attention.head_timeline import find_checkpoints
+    from attlas.analyses.redundancy.timeline import redundancy_timeline
 
     workspace = open_workspace(args)
     checkpoints = find_checkpoints(folder, args.final_step)

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
-from attlas.saes.train_config import TrainConfig
+from attlas.saes.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from attlas.data.workspace import Workspace
     from attlas.interp import HookedModel
-    from attlas.saes.loop import OnStep
-    from attlas.saes.loop import Progress as Step
+    from attlas.saes.training.loop import OnStep
+    from attlas.saes.training.loop import Progress as Step
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Args(OutArgs):
 
 
 def run(args: Args, out: Output) -> dict[str, Any]:
-    from attlas.saes.store import adopt_store
+    from attlas.saes.training.store import adopt_store
 
     config = dataclasses.replace(args.train, model=args.model_alias) if args.model_alias else args.train
     config = adopt_store(config, out.given | ({"model"} if args.model_alias else set()))
@@ -64,7 +64,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
 
 def _begin(config: TrainConfig, folder: Path, out: Output) -> HookedModel:
     """Check the store, say how an interrupted training goes on, and open the model."""
-    from attlas.saes.store import check_store
+    from attlas.saes.training.store import check_store
 
     if config.store is not None:
         check_store(config.store)
@@ -73,15 +73,15 @@ def _begin(config: TrainConfig, folder: Path, out: Output) -> HookedModel:
 
 
 def _tell_what_resumes(args: Args, folder: Path, workspace: Workspace, out: Output) -> None:
-    from attlas.saes.checkpoint import has_checkpoint
+    from attlas.saes.training.checkpoint import has_checkpoint
 
     if args.resume and not has_checkpoint(folder):
         out.say(f"--resume: no checkpoint of this configuration in {workspace.path}; starting from the first step")
 
 
 def _train(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -> dict[str, Any]:
-    from attlas.saes.history import live_folder
-    from attlas.saes.train import train_sae
+    from attlas.saes.training.history import live_folder
+    from attlas.saes.training.train import train_sae
 
     folder = live_folder(workspace.path, _key(config))
     _tell_what_resumes(args, folder, workspace, out)
@@ -105,9 +105,9 @@ def _train(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -
 
 
 def _sweep(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -> dict[str, Any]:
-    from attlas.saes.history import live_folder
-    from attlas.saes.over_seeds import over_seeds
-    from attlas.saes.sweep import SweepConfig, sweep_saes
+    from attlas.saes.training.history import live_folder
+    from attlas.saes.training.over_seeds import over_seeds
+    from attlas.saes.training.sweep import SweepConfig, sweep_saes
 
     sweep = SweepConfig(config, args.sweep_k, args.sweep_sparsity, args.sweep_width, args.sweep_seed)
     folder = live_folder(workspace.path, _key(sweep))
@@ -151,7 +151,7 @@ def _sweep(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -
 
 def _go_on(folder: Path, out: Output) -> str:
     """What to type after an interruption."""
-    from attlas.saes.checkpoint import has_checkpoint
+    from attlas.saes.training.checkpoint import has_checkpoint
 
     if has_checkpoint(folder):
         return f"go on from the last checkpoint with: {out.command('--resume')}"

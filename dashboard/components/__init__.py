@@ -14,7 +14,7 @@ from attlas.dashboard.components.basic import (
     tag,
 )
 from attlas.dashboard.components.figures import bars, curve, graph, heatmap, histogram
-from attlas.dashboard.components.live import job_panel, slider, text_box, upload
+from attlas.dashboard.components.job_panel import job_panel, slider, text_box, upload
 from attlas.dashboard.components.tokens import example, patches
 
 __all__ = [

@@ -8,19 +8,19 @@ from attlas.dashboard.page import Page
 
 MODULES = (
     "overview",
-    "features",
-    "feature",
-    "survey",
-    "layers",
-    "head",
-    "health",
-    "prune",
-    "circuit",
-    "vit",
-    "vit_head",
-    "image",
-    "training",
-    "evaluation",
+    "features.table",
+    "features.feature",
+    "features.survey",
+    "heads.layers",
+    "heads.head",
+    "health.page",
+    "prune.page",
+    "circuit.page",
+    "vit.page",
+    "vit.head",
+    "image.page",
+    "saes.training",
+    "saes.evaluation",
 )
 
 

@@ -8,8 +8,8 @@ from dash import dcc, html
 
 from attlas.dashboard.components import card, columns, empty, heading, metric_cards, tag
 from attlas.dashboard.page import Data, Page, Params, link
-from attlas.dashboard.queries import Store
 from attlas.dashboard.run_kinds import KINDS, headline
+from attlas.dashboard.store import Store
 from attlas.dashboard.theme import Theme
 from attlas.data.workspace import Run
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from attlas.kernels import topk_rows
-from attlas.saes.auxk import auxk_loss
+from attlas.saes.architectures.auxk import auxk_loss
 from attlas.saes.base import SAE, LossTerms, StepContext, squared_error
 from attlas.saes.config import SAEConfig
 

@@ -13,8 +13,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from attlas.saes.architectures.auxk import auxk_loss
 from attlas.saes.architectures.batchtopk import BatchTopKSAE
-from attlas.saes.auxk import auxk_loss
 from attlas.saes.base import LossTerms, StepContext, squared_error
 
 

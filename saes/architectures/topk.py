@@ -1,7 +1,7 @@
 """TopK SAE (Gao et al. 2024, arXiv 2406.04093).
 
 f = ReLU(TopK_k((x − b_dec)·W_enc + b_enc)), so exactly k (or fewer positive) features a token and no penalty to tune;
-L = ‖x − x̂‖² + α·L_aux (see attlas.saes.auxk). Decoder rows have norm 1. Ties go to the lower index.
+L = ‖x − x̂‖² + α·L_aux (see attlas.saes.architectures.auxk). Decoder rows have norm 1. Ties go to the lower index.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from attlas.kernels import topk_encode, topk_rows
-from attlas.saes.auxk import auxk_loss
+from attlas.saes.architectures.auxk import auxk_loss
 from attlas.saes.base import SAE, LossTerms, StepContext, squared_error
 
 

@@ -34,7 +34,7 @@ def load_sae(path_or_release: str | Path, device: str = "cpu") -> SAE:
         >>> sae = attlas.load_sae("workspace/runs/sae-gpt2-mini-0a1b2c3d")
     """
     if str(path_or_release).startswith("saelens:"):
-        from attlas.saes.formats.registry import load_release
+        from attlas.saes.formats.saelens_releases import load_release
 
         return load_release(str(path_or_release)).to(device)
     path = in_workspace(Path(path_or_release).expanduser())

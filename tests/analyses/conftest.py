@@ -7,7 +7,7 @@ from typing import Protocol
 import pytest
 import torch
 
-from attlas.analyses.circuit_tasks import Task
+from attlas.analyses.tasks.task import Task
 from attlas.interp import HookedModel
 from attlas.saes.base import SAE
 from attlas.saes.config import SAEConfig

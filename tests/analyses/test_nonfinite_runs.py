@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from attlas.analyses.circuit_dla import DLAConfig, dla
-from attlas.analyses.circuit_trace import LogitTarget, trace
-from attlas.analyses.entropy import entropy
-from attlas.analyses.features import FeaturesConfig, features
-from attlas.analyses.map_anatomy import map_anatomy
-from attlas.analyses.redundancy import redundancy
-from attlas.analyses.selection_layers import selection_layers
-from attlas.analyses.window_loss import window_loss
+from attlas.analyses.attention.anatomy import map_anatomy
+from attlas.analyses.attention.head_entropy import entropy
+from attlas.analyses.attention.selection import selection_layers
+from attlas.analyses.attention.windows import window_loss
+from attlas.analyses.circuits.logit_attribution import DLAConfig, dla
+from attlas.analyses.circuits.tracing import LogitTarget, trace
+from attlas.analyses.features.describe import FeaturesConfig, features
+from attlas.analyses.redundancy.scores import redundancy
 from attlas.cli import main
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Workspace

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from attlas.analyses.table_docs import updated
 from attlas.cli import VERBS, main
-from attlas.cli.schema_docs import updated
 from attlas.data.models_catalog import EMBEDDED_DIR
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -48,7 +48,7 @@ def _no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **more: object) -> None:
         raise AssertionError("a model was opened")
 
-    for info in pkgutil.iter_modules(cli.__path__, "attlas.cli."):
+    for info in pkgutil.walk_packages(cli.__path__, "attlas.cli."):
         importlib.import_module(info.name)  # none may keep what is patched here
     monkeypatch.setattr("attlas.interp.load_model", refuse)
 

@@ -13,7 +13,7 @@ import pytest
 from attlas.cli import main
 from attlas.data.workspace import Workspace
 from attlas.saes import load_sae
-from attlas.saes.history import History
+from attlas.saes.training.history import History
 
 SIZES = ["--n-tokens", "1024", "--batch-size", "128", "--buffer-tokens", "256", "--d-sae", "16", "--k", "4"]
 TEXT = ["--seq-len", "64", "--text", "embedded:val"]
@@ -95,7 +95,7 @@ def test_sweeps_go_on_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_capture_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    from attlas.saes import store
+    from attlas.saes.training import store
 
     argv = ["capture", "--n-tokens", "4500", *TEXT, "--to", str(tmp_path / "acts")]
     stop_after(monkeypatch, store, "save_file", 3, terminate)

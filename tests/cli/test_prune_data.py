@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from attlas.cli.prune import Args, _data
-from attlas.data.images import ImageDataset
+from attlas.data.images.dataset import ImageDataset
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel

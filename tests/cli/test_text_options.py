@@ -16,8 +16,8 @@ from attlas.cli.prune import Args as PruneArgs
 from attlas.cli.prune import _data
 from attlas.errors import TextDataError
 from attlas.interp import HookedModel
-from attlas.saes.sources import held_out, load_inputs, train_and_held_out
-from attlas.saes.train_config import TrainConfig
+from attlas.saes.inputs import held_out, load_inputs, train_and_held_out
+from attlas.saes.training.config import TrainConfig
 
 
 @pytest.fixture

@@ -7,7 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from attlas.analyses.checkpoint_timeline import TimelineConfig, find_checkpoints, timeline
+from attlas.analyses.attention.anatomy import map_anatomy
+from attlas.analyses.attention.cost import CostConfig, cost_profile
+from attlas.analyses.attention.head_entropy import entropy
+from attlas.analyses.attention.head_timeline import TimelineConfig, find_checkpoints, timeline
+from attlas.analyses.attention.selection import SelectionConfig, selection_layers
+from attlas.analyses.attention.windows import WindowConfig, window_loss
 from attlas.analyses.circuits import (
     FaithfulnessConfig,
     LogitTarget,
@@ -22,34 +27,29 @@ from attlas.analyses.circuits import (
     qk_attribution,
     trace,
 )
-from attlas.analyses.collapse_demo import CollapseConfig, collapse_demo
-from attlas.analyses.cost_profile import CostConfig, cost_profile
-from attlas.analyses.entropy import entropy
-from attlas.analyses.entropy_alerts import AlertConfig
-from attlas.analyses.entropy_tracker import EntropyTracker
-from attlas.analyses.features import FeaturesConfig, features
-from attlas.analyses.head_survey import HeadSurveyConfig, head_survey
-from attlas.analyses.map_anatomy import map_anatomy
-from attlas.analyses.module_effects import module_effects
-from attlas.analyses.prune import DropCurveConfig, drop_curve
-from attlas.analyses.redundancy import redundancy
-from attlas.analyses.redundancy_timeline import redundancy_timeline
-from attlas.analyses.sae_matching import sae_matching
-from attlas.analyses.selection_layers import SelectionConfig, selection_layers
-from attlas.analyses.vit import VitConfig, vit
-from attlas.analyses.vit_patterns import VitPatternsConfig, vit_patterns
-from attlas.analyses.vit_pruning import VitPruningConfig, vit_pruning
-from attlas.analyses.vit_tokens import VitTokensConfig, vit_tokens
-from attlas.analyses.window_loss import WindowConfig, window_loss
+from attlas.analyses.features.describe import FeaturesConfig, features
+from attlas.analyses.features.matching import sae_matching
+from attlas.analyses.features.survey import HeadSurveyConfig, head_survey
+from attlas.analyses.pruning.curve import DropCurveConfig, drop_curve
+from attlas.analyses.redundancy.modules import module_effects
+from attlas.analyses.redundancy.scores import redundancy
+from attlas.analyses.redundancy.timeline import redundancy_timeline
+from attlas.analyses.stability.alerts import AlertConfig
+from attlas.analyses.stability.collapse import CollapseConfig, collapse_demo
+from attlas.analyses.stability.tracker import EntropyTracker
+from attlas.analyses.vit.heads import VitConfig, vit
+from attlas.analyses.vit.patterns.run import VitPatternsConfig, vit_patterns
+from attlas.analyses.vit.pruning import VitPruningConfig, vit_pruning
+from attlas.analyses.vit.tokens.run import VitTokensConfig, vit_tokens
 from attlas.cli import main
-from attlas.dashboard.live import Live
-from attlas.data.images import ImageDataset
+from attlas.dashboard.jobs import Live
+from attlas.data.images.dataset import ImageDataset
 from attlas.data.models_catalog import EMBEDDED_DIR
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
 from attlas.saes import EvalConfig, TrainConfig, evaluate, train_sae
-from attlas.saes.sources import Inputs
+from attlas.saes.inputs import Inputs
 
 
 @pytest.fixture(scope="module", autouse=True)

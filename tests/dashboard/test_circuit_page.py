@@ -10,14 +10,14 @@ from urllib.parse import urlencode
 
 import pytest
 
-from attlas.analyses.circuit_ablation import ablate
-from attlas.analyses.circuit_frozen import FrozenPass, parse_part
-from attlas.analyses.circuit_qk import QKConfig, qk_attribution
-from attlas.analyses.circuit_terms import FeatureTarget, LogitTarget, direct_attribution
-from attlas.analyses.circuit_trace import TraceConfig, trace
+from attlas.analyses.circuits.ablation import ablate
+from attlas.analyses.circuits.frozen import FrozenPass, parse_part
+from attlas.analyses.circuits.qk import QKConfig, qk_attribution
+from attlas.analyses.circuits.terms import FeatureTarget, LogitTarget, direct_attribution
+from attlas.analyses.circuits.tracing import TraceConfig, trace
 from attlas.dashboard.app import create_app
-from attlas.dashboard.pages import circuit
-from attlas.dashboard.queries import Store, clean
+from attlas.dashboard.pages.circuit import page as circuit
+from attlas.dashboard.store import Store, clean
 from attlas.dashboard.theme import theme
 from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel

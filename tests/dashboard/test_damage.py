@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from attlas.analyses.entropy import entropy
-from attlas.analyses.redundancy import redundancy
+from attlas.analyses.attention.head_entropy import entropy
+from attlas.analyses.redundancy.scores import redundancy
 from attlas.dashboard.app import create_app
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Workspace

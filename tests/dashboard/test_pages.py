@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from attlas.dashboard.app import create_app, free_port
 from attlas.dashboard.components import table
 from attlas.dashboard.pages import pages
-from attlas.dashboard.queries import Store, clean
+from attlas.dashboard.store import Store, clean
 from attlas.dashboard.theme import theme
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError, WorkspaceError
@@ -202,8 +202,8 @@ def test_the_survey_lists_a_heads_features_and_matches(workspace: Workspace) -> 
 def test_values_are_told_as_a_person_would() -> None:
     """A list without brackets; no interval where heads were too few for one; no command where none helps."""
     from attlas.dashboard.components.basic import empty
-    from attlas.dashboard.pages.survey import _numbers
-    from attlas.dashboard.pages.training import _setting
+    from attlas.dashboard.pages.features.survey import _numbers
+    from attlas.dashboard.pages.saes.training import _setting
 
     assert [_setting(v) for v in (["a", "b"], [], None, 16)] == ["a, b", "—", "—", "16"]
     summary = {"polysemantic": 0.8, "n_heads": 6, "polysemantic_low": None, "polysemantic_high": None}

@@ -7,11 +7,11 @@ import json
 import pytest
 import torch
 
-from attlas.analyses.drop_scores import quality
-from attlas.analyses.drop_selection import Drop, masked
+from attlas.analyses.pruning.orders import Drop, masked
+from attlas.analyses.pruning.scores import quality
 from attlas.dashboard.app import create_app
-from attlas.dashboard.pages.prune import on_curve, parse_units, ranking, sample
-from attlas.dashboard.pages.prune_view import series
+from attlas.dashboard.pages.prune.page import on_curve, parse_units, ranking, sample
+from attlas.dashboard.pages.prune.view import series
 from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
 

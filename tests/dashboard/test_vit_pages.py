@@ -14,14 +14,17 @@ import torch
 import transformers
 from PIL import Image
 
-from attlas.analyses.vit_look import feature_heat, look
-from attlas.analyses.vit_relevance import class_relevance
+from attlas.analyses.vit.one_image import feature_heat, look
+from attlas.analyses.vit.relevance import class_relevance
 from attlas.dashboard.app import create_app
-from attlas.dashboard.pages import feature, image, vit, vit_head
-from attlas.dashboard.pages.image import parse_heads
-from attlas.dashboard.queries import Store, clean
+from attlas.dashboard.pages.features import feature
+from attlas.dashboard.pages.image import page as image
+from attlas.dashboard.pages.image.page import parse_heads
+from attlas.dashboard.pages.vit import head as vit_head
+from attlas.dashboard.pages.vit import page as vit
+from attlas.dashboard.store import Store, clean
 from attlas.dashboard.theme import theme
-from attlas.data.images import load_images, to_array
+from attlas.data.images.dataset import load_images, to_array
 from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
 from attlas.saes import load_sae

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor
 
-from attlas.data.image_processor import ImageSpec, eight_bit, to_array, to_pixels
+from attlas.data.images.processor import ImageSpec, eight_bit, to_array, to_pixels
 from attlas.errors import CheckpointError, ImageDataError
 
 HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}

@@ -163,7 +163,7 @@ def test_a_site_may_be_a_heads_result_or_the_neurons(gpt2_mini: HookedModel) -> 
 
 def test_capture_writes_both(gpt2_mini: HookedModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from attlas.cli import main
-    from attlas.saes.store import read_manifest
+    from attlas.saes.training.store import read_manifest
 
     hooks = ["blocks.0.attn.hook_result", "blocks.1.mlp.hook_post"]
     to = tmp_path / "store"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attlas.data.images import ImageDataset
+from attlas.data.images.dataset import ImageDataset
 from attlas.data.models_catalog import EMBEDDED_DIR
 from attlas.data.text import TokenDataset
 from attlas.errors import (

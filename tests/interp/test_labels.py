@@ -11,26 +11,26 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
-from attlas.analyses.drop_scores import quality
-from attlas.analyses.drop_selection import Drop
-from attlas.analyses.features import FeaturesConfig, features
-from attlas.analyses.head_effects import HeadEffectsConfig, head_effects
-from attlas.analyses.logit_effects import logit_effects
-from attlas.analyses.module_effects import module_effects
-from attlas.analyses.prune_heal import HealConfig, heal
-from attlas.analyses.redundancy import RedundancyConfig
-from attlas.analyses.vit_readout import make_readout
-from attlas.analyses.what_dies import WhatDiesConfig, what_dies
-from attlas.analyses.window_loss import WindowConfig, window_loss
-from attlas.data.image_labels import match_classes
-from attlas.data.images import ImageDataset, load_images
+from attlas.analyses.attention.windows import WindowConfig, window_loss
+from attlas.analyses.features.describe import FeaturesConfig, features
+from attlas.analyses.features.logits import logit_effects
+from attlas.analyses.pruning.healing import HealConfig, heal
+from attlas.analyses.pruning.orders import Drop
+from attlas.analyses.pruning.scores import quality
+from attlas.analyses.pruning.side_effects.report import WhatDiesConfig, what_dies
+from attlas.analyses.redundancy.heads import HeadEffectsConfig, head_effects
+from attlas.analyses.redundancy.modules import module_effects
+from attlas.analyses.redundancy.scores import RedundancyConfig
+from attlas.analyses.vit.readout import make_readout
+from attlas.data.images.dataset import ImageDataset, load_images
+from attlas.data.images.labels import match_classes
 from attlas.errors import AttlasError, ConfigError
 from attlas.interp import HookedModel, load_model
 from attlas.interp.labels import classifier_labels, loss_labels
 from attlas.saes import SAEConfig, evaluate
 from attlas.saes.base import SAE
-from attlas.saes.evaluation import EvalConfig
-from attlas.saes.sources import Inputs
+from attlas.saes.evaluation.measure import EvalConfig
+from attlas.saes.inputs import Inputs
 
 NAMES = ("zebra", "Apple", "mouse, house mouse", "cup", "bear")  # far from alphabetical
 

@@ -85,17 +85,17 @@ def test_a_config_without_architectures_is_read_from_its_weights(tmp_path: Path)
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_a_backbone_has_attention_but_no_losses(family: str) -> None:
-    from attlas.analyses.circuit_frozen import FrozenPass
-    from attlas.analyses.circuit_tasks import score_task
-    from attlas.analyses.drop_scores import quality
-    from attlas.analyses.entropy import entropy
-    from attlas.analyses.head_effects import head_effects
-    from attlas.analyses.module_effects import module_effects
-    from attlas.analyses.window_loss import window_loss
+    from attlas.analyses.attention.head_entropy import entropy
+    from attlas.analyses.attention.windows import window_loss
+    from attlas.analyses.circuits.frozen import FrozenPass
+    from attlas.analyses.pruning.scores import quality
+    from attlas.analyses.redundancy.heads import head_effects
+    from attlas.analyses.redundancy.modules import module_effects
+    from attlas.analyses.tasks.task import score_task
     from attlas.data.text import TokenDataset
     from attlas.saes.base import SAE
     from attlas.saes.config import SAEConfig
-    from attlas.saes.evaluation import evaluate
+    from attlas.saes.evaluation.measure import evaluate
 
     model = load_model(_gpt2().transformer.eval() if family == "gpt2" else _llama().model.eval())
     tokens = torch.randint(0, 97, (2, 16))

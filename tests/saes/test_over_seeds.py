@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from attlas.saes.over_seeds import SWEEP_SEEDS, over_seeds
+from attlas.saes.training.over_seeds import SWEEP_SEEDS, over_seeds
 
 
 def _row(k: int, seed: int, explained: float) -> dict:

@@ -1,0 +1,60 @@
+"""What heads attend to, measured after training: entropy, distances, windows, cost."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attlas.lazy import face
+
+if TYPE_CHECKING:
+    from attlas.analyses.attention.anatomy import AnatomyConfig, AnatomyResult, map_anatomy
+    from attlas.analyses.attention.config import EntropyConfig
+    from attlas.analyses.attention.cost import CostConfig, CostResult, cost_profile
+    from attlas.analyses.attention.head_entropy import EntropyResult, entropy
+    from attlas.analyses.attention.head_timeline import TimelineConfig, TimelineResult, timeline
+    from attlas.analyses.attention.selection import SelectionConfig, SelectionResult, selection_layers
+    from attlas.analyses.attention.windows import WindowConfig, WindowResult, window_loss
+
+_PUBLIC = {
+    "AnatomyConfig": "anatomy",
+    "AnatomyResult": "anatomy",
+    "CostConfig": "cost",
+    "CostResult": "cost",
+    "EntropyConfig": "config",
+    "EntropyResult": "head_entropy",
+    "SelectionConfig": "selection",
+    "SelectionResult": "selection",
+    "TimelineConfig": "head_timeline",
+    "TimelineResult": "head_timeline",
+    "WindowConfig": "windows",
+    "WindowResult": "windows",
+    "cost_profile": "cost",
+    "entropy": "head_entropy",
+    "map_anatomy": "anatomy",
+    "selection_layers": "selection",
+    "timeline": "head_timeline",
+    "window_loss": "windows",
+}
+
+__all__ = [
+    "AnatomyConfig",
+    "AnatomyResult",
+    "CostConfig",
+    "CostResult",
+    "EntropyConfig",
+    "EntropyResult",
+    "SelectionConfig",
+    "SelectionResult",
+    "TimelineConfig",
+    "TimelineResult",
+    "WindowConfig",
+    "WindowResult",
+    "cost_profile",
+    "entropy",
+    "map_anatomy",
+    "selection_layers",
+    "timeline",
+    "window_loss",
+]
+
+__getattr__, __dir__ = face(__name__, _PUBLIC)

@@ -1,0 +1,313 @@
+"""Heads over training: entropy and head scores at every checkpoint of a folder.
+
+Two inputs a checkpoint: natural text (or images) for entropy and sinks; for language models also random tokens repeated
+once, on which induction, previous-token and duplicate-token scores are read in the second half, where an earlier copy
+exists (Olsson et al. 2022, arXiv 2209.11895). Beside every score stands its null (`birth_null`): a head is born at the first
+checkpoint from which its score stays above it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from attlas.analyses.attention.birth_null import SCORES, null_scores, repeat_scores
+from attlas.analyses.attention.head_entropy import EntropyConfig, entropy
+from attlas.data.figures import new_grid
+from attlas.data.images.dataset import ImageDataset
+from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
+from attlas.data.schema import TableSchema, column
+from attlas.data.text import TokenDataset
+from attlas.data.workspace import Ref
+from attlas.errors import CheckpointError, ConfigError
+from attlas.interp import HookedModel, load_model
+
+_F = pa.float64()
+TIMELINE = TableSchema(
+    "timeline",
+    "one head at one checkpoint",
+    (
+        column("step", pa.int64(), "steps", "training step of the checkpoint"),
+        column("checkpoint", pa.string(), "", "its folder"),
+        column("layer", pa.int16(), "", "layer index, from 0"),
+        column("head", pa.int16(), "", "head index, from 0"),
+        column("entropy", _F, "nats", "mean over queries, on the data"),
+        column("normalized", _F, "fraction", "mean of entropy / log(attendable positions), on the data"),
+        column("lower_bound", _F, "nats", "mean of Theorem 3.1's bound with s = ‖u − mean(u)‖, on the data"),
+        column("sink_mass", _F, "fraction", "mean weight on the first position, on the data"),
+        column("max_weight", _F, "fraction", "mean of a query's largest weight, on the data"),
+        column("previous_token", _F, "fraction", "mean weight on the position before; on repeated random tokens"),
+        column("duplicate_token", _F, "fraction", "mean weight on the earlier copy; on repeated random tokens"),
+        column(
+            "induction", _F, "fraction", "mean weight on the token after the earlier copy; on repeated random tokens"
+        ),
+        *(
+            column(
+                f"{name}_null", _F, "fraction", f"what {name} must exceed: 5 % of heads by chance, or other distances"
+            )
+            for name in SCORES
+        ),
+        column("loss", _F, "nats", "mean next-token loss of the checkpoint on the data; NaN for vision models"),
+        column("repeat_loss", _F, "nats", "mean loss on the second copy of the random tokens"),
+    ),
+)
+SCHEMAS = (TIMELINE,)
+
+
+@dataclass(frozen=True)
+class TimelineConfig:
+    """How to measure each checkpoint.
+
+    Attributes:
+        batch_size: sequences or images at a time.
+        repeat_length: random tokens that are repeated once (cut to fit the context window).
+        n_repeats: sequences of them.
+        seed: of the random tokens and of the null's draws.
+        n_draws: random turns of every head's queries, of the scores' null; 0: no null, and no births.
+    """
+
+    batch_size: int = 16
+    repeat_length: int = 100
+    n_repeats: int = 8
+    seed: int = 0
+    n_draws: int = 50
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.repeat_length, self.n_repeats) < 1:
+            raise ConfigError("batch_size, repeat_length and n_repeats must be 1 or more")
+        if self.n_draws < 0:
+            raise ConfigError(f"n_draws is {self.n_draws}; it must be 0 or more")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Hugging Face folder and the step it was written at."""
+
+    step: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Birth:
+    """A head whose score rose past its null between two checkpoints, and stayed above.
+
+    Attributes:
+        after: step of the checkpoint before; 0 when the first is above already.
+        by: step of the first checkpoint from which the score stays above its null.
+        score, null: at the last checkpoint, fraction.
+    """
+
+    layer: int
+    head: int
+    after: int
+    by: int
+    score: float
+    null: float
+
+
+@dataclass(frozen=True)
+class TimelineResult(Result):
+    """Columns [checkpoint, layer, head] by name, losses [checkpoint].
+
+    Attributes:
+        model: the last checkpoint.
+    """
+
+    kind: ClassVar[str] = "timeline"
+
+    checkpoints: tuple[Checkpoint, ...]
+    columns: dict[str, np.ndarray]
+    losses: dict[str, np.ndarray]
+    model: Ref
+    config: TimelineConfig
+
+    def table(self) -> pa.Table:
+        """Table timeline."""
+        n, layers, heads = self.columns["entropy"].shape
+        step, layer, head = np.meshgrid(np.arange(n), np.arange(layers), np.arange(heads), indexing="ij")
+        data: dict[str, Any] = {name: values.ravel() for name, values in self.columns.items()}
+        data |= {name: values[step.ravel()] for name, values in self.losses.items()}
+        data["step"] = [self.checkpoints[i].step for i in step.ravel()]
+        data["checkpoint"] = [self.checkpoints[i].folder.name for i in step.ravel()]
+        return TIMELINE.table(data | {"layer": layer.ravel(), "head": head.ravel()})
+
+    def tables(self) -> dict[str, pa.Table]:
+        return {"timeline": self.table()}
+
+    def births(self, score: str = "induction") -> list[Birth]:
+        """Heads whose score is above its null from some checkpoint to the last, the strongest at the end first."""
+        values, null, steps = self.columns[score], self.columns[f"{score}_null"], [c.step for c in self.checkpoints]
+        stays = np.logical_and.accumulate((values > null)[::-1])[::-1]
+        found = []
+        for layer, head in np.argwhere(stays[-1]):
+            at = int(np.argmax(stays[:, layer, head]))
+            last = float(values[-1, layer, head]), float(null[-1, layer, head])
+            found.append(Birth(int(layer), int(head), steps[at - 1] if at else 0, steps[at], *last))
+        return sorted(found, key=lambda birth: -birth.score)
+
+    def plot(self, score: str = "induction", head: tuple[int, int] | None = None) -> Any:
+        """One head's score and entropy over steps (by default the one whose score ends highest)."""
+        import plotly.graph_objects as go
+
+        if head is None:
+            at = np.unravel_index(np.nanargmax(self.columns[score][-1]), self.columns[score].shape[1:])
+            head = (int(at[0]), int(at[1]))
+        steps = [c.step for c in self.checkpoints]
+        figure = new_grid(specs=[[{"secondary_y": True}]])
+        figure.add_trace(go.Scatter(x=steps, y=self.columns[score][:, *head], name=score.replace("_", " ")))
+        if f"{score}_null" in self.columns:
+            dotted = {"dash": "dot"}
+            figure.add_trace(
+                go.Scatter(x=steps, y=self.columns[f"{score}_null"][:, *head], name="its null", line=dotted)
+            )
+        for name in ("entropy", "lower_bound"):
+            y = self.columns[name][:, *head]
+            figure.add_trace(go.Scatter(x=steps, y=y, name=f"{name.replace('_', ' ')}, nats"), secondary_y=True)
+        figure.update_layout(title=f"head {head[0]}.{head[1]} over training", xaxis_title="step")
+        figure.update_yaxes(title_text="entropy, nats", secondary_y=True)
+        return figure
+
+    def summary(self) -> dict[str, Any]:
+        """Headline numbers: the checkpoints, and the birth of the strongest induction and previous-token head."""
+        found: dict[str, Any] = {"steps": [c.step for c in self.checkpoints]}
+        found["mean_entropy_nats"] = self.columns["entropy"].mean((1, 2)).tolist()
+        for score in ("induction", "previous_token"):
+            births = self.births(score)
+            if births:
+                first = births[0]
+                found[f"{score}_head"] = f"{first.layer}.{first.head}"
+                found[f"{score}_birth"] = [first.after, first.by]
+                found[f"{score}_score"] = first.score
+                found[f"{score}_null"] = first.null
+        return found
+
+    def _origin(self) -> tuple[Ref | None, Ref | None]:
+        """The last checkpoint."""
+        return self.model, None
+
+
+def find_checkpoints(folder: str | Path, final_step: int | None = None) -> tuple[Checkpoint, ...]:
+    """Checkpoints below a folder, by step.
+
+    A checkpoint is a subfolder with config.json whose name ends in a number ("checkpoint-500", "step-02000"). When the
+    folder or its parent is a model itself, it is the last one; its step is `final_step`, or what its
+    trainer_state.json or README says ("8,847 steps"), else it is left out.
+
+    Raises:
+        CheckpointError: no such folder, or fewer than two checkpoints in it.
+    """
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise CheckpointError(f"'{root}' is not a folder; give one that holds checkpoints such as checkpoint-500/")
+    found = {}
+    for path in sorted(root.iterdir()):
+        number = re.search(r"(\d+)$", path.name)
+        if number and (path / "config.json").is_file():
+            found[int(number.group(1))] = Checkpoint(int(number.group(1)), path)
+    for path in (root, root.resolve().parent):
+        if (path / "config.json").is_file():
+            step = final_step if final_step is not None else _step_of(path)
+            if step is not None:
+                found[step] = Checkpoint(step, path)
+            break
+    if len(found) < 2:
+        raise CheckpointError(
+            f"'{root}' holds {len(found)} checkpoints; a timeline needs two or more folders named like checkpoint-500/"
+        )
+    return tuple(found[step] for step in sorted(found))
+
+
+def _step_of(folder: Path) -> int | None:
+    state = folder / "trainer_state.json"
+    if state.is_file():
+        step = json.loads(state.read_text(encoding="utf-8")).get("global_step")
+        return None if step is None else int(step)
+    card = folder / "README.md"
+    if card.is_file():
+        said = re.search(r"\b(\d[\d,]*) steps\b", card.read_text(encoding="utf-8"))
+        return int(said.group(1).replace(",", "")) if said else None
+    return None
+
+
+def timeline(
+    checkpoints: tuple[Checkpoint, ...],
+    data: Callable[[HookedModel], TokenDataset | ImageDataset],
+    config: TimelineConfig | None = None,
+    track: Track = no_track,
+    device: str = "auto",
+) -> TimelineResult:
+    """Measure every checkpoint on the same data.
+
+    Args:
+        checkpoints: from `find_checkpoints`.
+        data: the first checkpoint's model → the text or images to use for all.
+
+    Raises:
+        CheckpointError: a checkpoint's architecture differs from the first one's.
+    """
+    config = config or TimelineConfig()
+    rows: list[dict[str, np.ndarray]] = []
+    losses: list[dict[str, float]] = []
+    shape, dataset = None, None
+    for checkpoint in track(checkpoints, "checkpoints"):
+        model = load_model(checkpoint.folder, device=device)
+        cfg = model.cfg
+        shape = shape or (cfg.family, cfg.n_layers, cfg.n_heads)
+        if shape != (cfg.family, cfg.n_layers, cfg.n_heads):
+            raise CheckpointError(
+                f"'{checkpoint.folder}' is {cfg.family}, {cfg.n_layers} × {cfg.n_heads} heads; the first is {shape}"
+            )
+        dataset = dataset if dataset is not None else data(model)
+        row, loss = _measure(model, dataset, config)
+        rows.append(row)
+        losses.append(loss)
+    return TimelineResult(
+        checkpoints,
+        {name: np.stack([row[name] for row in rows]) for name in rows[0]},
+        {name: np.array([loss[name] for loss in losses]) for name in losses[0]},
+        model.ref,
+        config,
+    )
+
+
+@torch.no_grad()
+def _measure(
+    model: HookedModel, data: TokenDataset | ImageDataset, config: TimelineConfig
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    found = entropy(model, data, EntropyConfig(batch_size=config.batch_size)).columns
+    row = {name: found[name] for name in ("entropy", "normalized", "lower_bound", "sink_mass", "max_weight")}
+    losses = {"loss": np.nan, "repeat_loss": np.nan}
+    if model.cfg.family == "vit":
+        nothing = np.full_like(row["entropy"], np.nan)
+        return row | {name + end: nothing for name in SCORES for end in ("", "_null")}, losses
+    tokens = repeated_tokens(model, config)
+    row |= repeat_scores(model, tokens)
+    null = null_scores(model, tokens, config.n_draws, config.seed)
+    row |= {f"{name}_null": values for name, values in null.items()}
+    half = (tokens.shape[1] - 1) // 2
+    if model.has_head:
+        losses["repeat_loss"] = float(model.cross_entropy(tokens)[:, half:].mean())
+    if model.has_head and isinstance(data, TokenDataset):
+        parts = [model.cross_entropy(batch).mean(1) for batch in data.batches(config.batch_size)]
+        losses["loss"] = float(torch.cat(parts).mean())
+    return row, losses
+
+
+def repeated_tokens(model: HookedModel, config: TimelineConfig) -> Tensor:
+    """[n_repeats, 1 + 2·length]: BOS (or token 0), random tokens, the same again."""
+    length = min(config.repeat_length, (model.cfg.n_ctx - 1) // 2)
+    generator = torch.Generator().manual_seed(config.seed)
+    half = torch.randint(1, model.cfg.d_vocab, (config.n_repeats, length), generator=generator)
+    bos = getattr(model.tokenizer, "bos_token_id", None) or 0
+    start = torch.full((config.n_repeats, 1), bos)
+    return torch.cat([start, half, half], dim=1).to(model.device)

@@ -1,0 +1,230 @@
+"""A circuit as a graph: nodes that hold amounts, edges that say how much of one node comes from another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from attlas.analyses.circuits.frozen import Part
+from attlas.data.result import Result
+from attlas.data.schema import TableSchema, column
+from attlas.data.workspace import Ref
+from attlas.errors import ConfigError
+
+NODES = TableSchema(
+    "circuit_nodes",
+    "one node of the graph",
+    (
+        column("id", pa.string(), "", "unique name, such as feature 2/831 @5"),
+        column(
+            "kind",
+            pa.string(),
+            "",
+            "logits, feature, head, error, mlp, embed, position, bias, constant (of norms and biases) or remainder",
+        ),
+        column("layer", pa.int16(), "", "layer; −1 for embeddings, the number of layers for logits"),
+        column("position", pa.int32(), "tokens", "token position; −1 for constants and remainders"),
+        column("token", pa.string(), "", "text of the token there"),
+        column("head", pa.int16(), "", "head; −1 for none"),
+        column("feature", pa.int32(), "", "feature; −1 for none"),
+        column("value", pa.float64(), "mixed", "logits, a feature's activation, or for the rest its influence"),
+        column("influence", pa.float64(), "target", "what reaches the target through the graph's edges"),
+        column("followed", pa.bool_(), "", "whether it was traced further back"),
+        column("gap", pa.float64(), "fraction", "|Σ incoming − value| / |value| before pruning; null if not followed"),
+        column("n_terms", pa.int32(), "", "remainders: how many terms were cut off; otherwise 0"),
+        column("cut", pa.float64(), "target", "remainders: Σ |influence| of the terms cut off; otherwise 0"),
+    ),
+)
+EDGES = TableSchema(
+    "circuit_edges",
+    "one edge of the graph",
+    (
+        column("source", pa.string(), "", "id of the upstream node"),
+        column("target", pa.string(), "", "id of the node it feeds"),
+        column(
+            "via",
+            pa.string(),
+            "",
+            "value: a part of the target node's value; key, query: a part of why its head looks where it looks",
+        ),
+        column("weight", pa.float64(), "target node", "its part of the value, or of the score (less the mean score)"),
+        column("influence", pa.float64(), "target", "its part of the graph's target; 0 for keys and queries"),
+        column(
+            "loadings",
+            pa.list_(pa.float64()),
+            "target node",
+            "the weight by head: of the layer that reads it, or"
+            " into the logits of the layer that wrote it; empty where no head carries it",
+        ),
+    ),
+)
+SCHEMAS = (NODES, EDGES)
+
+
+@dataclass(frozen=True)
+class Node:
+    """See the columns of circuit_nodes."""
+
+    id: str
+    kind: str
+    layer: int
+    position: int
+    head: int = -1
+    feature: int = -1
+    value: float = 0.0
+    influence: float = 0.0
+    followed: bool = False
+    gap: float | None = None
+    n_terms: int = 0
+    cut: float = 0.0
+
+    @property
+    def part(self) -> Part:
+        """The term of the residual stream that it is."""
+        return Part(self.kind, self.layer, self.position, self.head, self.feature)
+
+
+@dataclass(frozen=True)
+class Edge:
+    """See the columns of circuit_edges."""
+
+    source: str
+    target: str
+    weight: float
+    influence: float
+    loadings: tuple[float, ...] = ()
+    via: str = "value"
+
+
+@dataclass(frozen=True)
+class CircuitGraph(Result):
+    """What a trace found.
+
+    Attributes:
+        target: id of the node that was traced.
+        nodes, edges: the target first, then from late layers to early ones.
+        tokens: token ids and their text.
+        model: name and hash.
+        saes: layer → hash of the autoencoder used there.
+        settings: threshold, top_n and so on.
+        warnings: what a reader should know, such as that the graph was cut at its largest size.
+        answers: for a logit target, token ids right and wrong.
+    """
+
+    kind: ClassVar[str] = "circuit"
+
+    target: str
+    nodes: tuple[Node, ...]
+    edges: tuple[Edge, ...]
+    tokens: tuple[int, ...]
+    token_text: tuple[str, ...]
+    model: Ref
+    saes: dict[int, str]
+    settings: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    right: tuple[int, ...] = ()
+    wrong: tuple[int, ...] = ()
+
+    def node(self, id: str) -> Node:
+        """A node by its name.
+
+        Raises:
+            ConfigError: there is none of that name; says near ones.
+        """
+        for node in self.nodes:
+            if node.id == id:
+                return node
+        from attlas.errors import nearest
+
+        raise ConfigError(f"the graph has no node '{id}'{nearest(id, [n.id for n in self.nodes])}")
+
+    def into(self, id: str) -> list[Edge]:
+        """Edges that feed a node, the largest by size first."""
+        return sorted((e for e in self.edges if e.target == id), key=lambda e: -abs(e.weight))
+
+    def out_of(self, id: str) -> list[Edge]:
+        """Edges that a node feeds, the largest by size first."""
+        return sorted((e for e in self.edges if e.source == id), key=lambda e: -abs(e.influence))
+
+    def text(self, position: int) -> str:
+        """The token at a position, "" where there is none."""
+        return self.token_text[position] if 0 <= position < len(self.token_text) else ""
+
+    @property
+    def gap(self) -> float:
+        """Largest relative gap of all followed nodes before pruning."""
+        return max((n.gap for n in self.nodes if n.gap is not None), default=0.0)
+
+    def heads(self) -> dict[tuple[int, int], float]:
+        """(layer, head) → Σ |influence| it carries: head nodes by themselves, features by their edges' loadings."""
+        found: dict[tuple[int, int], float] = {}
+        by_id = {node.id: node for node in self.nodes}
+        for node in self.nodes:
+            if node.kind == "head":
+                key = (node.layer, node.head)
+                found[key] = found.get(key, 0.0) + abs(node.influence)
+        for edge in self.edges:
+            target = by_id[edge.target]
+            if target.kind != "feature" or edge.via != "value" or not edge.loadings or edge.weight == 0:
+                continue
+            for head, loading in enumerate(edge.loadings):
+                key = (target.layer, head)
+                found[key] = found.get(key, 0.0) + abs(loading * edge.influence / edge.weight)
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    def nodes_table(self) -> pa.Table:
+        """Table circuit_nodes."""
+        names = [c.name for c in NODES.columns if c.name != "token"]
+        return NODES.table(
+            [{**{name: getattr(n, name) for name in names}, "token": self.text(n.position)} for n in self.nodes]
+        )
+
+    def edges_table(self) -> pa.Table:
+        """Table circuit_edges."""
+        return EDGES.table([{**vars(e), "loadings": list(e.loadings)} for e in self.edges])
+
+    def tables(self) -> dict[str, pa.Table]:
+        return {"circuit_nodes": self.nodes_table(), "circuit_edges": self.edges_table()}
+
+    def summary(self) -> dict[str, Any]:
+        """Headline numbers."""
+        target = self.nodes[0]
+        rest = [n for n in self.nodes if n.kind == "remainder"]
+        return {
+            "target": self.target,
+            "value": target.value,
+            "n_nodes": len(self.nodes),
+            "n_edges": len(self.edges),
+            "gap": self.gap,
+            "remainder_terms": sum(n.n_terms for n in rest),
+            "remainder": sum(n.influence for n in rest),
+            "heads": [f"{layer}.{head}" for layer, head in list(self.heads())[:5]],
+            "warnings": list(self.warnings),
+            "tokens": list(self.token_text),
+        }
+
+    def plot(self) -> Any:
+        """The graph over token positions and layers; green adds to the target, purple takes away."""
+        from attlas.analyses.circuits.graph_plot import plot
+
+        return plot(self)
+
+    def _origin(self) -> tuple[Ref | None, Ref | None]:
+        return self.model, None
+
+    def _recorded_config(self) -> dict[str, Any]:
+        return self.settings
+
+    @property
+    def _seed(self) -> int | None:
+        return 0
+
+    def _files(self) -> dict[str, Callable[[Path], Any]]:
+        """The graph whole, as the web viewer reads it."""
+        from attlas.analyses.circuits.graph_files import save_json
+
+        return {"graph/graph.json": lambda path: save_json(self, path)}

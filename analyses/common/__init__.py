@@ -1,0 +1,1 @@
+"""What several analyses need: columns, losses, means, correlations, repeated tokens."""

@@ -1,0 +1,45 @@
+"""What features of sparse autoencoders are: examples, families, heads, neighbours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attlas.lazy import face
+
+if TYPE_CHECKING:
+    from attlas.analyses.features.config import FeaturesConfig
+    from attlas.analyses.features.describe import FeaturesResult, features
+    from attlas.analyses.features.logits import logit_effects
+    from attlas.analyses.features.matching import MatchingConfig, MatchingResult, sae_matching
+    from attlas.analyses.features.shares import head_shares
+    from attlas.analyses.features.survey import HeadSurveyConfig, HeadSurveyResult, head_survey
+
+_PUBLIC = {
+    "FeaturesConfig": "config",
+    "FeaturesResult": "describe",
+    "HeadSurveyConfig": "survey",
+    "HeadSurveyResult": "survey",
+    "MatchingConfig": "matching",
+    "MatchingResult": "matching",
+    "features": "describe",
+    "head_shares": "shares",
+    "head_survey": "survey",
+    "logit_effects": "logits",
+    "sae_matching": "matching",
+}
+
+__all__ = [
+    "FeaturesConfig",
+    "FeaturesResult",
+    "HeadSurveyConfig",
+    "HeadSurveyResult",
+    "MatchingConfig",
+    "MatchingResult",
+    "features",
+    "head_shares",
+    "head_survey",
+    "logit_effects",
+    "sae_matching",
+]
+
+__getattr__, __dir__ = face(__name__, _PUBLIC)

@@ -1,0 +1,79 @@
+"""Where a long pass over the data stood, in one safetensors file, so that it goes on exactly from there."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from attlas.analyses.features.relations import Coactivation
+from attlas.analyses.features.stream import FeatureStream, Kept
+from attlas.data.files import atomic_path
+from attlas.errors import ConfigError, StorageError
+
+_SUMS = ("count", "total", "maximum", "histogram")
+_KEPT = ("key", "value", "sequence", "position")
+
+
+def save_pass(path: Path, key: str, n_batches: int, stream: FeatureStream, coactivation: Coactivation) -> None:
+    """Write the state after `n_batches`, atomically; on a full disk the earlier state is kept, with a warning.
+
+    Args:
+        key: what the pass depends on (model, SAE, data, settings); `load_pass` refuses another.
+    """
+    tensors: dict[str, Tensor] = {name: getattr(stream, name) for name in _SUMS}
+    for kept in ("top", "sample"):
+        tensors |= {f"{kept}.{name}": getattr(getattr(stream, kept), name).contiguous() for name in _KEPT}
+    tensors["generator"] = stream.generator.get_state()
+    tensors |= {f"pairs.{name}": torch.from_numpy(v) for name, v in stream.pairs().items()}
+    token, feature = coactivation.pairs()
+    tensors |= {"coactive.token": torch.from_numpy(token), "coactive.feature": torch.from_numpy(feature)}
+    values = {
+        "key": key,
+        "n_batches": n_batches,
+        "n_tokens": stream.n_tokens,
+        "n_sequences": stream.n_sequences,
+        "coactive": coactivation.seen,
+    }
+    try:
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"state": json.dumps(values)})
+    except StorageError as error:
+        warnings.warn(f"no state after batch {n_batches}: {error}; the pass goes on", stacklevel=2)
+
+
+def load_pass(path: Path, key: str, stream: FeatureStream, coactivation: Coactivation) -> int:
+    """Take up a saved state; returns the batches done, 0 when there is no file.
+
+    Raises:
+        ConfigError: the file is of another model, SAE, data set or setting, or is damaged.
+    """
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(path, "pt") as file:
+            values = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise ConfigError(f"'{path}' is no state of a features pass ({error}); delete it or give another") from None
+    if values["key"] != key:
+        raise ConfigError(
+            f"'{path}' is the state of another pass ({values['key']}), this one is {key}; delete it or give another"
+        )
+    for name in _SUMS:
+        setattr(stream, name, tensors[name])
+    for kept in ("top", "sample"):
+        setattr(stream, kept, Kept(*(tensors[f"{kept}.{name}"] for name in _KEPT)))
+    stream.generator.set_state(tensors["generator"])
+    stream.set_pairs({name: tensors[f"pairs.{name}"].numpy() for name in ("key", "sum", "n")})
+    stream.n_tokens, stream.n_sequences = values["n_tokens"], values["n_sequences"]
+    coactivation.set_pairs(
+        np.asarray(tensors["coactive.token"]), np.asarray(tensors["coactive.feature"]), values["coactive"]
+    )
+    return int(values["n_batches"])

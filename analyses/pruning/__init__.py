@@ -1,0 +1,72 @@
+"""Drop modules or heads: what it costs, which to choose, and a smaller checkpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attlas.lazy import face
+
+if TYPE_CHECKING:
+    from attlas.analyses.pruning.budget import Budget, Selection, select
+    from attlas.analyses.pruning.checkpoint import Exported, export, load_pruned
+    from attlas.analyses.pruning.curve import DropCurveResult, drop_curve
+    from attlas.analyses.pruning.curve_config import DropCurveConfig
+    from attlas.analyses.pruning.healing import HealConfig, HealResult, heal
+    from attlas.analyses.pruning.orders import Drop, last_first, masked, random_order, ranked, units
+    from attlas.analyses.pruning.side_effects.behaviours import task_losses
+    from attlas.analyses.pruning.side_effects.report import WhatDiesConfig, WhatDiesResult, what_dies
+    from attlas.analyses.pruning.surgery import build
+
+_PUBLIC = {
+    "Budget": "budget",
+    "Drop": "orders",
+    "DropCurveConfig": "curve_config",
+    "DropCurveResult": "curve",
+    "Exported": "checkpoint",
+    "HealConfig": "healing",
+    "HealResult": "healing",
+    "Selection": "budget",
+    "WhatDiesConfig": "side_effects.report",
+    "WhatDiesResult": "side_effects.report",
+    "build": "surgery",
+    "drop_curve": "curve",
+    "export": "checkpoint",
+    "heal": "healing",
+    "last_first": "orders",
+    "load_pruned": "checkpoint",
+    "masked": "orders",
+    "random_order": "orders",
+    "ranked": "orders",
+    "select": "budget",
+    "task_losses": "side_effects.behaviours",
+    "units": "orders",
+    "what_dies": "side_effects.report",
+}
+
+__all__ = [
+    "Budget",
+    "Drop",
+    "DropCurveConfig",
+    "DropCurveResult",
+    "Exported",
+    "HealConfig",
+    "HealResult",
+    "Selection",
+    "WhatDiesConfig",
+    "WhatDiesResult",
+    "build",
+    "drop_curve",
+    "export",
+    "heal",
+    "last_first",
+    "load_pruned",
+    "masked",
+    "random_order",
+    "ranked",
+    "select",
+    "task_losses",
+    "units",
+    "what_dies",
+]
+
+__getattr__, __dir__ = face(__name__, _PUBLIC)

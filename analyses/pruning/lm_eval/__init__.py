@@ -1,0 +1,1 @@
+"""Losses of a drop by the tasks of lm-evaluation-harness."""

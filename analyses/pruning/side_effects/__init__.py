@@ -1,0 +1,1 @@
+"""What else a drop changes: behaviours by task, features of autoencoders."""

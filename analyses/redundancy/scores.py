@@ -1,0 +1,147 @@
+"""Layer redundancy: how little a module turns the residual stream (He et al. 2024, arXiv 2406.15786)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from attlas.analyses.redundancy.block_runs import BLOCK_RUNS, BlockRuns, angles
+from attlas.analyses.redundancy.config import RedundancyConfig
+from attlas.data.figures import new_figure
+from attlas.data.images.dataset import ImageDataset
+from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
+from attlas.data.schema import TableSchema, column
+from attlas.data.stats import bootstrap_mean
+from attlas.data.text import TokenDataset
+from attlas.interp import HookedModel
+
+MODULES = ("attn", "mlp", "block")
+# module → residual stream before and after it
+_SPAN = {
+    "attn": ("hook_resid_pre", "hook_resid_mid"),
+    "mlp": ("hook_resid_mid", "hook_resid_post"),
+    "block": ("hook_resid_pre", "hook_resid_post"),
+}
+
+REDUNDANCY = TableSchema(
+    "redundancy",
+    "one module of one layer",
+    (
+        column("layer", pa.int16(), "", "layer index, from 0"),
+        column("module", pa.string(), "", "attn, mlp, or block (both)"),
+        column("score", pa.float64(), "1 − cosine", "1 − mean cos(x, x + module(norm(x))); near 0 is redundant"),
+        column("low", pa.float64(), "1 − cosine", "95 % bootstrap interval over sequences, lower end"),
+        column("high", pa.float64(), "1 − cosine", "95 % bootstrap interval over sequences, upper end"),
+        column("n_tokens", pa.int64(), "tokens", "tokens (or image patches) measured"),
+    ),
+)
+SCHEMAS = (REDUNDANCY, BLOCK_RUNS)
+
+
+@dataclass(frozen=True)
+class RedundancyResult(Result):
+    """Scores with intervals.
+
+    Attributes:
+        scores, low, high: float64 [layer, module], modules in the order attn, mlp, block.
+        n_tokens: tokens measured.
+        runs: runs of blocks by angular distance.
+    """
+
+    kind: ClassVar[str] = "redundancy"
+
+    scores: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    n_tokens: int
+    runs: BlockRuns
+    config: RedundancyConfig
+
+    def table(self) -> pa.Table:
+        """Table redundancy."""
+        rows = [
+            {
+                "layer": layer,
+                "module": module,
+                "score": float(self.scores[layer, slot]),
+                "low": float(self.low[layer, slot]),
+                "high": float(self.high[layer, slot]),
+                "n_tokens": self.n_tokens,
+            }
+            for layer in range(self.scores.shape[0])
+            for slot, module in enumerate(MODULES)
+        ]
+        return REDUNDANCY.table(rows)
+
+    def tables(self) -> dict[str, pa.Table]:
+        return {"redundancy": self.table(), "block_runs": self.runs.table()}
+
+    def ranking(self, modules: tuple[str, ...] = ("attn", "mlp")) -> list[tuple[int, str, float]]:
+        """(layer, module, score), the most redundant first: the joint layer drop's order."""
+        found = [
+            (layer, module, float(self.scores[layer, MODULES.index(module)]))
+            for module in modules
+            for layer in range(self.scores.shape[0])
+        ]
+        return sorted(found, key=lambda entry: entry[2])
+
+    def plot(self) -> Any:
+        """Scores by layer, one line a module, with intervals."""
+        figure = new_figure()
+        for slot, module in enumerate(MODULES):
+            y = self.scores[:, slot]
+            error = {"type": "data", "array": self.high[:, slot] - y, "arrayminus": y - self.low[:, slot]}
+            figure.add_scatter(x=np.arange(len(y)), y=y, error_y=error, name=module, mode="lines+markers")
+        figure.update_layout(xaxis_title="layer", yaxis_title="1 − cosine (low = redundant)", title="layer redundancy")
+        figure.update_xaxes(dtick=1)
+        return figure
+
+    def summary(self) -> dict[str, Any]:
+        """Headline numbers: the most redundant attention and MLP layers."""
+        found: dict[str, Any] = {"n_tokens": self.n_tokens}
+        for module in ("attn", "mlp"):
+            layer, _, score = self.ranking((module,))[0]
+            found[f"most_redundant_{module}"] = layer
+            found[f"most_redundant_{module}_score"] = score
+        for length in range(2, min(6, self.scores.shape[0])):
+            found[f"best_run_of_{length}"] = self.runs.best(length)
+        found["mean_attn"] = float(self.scores[:, 0].mean())
+        found["mean_mlp"] = float(self.scores[:, 1].mean())
+        return found
+
+
+@torch.no_grad()
+def redundancy(
+    model: HookedModel,
+    data: TokenDataset | ImageDataset,
+    config: RedundancyConfig | None = None,
+    track: Track = no_track,
+) -> RedundancyResult:
+    """Score every attention, MLP and block in one pass; cosines in float32, averaged per sequence, then over sequences."""
+    config = config or RedundancyConfig()
+    n_layers = model.cfg.n_layers
+    per_sequence: list[np.ndarray] = []
+    turned: list[np.ndarray] = []
+    n_tokens = 0
+    token = 0 if model.cfg.family == "vit" else -1
+    names = ["*.hook_resid_pre", "*.hook_resid_mid", "*.hook_resid_post"]
+    for batch in track(data.batches(config.batch_size), "redundancy"):
+        cache = model.capture(batch, names)
+        scores = np.empty((batch.shape[0], n_layers, len(MODULES)))
+        for layer in range(n_layers):
+            for slot, module in enumerate(MODULES):
+                before, after = (cache[f"blocks.{layer}.{name}"].float() for name in _SPAN[module])
+                cosine = torch.nn.functional.cosine_similarity(before, after, dim=-1)
+                scores[:, layer, slot] = 1 - cosine.mean(-1).cpu().numpy()
+        per_sequence.append(scores)
+        depths = [cache[f"blocks.{layer}.hook_resid_pre"] for layer in range(n_layers)]
+        turned.append(angles([x[:, token] for x in (*depths, cache[f"blocks.{n_layers - 1}.hook_resid_post"])]))
+        n_tokens += before.shape[0] * before.shape[1]
+    mean, low, high = bootstrap_mean(np.concatenate(per_sequence), seed=config.seed, n_samples=config.n_bootstrap)
+    runs = BlockRuns.of(np.concatenate(turned), config.seed, config.n_bootstrap)
+    return RedundancyResult(mean, low, high, n_tokens, runs, config)

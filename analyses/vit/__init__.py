@@ -1,0 +1,55 @@
+"""Vision transformers: importance of heads, patterns, token removal, one image."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attlas.lazy import face
+
+if TYPE_CHECKING:
+    from attlas.analyses.vit.config import VitConfig
+    from attlas.analyses.vit.heads import VitResult, vit
+    from attlas.analyses.vit.one_image import FeatureHeat, Look, feature_heat, look
+    from attlas.analyses.vit.patterns.run import VitPatternsConfig, VitPatternsResult, vit_patterns
+    from attlas.analyses.vit.pruning import VitPruningConfig, VitPruningResult, vit_pruning
+    from attlas.analyses.vit.tokens.run import VitTokensConfig, VitTokensResult, vit_tokens
+
+_PUBLIC = {
+    "FeatureHeat": "one_image",
+    "Look": "one_image",
+    "VitConfig": "config",
+    "VitPatternsConfig": "patterns.run",
+    "VitPatternsResult": "patterns.run",
+    "VitPruningConfig": "pruning",
+    "VitPruningResult": "pruning",
+    "VitResult": "heads",
+    "VitTokensConfig": "tokens.run",
+    "VitTokensResult": "tokens.run",
+    "feature_heat": "one_image",
+    "look": "one_image",
+    "vit": "heads",
+    "vit_patterns": "patterns.run",
+    "vit_pruning": "pruning",
+    "vit_tokens": "tokens.run",
+}
+
+__all__ = [
+    "FeatureHeat",
+    "Look",
+    "VitConfig",
+    "VitPatternsConfig",
+    "VitPatternsResult",
+    "VitPruningConfig",
+    "VitPruningResult",
+    "VitResult",
+    "VitTokensConfig",
+    "VitTokensResult",
+    "feature_heat",
+    "look",
+    "vit",
+    "vit_patterns",
+    "vit_pruning",
+    "vit_tokens",
+]
+
+__getattr__, __dir__ = face(__name__, _PUBLIC)

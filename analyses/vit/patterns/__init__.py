@@ -1,0 +1,1 @@
+"""Attention maps of a vision transformer, sampled, coded and clustered."""

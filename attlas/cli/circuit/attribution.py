@@ -1,0 +1,284 @@
+"""`attlas circuit dla`, `trace` and `qk`: what a logit difference, a feature or an attention score is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from attlas.analyses.circuits.config import DLAConfig, TraceConfig
+from attlas.cli.circuit.prompts import PromptArgs, SAEArgs, load_saes, load_task
+from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
+from attlas.data.disk import check_writable
+from attlas.errors import ConfigError, LayerRangeError
+
+if TYPE_CHECKING:
+    from attlas.analyses.circuits.frozen import FrozenPass
+    from attlas.analyses.circuits.graph import CircuitGraph
+    from attlas.analyses.circuits.validation import FaithfulnessResult
+    from attlas.analyses.tasks.task import Task
+    from attlas.data.workspace import Workspace
+    from attlas.interp import HookedModel
+
+FORMATS = (".json", ".graphml")
+_SHOWN = ("name", "contribution", "low", "high", "right", "wrong", "looks_at", "attention", "label")
+
+
+@dataclass(frozen=True)
+class Dla(SAEArgs, PromptArgs, ModelArgs, OutArgs):
+    """Split the logit difference into what each layer, head or feature adds directly (the final norm frozen).
+
+    For example:
+
+        attlas circuit dla --model smollm2-135m --task ioi --by head
+    """
+
+    config: Annotated[DLAConfig, tyro.conf.arg(name="")] = field(default_factory=DLAConfig)
+
+
+@dataclass(frozen=True)
+class Trace(SAEArgs, PromptArgs, ModelArgs, OutArgs):
+    """Trace a logit difference, or a feature, back through attention to the tokens; nothing is lost on the way.
+
+    Layers with an autoencoder (--sae) are told in features, the others in heads.
+
+    For example:
+
+        attlas circuit trace --model gpt2-mini --task induction --row 3 --out circuit.json
+        attlas circuit trace --prompt "the cat sat on the mat. the cat" --depth 3
+        attlas circuit trace -m smollm2-135m --prompt "When Anna met Tom, Tom gave a ring to" --answer " Anna" --wrong " Tom"
+    """
+
+    row: int = 0
+    """Which of the task's prompts."""
+    feature: str | None = None
+    """Trace this feature instead of the answer: layer/feature@position, such as 2/831@5."""
+    attention: bool = True
+    """Also explain where the strongest heads look, by keys and queries."""
+    faithful: bool = False
+    """Also trace every prompt of the task, and ablate what is outside the circuits, what is inside, and random ones."""
+    out: Path | None = None
+    """Also write the graph here: .json, .graphml, or .ct.json for circuit-tracer's viewer."""
+    seed: int = 0
+    """Seed of the prompts, the random circuits and the intervals."""
+    config: Annotated[TraceConfig, tyro.conf.arg(name="")] = field(default_factory=TraceConfig)
+
+
+@dataclass(frozen=True)
+class Qk(SAEArgs, PromptArgs, ModelArgs, OutArgs):
+    """Split one attention score into pairs of terms, one at the destination and one at the source.
+
+    For example:
+
+        attlas circuit qk --model gpt2-mini --task induction --row 3 --layer 3 --head 0 --src 14
+    """
+
+    layer: int | None = None
+    """Layer of the head; without --layer and --head the one that adds most to this prompt's answer is taken, and named."""
+    head: int | None = None
+    """The (query) head."""
+    dest: int = -1
+    """Destination position; negative ones count from the end."""
+    src: int | None = None
+    """Source position; by default where the head looks most from --dest, the first token aside."""
+    row: int = 0
+    """Which of the task's prompts."""
+    top_n: int = 100
+    """Pairs listed; the rest is one row."""
+    seed: int = 0
+    """Seed of the prompts."""
+
+
+def run_dla(args: Dla, out: Output) -> dict[str, Any]:
+    """Compute, save, show."""
+    from attlas.analyses.circuits.logit_attribution import dla
+
+    workspace, model = open_workspace(args), open_model(args, out)
+    task = load_task(model, args, args.config.seed, out)
+    saes = load_saes(model, args, workspace, out)
+    result = dla(model, task, args.config, saes=saes, track=out.track)
+    saved = result.save(workspace, model.ref)
+    rows = sorted(result.table().to_pylist(), key=lambda row: -abs(row["contribution"]))
+    title = (
+        f"{model.name}, {task.name}: logit difference {result.values.mean():.3f} in parts ({len(task)} prompts, seed "
+        f"{args.config.seed}; intervals are 95 % over prompts)"
+    )
+    out.table(
+        title,
+        ["part", "logits", "from", "to", "on right", "on wrong", "looks at", "attention", "label"],
+        [[r[k] for k in _SHOWN] for r in rows[:15]],
+    )
+    out.say(f"the parts miss the model's logits by {result.gap:.1e} at most; wrote run {saved.id} to {workspace.path}")
+    return {
+        "run": saved.id,
+        "task": task.name,
+        **result.summary(),
+        "rows": rows,
+        "lens": result.lens_table().to_pylist(),
+    }
+
+
+def _head(args: Qk, model: HookedModel, task: Task, frozen: FrozenPass, out: Output) -> tuple[int, int]:
+    """The head asked for; of what is left open, the one that adds most to the answer of this prompt."""
+    from attlas.analyses.circuits.logit_attribution import answers, strongest_head
+
+    if args.layer is not None:
+        model.layer(args.layer)
+    if args.head is not None and not 0 <= args.head < model.cfg.n_heads:
+        raise LayerRangeError(f"head {args.head} is out of range; {model.name} has heads 0–{model.cfg.n_heads - 1}")
+    if args.layer is not None and args.head is not None:
+        return args.layer, args.head
+    layer, head, amount = strongest_head(frozen, *answers(task, args.row), args.layer, args.head)
+    what = "logit difference" if answers(task, args.row)[2] else "logit"
+    out.say(
+        f"head {layer}.{head}: of those that --layer and --head leave it adds most to the {what} of {_one_prompt(task, args)} "
+        f"({amount:+.3f} logits, directly)"
+    )
+    return layer, head
+
+
+def _one_prompt(task: Task, args: Trace | Qk) -> str:
+    """Which prompt a number belongs to: one alone has no spread."""
+    return f"{task.name}, prompt {args.row} of {len(task)}, seed {args.seed}" if args.prompt is None else "one prompt"
+
+
+def prompt_row(task: Task, row: int) -> int:
+    """The row, when there is one."""
+    if not 0 <= row < len(task):
+        raise ConfigError(f"--row {row} is out of range; there are prompts 0–{len(task) - 1}")
+    return row
+
+
+def run_trace(args: Trace, out: Output) -> dict[str, Any]:
+    """Trace, save, show."""
+    if args.out is not None and args.out.suffix not in FORMATS:
+        raise ConfigError(f"--out '{args.out}' should end in .json, .graphml or .ct.json")
+    if args.out is not None:
+        from attlas.analyses.circuits.graph_files import check_replaceable
+
+        check_replaceable(args.out)
+        check_writable(args.out.absolute().parent)
+    workspace, model = open_workspace(args), open_model(args, out)
+    task = load_task(model, args, args.seed, out)
+    saes = load_saes(model, args, workspace, out)
+    row = prompt_row(task, args.row)
+    graph = _trace_one(model, task, row, _target(args, task, row), args, saes, out)
+    saved = graph.save(workspace)
+    found: dict[str, Any] = {"run": saved.id, "task": task.name, **graph.summary()}
+    nodes = sorted(graph.nodes[1:], key=lambda n: -abs(n.influence))[:15]
+    out.table(
+        f"{model.name}: {graph.target} = {graph.nodes[0].value:.3f}; {len(graph.nodes)} nodes, {len(graph.edges)} edges, "
+        f"largest gap {graph.gap:.1e} ({_one_prompt(task, args)})",
+        ["node", "token", "influence"],
+        [(n.id, repr(graph.text(n.position)) if n.position >= 0 else "", n.influence) for n in nodes],
+    )
+    if args.out is not None:
+        found["out"] = str(_write(graph, args.out))
+        out.say(f"wrote {args.out}")
+    if args.faithful:
+        result = _faithful(model, task, args, saes, out, workspace)
+        found["faithfulness"] = result.summary()
+    out.say(f"wrote run {saved.id} to {workspace.path}")
+    return found
+
+
+def _trace_one(
+    model: HookedModel, task: Task, row: int, target: Any, args: Trace, saes: dict[str, Any], out: Output
+) -> CircuitGraph:
+    from attlas.analyses.circuits.attention import explain_attention
+    from attlas.analyses.circuits.frozen import FrozenPass
+    from attlas.analyses.circuits.tracing import trace
+
+    frozen = FrozenPass(model, task.tokens[row], saes)
+    graph = trace(model, task.tokens[row], target, args.config, frozen=frozen, track=out.track)
+    return explain_attention(frozen, graph) if args.attention else graph
+
+
+def _target(args: Trace, task: Task, row: int) -> Any:
+    from attlas.analyses.circuits.logit_attribution import answers
+    from attlas.analyses.circuits.tracing import FeatureTarget, LogitTarget
+
+    if args.feature is None:
+        position, right, wrong = answers(task, row)
+        return LogitTarget(tuple(right), tuple(wrong), position)
+    try:
+        what, position_text = args.feature.split("@")
+        layer, feature = what.split("/")
+        return FeatureTarget(int(layer), int(feature), int(position_text))
+    except ValueError:
+        raise ConfigError(f"--feature '{args.feature}' is not understood; write layer/feature@position") from None
+
+
+def _write(graph: CircuitGraph, path: Path) -> Path:
+    from attlas.analyses.circuits.graph_files import save_circuit_tracer, save_graphml, save_json
+
+    if path.name.endswith(".ct.json"):
+        return save_circuit_tracer(graph, path, slug=path.name.removesuffix(".ct.json"))
+    return save_graphml(graph, path) if path.suffix == ".graphml" else save_json(graph, path)
+
+
+def _faithful(
+    model: HookedModel, task: Task, args: Trace, saes: dict[str, Any], out: Output, workspace: Workspace
+) -> FaithfulnessResult:
+    import numpy as np
+
+    from attlas.analyses.circuits.logit_attribution import answers
+    from attlas.analyses.circuits.tracing import LogitTarget
+    from attlas.analyses.circuits.validation import FaithfulnessConfig, faithfulness
+
+    if bool((task.tokens == task.corrupted).all()):
+        raise ConfigError("--faithful needs corrupted prompts to ablate with: give --corrupted, or use --task")
+    graphs = []
+    for row in out.track(range(len(task)), "tracing prompts"):
+        position, right, wrong = answers(task, row)
+        target = LogitTarget(tuple(right), tuple(wrong), position)
+        graphs.append(_trace_one(model, task, row, target, args, saes, out))
+    config = FaithfulnessConfig(seed=args.seed)
+    result = faithfulness(model, task, graphs, config, saes=saes, metric=task.logit_difference(), track=out.track)
+    result.save(workspace, model.ref)
+    rows = [
+        (r["kept"], r["n_units"], r["metric"], r["recovered"], r["low"], r["high"])
+        for r in result.table().to_pylist()
+        if not r["kept"].startswith(("random", "same places"))  # these are drawn from chance, and summed up below
+    ]
+    of = f"{len(task)} prompts, seed {args.seed}; intervals are 95 % over prompts"
+    out.table(f"what is left standing ({of})", ["kept", "units", "logits", "recovered", "from", "to"], rows)
+    for kind, draws in (("at random", result.random), ("at the circuit's own places", result.same_places)):
+        out.say(
+            f"{len(draws)} circuits drawn {kind} recover {np.median(draws):.1%} in the median, {min(draws):.1%} to "
+            f"{max(draws):.1%}"
+        )
+    return result
+
+
+def run_qk(args: Qk, out: Output) -> dict[str, Any]:
+    """Compute, save, show."""
+    from attlas.analyses.circuits.frozen import FrozenPass
+    from attlas.analyses.circuits.qk import QKConfig, key_contrast, qk_attribution
+
+    workspace, model = open_workspace(args), open_model(args, out)
+    task = load_task(model, args, args.seed, out)
+    saes = load_saes(model, args, workspace, out)
+    frozen = FrozenPass(model, task.tokens[prompt_row(task, args.row)], saes)
+    layer, head = _head(args, model, task, frozen, out)
+    dest, src = frozen.at(args.dest), args.src
+    if src is None:
+        row = frozen.cache[f"blocks.{layer}.attn.hook_pattern"][head, dest, : dest + 1]
+        src = int(row[1:].argmax()) + 1 if len(row) > 1 else 0
+    config = QKConfig(layer, head, dest, src, args.top_n)
+    result = qk_attribution(model, frozen.tokens, config, frozen=frozen)
+    saved = result.save(workspace)
+    text = frozen.str_tokens()
+    out.table(
+        f"head {layer}.{head}: {text[dest]!r} @{dest} → {text[frozen.at(src)]!r} @{frozen.at(src)}, score "
+        f"{result.score:.3f}, attention {result.pattern:.3f} ({_one_prompt(task, args)})",
+        ["destination", "source", "score"],
+        [(d.id, s.id, value) for d, s, value in result.pairs(12)],
+    )
+    contrast = key_contrast(frozen, layer, head, dest, src)
+    out.table("what sets the source apart from the others", ["source term", "score − mean"], contrast[:8])
+    out.say(f"wrote run {saved.id} to {workspace.path}")
+    head_at = {"layer": layer, "head": head, "dest": dest, "src": frozen.at(src)}
+    return {"run": saved.id, "task": task.name, **head_at, **result.summary(), "contrast": contrast[:20]}

@@ -1,0 +1,114 @@
+"""Prompts and autoencoders that the circuit verbs take: a task by name, or a prompt that a person types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from attlas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from attlas.analyses.tasks.task import Task
+    from attlas.cli.common import Output
+    from attlas.data.workspace import Workspace
+    from attlas.interp import HookedModel
+    from attlas.saes.base import SAE
+
+
+@dataclass(frozen=True)
+class PromptArgs:
+    """The prompts: a task's, or one's own."""
+
+    task: str = "induction-natural"
+    """Prompts with known answers (`attlas circuit tasks` lists them); not read when --prompt is given."""
+    n_prompts: int = 16
+    """How many prompts of the task."""
+    variant: str = "mixed"
+    """ioi: abba, baba or mixed."""
+    corruption: str = "abc"
+    """ioi: how the corrupted prompts differ: abc, s2 or swap."""
+    min_accuracy: float = 0.7
+    """Refuse a model that gets fewer of the task's prompts right; 0 never refuses."""
+    prompt: str | None = None
+    """Your own prompt; it ends where the answer should come."""
+    answer: str | None = None
+    """The right next token, with the space it begins with; by default the model's most likely one."""
+    wrong: str | None = None
+    """A wrong next token, for a logit difference; without it the metric is the answer's logit."""
+    corrupted: str | None = None
+    """A prompt of the same number of tokens to patch from."""
+
+
+@dataclass(frozen=True)
+class SAEArgs:
+    """The sparse autoencoders, at most one a hook."""
+
+    sae: tuple[str, ...] = ()
+    """Run ids of the workspace, folders, or saelens:RELEASE/ID; each serves the hook it was trained on."""
+
+
+def load_task(model: HookedModel, args: PromptArgs, seed: int, out: Output) -> Task:
+    """The prompts that the arguments name.
+
+    Raises:
+        TaskError: the model cannot do the task; says its accuracy.
+        PromptError: the prompts do not line up, or an answer is not one token.
+    """
+    from attlas.analyses.circuits.activation_patching import require_text_model
+    from attlas.analyses.tasks.prompts import task_from_prompts
+    from attlas.analyses.tasks.task import TaskConfig, make_task, require_ability
+
+    require_text_model(model)
+    if args.prompt is not None:
+        answer = args.answer if args.answer is not None else likely_next(model, args.prompt)
+        if args.answer is None:
+            out.say(f"answer: {answer!r}, the model's most likely next token")
+        return task_from_prompts(model, args.prompt, answer, args.wrong, args.corrupted)
+    for name in ("answer", "wrong", "corrupted"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name} belongs to --prompt; give one, or leave it out to use --task {args.task}")
+    config = TaskConfig(
+        task=args.task,
+        n_prompts=args.n_prompts,
+        variant=args.variant,
+        corruption=args.corruption,
+        seed=seed,
+        min_accuracy=args.min_accuracy,
+    )
+    task = make_task(model, config)
+    if config.min_accuracy > 0:
+        require_ability(model, task, config.min_accuracy)
+    return task
+
+
+def likely_next(model: HookedModel, prompt: str) -> str:
+    """The most likely next token's text."""
+    import torch
+
+    with torch.no_grad():
+        best = int(model(model.to_tokens(prompt))[0, -1].argmax())
+    return model.to_str_tokens([best])[0]
+
+
+def load_saes(model: HookedModel, args: SAEArgs, workspace: Workspace, out: Output) -> dict[str, SAE]:
+    """hook → autoencoder.
+
+    Raises:
+        ConfigError: two serve the same hook, or one does not say its hook.
+    """
+    from attlas.cli.export import find_sae
+    from attlas.saes import load_sae
+    from attlas.saes.decompose import check_saes
+
+    found: dict[str, SAE] = {}
+    for name in args.sae:
+        sae = load_sae(find_sae(workspace, name)[0])
+        hook = sae.cfg.hook_name
+        if not hook:
+            raise ConfigError(f"the autoencoder '{name}' does not say which hook it was trained on")
+        if hook in found:
+            raise ConfigError(f"two autoencoders serve '{hook}' (the second is '{name}'); give one a hook")
+        found[hook] = sae
+    if found:
+        out.say(f"autoencoders on {', '.join(found)}")
+    return check_saes(model, found)

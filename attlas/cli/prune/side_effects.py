@@ -1,0 +1,61 @@
+"""The part of `attlas prune --what-dies` that tells what a pruned model loses."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attlas.analyses.pruning.orders import Drop
+from attlas.analyses.pruning.side_effects.report import WhatDiesConfig, what_dies
+from attlas.cli.circuit.prompts import SAEArgs, load_saes
+from attlas.cli.common import Output
+from attlas.cli.export import find_sae
+from attlas.data.images.dataset import ImageDataset
+from attlas.data.text import TokenDataset
+from attlas.data.workspace import Workspace
+from attlas.interp import HookedModel
+
+if TYPE_CHECKING:
+    from attlas.cli.prune import Args
+
+
+def tell_what_dies(
+    model: HookedModel,
+    drop: Drop,
+    data: TokenDataset | ImageDataset,
+    args: Args,
+    workspace: Workspace,
+    out: Output,
+) -> dict[str, Any]:
+    """Compare, save, show; the run's id and summary."""
+    saes = load_saes(model, SAEArgs(args.sae), workspace, out)
+    config = WhatDiesConfig(n_prompts=args.n_prompts, batch_size=args.curve.batch_size, seed=args.curve.seed)
+    result = what_dies(model, drop, data, saes, config, track=out.track)
+    runs = [find_sae(workspace, name)[1] for name in args.sae]
+    saved = result.save(workspace, model.ref, data.ref, parents=tuple(run.id for run in runs if run is not None))
+    if result.tallies:
+        states = ("absent", "dead", "weaker", "same", "stronger", "rare")
+        counts = {hook: result.states(hook) for hook in result.tallies}
+        out.table(
+            f"features by what the drop does to them ({data.name})",
+            ["autoencoder", *states],
+            [(hook, *[found.count(state) for state in states]) for hook, found in counts.items()],
+        )
+    if result.behaviours:
+        out.table(
+            f"behaviours, {args.n_prompts} prompts each; 95 % interval of the difference",
+            ["task", "before", "after", "from", "to", "right before", "right after"],
+            [
+                [row[key] for key in ("task", "before", "after", "low", "high", "accuracy_before", "accuracy_after")]
+                for row in result.behaviours
+            ],
+        )
+        for row in result.behaviours:
+            if not row["able"]:
+                out.say(f"{row['task']}: the whole model cannot do it either")
+        most = sorted(result.heads, key=lambda row: row["induction_after"] - row["induction_before"])[:3]
+        lost = [f"{r['layer']}.{r['head']} {r['induction_before']:.2f} → {r['induction_after']:.2f}" for r in most]
+        out.say(f"induction scores that fall most: {', '.join(lost)}")
+    for task, why in result.refused.items():
+        out.say(f"{task}: {why}")
+    out.say(f"wrote run {saved.id} to {workspace.path}")
+    return {"run": saved.id, **result.summary()}

@@ -1,0 +1,1 @@
+"""The page of circuits: prompts, traces, graphs."""

@@ -1,0 +1,1 @@
+"""Pages of features: the table, one feature, the heads a layer's features name."""

@@ -1,0 +1,236 @@
+"""Features: a table that pages, sorts and filters on the server, however many features there are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dash_ag_grid as dag
+import dash_mantine_components as dmc
+from dash import html
+
+from attlas.dashboard.components import card, empty, heading, histogram, metric_cards, picker
+from attlas.dashboard.components.grid import THEME
+from attlas.dashboard.page import Data, Page, Params, integer, number, param_id
+from attlas.dashboard.store import FeatureFilter, Store
+from attlas.dashboard.theme import Theme
+from attlas.data.glossary import tooltip
+
+COLUMNS = (
+    ("feature", "Feature", 100),
+    ("density", "Density", 105),
+    ("max_act", "Max", 90),
+    ("top_head", "Head", 84),
+    ("top_head_share", "Its share", 110),
+    ("family", "Family", 116),
+    ("top_tokens", "Fires on", 250),
+    ("promoted", "Promotes", 260),
+    ("logit_z", "Top logit, sd", 118),
+    ("logit_z_null", "null, 95 %", 100),
+    ("logit_z_q", "q", 84),
+    ("neighbour_cosine", "Neighbour", 108),
+    ("neighbour_cosine_null", "null, 95 %", 100),
+    ("neighbour_cosine_q", "q", 84),
+    ("phrase", "Phrase", 90),
+    ("phrase_null", "null, 95 %", 100),
+    ("phrase_q", "q", 84),
+    ("induction", "Induction", 104),
+    ("induction_null", "its null", 92),
+    ("induction_q", "q", 84),
+    ("fall", "Causal fall", 112),
+    ("local", "Local", 90),
+    ("local_null", "its null", 92),
+    ("local_q", "q", 84),
+    ("long_range", "Long-range", 114),
+    ("long_range_null", "its null", 92),
+    ("long_range_q", "q", 84),
+)
+_FAMILIES = ("family", "induction", "fall", "local", "long_range", "phrase")
+_DIRECTIONS = ("logit_z", "neighbour_cosine")
+
+_NOTE = (
+    "Click a number to open the feature. A family's score is a share of attribution; its null is that of directions with "
+    "the same heads and density, q corrects for the number of features. Without an excess and its check: unassigned."
+)
+
+
+def chosen(params: Params) -> FeatureFilter:
+    """The filter a URL describes; densities are given as percentages of tokens."""
+    low, high = number(params, "min"), number(params, "max")
+    return FeatureFilter(
+        text=params.get("q") or None,
+        head=integer(params, "head"),
+        family=params.get("family") or None,
+        min_density=None if low is None else low / 100,
+        max_density=None if high is None else high / 100,
+    )
+
+
+def _order(params: Params) -> tuple[str, bool]:
+    sort = params.get("sort", "-max_act")
+    return sort.lstrip("-"), sort.startswith("-")
+
+
+def grid_rows(store: Store, params: Params, request: dict[str, Any]) -> dict[str, Any]:
+    """Answer one block request of the grid."""
+    run = store.pick("features", params.get("run"), params.get("model"))
+    sort, descending = _order(params)
+    if request.get("sortModel"):
+        sort, descending = request["sortModel"][0]["colId"], request["sortModel"][0]["sort"] == "desc"
+    start, end = int(request.get("startRow") or 0), int(request.get("endRow") or 100)
+    rows, total = store.features_page(run, chosen(params), sort, descending, start, end - start)
+    return {"rowData": rows, "rowCount": total}
+
+
+def data(store: Store, params: Params) -> Data:
+    """The newest (or the named) features run: choices for the filters, a first page, the density histogram."""
+    run = store.pick("features", params.get("run"), params.get("model"))
+    if run is None or store.table_file(run, "features") is None:
+        return {"run": None, "model": params.get("model")}
+    wanted = chosen(params)
+    sort, descending = _order(params)
+    offset = max(0, integer(params, "offset") or 0)
+    limit = max(1, min(1000, integer(params, "limit") or 100))
+    rows, total = store.features_page(run, wanted, sort, descending, offset, limit)
+    parent = next((r for r in store.runs("sae") if r.id in run.parents), None)
+    return {
+        "run": run.id,
+        "model": run.model.name,
+        "hook": parent.summary.get("hook") if parent else None,
+        "sae": parent.id if parent else None,
+        "runs": [{"id": r.id, "model": r.model.name, "created": r.created} for r in store.runs("features")],
+        "n_tokens": run.summary.get("n_tokens"),
+        "n_features": run.summary.get("n_features"),
+        "dead_fraction": run.summary.get("dead_fraction"),
+        "families": store.choices(run, "family"),
+        "heads": store.choices(run, "top_head"),
+        "sort": ("-" if descending else "") + sort,
+        "params": dict(params),
+        "total": total,
+        "rows": rows,
+        "has_text": not rows or any(row.get("top_tokens") or row.get("promoted") for row in rows),
+        "density_histogram": store.density_histogram(run, wanted),
+    }
+
+
+def view(data: Data, look: Theme) -> Any:
+    """Filters, the histogram, the table."""
+    lead = "What each feature of a sparse autoencoder fires on, which head writes it, and what it promotes."
+    if not data["run"]:
+        where = f" for {data['model']}" if data.get("model") else ""
+        return html.Div(
+            [
+                heading("Features", lead),
+                empty(f"No features yet{where}", "Interpret an autoencoder:", "attlas features"),
+            ]
+        )
+    params = data["params"]
+    runs = [(r["id"], f"{r['model']} · {r['created'][:16].replace('T', ' ')}") for r in data["runs"]]
+    switch = picker("run", "", runs, data["run"], runs[0][0]) if len(runs) > 1 else None
+    about = f"{data['hook'] or 'features'} of {data['model']}"
+    return html.Div(
+        [
+            heading("Features", f"{about}. {lead}", switch),
+            metric_cards(
+                [
+                    ("Features", data["n_features"], "in the dictionary"),
+                    ("Shown", data["total"], "pass the filters"),
+                    ("Tokens", data["n_tokens"], "they were measured on"),
+                    ("Dead", data["dead_fraction"], "fraction that never fired"),
+                ]
+            ),
+            card(
+                "How often they fire",
+                _densities(data, look),
+                note="Features by the share of tokens they are active on, log10; dead ones are left out.",
+            ),
+            html.Div(style={"height": "18px"}),
+            card("All features", _filters(data, params), _grid(data), note=_NOTE),
+        ]
+    )
+
+
+def _densities(data: Data, look: Theme) -> Any:
+    bins = [b for b in data["density_histogram"] if b["bin"] is not None]
+    if not bins:
+        return html.P("No live feature passes the filters.", className="note")
+    return histogram(
+        [b["bin"] for b in bins], 0.25, [b["count"] for b in bins], look, x_title="log10 density", y_title="features", log=False
+    )  # fmt: skip
+
+
+def _filters(data: Data, params: Params) -> Any:
+    family = params.get("family", "")
+    head = params.get("head", "")
+    return html.Div(
+        [
+            dmc.TextInput(
+                id=param_id("q"),
+                value=params.get("q", ""),
+                label="Token, or #feature",
+                placeholder="e.g. the, #12",
+                size="xs",
+                debounce=400,
+                className="search",
+            ),
+            picker("head", "Top head", [("", "Any head"), *[(str(h), f"Head {h}") for h in data["heads"]]], head, ""),
+            picker("family", "Family", [("", "Any family"), *[(f, f) for f in data["families"]]], family, ""),
+            _number("min", "Min density, %", params),
+            _number("max", "Max density, %", params),
+        ],
+        className="filters",
+    )
+
+
+def _number(name: str, label: str, params: Params) -> dmc.TextInput:
+    value = params.get(name, "")
+    return dmc.TextInput(
+        id=param_id(name),
+        value=value,
+        label=label,
+        size="xs",
+        debounce=500,
+        className="small-input",
+    )
+
+
+def _grid(data: Data) -> Any:
+    number_format = {"function": "sig(params.value)"}
+    definitions: list[dict[str, Any]] = []
+    for field, title, width in COLUMNS:
+        if field.startswith((*_DIRECTIONS, "phrase")) and data["rows"] and data["rows"][0].get(field) is None:
+            continue  # runs without that null
+        if not data["has_text"] and (field in ("top_tokens", "promoted") or field.startswith(_FAMILIES)):
+            continue
+        column: dict[str, Any] = {"field": field, "headerName": title, "width": width, "sortable": True}
+        column["headerTooltip"] = tooltip(field)
+        if field == "feature":
+            column |= {"cellRenderer": "FeatureLink", "cellRendererParams": {"run": data["run"]}, "pinned": "left"}
+        elif field == "top_head_share":
+            column |= {"cellRenderer": "Share"}
+        elif field in ("density", "max_act") or field.startswith((*_FAMILIES[1:], *_DIRECTIONS)):
+            column |= {"valueFormatter": number_format, "type": "rightAligned"}
+        if data["sort"].lstrip("-") == field:
+            column["sort"] = "desc" if data["sort"].startswith("-") else "asc"
+        definitions.append(column)
+    return html.Div(
+        dag.AgGrid(
+            id="grid",
+            columnDefs=definitions,
+            rowModelType="infinite",
+            getRowId="params.data.feature.toString()",
+            defaultColDef={"resizable": True, "suppressMovable": True, "sortingOrder": ["desc", "asc", None]},
+            dashGridOptions={
+                "cacheBlockSize": 100,
+                "maxBlocksInCache": 20,
+                "rowHeight": 34,
+                "headerHeight": 36,
+                "infiniteInitialRowCount": min(100, max(1, data["total"])),
+                "theme": {"function": THEME},
+            },
+            style={"height": "560px", "width": "100%"},
+        ),
+        className="grid-box",
+    )
+
+
+PAGE = Page("/features", "Features", data, view)

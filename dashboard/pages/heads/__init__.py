@@ -1,0 +1,1 @@
+"""Pages of heads: layers by head, and one head."""

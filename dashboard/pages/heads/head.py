@@ -1,0 +1,260 @@
+"""One head: its numbers and label, how its attention spreads, its history, and its map of any text, computed on demand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from dash import dcc, html
+
+from attlas.dashboard.components import (
+    button_link,
+    card,
+    columns,
+    empty,
+    heading,
+    job_panel,
+    metric_cards,
+    picker,
+    table,
+    tag,
+    text_box,
+)
+from attlas.dashboard.components import head_figures as views
+from attlas.dashboard.jobs import Job
+from attlas.dashboard.page import Data, Page, Params, integer, link
+from attlas.dashboard.pages.heads.metrics import head_rows, named
+from attlas.dashboard.store import Row, Store
+from attlas.dashboard.theme import Theme
+
+MOST_TOKENS = 96
+EXAMPLES = {
+    "names": "When Mary and John went to the store, John gave a drink to Mary. Then Mary and John went home.",
+    "repeat": "one seven blue harbour nine copper lantern, and again: one seven blue harbour nine copper lantern",
+    "prose": "The old bridge over the river had been closed since the flood, and nobody in the town could say when it "
+    "would open again.",
+}
+_SCORES = ("induction", "previous_token", "duplicate_token")
+
+
+def data(store: Store, params: Params) -> Data:
+    """The rows of one head, and the work that draws its map."""
+    model = params.get("model")
+    entropy, anatomy = (store.pick(kind, params.get("run"), model) for kind in ("entropy", "anatomy"))
+    newest = entropy or anatomy
+    model = model or (newest.model.name if newest else None)
+    if anatomy and anatomy.model.name != model:
+        anatomy = store.pick("anatomy", None, model)
+    heads, metrics = head_rows(store, entropy, anatomy)
+    places = [(row["layer"], row["head"]) for row in heads]
+    layer, head = integer(params, "layer"), integer(params, "head")
+    place = (layer or 0, head or 0)
+    shown = next((row for row in heads if (row["layer"], row["head"]) == place), None)
+    found: Data = {
+        "model": model,
+        "layer": place[0],
+        "head": place[1],
+        "places": places,
+        "entropy_run": entropy.id if entropy else None,
+        "anatomy_run": anatomy.id if anatomy else None,
+        "numbers": shown,
+        "metrics": metrics,
+        "beside": [row for row in heads if row["layer"] == place[0]],
+        "vision": bool(store.pick("vit", None, model)) if model else False,
+    }
+    if shown is None:
+        return found
+    one = {"layer": place[0], "head": place[1]}
+    timeline = store.pick("timeline", params.get("run"), model)
+    found["masses"] = store.rows(anatomy, "map_mass", ("kind", "at"), **one)
+    found["received"] = store.rows(anatomy, "map_columns", ("position",), **one)
+    found["timeline"] = store.rows(timeline, "timeline", ("step",), **one)
+    found["vision"] = found["vision"] or shown.get("previous_token") is None
+    return found if found["vision"] else found | _live(store, params, str(model), place)
+
+
+def _live(store: Store, params: Params, model: str, place: tuple[int, int]) -> Data:
+    example = params.get("example", "names")
+    example = example if example in EXAMPLES else "names"
+    text = params.get("text") or EXAMPLES[example]
+
+    def work(job: Job) -> dict[str, Any]:
+        hooked = store.live.model(model)
+        job.check()
+        tokens = hooked.to_tokens(text)[:, :MOST_TOKENS]
+        name = f"blocks.{place[0]}.attn.hook_pattern"
+        return {"tokens": hooked.to_str_tokens(tokens), "patterns": hooked.capture(tokens, name)[name][0].cpu().numpy()}
+
+    title = f"attention of layer {place[0]} of {model}"
+    job = store.live.job(("attention", model, place[0], text), title, work, seconds=60)
+    found: Data = {"example": example, "text": params.get("text", ""), "job": job.describe(), "live": job.poll()}
+    result = job.result
+    if result is None:
+        return found
+    pattern = result["patterns"][place[1]].astype(np.float64)
+    row_entropy = -(pattern * np.log(np.maximum(pattern, 1e-30))).sum(-1)
+    n = len(result["tokens"])
+    at = (params.get("to") or "").split(":")[0]
+    found["tokens"], found["pattern"] = result["tokens"], np.round(pattern, 6)
+    found["row_entropy"] = np.round(row_entropy, 5)
+    found["to"] = min(int(at), n - 1) if at.isdecimal() else n - 1
+    return found
+
+
+def view(data: Data, look: Theme) -> Any:
+    """Numbers and pickers, then the map, then distributions, then history."""
+    if data["numbers"] is None:
+        return _absent(data)
+    label = data["numbers"].get("label")
+    title = f"Head {data['layer']}.{data['head']}"
+    lead = f"How one head of {data['model']} attends."
+    return html.Div(
+        [
+            heading(title, lead, *_pickers(data)),
+            html.P([tag(label), html.Span(_label_note(data["numbers"]), className="note")]) if label else None,
+            _numbers(data),
+            _vision(data) if data["vision"] else _map(data, look),
+            _distributions(data, look),
+            _history(data, look),
+        ]
+    )
+
+
+def _absent(data: Data) -> Any:
+    if not data["places"]:
+        where = f" of {data['model']}" if data["model"] else ""
+        return html.Div(
+            [
+                heading("Head", "How one head attends."),
+                empty(f"No heads{where} yet", "Measure how every head attends:", "attlas entropy --model gpt2-mini"),
+            ]
+        )
+    to_layers = dcc.Link("all heads", href=link("/layers", model=data["model"]))
+    return html.Div(
+        [
+            heading(
+                f"No head {data['layer']}.{data['head']}",
+                f"{data['model']} has heads up to {'.'.join(map(str, data['places'][-1]))}.",
+            ),
+            html.P(["Choose one from ", to_layers, "."]),
+        ]
+    )
+
+
+def _pickers(data: Data) -> list[Any]:
+    layers = sorted({layer for layer, _ in data["places"]})
+    heads = sorted(head for layer, head in data["places"] if layer == data["layer"])
+    at = [tuple(place) for place in data["places"]].index((data["layer"], data["head"]))
+    near = [data["places"][i] if 0 <= i < len(data["places"]) else None for i in (at - 1, at + 1)]
+    hrefs = [link("/head", model=data["model"], layer=p[0], head=p[1]) if p else None for p in near]
+    return [
+        picker("layer", "Layer", [(str(i), str(i)) for i in layers], str(data["layer"]), "0"),
+        picker("head", "Head", [(str(i), str(i)) for i in heads], str(data["head"]), "0"),
+        button_link("Head before", hrefs[0], rel="prev"),
+        button_link("Next head", hrefs[1], rel="next"),
+    ]
+
+
+def _label_note(row: Row) -> str:
+    score = row.get("label_score")
+    return f" score {score:.2f}" if score is not None else " no score passes its threshold"
+
+
+def _numbers(data: Data) -> Any:
+    row = data["numbers"]
+    shown = ("entropy", "normalized", "sink_mass", "previous_token", "repeat_induction", "induction", "mean_distance")
+    cards = metric_cards([(named(m)[0], row.get(m), named(m)[1]) for m in shown])
+    full = [{"score": named(m)[0], "value": row.get(m), "unit": named(m)[1]} for m in data["metrics"]]
+    names = {"score": "score", "value": "value", "unit": "unit"}
+    return html.Div([cards, table(full, names, summary="Every score of this head")])
+
+
+def _vision(data: Data) -> Any:
+    href = link("/vit-head", model=data["model"], layer=data["layer"], head=data["head"])
+    words: list[Any] = [
+        "This head looks at image patches. ",
+        dcc.Link("Its mean map, rings and importance", href=href),
+        ".",
+    ]
+    return columns(card("Its maps", html.P(words), span=2))
+
+
+def _map(data: Data, look: Theme) -> Any:
+    options = [("names", "Names"), ("repeat", "A repeated list"), ("prose", "A sentence")]
+    controls = [
+        picker("example", "Example", options, data["example"], "names"),
+        text_box("text", "Your text", data["text"], hint=EXAMPLES[data["example"]]),
+    ]
+    parts = [*controls, job_panel(data["job"])]
+    note = (
+        f"Weights for the text as it is now, at most {MOST_TOKENS} tokens. Rows attend to columns; hover for the tokens, "
+        "click a row to read it below."
+    )
+    if "pattern" not in data:
+        return columns(card("Its map of a text", *parts, note=note, span=2))
+    tokens, to = data["tokens"], data["to"]
+    weights = data["pattern"][to]
+    entropy = data["row_entropy"][to]
+    said = f"Token {to}, {views.visible(tokens[to])!r}, attends with an entropy of {entropy:.3f} nats to:"
+    return html.Div(
+        [
+            columns(
+                card("Its map of a text", *parts, views.attention(tokens, data["pattern"], to, look), note=note, span=2)
+            ),
+            columns(
+                card("One row", html.P(said, className="note"), views.tinted(tokens, weights, to)),
+                card(
+                    "Entropy of each row",
+                    views.row_entropy(tokens, data["row_entropy"], look),
+                    note="Nats by position; the faint line is log n, attention spread evenly over what the row may see.",
+                ),
+            ),
+        ]
+    )
+
+
+def _distributions(data: Data, look: Theme) -> Any:
+    spread = None
+    if data["numbers"].get("q50") is not None:
+        spread = card(
+            "Entropy over queries",
+            views.quantiles(data["beside"], data["head"], look),
+            note="5, 25, 50, 75 and 95 % quantiles, nats; this head among those of its layer.",
+        )
+    if not data["masses"]:
+        return columns(
+            spread,
+            empty(
+                "No anatomy of its maps yet",
+                "Distances, top keys, columns and a label:",
+                f"attlas entropy anatomy --model {data['model']}",
+            ),
+        )
+    return html.Div(
+        [
+            columns(spread, views.distance_card(data["masses"], look)),
+            columns(views.top_k_card(data["masses"], look), views.received_card(data["received"], look)),
+        ]
+    )
+
+
+def _history(data: Data, look: Theme) -> Any:
+    if not data["timeline"]:
+        return empty("No history of it yet", "Measure checkpoints of its training:", "attlas entropy --checkpoints DIR")
+    scored = [s for s in _SCORES if data["timeline"][-1].get(f"{s}_null") is not None]
+    nulls = {f"{s}_null": f"{s.replace('_', ' ')}, null" for s in scored}
+    return card(
+        "Over training",
+        views.history(data["timeline"], _SCORES, look),
+        table(
+            data["timeline"],
+            {"step": "step", "entropy": "entropy, nats", "lower_bound": "bound", **{s: s for s in _SCORES}, **nulls},
+            summary="The numbers",
+        ),
+        note="Scores on repeated random tokens (left), entropy and its lower bound on the data in nats (right). The band is "
+        "where a score passes its null (thin: queries turned at random, and other distances) to stay above: the head's birth.",
+        span=2,
+    )
+
+
+PAGE = Page("/head", "Head", data, view, nav=False)

@@ -1,0 +1,1 @@
+"""The page of a training's attention: entropy over steps, and alerts."""

@@ -1,0 +1,1 @@
+"""The page of one image, analysed while one looks."""

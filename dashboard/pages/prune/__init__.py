@@ -1,0 +1,1 @@
+"""The page of pruning: curves, drops, exported checkpoints."""

@@ -1,0 +1,1 @@
+"""Pages of autoencoders: training runs and evaluations."""

@@ -1,0 +1,1 @@
+"""Pages of vision transformers: heads by layer, patterns, one head."""

@@ -1,0 +1,255 @@
+"""Every question the pages ask of a workspace, answered by DuckDB.
+
+Paths come from the manifest alone: a run id in a URL is looked up there before any file is touched. Values are always
+bound as parameters, and column names are checked against the table's own before they enter a statement.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+
+from attlas.dashboard.jobs import Live
+from attlas.data.workspace import Run, Workspace
+from attlas.errors import WorkspaceError
+
+Row = dict[str, Any]
+_KEPT_IN_MEMORY = 3
+
+
+def clean(value: Any) -> Any:
+    """Plain JSON values: numpy to Python, NaN and infinity to None."""
+    if isinstance(value, np.ndarray):
+        return [clean(v) for v in value.tolist()]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(k): clean(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [clean(v) for v in value]
+    return value
+
+
+@contextmanager
+def _unreadable() -> Iterator[None]:
+    """DuckDB's errors as one line."""
+    try:
+        yield
+    except duckdb.Error as error:
+        line = str(error).strip().splitlines()[0][:200]
+        raise WorkspaceError(f"a table cannot be read ({line}); run the job that wrote it again") from error
+
+
+@dataclass(frozen=True)
+class FeatureFilter:
+    """What the Features page narrows its table by; None leaves a criterion out.
+
+    Attributes:
+        text: substring of the top or promoted tokens, case ignored; "#12" means feature 12.
+        head: top head.
+        family: family label.
+        min_density, max_density: share of tokens the feature is active on.
+    """
+
+    text: str | None = None
+    head: int | None = None
+    family: str | None = None
+    min_density: float | None = None
+    max_density: float | None = None
+
+
+class Store:
+    """A workspace, opened for reading.
+
+    Args:
+        path: the workspace folder; it may not exist yet.
+        models: name → folder, of models for live work that are neither embedded nor fetched.
+    """
+
+    def __init__(self, path: str | Path, models: Mapping[str, str] | None = None) -> None:
+        self.workspace = Workspace(path)
+        self.live = Live(models)
+        self._db = duckdb.connect(
+            ":memory:", config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+        )
+        self._lock = threading.Lock()
+        self._loaded: dict[tuple[str, int], str] = {}
+        self._serial = 0
+
+    @property
+    def path(self) -> Path:
+        return self.workspace.path
+
+    # -- runs ------------------------------------------------------------------------------------------------------
+
+    def runs(self, kind: str | None = None, model: str | None = None) -> list[Run]:
+        """Runs, newest first."""
+        return self.workspace.runs(kind, model=model)
+
+    def models(self) -> list[str]:
+        """Names of the models any run is about, in order of first appearance from the newest."""
+        try:
+            return list(dict.fromkeys(run.model.name for run in self.runs()))
+        except WorkspaceError:  # the page itself says so
+            return []
+
+    def pick(self, kind: str, run_id: str | None = None, model: str | None = None) -> Run | None:
+        """The run named in the URL when it is of this kind, else the newest of the model."""
+        runs = self.runs(kind)
+        named = next((run for run in runs if run.id == run_id), None)
+        if named or not runs:
+            return named
+        return next((run for run in runs if run.model.name == model), None if model else runs[0])
+
+    # -- tables ----------------------------------------------------------------------------------------------------
+
+    def table_file(self, run: Run | None, table: str) -> Path | None:
+        """The Parquet file, whole as it was written, or None when the run has no such table.
+
+        Raises:
+            WorkspaceError: it is damaged.
+        """
+        return None if run is None or table not in run.tables else self.workspace.table_path(run, table)
+
+    def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
+        """Run one statement on a cursor of its own, so that requests may run at once.
+
+        Raises:
+            WorkspaceError: DuckDB cannot read a file; which.
+        """
+        with self._db.cursor() as cursor, _unreadable():
+            cursor.execute(sql, list(parameters))
+            names = [d[0] for d in cursor.description or ()]
+            return [{n: clean(v) for n, v in zip(names, row, strict=True)} for row in cursor.fetchall()]
+
+    def columns(self, run: Run | None, table: str) -> list[str]:
+        """Column names, empty when there is no such table."""
+        path = self.table_file(run, table)
+        if path is None:
+            return []
+        return [r["column_name"] for r in self.query("DESCRIBE SELECT * FROM read_parquet(?)", [str(path)])]
+
+    def rows(
+        self, run: Run | None, table: str, order: Sequence[str] = (), limit: int = 20_000, **equal: Any
+    ) -> list[Row]:
+        """Rows whose columns equal the given values, ordered by those `order` columns that exist."""
+        path = self.table_file(run, table)
+        columns = self.columns(run, table)
+        if path is None or not set(equal) <= set(columns):
+            return []
+        where = " AND ".join(f'"{name}" = ?' for name in equal) or "true"
+        by = ", ".join(f'"{name}"' for name in order if name in columns)
+        sql = f"SELECT * FROM read_parquet(?) WHERE {where} {'ORDER BY ' + by if by else ''} LIMIT ?"
+        return self.query(sql, [str(path), *equal.values(), limit])
+
+    def arrays(self, run: Run | None, name: str) -> dict[str, np.ndarray]:
+        """Arrays of a run, empty when it has none of that name."""
+        return {} if run is None or name not in run.arrays else self.workspace.read_arrays(run, name)
+
+    # -- features --------------------------------------------------------------------------------------------------
+
+    def _in_memory(self, path: Path, columns: Sequence[str]) -> str:
+        """Name of an in-memory copy of a features table: sorting 10^6 rows is then a matter of milliseconds."""
+        key = (str(path), path.stat().st_mtime_ns)
+        with self._lock:
+            if key not in self._loaded:
+                text = [c for c in ("top_tokens", "promoted") if c in columns]
+                haystack = f"lower(concat_ws(' ', {', '.join(text)}))" if text else "''"
+                self._serial += 1
+                name = f"features_{self._serial}"
+                with _unreadable():
+                    self._db.execute(
+                        f"CREATE TABLE {name} AS SELECT *, {haystack} AS _search FROM read_parquet(?)", [str(path)]
+                    )
+                while len(self._loaded) >= _KEPT_IN_MEMORY:
+                    self._db.execute(f"DROP TABLE {self._loaded.pop(next(iter(self._loaded)))}")
+                self._loaded[key] = name
+            return self._loaded[key]
+
+    def _features(self, run: Run | None, chosen: FeatureFilter) -> tuple[str, str, list[Any], list[str]] | None:
+        """(table name, where clause, its parameters, columns), or None without a features table."""
+        path = self.table_file(run, "features")
+        if path is None:
+            return None
+        columns = self.columns(run, "features")
+        tests: list[tuple[str, str, Any]] = [
+            ("top_head", "top_head = ?", chosen.head),
+            ("family", "family = ?", chosen.family),
+            ("density", "density >= ?", chosen.min_density),
+            ("density", "density <= ?", chosen.max_density),
+        ]
+        number = re.fullmatch(r"#(\d{1,9})", chosen.text.strip()) if chosen.text else None
+        if number:
+            tests.append(("feature", "feature = ?", int(number[1])))
+        elif chosen.text:
+            tests.append(("feature", "contains(_search, ?)", chosen.text.lower().strip()))
+        used = [(sql, value) for column, sql, value in tests if value is not None and column in columns]
+        where = " AND ".join(sql for sql, _ in used) or "true"
+        return self._in_memory(path, columns), where, [value for _, value in used], columns
+
+    def features_page(
+        self,
+        run: Run | None,
+        chosen: FeatureFilter,
+        sort: str = "feature",
+        descending: bool = False,
+        offset: int = 0,
+        limit: int = 100,
+    ) -> tuple[list[Row], int]:
+        """One page of the features table and the number of rows that pass the filter."""
+        found = self._features(run, chosen)
+        if found is None:
+            return [], 0
+        table, where, values, columns = found
+        by = sort if sort in columns else "feature"
+        direction = "DESC" if descending else "ASC"
+        total = self.query(f"SELECT count(*) AS n FROM {table} WHERE {where}", values)[0]["n"]
+        rows = self.query(
+            f"SELECT * EXCLUDE (_search) FROM {table} WHERE {where} "
+            f'ORDER BY "{by}" {direction} NULLS LAST, feature LIMIT ? OFFSET ?',
+            [*values, max(0, min(limit, 1000)), max(0, offset)],
+        )
+        return rows, total
+
+    def density_histogram(self, run: Run | None, chosen: FeatureFilter) -> list[Row]:
+        """Features a quarter decade of density; dead features are the row with bin null."""
+        found = self._features(run, chosen)
+        if found is None or "density" not in found[3]:
+            return []
+        table, where, values, _ = found
+        return self.query(
+            "SELECT CASE WHEN density > 0 THEN floor(log10(density) * 4) / 4 END AS bin, count(*) AS count "
+            f"FROM {table} WHERE {where} GROUP BY 1 ORDER BY 1 NULLS FIRST",
+            values,
+        )
+
+    def choices(self, run: Run | None, column: str) -> list[Any]:
+        """Distinct values of a low-cardinality column of the features table."""
+        found = self._features(run, FeatureFilter())
+        if found is None or column not in found[3]:
+            return []
+        sql = f'SELECT DISTINCT "{column}" AS value FROM {found[0]} WHERE "{column}" IS NOT NULL ORDER BY 1 LIMIT 500'
+        return [row["value"] for row in self.query(sql)]
+
+    def beside(self, run: Run | None, feature: int) -> tuple[int | None, int | None]:
+        """The ids before and after a feature."""
+        found = self._features(run, FeatureFilter())
+        if found is None:
+            return None, None
+        row = self.query(
+            f"SELECT max(feature) FILTER (feature < ?) AS before, min(feature) FILTER (feature > ?) AS after "
+            f"FROM {found[0]}",
+            [feature, feature],
+        )[0]
+        return row["before"], row["after"]

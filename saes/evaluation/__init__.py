@@ -1,0 +1,1 @@
+"""Evaluation of sparse autoencoders: reconstruction, losses, controls, behaviours."""

@@ -1,0 +1,385 @@
+"""Evaluate a sparse autoencoder where it is used: reconstruction, and what the model loses when it is spliced in.
+
+Two passes over the data, for all SAEs together. The first, which stops at the last hook, takes means and covariances; the
+second runs the model clean once, and from there with zero and mean ablation and with every SAE and control spliced in, at
+the positions that count (see `attlas.saes.positions`). Definitions are in `METRICS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
+from attlas.data.stats import bootstrap_ratio, count_mean
+from attlas.data.workspace import Ref
+from attlas.errors import ConfigError, NonFiniteError
+from attlas.saes.base import SAE
+from attlas.saes.evaluation.behaviour import CleanRun
+from attlas.saes.evaluation.config import EvalConfig
+from attlas.saes.evaluation.controls import Subject, encode_once, make_control, sae_subject
+from attlas.saes.evaluation.tables import DENSITY, EVALUATION, METRICS
+from attlas.saes.identity import check_sae
+from attlas.saes.inputs import Inputs, as_hooked
+from attlas.saes.positions import Positions, positions_for
+from attlas.saes.splice import put_rows
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from attlas.data.images.dataset import ImageDataset
+    from attlas.data.text import TokenDataset
+    from attlas.interp import HookedModel
+
+SAMPLE_ROWS = 8_192
+COUNTED = ("accuracy_clean", "accuracy_spliced", "accuracy_zero")  # of images answered rightly
+LOGIT_BUDGET = 2**26  # floats of one batch's logits, so that a large vocabulary does not fill the memory
+
+
+@dataclass(frozen=True)
+class EvalResult(Result):
+    """Metrics of an SAE and its controls.
+
+    Attributes:
+        rows: of the table "evaluation".
+        density_F: share of tokens each feature was active on, float64 [F].
+        config: of the evaluation.
+        model_ref, data_ref: what it ran on.
+        sae_hash: the SAE's.
+    """
+
+    kind: ClassVar[str] = "sae_eval"
+
+    rows: list[dict[str, Any]]
+    density_F: np.ndarray
+    config: EvalConfig
+    model_ref: Ref
+    data_ref: Ref
+    sae_hash: str
+
+    def value(self, metric: str, subject: str = "sae") -> float:
+        """One number.
+
+        Raises:
+            ConfigError: it was not measured.
+        """
+        for row in self.rows:
+            if row["metric"] == metric and row["subject"] == subject:
+                return float(row["value"])
+        raise ConfigError(f"'{metric}' of '{subject}' was not measured")
+
+    def table(self) -> pa.Table:
+        """All metrics (schema `EVALUATION`)."""
+        return EVALUATION.table(self.rows)
+
+    def density_table(self) -> pa.Table:
+        """Histogram of log10 activation densities, half-decades (schema `DENSITY`)."""
+        alive = self.density_F[self.density_F > 0]
+        edges = np.arange(-6, 0.5, 0.5)
+        counts, _ = np.histogram(np.log10(alive).clip(edges[0], edges[-1]), bins=edges)
+        rows = [
+            {"bin_left": float(left), "bin_right": float(right), "count": int(n)}
+            for left, right, n in zip(edges[:-1], edges[1:], counts, strict=True)
+        ]
+        dead = {"bin_left": None, "bin_right": None, "count": int((self.density_F == 0).sum())}
+        return DENSITY.table([dead, *rows])
+
+    def tables(self) -> dict[str, pa.Table]:
+        """All tables by name."""
+        return {"evaluation": self.table(), "density": self.density_table()}
+
+    def summary(self) -> dict[str, Any]:
+        """The SAE's metrics by name, and explained variance of each control."""
+        found: dict[str, Any] = {row["metric"]: row["value"] for row in self.rows if row["subject"] == "sae"}
+        for row in self.rows:
+            if row["subject"] != "sae" and row["metric"] in ("explained_variance", "ce_recovered"):
+                found[f"{row['metric']}_{row['subject']}"] = row["value"]
+        return found | {"n_tokens": self.rows[0]["n_tokens"], "sae": self.sae_hash}
+
+    def plot(self) -> go.Figure:
+        """Explained variance and CE recovered of the SAE beside its controls, with intervals."""
+        from attlas.saes.plots import evaluation_figure
+
+        return evaluation_figure(self.rows)
+
+    def _origin(self) -> tuple[Ref | None, Ref | None]:
+        return self.model_ref, self.data_ref
+
+    def _recorded_config(self) -> dict[str, Any]:
+        return {"evaluation": self.config, "sae": self.sae_hash}
+
+    @property
+    def _seed(self) -> int | None:
+        return self.config.eval_seed
+
+    def _arrays(self) -> dict[str, dict[str, np.ndarray]]:
+        return {"density": {"density": self.density_F}}
+
+
+@torch.no_grad()
+def evaluate(
+    sae: SAE,
+    model: HookedModel,
+    data: Inputs | TokenDataset | ImageDataset,
+    config: EvalConfig | None = None,
+    *,
+    hook: str | None = None,
+    track: Track = no_track,
+) -> EvalResult:
+    """Measure an SAE on held-out data.
+
+    Args:
+        sae: any SAE that Attlas reads.
+        model: the model it belongs to; a TransformerBridge or a Hugging Face module will do.
+        data: tokens or images it was not trained on.
+        config: what to measure.
+        hook: where to splice it in; None takes the SAE's own.
+        track: progress bar.
+
+    Raises:
+        ConfigError: the SAE does not say its hook and none is given, or its d_in is not the hook's width.
+        HookNameError: the model has no such hook.
+
+    Example:
+        >>> result = evaluate(sae, model, load_tokens("embedded:val", model.tokenizer, n_tokens=65_536))
+        >>> result.value("ce_recovered")
+    """
+    return evaluate_all([(sae, hook)], model, data, config, track=track)[0]
+
+
+@torch.no_grad()
+def evaluate_all(
+    saes: Sequence[tuple[SAE, str | None]],
+    model: HookedModel,
+    data: Inputs | TokenDataset | ImageDataset,
+    config: EvalConfig | None = None,
+    *,
+    track: Track = no_track,
+) -> list[EvalResult]:
+    """`evaluate` for many SAEs of one model: the clean passes are shared, and ablations between SAEs of one hook.
+
+    Args:
+        saes: each with its hook, or None for its own.
+
+    Raises: as `evaluate`.
+    """
+    config, model = config or EvalConfig(), as_hooked(model)
+    from attlas.interp.labels import classifier_labels
+
+    if model.cfg.family != "vit":
+        model.require_head("loss to recover")
+    inputs = Inputs.of(data)
+    places = [
+        Place(check_sae(sae, model, hook), positions_for(model, config.skip_positions, config.exclude_tokens, sae.cfg))
+        for sae, hook in saes
+    ]
+    for place in places:
+        place.positions.require_some(inputs.tensor)
+    batches = _batches(inputs, model, config)
+    truth = classifier_labels(model, inputs, warn=True)  # in the classifier's numbering
+    moments = _moments(model, inputs, batches, list(dict.fromkeys(places)), track)
+    trials = [_Trial(sae, place, moments[place], config) for (sae, _), place in zip(saes, places, strict=True)]
+    hooks = list(dict.fromkeys(place.hook for place in places))
+    for picked in track(batches, "evaluating"):
+        batch = inputs.tensor[picked].to(model.device)
+        labels = truth[picked].to(model.device) if truth is not None else None
+        run = CleanRun(model, batch, labels, hooks) if config.functional else None
+        cache = run.cache if run is not None else model.capture(batch, hooks)
+        ablated: dict[Place, dict[str, np.ndarray]] = {}
+        for trial in trials:
+            if run is not None and trial.place not in ablated:
+                ablated[trial.place] = _ablations(run, trial.place, trial.mean_D)
+            trial.add(batch, cache[trial.place.hook], run, ablated.get(trial.place, {}))
+    return [trial.result(model.ref, inputs.ref, len(inputs.tensor)) for trial in trials]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an SAE is measured: a hook, and the positions that count."""
+
+    hook: str
+    positions: Positions
+
+    def rows(self, batch: Tensor, activation: Tensor) -> tuple[Tensor, Tensor]:
+        """Activations float32 [N, D] at the positions that count, and those positions, bool [B, T]."""
+        keep_BT = self.positions.mask(batch, activation.shape[1])
+        if not bool(torch.isfinite(activation).all()):
+            raise NonFiniteError(f"'{self.hook}' holds NaN or infinity; load the model in float32")
+        return activation.flatten(2)[keep_BT].float(), keep_BT
+
+
+class _Trial:
+    """One SAE and its controls, measured batch by batch."""
+
+    def __init__(self, sae: SAE, place: Place, moments: tuple[Tensor, Tensor, Tensor], config: EvalConfig) -> None:
+        self.sae, self.place, self.config = sae, place, config
+        self.mean_D, covariance_DD, sample_ND = moments
+        self.fired_F = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.W_dec.device)
+        k = max(1, min(round(float(encode_once(sae, sample_ND)[1].float().mean())), sae.cfg.d_in))
+        self.subjects = [sae_subject(sae, self.fired_F)]
+        for name in config.controls:
+            self.subjects.append(make_control(name, sae, self.mean_D, covariance_DD, sample_ND, k, config.eval_seed))
+        self.collected: dict[str, list[dict[str, np.ndarray]]] = {subject.name: [] for subject in self.subjects}
+
+    def add(self, batch: Tensor, activation: Tensor, run: CleanRun | None, ablated: dict[str, np.ndarray]) -> None:
+        """One batch; what is spliced in is the reconstruction that was measured."""
+        x_ND, keep_BT = self.place.rows(batch, activation)
+        for subject in self.subjects:
+            x_hat_ND, active_N = subject.reconstruct(x_ND)
+            stats = _reconstruction(x_ND, x_hat_ND, active_N, self.mean_D, keep_BT)
+            if run is not None:
+                other = run.patched(self.place.hook, put_rows(x_hat_ND, keep_BT))
+                stats |= run.sums | ablated | run.compare("spliced", other)
+            self.collected[subject.name].append(stats)
+
+    def result(self, model: Ref, data: Ref, n_sequences: int) -> EvalResult:
+        """Ratios and their intervals, over all batches."""
+        n_tokens = sum(int(stats["n"].sum()) for stats in self.collected["sae"])
+        density_F = self.fired_F.cpu().double().numpy() / n_tokens
+        rows = []
+        for subject in self.subjects:
+            parts = self.collected[subject.name]
+            metrics = _intervals({key: np.concatenate([s[key] for s in parts]) for key in parts[0]}, self.config)
+            if subject.name == "sae":
+                metrics["dead_fraction"] = (float((density_F == 0).mean()), None, None)
+            rows += _rows(subject, metrics, n_sequences=n_sequences, n_tokens=n_tokens)
+        return EvalResult(rows, density_F, self.config, model, data, self.sae.hash)
+
+
+def _ablations(run: CleanRun, place: Place, mean_D: Tensor) -> dict[str, np.ndarray]:
+    """Sums with 0, and with the mean, at the positions that count."""
+    _, keep_BT = place.rows(run.batch, run.cache[place.hook])
+    sums: dict[str, np.ndarray] = {}
+    for name, row_D in (("zero", torch.zeros_like(mean_D)), ("mean", mean_D)):
+        patch = put_rows(row_D.expand(int(keep_BT.sum()), -1), keep_BT)
+        sums |= run.compare(name, run.patched(place.hook, patch))
+    return sums
+
+
+def _batches(inputs: Inputs, model: HookedModel, config: EvalConfig) -> list[Tensor]:
+    """Index batches, smaller where one batch's logits would be large."""
+    n, size = len(inputs.tensor), config.eval_batch
+    if model.cfg.family != "vit" and config.functional:
+        size = max(1, min(size, LOGIT_BUDGET // (inputs.tensor.shape[1] * model.cfg.d_vocab)))
+    elif model.cfg.family == "vit":
+        size *= 8
+    return list(torch.arange(n).split(size))
+
+
+def _moments(
+    model: HookedModel, inputs: Inputs, batches: Sequence[Tensor], places: Sequence[Place], track: Track
+) -> dict[Place, tuple[Tensor, Tensor, Tensor]]:
+    """Mean [D], covariance [D,D] (float64) and a sample of rows of every place, from one pass that stops after the last."""
+    if not batches:
+        raise ConfigError("there are no sequences to evaluate on; give more tokens or images")
+    hooks = list(dict.fromkeys(place.hook for place in places))
+    totals: dict[Place, list[Tensor]] = {}
+    samples: dict[Place, list[Tensor]] = {place: [] for place in places}
+    for picked in track(batches, "measuring activations"):
+        batch = inputs.tensor[picked].to(model.device)
+        cache = model.capture(batch, hooks)
+        for place in places:
+            rows_ND, _ = place.rows(batch, cache[place.hook])
+            double = rows_ND.double()
+            sums = [double.sum(0), double.T @ double, torch.tensor(float(len(rows_ND)), dtype=torch.float64)]
+            totals[place] = [a + b for a, b in zip(totals[place], sums, strict=True)] if place in totals else sums
+            room = SAMPLE_ROWS - sum(len(part) for part in samples[place])
+            if room > 0:
+                samples[place].append(rows_ND[:room])
+    found = {}
+    for place, (total_D, products_DD, n) in totals.items():
+        mean_D = total_D / float(n)
+        covariance_DD = products_DD / float(n) - torch.outer(mean_D, mean_D)
+        found[place] = (mean_D.float(), covariance_DD, torch.cat(samples[place]))
+    return found
+
+
+def _reconstruction(
+    x_ND: Tensor, x_hat_ND: Tensor, active_N: Tensor, mean_D: Tensor, keep_BT: Tensor
+) -> dict[str, np.ndarray]:
+    """Sums over each sequence, float64 [B], from which every ratio is made."""
+    centred_ND = x_ND - mean_D
+    error_N, variance_N = (x_ND - x_hat_ND).pow(2).sum(-1), centred_ND.pow(2).sum(-1)
+    per_token = {
+        "n": torch.ones(len(x_ND), device=x_ND.device),
+        "error": error_N,
+        "variance": variance_N,
+        "explained": 1 - error_N / variance_N.clamp_min(1e-30),
+        "aligned": ((x_hat_ND - mean_D) * centred_ND).sum(-1),
+        "cosine": torch.nn.functional.cosine_similarity(x_ND, x_hat_ND, dim=-1),
+        "active": active_N,
+    }
+    sequence_N = keep_BT.nonzero()[:, 0]
+    empty = torch.zeros(len(keep_BT), dtype=torch.float64, device=x_ND.device)
+    return {name: empty.index_add(0, sequence_N, t.double()).cpu().numpy() for name, t in per_token.items()}
+
+
+def _ratios(s: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Each metric as (numerator, denominator) of a ratio of sums over sequences, from sums over each sequence."""
+    found = {
+        "l0": (s["active"], s["n"]),
+        "explained_variance": (s["variance"] - s["error"], s["variance"]),
+        "explained_variance_token": (s["explained"], s["n"]),
+        "squared_error": (s["error"], s["n"]),
+        "cosine": (s["cosine"], s["n"]),
+        "shrinkage_slope": (s["aligned"], s["variance"]),
+    }
+    if "predictions" in s:
+        m = s["predictions"]
+        found |= {f"ce_{name}": (s[f"ce_{name}"], m) for name in ("clean", "spliced", "zero", "mean")}
+        found["ce_increase"] = (s["ce_spliced"] - s["ce_clean"], m)
+        found["ce_recovered"] = (s["ce_zero"] - s["ce_spliced"], s["ce_zero"] - s["ce_clean"])
+        found["ce_recovered_mean"] = (s["ce_mean"] - s["ce_spliced"], s["ce_mean"] - s["ce_clean"])
+    means = ("kl", "kl_zero", *COUNTED, "output_cosine", "output_cosine_zero", "output_cosine_mean")
+    return found | {name: (s[name], s["outputs"]) for name in means if name in s}
+
+
+def _intervals(
+    arrays: dict[str, np.ndarray], config: EvalConfig
+) -> dict[str, tuple[float, float | None, float | None]]:
+    """Each metric with its interval over sequences or images (see `attlas.data.stats`), None where there is none."""
+    found: dict[str, tuple[float, float | None, float | None]] = {}
+    for name, (above, below) in _ratios(arrays).items():
+        if config.n_bootstrap == 0:
+            total = below.sum()
+            found[name] = (float(above.sum() / total) if total else float("nan"), None, None)
+            continue
+        if name in COUNTED:
+            interval = count_mean(above, level=config.confidence)
+        else:
+            how = {"n_samples": config.n_bootstrap, "seed": config.eval_seed}
+            interval = bootstrap_ratio(above, below, level=config.confidence, **how)
+        value, low, high = (float(end) for end in interval)
+        found[name] = (value, low, high) if np.isfinite(low) else (value, None, None)
+    return found
+
+
+def _rows(
+    subject: Subject,
+    metrics: dict[str, tuple[float, float | None, float | None]],
+    *,
+    n_sequences: int,
+    n_tokens: int,
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "subject": subject.name,
+            "metric": name,
+            "value": value,
+            "low": low,
+            "high": high,
+            "unit": METRICS[name].unit,
+            "description": METRICS[name].definition,
+            "note": subject.note,
+            "n_sequences": n_sequences,
+            "n_tokens": n_tokens,
+        }
+        for name, (value, low, high) in metrics.items()
+    ]

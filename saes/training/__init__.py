@@ -1,0 +1,1 @@
+"""Training of sparse autoencoders: activations in, a run of the workspace out."""

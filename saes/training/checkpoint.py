@@ -1,0 +1,93 @@
+"""Checkpoints of a training run: one safetensors file, with its JSON values in the header, replaced atomically."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from attlas.data.files import atomic_path
+from attlas.errors import CheckpointError, ConfigError, StorageError
+from attlas.saes.training.buffer import MixingBuffer
+from attlas.saes.training.trainer import Trainee
+
+NAME = "checkpoint.safetensors"
+
+
+def save_checkpoint(
+    folder: Path, step: int, trainees: list[Trainee], buffer: MixingBuffer, config: dict[str, Any], rows: list[Any]
+) -> bool:
+    """Write the whole state after `step` steps.
+
+    False, and the earlier checkpoint kept, when a weight is not finite, or, with a warning, when there is no room.
+    """
+    if not all(trainee.finite() for trainee in trainees):
+        return False
+    tensors, values = buffer.state()
+    kept: dict[str, Any] = {"step": step, "buffer": values, "config": config, "rows": rows, "trainees": {}}
+    for trainee in trainees:
+        more, kept["trainees"][trainee.name] = trainee.state()
+        tensors |= more
+    # safetensors refuses tensors that share memory, and the buffer's rows are a slice of a larger block
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    try:
+        with atomic_path(folder / NAME) as temporary:
+            save_file(tensors, temporary, metadata={"state": json.dumps(kept)})
+    except StorageError as error:
+        warnings.warn(f"no checkpoint of step {step}: {error}; training goes on", stacklevel=2)
+        return False
+    return True
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """Whether a training left one in this folder."""
+    return (folder / NAME).is_file()
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """(tensors, values), or None where there is no checkpoint.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as handle:
+            values = json.loads(handle.metadata()["state"])
+            return {name: handle.get_tensor(name) for name in handle.keys()}, values  # noqa: SIM118
+    except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"'{path}' is damaged ({error}); delete it to start over") from error
+
+
+def restore_checkpoint(
+    folder: Path, trainees: list[Trainee], buffer: MixingBuffer, config: dict[str, Any]
+) -> tuple[int, list[Any]]:
+    """Bring trainees and buffer to the saved step; (0, []) when there is no checkpoint.
+
+    Raises:
+        ConfigError: the checkpoint is of another configuration, model or data; the first difference is named.
+        CheckpointError: the file is damaged or incomplete.
+    """
+    found = read_checkpoint(folder)
+    if found is None:
+        return 0, []
+    tensors, values = found
+    for key in sorted(config.keys() | values["config"].keys()):
+        before, now = values["config"].get(key), config.get(key)
+        if before != now:
+            raise ConfigError(
+                f"the checkpoint in '{folder}' has {key}={before!r} and this run {now!r}; start without resume"
+            )
+    for trainee in trainees:
+        if trainee.name not in values["trainees"]:
+            raise CheckpointError(f"the checkpoint in '{folder}' does not hold '{trainee.name}'; start without resume")
+        trainee.restore(tensors, values["trainees"][trainee.name])
+    buffer.restore(tensors, values["buffer"], trainees[0].silent_F.device)
+    return int(values["step"]), list(values["rows"])

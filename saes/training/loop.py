@@ -1,0 +1,154 @@
+"""The training loop. It reads from top to bottom; nothing is called back but `on_step`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attlas.data.progress import Track, no_track
+from attlas.data.workspace import jsonable
+from attlas.errors import NonFiniteError
+from attlas.saes.base import LossTerms, StepContext
+from attlas.saes.training.buffer import MixingBuffer
+from attlas.saes.training.checkpoint import restore_checkpoint, save_checkpoint
+from attlas.saes.training.config import TrainConfig
+from attlas.saes.training.history import History
+from attlas.saes.training.trainer import Trainee
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What `on_step` is told after every step.
+
+    Attributes:
+        step: steps done.
+        n_steps: steps of the run.
+        tokens: activations trained on so far.
+        tokens_per_second: over the last logged stretch, 0 before the first.
+        seconds_left: at that rate.
+        rows: curve rows added at this step, one an SAE; empty between logged steps.
+    """
+
+    step: int
+    n_steps: int
+    tokens: int
+    tokens_per_second: float
+    seconds_left: float
+    rows: tuple[dict[str, Any], ...]
+
+
+OnStep = Callable[[Progress], None]
+
+
+def train_loop(
+    trainees: list[Trainee],
+    buffer: MixingBuffer,
+    config: TrainConfig,
+    *,
+    folder: Path | None = None,
+    resume: bool = False,
+    identity: Mapping[str, str] | None = None,
+    track: Track = no_track,
+    on_step: OnStep | None = None,
+) -> History:
+    """Train all SAEs on the same batches.
+
+    Args:
+        trainees: they are changed in place.
+        buffer: source of activations for every hook that the trainees read.
+        config: schedule and sizes.
+        folder: for `training.jsonl` and checkpoints; None keeps neither.
+        resume: go on from the folder's checkpoint, when it has one.
+        identity: hashes of model and data, kept in the checkpoint; going on with others is refused.
+        track: progress bar.
+        on_step: told of every step.
+
+    Raises:
+        ConfigError: the checkpoint is of another configuration, model or data.
+        NonFiniteError: a loss is NaN or infinite; the folder's checkpoint is of an earlier, finite step.
+    """
+    record = jsonable(config) | dict(identity or {})
+    start, rows = restore_checkpoint(folder, trainees, buffer, record) if folder is not None and resume else (0, [])
+    history = History(folder, rows)
+    saved = start
+    rate, since, since_step = 0.0, time.perf_counter(), start
+
+    for step in track(range(start, config.n_steps), "training", config.n_steps - start):
+        batch = buffer.next_batch(config.batch_size)
+        lr_factor, warmth = config.lr_factor(step), config.warmth(step)
+        logged = (step + 1) % config.log_every == 0 or step + 1 == config.n_steps
+        new_rows = []
+
+        for trainee in trainees:
+            x_BD = batch[trainee.hook] * trainee.scale
+            dead_F = trainee.dead(config.dead_tokens)
+            if trainee.fused is not None:
+                terms = trainee.fused.step(x_BD, dead_F, trainee.learning_rate * lr_factor)
+                _require_finite(trainee, terms, step, saved, folder)
+            else:
+                terms = trainee.sae.loss(x_BD, StepContext(dead_F=dead_F, warmth=warmth))
+                _require_finite(trainee, terms, step, saved, folder)
+                trainee.optimizer.zero_grad(set_to_none=True)
+                terms.total.backward()
+                trainee.sae.before_step()
+                if config.clip is not None:
+                    torch.nn.utils.clip_grad_norm_(trainee.sae.parameters(), config.clip)
+                trainee.set_learning_rate(lr_factor)
+                trainee.optimizer.step()
+                trainee.sae.after_step()
+            trainee.count(terms.fired_F, len(x_BD))
+
+            if logged:
+                new_rows.append(_row(trainee, terms, x_BD, dead_F, step, config))
+
+        if logged:
+            now = time.perf_counter()
+            rate = (step + 1 - since_step) * config.batch_size / max(now - since, 1e-9)
+            since, since_step = now, step + 1
+            for row in new_rows:
+                row["tokens_per_second"] = rate
+                history.add(row)
+        due = config.checkpoint_every and (step + 1) % config.checkpoint_every == 0
+        if folder is not None and due and save_checkpoint(folder, step + 1, trainees, buffer, record, history.rows):
+            saved = step + 1
+        if on_step is not None:
+            left = (config.n_steps - step - 1) * config.batch_size / rate if rate else float("inf")
+            on_step(Progress(step + 1, config.n_steps, (step + 1) * config.batch_size, rate, left, tuple(new_rows)))
+    return history
+
+
+def _row(
+    trainee: Trainee, terms: LossTerms, x_BD: Tensor, dead_F: Tensor, step: int, config: TrainConfig
+) -> dict[str, Any]:
+    """One row of the curve (see `history.TRAINING`)."""
+    loss, mse = float(terms.total.detach()), float(terms.parts["mse"])
+    variance = float((x_BD - x_BD.mean(0)).pow(2).sum(-1).mean())
+    return {
+        "sae": trainee.name,
+        "hook": trainee.hook,
+        "step": step + 1,
+        "tokens": (step + 1) * config.batch_size,
+        "loss": loss,
+        "mse": mse,
+        "penalty": loss - mse,
+        "l0": float(terms.l0),
+        "explained_variance": 1 - mse / max(variance, 1e-30),
+        "dead_fraction": float(dead_F.float().mean()),
+        "learning_rate": trainee.learning_rate * config.lr_factor(step),
+    }
+
+
+def _require_finite(trainee: Trainee, terms: LossTerms, step: int, saved: int, folder: Path | None) -> None:
+    if bool(torch.isfinite(terms.total)):
+        return
+    kept = f"the checkpoint of step {saved} in '{folder}' is kept" if saved else "no checkpoint had been written"
+    raise NonFiniteError(
+        f"the loss of '{trainee.name}' became {float(terms.total.detach())} at step {step + 1}; {kept}; "
+        f"lower the learning rate (it was {trainee.learning_rate:.2g}) or keep normalise on"
+    )

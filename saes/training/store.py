@@ -1,0 +1,301 @@
+"""Training from activations on disk: captured once, read as often as wanted, checked as they are read.
+
+    store/
+      capture.json           what is captured: model, data, hooks, type; written first
+      shards.jsonl           a line a finished shard: file, rows, SHA-256; an interrupted capture goes on after them
+      manifest.json          the two in one, written last: without it the store is unfinished
+      shard-00000.safetensors  one forward pass: {hook: [rows, D]}
+
+A folder that holds anything else is a stranger's and is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import json
+import shutil
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load, save_file
+
+from attlas.data.disk import check_writable, disk_errors
+from attlas.data.files import atomic_path, check_name, sha256_file, write_text_atomic
+from attlas.data.models_catalog import lasting_name
+from attlas.data.progress import Track, no_track
+from attlas.data.workspace import Ref
+from attlas.errors import CheckpointError, ConfigError, WorkspaceError
+from attlas.saes.activations import Rows, capture_rows
+from attlas.saes.inputs import Inputs
+from attlas.saes.positions import positions_for
+from attlas.saes.training.buffer import Source
+from attlas.saes.training.config import TrainConfig
+
+if TYPE_CHECKING:
+    from attlas.interp import HookedModel
+
+FORMAT = 1
+_PLAN, _DONE, _MANIFEST = "capture.json", "shards.jsonl", "manifest.json"
+
+
+def store_source(
+    model: HookedModel, inputs: Inputs, hooks: Sequence[str], config: TrainConfig, track: Track = no_track
+) -> Source:
+    """Chunks read from the folder `config.store`, which is written first where it is not there.
+
+    Args:
+        hooks: all hooks to capture, or some of those that the finished store holds.
+
+    Raises:
+        ConfigError: the folder holds activations of another model, data, hooks or type, or other files; or the disk
+            is too small.
+        CheckpointError: a shard is damaged (when it is read).
+    """
+    folder = config.store
+    assert folder is not None
+    wanted = _wanted(model, inputs, hooks, config)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        manifest = _write(folder, model, inputs, hooks, config, wanted, track)
+    held = list(manifest["hooks"])
+    agreed = {"hooks": held, "inputs": manifest["inputs"]} if set(hooks) <= set(held) else {}
+    _agree(folder, manifest, wanted | agreed)
+    shards: list[dict[str, Any]] = manifest["shards"]
+    verified: set[int] = set()
+
+    def source(chunk: int) -> Rows:
+        epoch, part = divmod(chunk, len(shards))
+        order = torch.randperm(len(shards), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + epoch))
+        number = int(order[part])
+        path = folder / shards[number]["file"]
+        if number not in verified and (not path.is_file() or sha256_file(path) != shards[number]["sha256"]):
+            raise CheckpointError(f"'{path}' is damaged or missing; delete '{folder}' to capture it again")
+        verified.add(number)
+        rows = load(path.read_bytes())
+        return {name: rows[name].to(model.device) for name in hooks}
+
+    return source
+
+
+def check_store(folder: Path) -> None:
+    """Refuse a folder that is neither new, empty, nor a store of ours, or that cannot be written; before any work.
+
+    Raises:
+        ConfigError: it holds something else, which is named.
+        StorageError: it is read-only, or its disk is full.
+    """
+    if folder.is_dir() and read_manifest(folder) is None:
+        known = (_PLAN, _DONE) if (folder / _PLAN).is_file() else ()
+        ours = [p for p in sorted(folder.iterdir()) if p.name in known or (known and _is_shard(p))]
+        strangers = [p.name for p in sorted(folder.iterdir()) if p not in ours]
+        if strangers:
+            raise ConfigError(
+                f"'{folder}' holds {strangers[0]!r} and no activation store of attlas; give a new or empty folder"
+            )
+    check_writable(folder)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a finished store, or None where there is none.
+
+    Raises:
+        ConfigError: the manifest.json there is another program's.
+        CheckpointError: it is damaged.
+    """
+    path = folder / _MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"'{path}' is damaged ({error}); delete '{folder}' to capture it again") from error
+    if not isinstance(manifest, dict) or "shards" not in manifest or "format" not in manifest:
+        raise ConfigError(f"'{path}' is not an activation store's; give a new or empty folder")
+    types = {"format": int, "model": str, "data": str, "hooks": list, "inputs": int, "shards": list, "bytes": int}
+    odd = next((key for key, kind in types.items() if not isinstance(manifest.get(key), kind)), None)
+    if odd is None and not all(isinstance(hook, str) for hook in manifest["hooks"]):
+        odd = "hooks"
+    if odd is None and not (manifest["shards"] and all(_is_record(shard) for shard in manifest["shards"])):
+        odd = "shards"
+    if odd is None and not isinstance(manifest.get("settings", {}), dict):
+        odd = "settings"
+    if odd is not None:
+        raise CheckpointError(f"'{path}': '{odd}' is damaged; delete '{folder}' to capture it again")
+    return dict(manifest)
+
+
+def _is_record(shard: Any) -> bool:
+    try:
+        check_name(shard["file"], "shard")
+        return isinstance(shard["rows"], int) and isinstance(shard["sha256"], str)
+    except (WorkspaceError, KeyError, TypeError):
+        return False
+
+
+def _is_shard(path: Path) -> bool:
+    return path.name.lstrip(".").startswith("shard-") or path.name.startswith(
+        (f".{_DONE}", f".{_MANIFEST}", f".{_PLAN}")
+    )
+
+
+def _wanted(model: HookedModel, inputs: Inputs, hooks: Sequence[str], config: TrainConfig) -> dict[str, Any]:
+    """What a store must hold so that training on it equals training on the model itself."""
+    positions = positions_for(model, config.skip_positions, config.exclude_tokens)
+    return {
+        "format": FORMAT,
+        "model": model.weight_hash,
+        "data": inputs.ref.hash,
+        "hooks": list(hooks),
+        "dtype": config.activation_dtype,
+        "skip_positions": positions.skip,
+        "exclude_tokens": list(positions.names),
+        "inputs": len(inputs.tensor),
+    }
+
+
+def _agree(folder: Path, manifest: dict[str, Any], wanted: dict[str, Any]) -> None:
+    for key, value in wanted.items():
+        if manifest.get(key, [] if key == "exclude_tokens" else None) != value:
+            raise ConfigError(
+                f"the activation store '{folder}' has {key}={manifest.get(key)!r}, this run needs {value!r}; "
+                "give another folder or delete it"
+            )
+
+
+def _write(
+    folder: Path,
+    model: HookedModel,
+    inputs: Inputs,
+    hooks: Sequence[str],
+    config: TrainConfig,
+    wanted: dict[str, Any],
+    track: Track,
+) -> dict[str, Any]:
+    """Capture everything once. The size is known, stated and compared with the free disk before the first shard."""
+    check_store(folder)
+    positions = positions_for(model, config.skip_positions, config.exclude_tokens)
+    positions.require_some(inputs.tensor)
+    dtype = getattr(torch, config.activation_dtype)
+    batches = inputs.tensor.split(config.capture_batch)
+    plan = {**wanted, "capture_batch": config.capture_batch}
+    done = _finished(folder, plan)
+    probe = capture_rows(model, batches[0], hooks, positions)
+    a_row = sum(rows.shape[-1] for rows in probe.values()) * dtype.itemsize
+    needed = a_row * len(next(iter(probe.values()))) // len(batches[0]) * len(inputs.tensor)
+    left = needed * (len(batches) - len(done)) // len(batches)
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    if left * 1.02 > free:
+        raise ConfigError(
+            f"the activation store '{folder}' needs {left / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; "
+            "take fewer tokens or hooks, or --activation-dtype bfloat16"
+        )
+    write_text_atomic(folder / _PLAN, json.dumps(plan, indent=1) + "\n")
+    write_text_atomic(folder / _DONE, "".join(json.dumps(shard) + "\n" for shard in done))
+    for number, batch in enumerate(track(batches, f"writing {needed / 1e9:.2f} GB of activations", len(batches))):
+        if number < len(done):
+            continue
+        rows = capture_rows(model, batch, hooks, positions)
+        path = folder / f"shard-{number:05d}.safetensors"
+        with atomic_path(path) as temporary:
+            save_file({name: r.to(dtype).cpu().contiguous() for name, r in rows.items()}, temporary)
+        done.append({"file": path.name, "rows": len(next(iter(rows.values()))), "sha256": sha256_file(path)})
+        with disk_errors(folder), open(folder / _DONE, "a", encoding="utf-8") as handle:
+            handle.write(json.dumps(done[-1]) + "\n")
+    manifest = {**wanted, "bytes": needed, "settings": _settings(inputs, config), "shards": done}
+    write_text_atomic(folder / _MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    for name in (_PLAN, _DONE):
+        (folder / name).unlink(missing_ok=True)
+    return manifest
+
+
+def _finished(folder: Path, plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """The shards, from the first on, that an interrupted capture of the same plan wrote whole.
+
+    Raises:
+        ConfigError: the interrupted capture was of something else.
+    """
+    try:
+        before = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
+        lines = (folder / _DONE).read_text(encoding="utf-8").splitlines() if (folder / _DONE).is_file() else []
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise CheckpointError(f"'{folder / _PLAN}' is damaged ({error}); delete '{folder}'") from error
+    _agree(folder, before if isinstance(before, dict) else {}, plan)
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(lines):
+        try:
+            shard = json.loads(line)
+        except ValueError:
+            break
+        path = folder / f"shard-{number:05d}.safetensors"
+        whole = _is_record(shard) and shard["file"] == path.name and path.is_file()
+        if not whole or sha256_file(path) != shard["sha256"]:
+            break
+        found.append(shard)
+    return found
+
+
+def _settings(inputs: Inputs, config: TrainConfig) -> dict[str, Any]:
+    """What was asked for, so that a training takes it over (see `adopt_store`)."""
+    names = ("text", "column", "split", "images", "n_tokens", "seq_len", "seed")
+    kept = {name: getattr(config, name) for name in names}
+    return {"data_name": inputs.ref.name, "model": lasting_name(config.model), **kept}
+
+
+def adopt_store(config: TrainConfig, given: Collection[str] | None = None) -> TrainConfig:
+    """The configuration to record: a model's folder as an absolute path, and what a finished store already settles
+    (model, hooks, text, positions, type) taken over.
+
+    Args:
+        config: as asked for; without a finished store it comes back as it is.
+        given: names of the fields a person set, which must agree with the store; None takes those that differ from
+            the defaults.
+
+    Raises:
+        ConfigError: some disagree; all are named, with the values to use.
+    """
+    config = dataclasses.replace(config, model=lasting_name(config.model))
+    manifest = read_manifest(config.store) if config.store is not None else None
+    if manifest is None:
+        return config
+    settings = manifest.get("settings", {})
+    there = {
+        name: settings[name] for name in ("model", "text", "column", "split", "images", "seq_len") if name in settings
+    }
+    there |= {"activation_dtype": manifest.get("dtype"), "skip_positions": manifest.get("skip_positions")}
+    there["exclude_tokens"] = tuple(manifest.get("exclude_tokens") or ())
+    default = TrainConfig()
+    set_here = given if given is not None else [n for n in there if getattr(config, n) != getattr(default, n)]
+    odd = [name for name in there if name in set_here and name != "model" and getattr(config, name) != there[name]]
+    held: list[str] = manifest["hooks"]
+    hooks_given = "hooks" in given if given is not None else config.hooks != default.hooks
+    missing = [hook for hook in config.hooks if not fnmatch.filter(held, hook)] if hooks_given else []
+    if odd or missing:
+        use = [f"--{name.replace('_', '-')} {_typed(there[name])}" for name in odd] + (
+            [f"--hooks {' '.join(held)}"] * bool(missing)
+        )
+        raise ConfigError(
+            f"the activation store '{config.store}' was captured otherwise ({', '.join([*odd, *missing])}); leave these "
+            f"out, or give {' '.join(use)}"
+        )
+    taken = {name: value for name, value in there.items() if name not in set_here}
+    hooks = tuple(hook for hook in held if any(fnmatch.fnmatch(hook, p) for p in config.hooks)) if hooks_given else held
+    return dataclasses.replace(config, **taken, hooks=tuple(hooks))
+
+
+def _typed(value: Any) -> str:
+    return " ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def stored_inputs(config: TrainConfig) -> Inputs | None:
+    """What the finished store of a configuration was captured on, by name alone; None without such a store."""
+    manifest = read_manifest(config.store) if config.store is not None else None
+    if manifest is None:
+        return None
+    name = manifest.get("settings", {}).get("data_name", config.text)
+    return Inputs(torch.empty(0, 1, dtype=torch.int64), Ref(str(name), manifest["data"]))

@@ -1,0 +1,225 @@
+"""Train sparse autoencoders on a model's activations: many hooks from the same forward passes."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import torch
+
+from attlas.data.progress import Track, no_track, terminal_track
+from attlas.data.workspace import Ref, Run, Workspace
+from attlas.saes.activations import head_shape, match_hooks
+from attlas.saes.base import SAE
+from attlas.saes.identity import identity
+from attlas.saes.inputs import Inputs, as_hooked, load_inputs, model_source
+from attlas.saes.positions import positions_for
+from attlas.saes.training.buffer import MixingBuffer
+from attlas.saes.training.config import TrainConfig
+from attlas.saes.training.history import TRAINING, History
+from attlas.saes.training.loop import OnStep, train_loop
+from attlas.saes.training.store import adopt_store, store_source, stored_inputs
+from attlas.saes.training.trainer import Trainee
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from attlas.data.images.dataset import ImageDataset
+    from attlas.data.text import TokenDataset
+    from attlas.interp import HookedModel
+
+__all__ = ["TrainConfig", "TrainResult", "train_sae"]
+
+SAMPLE_TOKENS = 16_384  # for b_dec, the input scale and the active subspace
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Trained SAEs, by hook, and their curves.
+
+    Attributes:
+        saes: hook → SAE, in evaluation mode, normalisation folded in.
+        config: of the run.
+        model_ref: the model trained on.
+        data_ref: the text or images.
+        history: curve rows.
+        ranks: hook → dimension of the subspace the decoder started in.
+        rates: hook → peak learning rate, resolved where the configuration gave none.
+    """
+
+    saes: dict[str, SAE]
+    config: TrainConfig
+    model_ref: Ref
+    data_ref: Ref
+    history: History
+    ranks: dict[str, int]
+    rates: dict[str, float]
+
+    def table(self, hook: str | None = None) -> pa.Table:
+        """The training curve of one hook, or of all (schema `TRAINING`)."""
+        rows = [row for row in self.history.rows if hook in (None, row["hook"])]
+        return TRAINING.table(rows)
+
+    def tables(self) -> dict[str, pa.Table]:
+        """All tables by name."""
+        return {"training": self.table()}
+
+    def summary(self, hook: str | None = None) -> dict[str, Any]:
+        """The last row of the curve with the SAE's sizes; of all hooks, hook → that."""
+        if hook is None:
+            return {name: self.summary(name) for name in self.saes}
+        last = [row for row in self.history.rows if row["hook"] == hook][-1]
+        kept = ("loss", "l0", "explained_variance", "dead_fraction", "tokens")
+        return {
+            **self.saes[hook].metadata(),
+            **{name: last[name] for name in kept},
+            "start_rank": self.ranks[hook],
+            "learning_rate": self.rates[hook],
+        }
+
+    def plot(self) -> go.Figure:
+        """Explained variance, L0, dead fraction and loss against tokens, a line a hook."""
+        from attlas.saes.plots import training_figure
+
+        return training_figure(self.history.rows)
+
+    def save(self, workspace: Workspace | str | Path) -> list[Run]:
+        """Write one run of kind "sae" a hook: folder `sae/`, table "training"."""
+        workspace = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
+        runs = []
+        for hook, sae in self.saes.items():
+            config = dataclasses.replace(self.config, hooks=(hook,))
+            with workspace.begin(
+                "sae", model=self.model_ref, data=self.data_ref, config=config, seed=config.seed
+            ) as writer:
+                writer.write("sae", sae.save)
+                writer.table("training", self.table(hook))
+                writer.summary = self.summary(hook)
+            runs.append(writer.record)
+        return runs
+
+
+def train_sae(
+    config: TrainConfig | None = None,
+    *,
+    model: HookedModel | None = None,
+    data: Inputs | TokenDataset | ImageDataset | None = None,
+    folder: str | Path | None = None,
+    resume: bool = False,
+    track: Track | None = None,
+    progress: bool = True,
+    on_step: OnStep | None = None,
+) -> TrainResult:
+    """Train one SAE for every hook that the configuration names, all from the same forward passes.
+
+    Args:
+        config: what to train; its defaults train a TopK SAE on layer 2 of `gpt2-mini`.
+        model: a loaded model, in place of config.model; a TransformerBridge or a Hugging Face module will do.
+        data: tokens or images, in place of config.text or config.images.
+        folder: where to keep the live curve (`training.jsonl`) and checkpoints; None keeps neither.
+        resume: go on from the folder's checkpoint; the finished SAEs equal those of an uninterrupted run.
+        track: what shows how far it is; by default a bar, where stderr is a terminal.
+        progress: False: no such bar.
+        on_step: told of every step; in a notebook, where none is given, a live curve is drawn.
+
+    Raises:
+        HookNameError: a hook matches nothing.
+        ConfigError: sizes do not fit together.
+        NonFiniteError: activations or a loss are NaN or infinite.
+
+    Example:
+        >>> result = attlas.train_sae(TrainConfig(hooks=("blocks.*.attn.hook_z",), n_tokens=200_000))
+        >>> result.save("workspace")
+    """
+    config = adopt_store(config or TrainConfig())
+    track = track or terminal_track(progress)
+    if model is None:
+        from attlas.interp import load_model
+
+        model = load_model(config.model, device=config.device, dtype=config.dtype)
+    model = as_hooked(model)
+    hooks = match_hooks(model, config.hooks)
+    inputs = Inputs.of(data) if data is not None else stored_inputs(config) or load_inputs(model, config)
+    buffer = make_buffer(model, inputs, hooks, config, track)
+    sample = buffer.peek(SAMPLE_TOKENS)
+    trainees = [start_trainee(hook, hook, model, sample[hook], config, inputs.ref) for hook in hooks]
+
+    if on_step is None:
+        from attlas.saes.training.notebook_curve import notebook_curve
+
+        on_step = notebook_curve()
+    kept = Path(folder) if folder is not None else None
+    history = train_loop(
+        trainees,
+        buffer,
+        config,
+        folder=kept,
+        resume=resume,
+        identity=identity(model, inputs.ref) if kept is not None else None,
+        track=track,
+        on_step=on_step,
+    )
+    return TrainResult(
+        saes={trainee.hook: trainee.finish() for trainee in trainees},
+        config=config,
+        model_ref=model.ref,
+        data_ref=inputs.ref,
+        history=history,
+        ranks={trainee.hook: trainee.rank for trainee in trainees},
+        rates={trainee.hook: trainee.learning_rate for trainee in trainees},
+    )
+
+
+def make_buffer(
+    model: HookedModel, inputs: Inputs, hooks: Sequence[str], config: TrainConfig, track: Track = no_track
+) -> MixingBuffer:
+    """The mixing buffer over the model itself, or over the on-disk store that the configuration names."""
+    source = model_source(model, inputs, hooks, config)
+    if config.store is not None:
+        source = store_source(model, inputs, hooks, config, track)
+    return MixingBuffer(source, config.buffer_tokens, config.seed, getattr(torch, config.activation_dtype))
+
+
+def start_trainee(
+    name: str, hook: str, model: HookedModel, sample_ND: torch.Tensor, config: TrainConfig, data: Ref
+) -> Trainee:
+    """A new SAE for a hook, initialised from a sample of its activations."""
+    n_heads, d_head = head_shape(model, hook)
+    positions = positions_for(model, config.skip_positions, config.exclude_tokens)
+    cfg = config.sae_config(
+        sample_ND.shape[-1],
+        hook_name=hook,
+        model_name=model.name,
+        model_hash=model.weight_hash,
+        n_heads=n_heads,
+        d_head=d_head,
+        context_size=None if model.cfg.family == "vit" else model.cfg.sequence_length(config.seq_len),
+        data_name=data.name,
+        data_hash=data.hash,
+        skip_positions=positions.skip,
+        exclude_tokens=positions.names,
+    )
+    return Trainee.start(
+        name,
+        hook,
+        cfg,
+        sample_ND,
+        seed=config.seed,
+        learning_rate=config.learning_rate(sample_ND.shape[-1]),
+        normalise=config.normalise,
+        active_subspace=config.active_subspace,
+        variance=config.subspace_variance,
+        encoder_scale=config.encoder_scale,
+        fused=config.fused and config.clip is None,
+        lazy_adam=config.lazy_adam,
+    )
+
+
+def discard(folder: Path) -> None:
+    """Remove a finished run's live curve and checkpoint."""
+    shutil.rmtree(folder, ignore_errors=True)

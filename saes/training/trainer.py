@@ -1,0 +1,147 @@
+"""One sparse autoencoder in training: its weights, optimiser, input scale and count of silent tokens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attlas.errors import CheckpointError
+from attlas.saes.base import SAE
+from attlas.saes.config import SAEConfig
+from attlas.saes.training.fused import FusedTopK
+from attlas.saes.training.init import initialise
+
+ADAM_EPS = 6.25e-10  # of Gao et al. 2024
+
+
+@dataclass
+class Trainee:
+    """What belongs to one SAE while it trains.
+
+    Attributes:
+        name: unique in a run; the hook, or hook and variant in a sweep.
+        hook: whose activations it reads.
+        sae: in units of `scale`·x until `finish`.
+        optimizer: Adam over all its parameters.
+        learning_rate: the peak, before the schedule's factor.
+        scale: inputs are multiplied by it, so that E‖x‖ = √D; 1 without normalisation.
+        silent_F: tokens since each feature fired last, int64 [F].
+        rank: dimension of the subspace the decoder started in.
+        fused: the kernel step that takes the place of autograd and `optimizer`, or None.
+    """
+
+    name: str
+    hook: str
+    sae: SAE
+    optimizer: torch.optim.Adam
+    learning_rate: float
+    scale: float
+    silent_F: Tensor
+    rank: int
+    fused: FusedTopK | None = None
+
+    @classmethod
+    def start(
+        cls,
+        name: str,
+        hook: str,
+        cfg: SAEConfig,
+        sample_ND: Tensor,
+        *,
+        seed: int,
+        learning_rate: float,
+        normalise: bool,
+        active_subspace: bool,
+        variance: float,
+        encoder_scale: float = 0.5,
+        fused: bool = False,
+        lazy_adam: bool = False,
+    ) -> Trainee:
+        """A new SAE, initialised from a sample of the activations it will see."""
+        scale = math.sqrt(cfg.d_in) / max(float(sample_ND.norm(dim=-1).mean()), 1e-12) if normalise else 1.0
+        sae = SAE.create(cfg).to(sample_ND.device)
+        generator = torch.Generator().manual_seed(seed)
+        rank = initialise(
+            sae,
+            sample_ND * scale,
+            generator,
+            active_subspace=active_subspace,
+            variance=variance,
+            encoder_scale=encoder_scale,
+        )
+        groups = [
+            {"params": [parameter], "scale": sae.rate_scale.get(name, 1.0)}
+            for name, parameter in sae.named_parameters()
+        ]
+        optimizer = torch.optim.Adam(groups, lr=learning_rate, betas=(0.9, 0.999), eps=ADAM_EPS)
+        silent = torch.zeros(cfg.d_sae, dtype=torch.int64, device=sample_ND.device)
+        kernel = FusedTopK(sae, ADAM_EPS, lazy=lazy_adam) if fused and FusedTopK.fits(sae) else None
+        return cls(name, hook, sae, optimizer, learning_rate, scale, silent, rank, kernel)
+
+    def set_learning_rate(self, factor: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate * factor * group["scale"]
+
+    def count(self, fired_F: Tensor, n_tokens: int) -> None:
+        """Note which features fired on a batch of n tokens."""
+        self.silent_F += n_tokens
+        self.silent_F[fired_F > 0] = 0
+
+    def dead(self, after: int) -> Tensor:
+        """Features silent for `after` tokens or more, bool [F]."""
+        return self.silent_F >= after
+
+    def finite(self) -> bool:
+        """Whether every weight is a number."""
+        return all(bool(torch.isfinite(p).all()) for p in self.sae.parameters())
+
+    def finish(self) -> SAE:
+        """The SAE in units of x itself: the scale folded into its biases. The trainee is spent."""
+        self.sae.W_enc.data = self.sae.W_enc.data.contiguous()  # the fused step keeps it transposed
+        self.sae.fold_scale(self.scale)
+        self.scale = 1.0
+        self.sae.requires_grad_(False)
+        return self.sae.eval()
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, JSON values) from which `restore` goes on exactly."""
+        tensors = {f"{self.name}/sae/{name}": t.detach().contiguous() for name, t in self.sae.state_dict().items()}
+        tensors[f"{self.name}/silent"] = self.silent_F
+        if self.fused is not None:
+            tensors |= {f"{self.name}/fused/{name}": tensor for name, tensor in self.fused.state().items()}
+        for name, parameter in self.sae.named_parameters():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"{self.name}/adam/{name}/{key}"] = value
+        return tensors, {"scale": self.scale, "rank": self.rank, "learning_rate": self.learning_rate}
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Take up a saved state.
+
+        Raises:
+            CheckpointError: it lacks this trainee's tensors.
+        """
+        try:
+            device = self.silent_F.device
+            weights = {name: tensors[f"{self.name}/sae/{name}"] for name in self.sae.state_dict()}
+            self.sae.load_state_dict(weights)
+            self.silent_F = tensors[f"{self.name}/silent"].to(device)
+            if self.fused is not None:
+                self.fused.restore({name: tensors[f"{self.name}/fused/{name}"] for name in self.fused.state()})
+            for name, parameter in self.sae.named_parameters():
+                prefix = f"{self.name}/adam/{name}/"
+                kept = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+                self.optimizer.state[parameter] = {
+                    key: value.to("cpu" if key == "step" else device) for key, value in kept.items()
+                }
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint does not hold '{self.name}' ({error}); start without resume"
+            ) from error
+        self.scale, self.rank = float(values["scale"]), int(values["rank"])
+        self.learning_rate = float(values["learning_rate"])
