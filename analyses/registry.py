@@ -9,8 +9,8 @@ from attlas.analyses.attention import head_timeline as checkpoint_timeline
 from attlas.analyses.attention import selection as selection_layers
 from attlas.analyses.attention import windows as window_loss
 from attlas.analyses.circuits import activation_patching as circuit_patching
-from attlas.analyses.circuits import graph as circuit_graph
 from attlas.analyses.circuits import logit_attribution as circuit_dla
+from attlas.analyses.circuits import nodes as circuit_nodes
 from attlas.analyses.circuits import qk as circuit_qk
 from attlas.analyses.circuits import validation as circuit_faithfulness
 from attlas.analyses.features import matching as sae_matching
@@ -56,7 +56,7 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "what_dies": what_dies.SCHEMAS,
     "patching": circuit_patching.SCHEMAS,
     "dla": circuit_dla.SCHEMAS,
-    "circuit": circuit_graph.SCHEMAS,
+    "circuit": circuit_nodes.SCHEMAS,
     "qk": circuit_qk.SCHEMAS,
     "faithfulness": circuit_faithfulness.SCHEMAS,
     "prune": (*prune.SCHEMAS, *prune_heal.SCHEMAS),

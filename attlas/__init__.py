@@ -9,7 +9,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from attlas._version import __version__
 
 # In a source checkout the rooms (data/, interp/, …) lie beside this folder, not in it. When the checkout's root
 # comes first on sys.path, an installed mapping is never consulted; this makes `attlas.data` resolve all the same.

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from common import compare, main, report
 
-from attlas.analyses.redundancy.heads import HeadEffectsConfig, head_effects, sequence_loss
+from attlas.analyses.common.losses import sequence_loss
+from attlas.analyses.redundancy.heads import HeadEffectsConfig, head_effects
 from attlas.data.images.dataset import load_images
 from attlas.data.text import load_tokens
 from attlas.interp import HookedModel, load_model

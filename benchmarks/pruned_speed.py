@@ -17,15 +17,17 @@ import pruned_vit
 import torch
 from common import compare, main, report
 
+from attlas.analyses.common.losses import quality
 from attlas.analyses.pruning.budget import kv_bytes_per_token, n_parameters
 from attlas.analyses.pruning.checkpoint import copy_code
-from attlas.analyses.pruning.orders import Drop, ranked, unit_name
-from attlas.analyses.pruning.scores import Scores, quality
+from attlas.analyses.pruning.orders import ranked
+from attlas.analyses.pruning.scores import Scores
 from attlas.analyses.pruning.side_effects.behaviours import task_losses
 from attlas.analyses.pruning.surgery import build, forward_logits
 from attlas.data.text import load_tokens
 from attlas.errors import ModelNotFoundError
 from attlas.interp import HookedModel, load_model
+from attlas.interp.drop import Drop, unit_name
 
 PREFILL = 512
 DECODED = 16

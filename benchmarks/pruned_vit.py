@@ -18,13 +18,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForImageClassification
 
+from attlas.analyses.common.losses import quality
 from attlas.analyses.pruning.budget import n_parameters
 from attlas.analyses.pruning.checkpoint import export
-from attlas.analyses.pruning.orders import Drop, Unit, ranked, unit_name
-from attlas.analyses.pruning.scores import Scores, quality
+from attlas.analyses.pruning.orders import ranked
+from attlas.analyses.pruning.scores import Scores
 from attlas.analyses.pruning.surgery import forward_logits
 from attlas.data.images.dataset import ImageDataset, load_images
 from attlas.interp import HookedModel, load_model
+from attlas.interp.drop import Drop, Unit, unit_name
 
 PASSES = {1: 20, 32: 2}  # passes timed together, by batch size: a single small one is noise
 

@@ -18,6 +18,9 @@ Params = dict[str, str]
 Data = dict[str, Any]
 
 
+Head = tuple[int, int]
+
+
 @dataclass(frozen=True)
 class Page:
     """One page of the atlas.
@@ -68,3 +71,13 @@ def integer(params: Mapping[str, str], name: str) -> int | None:
 def param_id(name: str, default: Any = None) -> dict[str, Any]:
     """Id of a control whose value is the URL's parameter `name` (dropped from the URL at its default)."""
     return {"type": "param", "name": name, "default": "" if default is None else str(default)}
+
+
+def parse_heads(text: str | None) -> list[Head]:
+    """ "0.1,2.3" → [(0, 1), (2, 3)]; what is no head is left out."""
+    found = []
+    for part in (text or "").split(",")[:512]:
+        layer, _, head = part.partition(".")
+        if layer.isdecimal() and head.isdecimal() and len(part) < 9:
+            found.append((int(layer), int(head)))
+    return list(dict.fromkeys(found))

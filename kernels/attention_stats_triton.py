@@ -201,7 +201,7 @@ def attention_stats_triton(
     q: Tensor, k: Tensor, rule: AttentionRule, token_ids: Tensor | None, windows: tuple[int, ...], column: bool
 ) -> Any:
     """The torch path's result, for one to four windows, no mask and no top-k mass."""
-    from attlas.kernels.attention_stats import AttentionStats
+    from attlas.kernels.results import AttentionStats
 
     B, H, T, E = q.shape
     K, S = k.shape[1], k.shape[2]

@@ -4,58 +4,13 @@ inference (Bussmann et al. 2024, arXiv 2412.06410). A feature is active where it
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from attlas.errors import KernelError
 from attlas.kernels.dispatch import or_torch, require, require_encoder, use_triton
-from attlas.kernels.topk_encode import TILE_COLUMNS, TILE_ROWS, topk_encode
-
-
-@dataclass(frozen=True)
-class SparseCodes:
-    """Active features of N rows: row n owns entries offsets[n] … offsets[n + 1] − 1, in order of feature index."""
-
-    values: Tensor
-    """[nnz] activations."""
-    indices: Tensor
-    """[nnz] int64 features."""
-    offsets: Tensor
-    """[N + 1] int64."""
-    n_features: int
-
-    @property
-    def counts(self) -> Tensor:
-        """Active features a row (L0): [N]."""
-        return self.offsets.diff()
-
-    @property
-    def rows(self) -> Tensor:
-        """The row of each entry: [nnz]."""
-        return torch.repeat_interleave(torch.arange(len(self.counts), device=self.offsets.device), self.counts)
-
-    def to_dense(self) -> Tensor:
-        """[N, F]; for small N alone."""
-        dense = self.values.new_zeros(len(self.counts), self.n_features)
-        return dense.index_put_((self.rows, self.indices), self.values)
-
-    def decode(self, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
-        """Σ values·W_dec[indices] + b_dec: [N, D]."""
-        require(
-            W_dec.shape[0] == self.n_features, f"W_dec has {W_dec.shape[0]} rows, the codes {self.n_features} features"
-        )
-        dtype = W_dec.dtype if W_dec.dtype in (torch.float32, torch.float64) else torch.float32
-        x_hat = torch.nn.functional.embedding_bag(
-            self.indices,
-            W_dec.contiguous().to(dtype),
-            self.offsets,
-            per_sample_weights=self.values.to(dtype),
-            mode="sum",
-            include_last_offset=True,
-        ).to(W_dec.dtype)
-        return x_hat if b_dec is None else x_hat + b_dec
+from attlas.kernels.results import SparseCodes, check_capacity
+from attlas.kernels.topk_encode import topk_encode
+from attlas.kernels.topk_torch import TILE_COLUMNS, TILE_ROWS
 
 
 def threshold_encode(
@@ -99,15 +54,6 @@ def threshold_encode(
             values, indices, counts = _threshold_torch(x_ND, W_enc, b_enc, limit, capacity)
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     return SparseCodes(values, indices, offsets, F)
-
-
-def check_capacity(n: int, capacity: int | None, n_rows: int) -> None:
-    """Raise when the active entries so far do not fit."""
-    if capacity is not None and n > capacity:
-        raise KernelError(
-            f"{n} active entries within the first {n_rows} rows exceed the capacity of {capacity}; "
-            "raise capacity or the threshold, or encode fewer rows"
-        )
 
 
 def _threshold_torch(

@@ -52,7 +52,7 @@ def threshold_triton(
     x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, limit_F: Tensor, capacity: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(values [nnz], indices [nnz], counts [N]) in row order."""
-    from attlas.kernels.threshold_encode import check_capacity
+    from attlas.kernels.results import check_capacity
 
     (N, D), F, dtype = x_ND.shape, W_enc.shape[1], x_ND.dtype
     if interpreting():

@@ -109,7 +109,7 @@ def select_triton(
     x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, first: int = FIRST_COLUMNS
 ) -> tuple[Tensor, Tensor]:
     """The k largest pre-activations: values [N, k] in x's dtype, descending, and indices [N, k]. 1 ≤ k ≤ F, N ≥ 1."""
-    from attlas.kernels.topk_encode import select_torch
+    from attlas.kernels.topk_torch import select_torch
 
     (N, D), F = x_ND.shape, W_enc.shape[1]
     dtype = x_ND.dtype

@@ -52,7 +52,7 @@ class LossTerms:
 class SAE(nn.Module):
     """A sparse autoencoder with the weights W_enc [D,F], b_enc [F], W_dec [F,D], b_dec [D].
 
-    Make one with `SAE.create(config)`, `SAE.load(folder)` or `attlas.load_sae(…)`; subclasses, one an architecture,
+    Make one with `create_sae(config)`, `SAE.load(folder)` or `attlas.load_sae(…)`; subclasses, one an architecture,
     implement `activate` and `loss`. Inputs are [..., D], or `hook_z` as it comes, [..., heads, d_head]; a
     reconstruction has the shape of its input.
     """
@@ -82,19 +82,6 @@ class SAE(nn.Module):
         self.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_in, dtype=dtype))
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in, dtype=dtype))
         self.requires_grad_(True)
-
-    @staticmethod
-    def create(cfg: SAEConfig) -> SAE:
-        """An SAE of `cfg.arch` with zero weights (see `attlas.saes.training.init.initialise`).
-
-        Raises:
-            ConfigError: the architecture is unknown.
-        """
-        from attlas.saes.architectures import ARCHITECTURES
-
-        if cfg.arch not in ARCHITECTURES:
-            raise ConfigError(f"architecture '{cfg.arch}' is unknown; use one of {', '.join(ARCHITECTURES)}")
-        return ARCHITECTURES[cfg.arch](cfg)
 
     # -- the function ----------------------------------------------------------------------------------------------
 

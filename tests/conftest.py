@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from attlas.data.images.dataset import ImageDataset, load_images
-from attlas.data.models_catalog import EMBEDDED_DIR, get_model
+from attlas.data.models_catalog import EMBEDDED_DIR
+from attlas.data.models_fetch import get_model
 from attlas.data.text import TokenDataset, load_tokens
 from attlas.errors import AttlasError
 from attlas.interp import HookedModel, load_model

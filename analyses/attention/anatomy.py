@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.attention.birth_null import repeat_scores
-from attlas.analyses.attention.head_timeline import TimelineConfig, repeated_tokens
+from attlas.analyses.common.repeats import repeated_tokens
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
@@ -229,7 +229,7 @@ def map_anatomy(
     columns["local"] = nothing
     if cfg.causal:
         columns["local"] = stacked["local"] / n_queries
-        tokens = repeated_tokens(model, TimelineConfig(seed=config.seed))
+        tokens = repeated_tokens(model, seed=config.seed)
         columns |= {f"repeat_{name}": value for name, value in repeat_scores(model, tokens).items()}
     else:
         columns |= {f"repeat_{n}": nothing for n in ("previous_token", "duplicate_token", "induction")}

@@ -8,20 +8,18 @@ checkpoint from which its score stays above it.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor
 
 from attlas.analyses.attention.birth_null import SCORES, null_scores, repeat_scores
 from attlas.analyses.attention.head_entropy import EntropyConfig, entropy
+from attlas.analyses.common.repeats import repeated_tokens
+from attlas.data.checkpoints import Checkpoint
 from attlas.data.figures import new_grid
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
@@ -87,14 +85,6 @@ class TimelineConfig:
             raise ConfigError("batch_size, repeat_length and n_repeats must be 1 or more")
         if self.n_draws < 0:
             raise ConfigError(f"n_draws is {self.n_draws}; it must be 0 or more")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A Hugging Face folder and the step it was written at."""
-
-    step: int
-    folder: Path
 
 
 @dataclass(frozen=True)
@@ -196,49 +186,6 @@ class TimelineResult(Result):
         return self.model, None
 
 
-def find_checkpoints(folder: str | Path, final_step: int | None = None) -> tuple[Checkpoint, ...]:
-    """Checkpoints below a folder, by step.
-
-    A checkpoint is a subfolder with config.json whose name ends in a number ("checkpoint-500", "step-02000"). When the
-    folder or its parent is a model itself, it is the last one; its step is `final_step`, or what its
-    trainer_state.json or README says ("8,847 steps"), else it is left out.
-
-    Raises:
-        CheckpointError: no such folder, or fewer than two checkpoints in it.
-    """
-    root = Path(folder).expanduser()
-    if not root.is_dir():
-        raise CheckpointError(f"'{root}' is not a folder; give one that holds checkpoints such as checkpoint-500/")
-    found = {}
-    for path in sorted(root.iterdir()):
-        number = re.search(r"(\d+)$", path.name)
-        if number and (path / "config.json").is_file():
-            found[int(number.group(1))] = Checkpoint(int(number.group(1)), path)
-    for path in (root, root.resolve().parent):
-        if (path / "config.json").is_file():
-            step = final_step if final_step is not None else _step_of(path)
-            if step is not None:
-                found[step] = Checkpoint(step, path)
-            break
-    if len(found) < 2:
-        raise CheckpointError(
-            f"'{root}' holds {len(found)} checkpoints; a timeline needs two or more folders named like checkpoint-500/"
-        )
-    return tuple(found[step] for step in sorted(found))
-
-
-def _step_of(folder: Path) -> int | None:
-    state = folder / "trainer_state.json"
-    if state.is_file():
-        step = json.loads(state.read_text(encoding="utf-8")).get("global_step")
-        return None if step is None else int(step)
-    card = folder / "README.md"
-    if card.is_file():
-        said = re.search(r"\b(\d[\d,]*) steps\b", card.read_text(encoding="utf-8"))
-        return int(said.group(1).replace(",", "")) if said else None
-    return None
-
-
 def timeline(
     checkpoints: tuple[Checkpoint, ...],
     data: Callable[[HookedModel], TokenDataset | ImageDataset],
@@ -290,7 +237,7 @@ def _measure(
     if model.cfg.family == "vit":
         nothing = np.full_like(row["entropy"], np.nan)
         return row | {name + end: nothing for name in SCORES for end in ("", "_null")}, losses
-    tokens = repeated_tokens(model, config)
+    tokens = repeated_tokens(model, length=config.repeat_length, n=config.n_repeats, seed=config.seed)
     row |= repeat_scores(model, tokens)
     null = null_scores(model, tokens, config.n_draws, config.seed)
     row |= {f"{name}_null": values for name, values in null.items()}
@@ -301,13 +248,3 @@ def _measure(
         parts = [model.cross_entropy(batch).mean(1) for batch in data.batches(config.batch_size)]
         losses["loss"] = float(torch.cat(parts).mean())
     return row, losses
-
-
-def repeated_tokens(model: HookedModel, config: TimelineConfig) -> Tensor:
-    """[n_repeats, 1 + 2·length]: BOS (or token 0), random tokens, the same again."""
-    length = min(config.repeat_length, (model.cfg.n_ctx - 1) // 2)
-    generator = torch.Generator().manual_seed(config.seed)
-    half = torch.randint(1, model.cfg.d_vocab, (config.n_repeats, length), generator=generator)
-    bos = getattr(model.tokenizer, "bos_token_id", None) or 0
-    start = torch.full((config.n_repeats, 1), bos)
-    return torch.cat([start, half, half], dim=1).to(model.device)

@@ -12,17 +12,19 @@ if TYPE_CHECKING:
     from attlas.analyses.circuits.attention import AttentionConfig, explain_attention
     from attlas.analyses.circuits.config import DLAConfig, PatchingConfig, TraceConfig
     from attlas.analyses.circuits.frozen import FrozenPass, Part, parse_part
-    from attlas.analyses.circuits.graph import CircuitGraph, Edge, Node
-    from attlas.analyses.circuits.graph_files import load_json, save_circuit_tracer, save_graphml, save_json
+    from attlas.analyses.circuits.graph import CircuitGraph, load_json
+    from attlas.analyses.circuits.graph_files import save_circuit_tracer, save_graphml, save_json
     from attlas.analyses.circuits.logit_attribution import DLAResult, dla
+    from attlas.analyses.circuits.nodes import Edge, Node
     from attlas.analyses.circuits.qk import QKConfig, QKResult, key_contrast, qk_attribution
     from attlas.analyses.circuits.sites import Site
     from attlas.analyses.circuits.terms import FeatureTarget, LogitTarget, direct_attribution
     from attlas.analyses.circuits.tracing import trace
     from attlas.analyses.circuits.validation import FaithfulnessConfig, FaithfulnessResult, faithfulness
+    from attlas.analyses.tasks.catalog import make_task, require_ability, score_task, task_names
     from attlas.analyses.tasks.metrics import CrossEntropy, KLDivergence, LogitDifference, ProbabilityDifference
     from attlas.analyses.tasks.prompts import task_from_prompts
-    from attlas.analyses.tasks.task import Task, TaskConfig, make_task, require_ability, score_task, task_names
+    from attlas.analyses.tasks.task import Task, TaskConfig
 
 _PUBLIC = {
     "AblationResult": "ablation",
@@ -31,7 +33,7 @@ _PUBLIC = {
     "CrossEntropy": "attlas.analyses.tasks.metrics",
     "DLAConfig": "config",
     "DLAResult": "logit_attribution",
-    "Edge": "graph",
+    "Edge": "nodes",
     "FaithfulnessConfig": "validation",
     "FaithfulnessResult": "validation",
     "FeatureTarget": "terms",
@@ -39,7 +41,7 @@ _PUBLIC = {
     "KLDivergence": "attlas.analyses.tasks.metrics",
     "LogitDifference": "attlas.analyses.tasks.metrics",
     "LogitTarget": "terms",
-    "Node": "graph",
+    "Node": "nodes",
     "Part": "frozen",
     "PatchingConfig": "config",
     "PatchingResult": "activation_patching",
@@ -56,18 +58,18 @@ _PUBLIC = {
     "explain_attention": "attention",
     "faithfulness": "validation",
     "key_contrast": "qk",
-    "load_json": "graph_files",
-    "make_task": "attlas.analyses.tasks.task",
+    "load_json": "graph",
+    "make_task": "attlas.analyses.tasks.catalog",
     "parse_part": "frozen",
     "patching": "activation_patching",
     "qk_attribution": "qk",
-    "require_ability": "attlas.analyses.tasks.task",
+    "require_ability": "attlas.analyses.tasks.catalog",
     "save_circuit_tracer": "graph_files",
     "save_graphml": "graph_files",
     "save_json": "graph_files",
-    "score_task": "attlas.analyses.tasks.task",
+    "score_task": "attlas.analyses.tasks.catalog",
     "task_from_prompts": "attlas.analyses.tasks.prompts",
-    "task_names": "attlas.analyses.tasks.task",
+    "task_names": "attlas.analyses.tasks.catalog",
     "trace": "tracing",
 }
 

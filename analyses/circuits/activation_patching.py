@@ -161,15 +161,6 @@ class PatchingResult(Result):
         }
 
 
-def require_text_model(model: HookedModel) -> None:
-    """Circuits are told in tokens.
-
-    Raises:
-        UnsupportedModelError: a vision model, or a backbone with no unembedding.
-    """
-    model.require_language_model()
-
-
 def patching(
     model: HookedModel,
     task: Task,
@@ -195,7 +186,7 @@ def patching(
         ConfigError: a site is not there.
     """
     config = config or PatchingConfig()
-    require_text_model(model)
+    model.require_language_model()
     checked = check_saes(model, saes or {})
     if task.tokens.shape != task.corrupted.shape:
         raise PromptError(f"clean prompts are {list(task.tokens.shape)}, corrupted {list(task.corrupted.shape)}")

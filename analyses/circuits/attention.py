@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.circuits.frozen import FrozenPass, Part
-from attlas.analyses.circuits.graph import CircuitGraph, Edge, Node
+from attlas.analyses.circuits.graph import CircuitGraph
+from attlas.analyses.circuits.nodes import Edge, Node
 from attlas.analyses.circuits.qk import projected, seen_by
 from attlas.analyses.circuits.terms import feature_row
 from attlas.errors import ConfigError

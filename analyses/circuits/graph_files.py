@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from attlas.analyses.circuits.graph import CircuitGraph, Edge, Node
 from attlas.data.files import write_text_atomic
-from attlas.data.workspace import Ref, jsonable
+from attlas.data.workspace import jsonable
 from attlas.errors import ConfigError
+
+if TYPE_CHECKING:
+    from attlas.analyses.circuits.graph import CircuitGraph
 
 FORMAT = "attlas-circuit"
 VERSION = 1
@@ -57,41 +59,6 @@ def check_replaceable(path: str | Path) -> None:
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     if not any(mark in text for mark in (f'"{FORMAT}"', '<graph id="circuit"', '"qParams"')):
         raise ConfigError(f"'{path}' is there and holds no circuit; give another name")
-
-
-def load_json(path: str | Path) -> CircuitGraph:
-    """Read what save_json wrote.
-
-    Raises:
-        ConfigError: the file is not there, not such a graph, or of a newer version.
-    """
-    path = Path(path)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"'{path}' cannot be read as a circuit ({error})") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise ConfigError(
-            f"'{path}' is not a circuit graph (no format '{FORMAT}'); write one with attlas circuit trace"
-        )
-    if data.get("version", 0) > VERSION:
-        raise ConfigError(f"'{path}' has format version {data['version']}, this Attlas reads {VERSION}; update Attlas")
-    try:
-        return CircuitGraph(
-            target=data["target"],
-            nodes=tuple(Node(**node) for node in data["nodes"]),
-            edges=tuple(Edge(**{**edge, "loadings": tuple(edge["loadings"])}) for edge in data["edges"]),
-            tokens=tuple(data["tokens"]),
-            token_text=tuple(data["token_text"]),
-            model=Ref(data["model"]["name"], data["model"]["hash"]),
-            saes={int(layer): hash for layer, hash in data["saes"].items()},
-            settings=data["settings"],
-            warnings=tuple(data["warnings"]),
-            right=tuple(data["right"]),
-            wrong=tuple(data["wrong"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"'{path}' is damaged: {error}") from error
 
 
 _GRAPHML_TYPES = {str: "string", int: "long", float: "double", bool: "boolean"}

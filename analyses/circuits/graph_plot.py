@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from attlas.analyses.circuits.graph import CircuitGraph, Node
+from attlas.analyses.circuits.nodes import Node
 from attlas.data.figures import new_figure
+
+if TYPE_CHECKING:
+    from attlas.analyses.circuits.graph import CircuitGraph
 
 COLOURS = {
     "logits": "#222222",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attlas.analyses.circuits.config import TraceConfig
 from attlas.analyses.circuits.frozen import FrozenPass, Part
-from attlas.analyses.circuits.graph import Edge, Node
+from attlas.analyses.circuits.nodes import Edge, Node
 from attlas.analyses.circuits.terms import (
     FeatureTarget,
     LogitTarget,

@@ -38,7 +38,6 @@ from attlas.analyses.features.tables import (
     SCHEMAS,
     TOKENS,
 )
-from attlas.analyses.vit.readout import patch_grid
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset, shrink
 from attlas.data.progress import Track, no_track
@@ -46,6 +45,7 @@ from attlas.data.result import Result
 from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
 from attlas.interp.labels import class_names
+from attlas.interp.require import patch_grid
 from attlas.saes.base import SAE
 from attlas.saes.identity import check_sae, fingerprint
 from attlas.saes.positions import Positions, positions_for

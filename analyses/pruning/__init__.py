@@ -12,14 +12,15 @@ if TYPE_CHECKING:
     from attlas.analyses.pruning.curve import DropCurveResult, drop_curve
     from attlas.analyses.pruning.curve_config import DropCurveConfig
     from attlas.analyses.pruning.healing import HealConfig, HealResult, heal
-    from attlas.analyses.pruning.orders import Drop, last_first, masked, random_order, ranked, units
+    from attlas.analyses.pruning.orders import last_first, random_order, ranked
     from attlas.analyses.pruning.side_effects.behaviours import task_losses
     from attlas.analyses.pruning.side_effects.report import WhatDiesConfig, WhatDiesResult, what_dies
     from attlas.analyses.pruning.surgery import build
+    from attlas.interp.drop import Drop, masked, units
 
 _PUBLIC = {
     "Budget": "budget",
-    "Drop": "orders",
+    "Drop": "attlas.interp.drop",
     "DropCurveConfig": "curve_config",
     "DropCurveResult": "curve",
     "Exported": "checkpoint",
@@ -34,12 +35,12 @@ _PUBLIC = {
     "heal": "healing",
     "last_first": "orders",
     "load_pruned": "checkpoint",
-    "masked": "orders",
+    "masked": "attlas.interp.drop",
     "random_order": "orders",
     "ranked": "orders",
     "select": "budget",
     "task_losses": "side_effects.behaviours",
-    "units": "orders",
+    "units": "attlas.interp.drop",
     "what_dies": "side_effects.report",
 }
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attlas.analyses.pruning.orders import Drop, Unit, masked
 from attlas.analyses.pruning.scores import Judge
 from attlas.analyses.pruning.surgery import build, check_prunable
 from attlas.data.images.dataset import ImageDataset
@@ -19,6 +18,7 @@ from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset
 from attlas.errors import AttlasError, ConfigError
 from attlas.interp import HookedModel
+from attlas.interp.drop import Drop, Unit, masked
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from attlas.analyses.pruning.budget import kv_bytes_per_token, n_parameters
-from attlas.analyses.pruning.orders import Drop, silent_parts
 from attlas.analyses.pruning.surgery import compact_auto
 from attlas.data.models_catalog import catalog
 from attlas.interp import HookedModel
+from attlas.interp.drop import Drop, silent_parts
 from attlas.interp.pruned.modeling_attlas_pruned import NAMES, PREFIX, AbsentAttention, blocks_of
 
 

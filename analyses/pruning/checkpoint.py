@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.pruning.card import card, sizes, snippet
-from attlas.analyses.pruning.orders import Drop
 from attlas.analyses.pruning.reopen import Reopened, reopen
 from attlas.analyses.pruning.surgery import (
     MODELING,
@@ -36,6 +35,7 @@ from attlas.data.disk import as_storage_error
 from attlas.data.folders import replace_folder
 from attlas.errors import CheckpointError, ConfigError
 from attlas.interp import HookedModel
+from attlas.interp.drop import Drop
 from attlas.interp.load import LOADING, quiet
 
 _COPIED = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "chat_template*", "preprocessor*", "LICENSE*")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from attlas.analyses.pruning.scores import Judged
+from attlas.analyses.common.losses import Judged
 from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_mean
 

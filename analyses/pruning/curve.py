@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from attlas.analyses.common.losses import Judged
 from attlas.analyses.pruning.control import DROP_CONTROL, control_row
 from attlas.analyses.pruning.curve_config import DropCurveConfig
 from attlas.analyses.pruning.measure import measure_drops
-from attlas.analyses.pruning.orders import Drop, Unit, available, last_first, random_sets, ranked, unit_name
-from attlas.analyses.pruning.scores import Judged, Scores, iterative_order
+from attlas.analyses.pruning.orders import available, last_first, random_sets, ranked
+from attlas.analyses.pruning.scores import Scores, iterative_order
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
@@ -24,6 +25,7 @@ from attlas.data.stats import MIN_UNITS, bootstrap_mean, count_mean
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
+from attlas.interp.drop import Drop, Unit, unit_name
 
 DROP_CURVE = TableSchema(
     "drop_curve",

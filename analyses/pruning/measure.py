@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attlas.analyses.pruning.orders import Drop, masked
-from attlas.analyses.pruning.scores import Judge, Judged, judge_rows
+from attlas.analyses.common.losses import Judged, judge_rows
+from attlas.analyses.pruning.scores import Judge
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
+from attlas.interp.drop import Drop, masked
 from attlas.interp.labels import loss_labels
 from attlas.interp.prefix import Prefix
 from attlas.interp.pruned.modeling_attlas_pruned import AbsentAttention, AbsentMLP

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from attlas.analyses.pruning.head_surgery import HeadPlan, narrow, plan_heads, silence_heads
 from attlas.analyses.pruning.layer_fields import check_layer_fields, drop_layers, silent_layer_types
-from attlas.analyses.pruning.orders import Drop, last_linear, masked
 from attlas.errors import CheckpointError, ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel
 from attlas.interp.anatomy import LayerParts
+from attlas.interp.drop import Drop, last_linear, masked
 
 FORMATS = ("stock", "compact")
 MODELING = "modeling_attlas_pruned"

@@ -16,9 +16,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from attlas.analyses.pruning.orders import Unit
 from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_mean
+from attlas.interp.drop import Unit
 
 BLOCK_RUNS = TableSchema(
     "block_runs",

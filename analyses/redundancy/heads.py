@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.common.fills import HeadFills, fill_head
+from attlas.analyses.common.losses import sequence_loss
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
@@ -190,13 +191,6 @@ def head_effects(
                 if name in found:
                     found[name].append(values)
     return HeadEffectsResult({name: np.concatenate(parts) for name, parts in found.items()}, config)
-
-
-def sequence_loss(model: HookedModel, target: Tensor, logits: Tensor) -> Tensor:
-    """Loss of each sequence or image, nats, [B]."""
-    if model.cfg.family == "vit":
-        return torch.nn.functional.cross_entropy(logits.float(), target, reduction="none")
-    return model.cross_entropy(target, logits).mean(-1)
 
 
 @torch.no_grad()

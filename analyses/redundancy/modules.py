@@ -13,9 +13,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from attlas.analyses.pruning.orders import Drop, Unit, masked
-from attlas.analyses.redundancy.heads import sequence_loss
-from attlas.analyses.redundancy.scores import MODULES, RedundancyConfig, RedundancyResult
+from attlas.analyses.common.columns import MODULES
+from attlas.analyses.common.losses import sequence_loss
+from attlas.analyses.redundancy.scores import RedundancyConfig, RedundancyResult
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
@@ -24,6 +24,7 @@ from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_mean, spearman
 from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
+from attlas.interp.drop import Drop, Unit, masked
 from attlas.interp.labels import loss_labels
 from attlas.interp.prefix import Prefix
 

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from attlas.analyses.common.columns import MODULES
 from attlas.analyses.redundancy.block_runs import BLOCK_RUNS, BlockRuns, angles
 from attlas.analyses.redundancy.config import RedundancyConfig
 from attlas.data.figures import new_figure
@@ -20,7 +21,6 @@ from attlas.data.stats import bootstrap_mean
 from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
 
-MODULES = ("attn", "mlp", "block")
 # module → residual stream before and after it
 _SPAN = {
     "attn": ("hook_resid_pre", "hook_resid_mid"),

@@ -12,9 +12,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from attlas.analyses.attention.head_timeline import Checkpoint
-from attlas.analyses.pruning.scores import quality
-from attlas.analyses.redundancy.scores import MODULES, RedundancyConfig, RedundancyResult, redundancy
+from attlas.analyses.common.columns import MODULES
+from attlas.analyses.common.losses import quality
+from attlas.analyses.redundancy.scores import RedundancyConfig, RedundancyResult, redundancy
+from attlas.data.checkpoints import Checkpoint
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track

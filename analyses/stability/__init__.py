@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from attlas.analyses.stability.callbacks import lightning_callback, trainer_callback
     from attlas.analyses.stability.collapse import CollapseConfig, CollapseResult, collapse_demo
     from attlas.analyses.stability.reparam import merge_sigma, sigma_reparam
-    from attlas.analyses.stability.sites import AttentionSite
+    from attlas.analyses.stability.site import AttentionSite
     from attlas.analyses.stability.tracker import EntropyTracker, TrackerConfig
 
 _PUBLIC = {
     "Alert": "alerts",
     "AlertConfig": "alerts",
-    "AttentionSite": "sites",
+    "AttentionSite": "site",
     "CollapseConfig": "collapse",
     "CollapseResult": "collapse",
     "EntropyTracker": "tracker",

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from attlas.analyses.stability.sites import AttentionSite
+from attlas.analyses.stability.site import AttentionSite
 from attlas.analyses.stability.sums import QUANTILES
 from attlas.data.disk import check_writable
 from attlas.data.files import atomic_path

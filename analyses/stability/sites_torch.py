@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attlas.analyses.stability.sites import AttentionSite, HeadWeights, Reading
+from attlas.analyses.stability.site import AttentionSite, HeadWeights, Reading
 from attlas.errors import UnsupportedModelError
 from attlas.kernels import AttentionRule
 

@@ -33,7 +33,8 @@ from attlas.analyses.stability.alerts import Alert, AlertConfig, AlertMonitor
 from attlas.analyses.stability.bound import entropy_lower_bound, logit_bound, qk_norms, spectral_norm
 from attlas.analyses.stability.log import TRACKER, TRACKER_ALERTS, TrackerLog
 from attlas.analyses.stability.reparam import hold_power_iteration
-from attlas.analyses.stability.sites import Adapter, AttentionSite, HeadWeights, Reading, attention_sites, unwrap
+from attlas.analyses.stability.site import Adapter, AttentionSite, HeadWeights, Reading
+from attlas.analyses.stability.sites import attention_sites, unwrap
 from attlas.analyses.stability.sums import WIDTH, all_reduce, means_of, sums_of
 from attlas.data.result import Result
 from attlas.errors import ConfigError

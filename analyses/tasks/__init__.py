@@ -7,17 +7,10 @@ from typing import TYPE_CHECKING
 from attlas.lazy import face
 
 if TYPE_CHECKING:
+    from attlas.analyses.tasks.catalog import TaskScore, make_task, require_ability, score_task, task_names
     from attlas.analyses.tasks.metrics import CrossEntropy, KLDivergence, LogitDifference, ProbabilityDifference
     from attlas.analyses.tasks.prompts import task_from_prompts
-    from attlas.analyses.tasks.task import (
-        Task,
-        TaskConfig,
-        TaskScore,
-        make_task,
-        require_ability,
-        score_task,
-        task_names,
-    )
+    from attlas.analyses.tasks.task import Task, TaskConfig
 
 _PUBLIC = {
     "CrossEntropy": "metrics",
@@ -26,12 +19,12 @@ _PUBLIC = {
     "ProbabilityDifference": "metrics",
     "Task": "task",
     "TaskConfig": "task",
-    "TaskScore": "task",
-    "make_task": "task",
-    "require_ability": "task",
-    "score_task": "task",
+    "TaskScore": "catalog",
+    "make_task": "catalog",
+    "require_ability": "catalog",
+    "score_task": "catalog",
     "task_from_prompts": "prompts",
-    "task_names": "task",
+    "task_names": "catalog",
 }
 
 __all__ = [

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from attlas.analyses.vit.agreement import Agreement, agreement
 from attlas.analyses.vit.config import VitConfig
@@ -30,10 +29,11 @@ from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.stats import bootstrap_mean
-from attlas.errors import ConfigError, UnsupportedModelError
+from attlas.errors import ConfigError
 from attlas.interp import HookedModel
+from attlas.interp.require import require_vit
 
-__all__ = ["SCHEMAS", "VitConfig", "VitResult", "require_vit", "vit"]
+__all__ = ["SCHEMAS", "VitConfig", "VitResult", "vit"]
 
 
 @dataclass(frozen=True)
@@ -223,30 +223,6 @@ def _head(at: tuple[int, ...]) -> dict[str, int]:
 def _row(entry: Agreement | Trend) -> dict[str, Any]:
     """A dataclass as a row, NaN as null."""
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in vars(entry).items()}
-
-
-def require_vit(model: HookedModel, images: ImageDataset) -> None:
-    """Refuse language models, empty image sets and images of a shape the model does not take.
-
-    Raises:
-        UnsupportedModelError, ConfigError.
-    """
-    if model.cfg.family != "vit":
-        raise UnsupportedModelError(f"{model.name} is a {model.cfg.family} model; head analyses on images need a ViT")
-    if not len(images):
-        raise ConfigError("there are no images; give at least one")
-    height, width = images.pixels.shape[-2:]
-    if (height, width) == model.cfg.image_size:
-        return
-    if height % model.cfg.patch_size or width % model.cfg.patch_size:
-        raise ConfigError(f"images of {height} × {width} px are no whole number of {model.cfg.patch_size} px patches")
-    try:
-        with torch.no_grad():
-            model(images.pixels[:1])
-    except ValueError as error:
-        raise ConfigError(
-            f"{model.name} takes images of {model.cfg.image_size} px only, not {(height, width)}: {error}"
-        ) from error
 
 
 def vit(

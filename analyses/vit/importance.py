@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.common.fills import Fill, HeadFills, fill_head
-from attlas.analyses.vit.readout import Answer, Readout, jensen_shannon, make_readout, metric_mean, patch_grid
+from attlas.analyses.vit.readout import Answer, Readout, jensen_shannon, make_readout, metric_mean
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.stats import Interval, bootstrap_mean
 from attlas.interp import HookedModel
-from attlas.interp.prefix import attend_once, entering, last_layer_for_prefix, reads_prefix_alone
-from attlas.interp.suffix import Suffix
+from attlas.interp.prefix import Suffix, attend_once, entering, last_layer_for_prefix, reads_prefix_alone
+from attlas.interp.require import patch_grid
 
 # Tokens of a forward pass: all ablations of a layer go together, since its attention is the same for all, with so few
 # images that their activations stay in the cache (CPU).

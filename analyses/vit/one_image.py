@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attlas.analyses.vit.readout import jensen_shannon, patch_grid
+from attlas.analyses.vit.readout import jensen_shannon
 from attlas.analyses.vit.rollout import of_patches, rollout_step
 from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel
+from attlas.interp.require import patch_grid
 from attlas.saes.base import SAE
 from attlas.saes.identity import check_sae
 

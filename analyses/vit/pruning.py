@@ -15,10 +15,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.common.columns import N_IMAGES, interval
 from attlas.analyses.common.fills import Fill, HeadFills, fill_head
-from attlas.analyses.vit.heads import require_vit
 from attlas.analyses.vit.readout import Answer, Readout, make_readout, metric_mean
-from attlas.analyses.vit.tables import N_IMAGES, interval
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
@@ -27,7 +26,8 @@ from attlas.data.schema import TableSchema, column
 from attlas.data.splits import stratified_order
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
-from attlas.interp.suffix import Suffix
+from attlas.interp.prefix import Suffix
+from attlas.interp.require import require_vit
 
 Head = tuple[int, int]
 ABLATIONS = ("zero", "mean_per_position", "mean")

@@ -11,7 +11,6 @@ from torch import Tensor
 from attlas.analyses.vit.probe import KnnProbe, LinearProbe
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.stats import Interval, bootstrap_mean, count_mean
-from attlas.errors import ImageDataError
 from attlas.interp import HookedModel
 from attlas.interp.labels import classifier_labels
 
@@ -101,19 +100,6 @@ def jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
     middle = (p + q) / 2
     terms = [torch.special.xlogy(x, x / middle.clamp_min(1e-38)).sum(-1) for x in (p, q)]
     return (terms[0] + terms[1]) / 2
-
-
-def patch_grid(model: HookedModel, pixels: Tensor) -> tuple[int, int]:
-    """Patches as (rows, columns) of images [..., height, width], which may be of another size than the model's own.
-
-    Raises:
-        ImageDataError: the pixels are smaller than a patch.
-    """
-    height, width = pixels.shape[-2:]
-    rows, columns = height // model.cfg.patch_size, width // model.cfg.patch_size
-    if rows * columns < 1:
-        raise ImageDataError(f"images of {height} × {width} pixels hold no patch of {model.cfg.patch_size}")
-    return rows, columns
 
 
 @torch.no_grad()

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attlas.analyses.vit.readout import patch_grid
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.interp import HookedModel
+from attlas.interp.require import patch_grid
 
 
 def rollout_step(pattern: Tensor, so_far: Tensor | None, residual: float = 0.5) -> Tensor:

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attlas.analyses.vit.readout import patch_grid
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.stats import bootstrap_mean
 from attlas.interp import HookedModel
+from attlas.interp.require import patch_grid
 
 MEASURES = (
     "cls_to_patch",

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from attlas.analyses.common.columns import HEAD, LAYER, N_IMAGES, interval
 from attlas.data.schema import TableSchema, column
 
-LAYER = column("layer", pa.int16(), "", "layer index, from 0")
-HEAD = column("head", pa.int16(), "", "head index, from 0")
-N_IMAGES = column("n_images", pa.int32(), "images", "images measured")
 _ABLATION = column(
     "ablation",
     pa.string(),
@@ -24,14 +22,6 @@ _METRIC = column(
 )
 _CLASS = column("class", pa.int32(), "", "label of the images")
 _CLASS_NAME = column("class_name", pa.string(), "", "name of the class, or its number where it has none")
-
-
-def interval(unit: str) -> tuple[pa.Field, pa.Field]:
-    """Columns low and high."""
-    return (
-        column("low", pa.float64(), unit, "95 % bootstrap interval over images, lower end"),
-        column("high", pa.float64(), unit, "95 % bootstrap interval over images, upper end"),
-    )
 
 
 def _mass(name: str, description: str) -> pa.Field:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from attlas.cli.common import ModelArgs, Output, TextArgs, open_model
+from attlas.cli.common import Output, open_model
+from attlas.cli.options import ModelArgs, TextArgs
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from attlas.cli.common import OutArgs, Output, open_workspace
+from attlas.cli.common import Output, open_workspace
+from attlas.cli.options import OutArgs
 from attlas.data.models_catalog import EMBEDDED_DIR
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class _Demo:
 
     def head_survey(self) -> Run:
         from attlas.analyses.features.survey import head_survey
-        from attlas.cli.features import families_of
+        from attlas.cli.inputs import families_of
 
         families = {self.args.hook: families_of(self.workspace, self.runs["train"])}
         saes = {self.args.hook: self.sae}
@@ -178,7 +179,8 @@ class _Demo:
         )
 
     def timeline(self) -> Run:
-        from attlas.analyses.attention.head_timeline import find_checkpoints, timeline
+        from attlas.analyses.attention.head_timeline import timeline
+        from attlas.data.checkpoints import find_checkpoints
 
         checkpoints = find_checkpoints(EMBEDDED_DIR / "gpt2-mini" / "checkpoints")
         result = timeline(checkpoints, lambda _model: self.few, track=self.out.track)

@@ -6,8 +6,9 @@ import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from attlas.cli.common import ModelArgs, OutArgs, Output, TextArgs, open_model, open_workspace
-from attlas.cli.export import find_saes, model_of
+from attlas.cli.common import Output, open_model, open_workspace
+from attlas.cli.inputs import find_saes, model_of
+from attlas.cli.options import ModelArgs, OutArgs, TextArgs
 from attlas.saes.evaluation.config import EvalConfig
 
 if TYPE_CHECKING:

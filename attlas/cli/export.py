@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from attlas.cli.common import OutArgs, Output
+from attlas.cli.common import Output
+from attlas.cli.inputs import find_sae
+from attlas.cli.options import OutArgs
 from attlas.data.disk import check_writable
 from attlas.errors import ConfigError
 
@@ -50,52 +52,6 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         files = sorted(args.folder.iterdir())
     out.say(f"wrote {len(files)} files to {args.folder}: {', '.join(path.name for path in files[:4])}")
     return {"sae": source, "to": args.to, "folder": str(args.folder), "files": [str(path) for path in files]}
-
-
-def find_sae(workspace: Workspace, name: str | None) -> tuple[str, Run | None]:
-    """(path, run) of the SAE a person names: a run id, a path (no run), or nothing for the newest.
-
-    Raises:
-        ConfigError: nothing is named and the workspace holds no SAE.
-    """
-    runs = workspace.runs("sae")
-    if name is None:
-        if not runs:
-            raise ConfigError(f"workspace '{workspace.path}' holds no SAE; train one (attlas train) or give --sae")
-        return str(workspace.folder(runs[0])), runs[0]
-    for run_ in runs:
-        if name in (run_.id, str(workspace.folder(run_))):
-            return str(workspace.folder(run_)), run_
-    return name, None
-
-
-def model_of(parent: Run | None, typed: str, default: str) -> str:
-    """The model that is named, or else the one the autoencoder was trained on.
-
-    Raises:
-        ConfigError: that one's folder is not there any more.
-    """
-    name = str(parent.config.get("model", typed)) if parent is not None and typed == default else typed
-    if Path(name).is_absolute() and parent is not None and not Path(name).exists():
-        raise ConfigError(f"run '{parent.id}' was made on the model in '{name}', which is not there; give --model")
-    return name
-
-
-def find_saes(workspace: Workspace, name: str | None) -> list[tuple[str, Run | None]]:
-    """`find_sae`, but with nothing named every SAE of the newest training, in the order of its hooks.
-
-    Raises: as `find_sae`.
-    """
-    source, parent = find_sae(workspace, name)
-    if name is not None or parent is None:
-        return [(source, parent)]
-    same = [r for r in workspace.runs("sae") if r.model == parent.model and _training(r) == _training(parent)]
-    return [(str(workspace.folder(r)), r) for r in reversed(same)]
-
-
-def _training(run: Run) -> dict[str, Any]:
-    """A training's configuration without the hook: equal for all SAEs of one training."""
-    return {key: value for key, value in run.config.items() if key != "hooks"}
 
 
 def _neuronpedia(workspace: Workspace, parent: Run | None, cfg: Any, folder: Path) -> list[Path]:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from attlas.cli.common import TextArgs
-from attlas.errors import UnsupportedModelError
+from attlas.cli.common import Output, open_model
+from attlas.cli.options import ModelArgs, TextArgs
+from attlas.errors import ConfigError, UnsupportedModelError
 
 if TYPE_CHECKING:
     from attlas.data.images.dataset import ImageDataset
     from attlas.data.text import TokenDataset
+    from attlas.data.workspace import Run, Workspace
     from attlas.interp import HookedModel
+    from attlas.saes.base import SAE
 
 
 @dataclass(frozen=True)
@@ -56,3 +60,95 @@ def image_source(model: HookedModel, source: str) -> str:
         return source
     grey = model.image_spec is not None and model.image_spec.n_channels == 1
     return "embedded:glyphs" if grey else "sklearn:samples"
+
+
+def find_sae(workspace: Workspace, name: str | None) -> tuple[str, Run | None]:
+    """(path, run) of the SAE a person names: a run id, a path (no run), or nothing for the newest.
+
+    Raises:
+        ConfigError: nothing is named and the workspace holds no SAE.
+    """
+    runs = workspace.runs("sae")
+    if name is None:
+        if not runs:
+            raise ConfigError(f"workspace '{workspace.path}' holds no SAE; train one (attlas train) or give --sae")
+        return str(workspace.folder(runs[0])), runs[0]
+    for run_ in runs:
+        if name in (run_.id, str(workspace.folder(run_))):
+            return str(workspace.folder(run_)), run_
+    return name, None
+
+
+def model_of(parent: Run | None, typed: str, default: str) -> str:
+    """The model that is named, or else the one the autoencoder was trained on.
+
+    Raises:
+        ConfigError: that one's folder is not there any more.
+    """
+    name = str(parent.config.get("model", typed)) if parent is not None and typed == default else typed
+    if Path(name).is_absolute() and parent is not None and not Path(name).exists():
+        raise ConfigError(f"run '{parent.id}' was made on the model in '{name}', which is not there; give --model")
+    return name
+
+
+def find_saes(workspace: Workspace, name: str | None) -> list[tuple[str, Run | None]]:
+    """`find_sae`, but with nothing named every SAE of the newest training, in the order of its hooks.
+
+    Raises: as `find_sae`.
+    """
+    source, parent = find_sae(workspace, name)
+    if name is not None or parent is None:
+        return [(source, parent)]
+    same = [r for r in workspace.runs("sae") if r.model == parent.model and _training(r) == _training(parent)]
+    return [(str(workspace.folder(r)), r) for r in reversed(same)]
+
+
+def _training(run: Run) -> dict[str, Any]:
+    """A training's configuration without the hook: equal for all SAEs of one training."""
+    return {key: value for key, value in run.config.items() if key != "hooks"}
+
+
+def families_of(workspace: Workspace, sae_run: Run) -> dict[int, str]:
+    """feature → family, from the newest features run of this autoencoder; empty without one."""
+    for found in workspace.runs("features"):
+        if sae_run.id in found.parents:
+            table = workspace.read_table(found, "features").select(["feature", "family"]).to_pydict()
+            return dict(zip(table["feature"], table["family"], strict=True))
+    return {}
+
+
+@dataclass(frozen=True)
+class SAEArgs:
+    """The sparse autoencoders, at most one a hook."""
+
+    sae: tuple[str, ...] = ()
+    """Run ids of the workspace, folders, or saelens:RELEASE/ID; each serves the hook it was trained on."""
+
+
+def load_saes(model: HookedModel, args: SAEArgs, workspace: Workspace, out: Output) -> dict[str, SAE]:
+    """hook → autoencoder.
+
+    Raises:
+        ConfigError: two serve the same hook, or one does not say its hook.
+    """
+    from attlas.saes import load_sae
+    from attlas.saes.decompose import check_saes
+
+    found: dict[str, SAE] = {}
+    for name in args.sae:
+        sae = load_sae(find_sae(workspace, name)[0])
+        hook = sae.cfg.hook_name
+        if not hook:
+            raise ConfigError(f"the autoencoder '{name}' does not say which hook it was trained on")
+        if hook in found:
+            raise ConfigError(f"two autoencoders serve '{hook}' (the second is '{name}'); give one a hook")
+        found[hook] = sae
+    if found:
+        out.say(f"autoencoders on {', '.join(found)}")
+    return check_saes(model, found)
+
+
+def open_model_of(args: ModelArgs, parent: Run | None, out: Output) -> HookedModel:
+    """The model that is named, or else the one the autoencoder was trained on."""
+    name = model_of(parent, args.model, ModelArgs.model)
+    return open_model(ModelArgs(model=name, device=args.device, dtype=args.dtype), out)

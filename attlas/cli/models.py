@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from attlas.cli.common import Output
-from attlas.data.models_catalog import catalog, get_model
+from attlas.data.models_catalog import catalog
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ DEFAULT_ARGV = ["list"]
 def run(args: List | Get, out: Output) -> dict[str, Any]:
     """List, or fetch."""
     if isinstance(args, Get):
+        from attlas.data.models_fetch import get_model, verify_checksums
+
         folder = get_model(args.name, track=out.track, force=args.force)
         if args.verify and (folder / "attlas.json").is_file():
-            from attlas.data.models_fetch import verify_checksums
-
             verify_checksums(folder)
         out.say(f"{args.name} is at {folder}")
         return {"name": args.name, "path": str(folder)}

@@ -6,7 +6,7 @@ import dataclasses
 import shlex
 from typing import Any
 
-from attlas.cli.common import OutArgs
+from attlas.cli.options import OutArgs
 
 _SERVE = ["serve"]
 _NO_WORKSPACE = ("bench", "capture", "doctor", "demo", "models")

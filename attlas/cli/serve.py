@@ -7,7 +7,8 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from attlas.cli.common import OutArgs, Output
+from attlas.cli.common import Output
+from attlas.cli.options import OutArgs
 
 
 @dataclass(frozen=True)

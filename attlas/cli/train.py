@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
+from attlas.cli.common import Output, open_model, open_workspace
+from attlas.cli.options import ModelArgs, OutArgs
 from attlas.saes.training.config import TrainConfig
 
 if TYPE_CHECKING:

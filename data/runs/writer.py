@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from attlas._version import __version__
 from attlas.data.disk import disk_errors
 from attlas.data.files import check_name
 from attlas.data.runs.folders import UNCOMMITTED
@@ -137,8 +138,6 @@ class RunWriter:
         shutil.rmtree(before, ignore_errors=True)
 
     def _commit(self) -> None:
-        from attlas import __version__
-
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         record = dataclasses.replace(
             self.record,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from attlas.errors import ConfigError
 from attlas.saes.architectures.batchtopk import BatchTopKSAE
 from attlas.saes.architectures.gated import GatedSAE
 from attlas.saes.architectures.jumprelu import JumpReLUSAE
@@ -9,6 +10,7 @@ from attlas.saes.architectures.matryoshka import MatryoshkaSAE
 from attlas.saes.architectures.standard import StandardSAE
 from attlas.saes.architectures.topk import TopKSAE
 from attlas.saes.base import SAE
+from attlas.saes.config import SAEConfig
 
 ARCHITECTURES: dict[str, type[SAE]] = {
     "standard": StandardSAE,
@@ -18,3 +20,14 @@ ARCHITECTURES: dict[str, type[SAE]] = {
     "jumprelu": JumpReLUSAE,
     "matryoshka": MatryoshkaSAE,
 }
+
+
+def create_sae(cfg: SAEConfig) -> SAE:
+    """An SAE of `cfg.arch` with zero weights (see `attlas.saes.training.init.initialise`).
+
+    Raises:
+        ConfigError: the architecture is unknown.
+    """
+    if cfg.arch not in ARCHITECTURES:
+        raise ConfigError(f"architecture '{cfg.arch}' is unknown; use one of {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[cfg.arch](cfg)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from attlas.errors import ConfigError
+from attlas.saes.architectures import create_sae
 from attlas.saes.base import SAE
 from attlas.saes.config import SAEConfig
 from attlas.saes.evaluation.config import CONTROLS
@@ -94,7 +95,7 @@ def _pca(mean_D: Tensor, covariance_DD: Tensor, k: int) -> Subject:
 def random_dictionary(sae: SAE, mean_D: Tensor, k: int, seed: int) -> SAE:
     """As many unit directions about the mean, drawn at random; k of them active a token."""
     cfg = SAEConfig(d_in=sae.cfg.d_in, d_sae=sae.cfg.d_sae, arch="topk", k=min(k, sae.cfg.d_sae))
-    other = SAE.create(cfg).to(mean_D.device)
+    other = create_sae(cfg).to(mean_D.device)
     rows_FD = torch.randn(cfg.d_sae, cfg.d_in, generator=torch.Generator().manual_seed(seed)).to(mean_D.device)
     other.W_dec.copy_(rows_FD / rows_FD.norm(dim=-1, keepdim=True))
     other.W_enc.copy_(other.W_dec.T)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from attlas.errors import ConfigError, SAEFormatError
+from attlas.saes.architectures import create_sae
 from attlas.saes.base import SAE
 from attlas.saes.config import SAEConfig
 
@@ -51,7 +52,7 @@ def build(cfg: SAEConfig, state: dict[str, Tensor], source: Path) -> SAE:
     """
     try:
         with torch.device("meta"):
-            sae = SAE.create(cfg)
+            sae = create_sae(cfg)
     except ConfigError as error:
         raise SAEFormatError(f"'{source}': {error}") from error
     ours = {theirs: name for name, theirs in sae.saelens_names.items()}

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from attlas._version import __version__
 from attlas.data.files import atomic_path, write_text_atomic
 from attlas.errors import ConfigError, SAEFormatError
 from attlas.saes.base import SAE
@@ -58,8 +59,6 @@ def detect(path: Path) -> bool:
 
 def save(sae: SAE, folder: Path) -> Path:
     """Write the folder; each file appears whole or not at all."""
-    from attlas import __version__
-
     cfg = sae.cfg
     state = {sae.saelens_names.get(name, name): t.detach().cpu().contiguous() for name, t in sae.state_dict().items()}
     record: dict[str, Any] = {

@@ -17,12 +17,13 @@ from attlas.data.workspace import Ref, Run, Workspace
 from attlas.saes.activations import head_shape, match_hooks
 from attlas.saes.base import SAE
 from attlas.saes.identity import identity
-from attlas.saes.inputs import Inputs, as_hooked, load_inputs, model_source
+from attlas.saes.inputs import Inputs, as_hooked, load_inputs
 from attlas.saes.positions import positions_for
 from attlas.saes.training.buffer import MixingBuffer
 from attlas.saes.training.config import TrainConfig
 from attlas.saes.training.history import TRAINING, History
 from attlas.saes.training.loop import OnStep, train_loop
+from attlas.saes.training.sources import model_source
 from attlas.saes.training.store import adopt_store, store_source, stored_inputs
 from attlas.saes.training.trainer import Trainee
 

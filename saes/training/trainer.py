@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attlas.errors import CheckpointError
+from attlas.saes.architectures import create_sae
 from attlas.saes.base import SAE
 from attlas.saes.config import SAEConfig
 from attlas.saes.training.fused import FusedTopK
@@ -63,7 +64,7 @@ class Trainee:
     ) -> Trainee:
         """A new SAE, initialised from a sample of the activations it will see."""
         scale = math.sqrt(cfg.d_in) / max(float(sample_ND.norm(dim=-1).mean()), 1e-12) if normalise else 1.0
-        sae = SAE.create(cfg).to(sample_ND.device)
+        sae = create_sae(cfg).to(sample_ND.device)
         generator = torch.Generator().manual_seed(seed)
         rank = initialise(
             sae,

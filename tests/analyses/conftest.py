@@ -9,6 +9,7 @@ import torch
 
 from attlas.analyses.tasks.task import Task
 from attlas.interp import HookedModel
+from attlas.saes.architectures import create_sae
 from attlas.saes.base import SAE
 from attlas.saes.config import SAEConfig
 
@@ -36,7 +37,7 @@ def _sae(model: HookedModel, layer: int, hook: str = "attn.hook_z", k: int = 8) 
         n_heads=cfg.n_heads if z else None,
         d_head=cfg.d_head if z else None,
     )
-    sae = SAE.create(config)
+    sae = create_sae(config)
     draw = torch.Generator().manual_seed(layer)
     with torch.no_grad():
         sae.W_dec.copy_(torch.nn.functional.normalize(torch.randn(3 * width, width, generator=draw), dim=-1))

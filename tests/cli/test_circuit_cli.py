@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from attlas.analyses.circuits.graph_files import load_json
+from attlas.analyses.circuits.graph import load_json
 from attlas.cli import main
 from attlas.data.workspace import Workspace
 

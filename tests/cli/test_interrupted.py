@@ -108,7 +108,7 @@ def test_capture_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
 
 def test_other_verbs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("attlas.cli.entropy.open_model", lambda *_: interrupt())
+    monkeypatch.setattr("attlas.cli.entropy.heads.open_model", lambda *_: interrupt())
     assert main(["entropy", "-w", str(tmp_path)]) == 130
     assert (
         f"attlas entropy: interrupted; finished runs are kept; again: attlas entropy -w {tmp_path}"

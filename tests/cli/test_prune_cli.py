@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from attlas.analyses.pruning.orders import Drop
 from attlas.cli import main
-from attlas.cli.prune import parse_drop
+from attlas.cli.prune.args import parse_drop
 from attlas.data.models_catalog import EMBEDDED_DIR
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError
 from attlas.interp import load_model
+from attlas.interp.drop import Drop
 
 SMALL = ["--n-tokens", "1024", "--calibration-tokens", "1024", "--seq-len", "128"]
 

@@ -10,7 +10,7 @@ import pytest
 from attlas.analyses.attention.anatomy import map_anatomy
 from attlas.analyses.attention.cost import CostConfig, cost_profile
 from attlas.analyses.attention.head_entropy import entropy
-from attlas.analyses.attention.head_timeline import TimelineConfig, find_checkpoints, timeline
+from attlas.analyses.attention.head_timeline import TimelineConfig, timeline
 from attlas.analyses.attention.selection import SelectionConfig, selection_layers
 from attlas.analyses.attention.windows import WindowConfig, window_loss
 from attlas.analyses.circuits import (
@@ -43,6 +43,7 @@ from attlas.analyses.vit.pruning import VitPruningConfig, vit_pruning
 from attlas.analyses.vit.tokens.run import VitTokensConfig, vit_tokens
 from attlas.cli import main
 from attlas.dashboard.jobs import Live
+from attlas.data.checkpoints import find_checkpoints
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.models_catalog import EMBEDDED_DIR
 from attlas.data.text import TokenDataset

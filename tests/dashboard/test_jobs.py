@@ -200,7 +200,7 @@ def test_other_host_names_are_refused(tmp_path: Path) -> None:
 def test_clicks_boxes_text_and_buttons_in_a_browser(address: str) -> None:
     from playwright.sync_api import sync_playwright
 
-    from .browser.test_features_and_shell import ARGS, CHROMIUM, settled
+    from .chromium import ARGS, CHROMIUM, settled
 
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine")

@@ -7,13 +7,13 @@ import json
 import pytest
 import torch
 
-from attlas.analyses.pruning.orders import Drop, masked
-from attlas.analyses.pruning.scores import quality
+from attlas.analyses.common.losses import quality
 from attlas.dashboard.app import create_app
 from attlas.dashboard.pages.prune.page import on_curve, parse_units, ranking, sample
 from attlas.dashboard.pages.prune.view import series
 from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
+from attlas.interp.drop import Drop, masked
 
 
 def _get(client: object, url: str) -> dict:

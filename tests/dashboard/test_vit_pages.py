@@ -17,9 +17,9 @@ from PIL import Image
 from attlas.analyses.vit.one_image import feature_heat, look
 from attlas.analyses.vit.relevance import class_relevance
 from attlas.dashboard.app import create_app
+from attlas.dashboard.page import parse_heads
 from attlas.dashboard.pages.features import feature
 from attlas.dashboard.pages.image import page as image
-from attlas.dashboard.pages.image.page import parse_heads
 from attlas.dashboard.pages.vit import head as vit_head
 from attlas.dashboard.pages.vit import page as vit
 from attlas.dashboard.store import Store, clean

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from attlas.data.files import atomic_path, sha256_file
-from attlas.data.models_catalog import EMBEDDED_DIR, catalog, get_model, resolve_model
-from attlas.data.models_fetch import IOI_CHECK, verify_checksums
+from attlas.data.models_catalog import EMBEDDED_DIR, catalog, resolve_model
+from attlas.data.models_fetch import IOI_CHECK, get_model, verify_checksums
 from attlas.errors import CheckpointError, ModelNotFoundError
 from attlas.interp import HookedModel
 

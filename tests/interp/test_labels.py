@@ -12,11 +12,10 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from attlas.analyses.attention.windows import WindowConfig, window_loss
+from attlas.analyses.common.losses import quality
 from attlas.analyses.features.describe import FeaturesConfig, features
 from attlas.analyses.features.logits import logit_effects
 from attlas.analyses.pruning.healing import HealConfig, heal
-from attlas.analyses.pruning.orders import Drop
-from attlas.analyses.pruning.scores import quality
 from attlas.analyses.pruning.side_effects.report import WhatDiesConfig, what_dies
 from attlas.analyses.redundancy.heads import HeadEffectsConfig, head_effects
 from attlas.analyses.redundancy.modules import module_effects
@@ -26,8 +25,10 @@ from attlas.data.images.dataset import ImageDataset, load_images
 from attlas.data.images.labels import match_classes
 from attlas.errors import AttlasError, ConfigError
 from attlas.interp import HookedModel, load_model
+from attlas.interp.drop import Drop
 from attlas.interp.labels import classifier_labels, loss_labels
 from attlas.saes import SAEConfig, evaluate
+from attlas.saes.architectures import create_sae
 from attlas.saes.base import SAE
 from attlas.saes.evaluation.measure import EvalConfig
 from attlas.saes.inputs import Inputs
@@ -77,7 +78,7 @@ def data(folder: Path, model: HookedModel) -> ImageDataset:
 
 
 def random_sae(d_sae: int = 8) -> SAE:
-    sae = SAE.create(SAEConfig(d_in=16, d_sae=d_sae, k=2, hook_name="blocks.1.attn.hook_z")).requires_grad_(False)
+    sae = create_sae(SAEConfig(d_in=16, d_sae=d_sae, k=2, hook_name="blocks.1.attn.hook_z")).requires_grad_(False)
     for parameter in sae.parameters():
         parameter.data.normal_(0, 0.3)
     return sae

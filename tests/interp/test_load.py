@@ -14,6 +14,7 @@ import torch
 from attlas.data.models_catalog import EMBEDDED_DIR
 from attlas.errors import CheckpointError, UnsupportedModelError
 from attlas.interp import load_model
+from attlas.saes.architectures import create_sae
 
 
 def _gpt2(**changes: Any) -> Any:
@@ -88,12 +89,11 @@ def test_a_backbone_has_attention_but_no_losses(family: str) -> None:
     from attlas.analyses.attention.head_entropy import entropy
     from attlas.analyses.attention.windows import window_loss
     from attlas.analyses.circuits.frozen import FrozenPass
-    from attlas.analyses.pruning.scores import quality
+    from attlas.analyses.common.losses import quality
     from attlas.analyses.redundancy.heads import head_effects
     from attlas.analyses.redundancy.modules import module_effects
-    from attlas.analyses.tasks.task import score_task
+    from attlas.analyses.tasks.catalog import score_task
     from attlas.data.text import TokenDataset
-    from attlas.saes.base import SAE
     from attlas.saes.config import SAEConfig
     from attlas.saes.evaluation.measure import evaluate
 
@@ -102,7 +102,7 @@ def test_a_backbone_has_attention_but_no_losses(family: str) -> None:
     data = TokenDataset.from_tokens(tokens, "random")
     assert entropy(model, data).columns["entropy"].shape[0] > 0
     assert model(tokens).shape == (2, 16, 24)
-    sae = SAE.create(SAEConfig(d_in=24, d_sae=48, k=4, arch="topk", hook_name="blocks.1.attn.hook_z"))
+    sae = create_sae(SAEConfig(d_in=24, d_sae=48, k=4, arch="topk", hook_name="blocks.1.attn.hook_z"))
     for refused in (
         lambda: model.cross_entropy(tokens),
         lambda: window_loss(model, data),

@@ -9,7 +9,8 @@ import torch
 
 from attlas.errors import KernelError
 from attlas.kernels import AttentionRule, attention_stats, sparse_decode, threshold_encode, topk_encode
-from attlas.kernels.attention_stats import _PLAIN, _stats_torch
+from attlas.kernels.attention_stats import _stats_torch
+from attlas.kernels.results import _PLAIN
 
 interpreted = os.environ.get("TRITON_INTERPRET") == "1"
 device = "cpu" if interpreted else "cuda"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attlas.errors import ConfigError
 from attlas.saes import ARCHITECTURES, SAE, SAEConfig
+from attlas.saes.architectures import create_sae
 from attlas.saes.base import StepContext
 
 ARCHS = sorted(ARCHITECTURES)
@@ -18,7 +19,7 @@ ARCHS = sorted(ARCHITECTURES)
 def random_sae(arch: str, d_in: int, d_sae: int, k: int, seed: int = 0, dtype: str = "float32", **more: object) -> SAE:
     """An SAE with random weights of a plausible size; thresholds differ between features where they are learned."""
     generator = torch.Generator().manual_seed(seed)
-    sae = SAE.create(SAEConfig(d_in=d_in, d_sae=d_sae, arch=arch, k=k, dtype=dtype, **more))
+    sae = create_sae(SAEConfig(d_in=d_in, d_sae=d_sae, arch=arch, k=k, dtype=dtype, **more))
     with torch.no_grad():
         for name, tensor in sae.state_dict().items():
             noise = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
@@ -249,7 +250,7 @@ def test_bad_sizes_are_refused(change: dict[str, object], match: str) -> None:
 
 def test_unknown_architecture_is_refused() -> None:
     with pytest.raises(ConfigError, match="'relu6' is unknown; use one of standard"):
-        SAE.create(SAEConfig(d_in=8, d_sae=16, k=4, arch="relu6"))
+        create_sae(SAEConfig(d_in=8, d_sae=16, k=4, arch="relu6"))
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -14,6 +14,7 @@ from attlas.data.text import load_tokens
 from attlas.data.workspace import Ref, Workspace
 from attlas.errors import ConfigError, HookNameError
 from attlas.saes import SAE, EvalConfig, EvalResult, SAEConfig, evaluate
+from attlas.saes.architectures import create_sae
 from attlas.saes.base import StepContext
 from attlas.saes.evaluation.measure import _intervals
 from attlas.saes.evaluation.tables import METRICS
@@ -31,7 +32,7 @@ REF = Ref("test", "0" * 16)
 def make_sae(rows: torch.Tensor, k: int = 24, d_sae: int = 400, **more: object) -> SAE:
     """A TopK SAE trained for a moment on the rows it is tested on."""
     facts = {"hook_name": HOOK, "n_heads": 6, "d_head": 32, "skip_positions": 0}
-    sae = SAE.create(SAEConfig(d_in=192, d_sae=d_sae, k=k, **facts, **more))
+    sae = create_sae(SAEConfig(d_in=192, d_sae=d_sae, k=k, **facts, **more))
     initialise(sae, rows, torch.Generator().manual_seed(0), active_subspace=True)
     optimizer = torch.optim.Adam(sae.parameters(), lr=3e-3)
     for _ in range(60):
@@ -174,7 +175,7 @@ def test_bootstrap_covers_a_known_ratio() -> None:
 
 
 def test_a_perfect_sae_recovers_everything(gpt2_mini: HookedModel, tokens: torch.Tensor) -> None:
-    identity = SAE.create(SAEConfig(d_in=192, d_sae=384, arch="standard", k=1, hook_name=HOOK))
+    identity = create_sae(SAEConfig(d_in=192, d_sae=384, arch="standard", k=1, hook_name=HOOK))
     with torch.no_grad():
         eye = torch.eye(192)
         identity.W_enc.copy_(torch.cat([eye, -eye], 1))
@@ -197,10 +198,10 @@ def test_saving(result: EvalResult, tmp_path: Path) -> None:
 
 
 def test_wrong_width_and_hook(gpt2_mini: HookedModel, tokens: torch.Tensor) -> None:
-    narrow = SAE.create(SAEConfig(d_in=96, d_sae=64, k=4, hook_name=HOOK, model_name="other"))
+    narrow = create_sae(SAEConfig(d_in=96, d_sae=64, k=4, hook_name=HOOK, model_name="other"))
     with pytest.raises(ConfigError, match="d_in=96 and the activations have 192"):
         evaluate(narrow, gpt2_mini, Inputs(tokens, REF))
-    nameless = SAE.create(SAEConfig(d_in=192, d_sae=64, k=4))
+    nameless = create_sae(SAEConfig(d_in=192, d_sae=64, k=4))
     with pytest.raises(ConfigError, match="does not say which hook"):
         evaluate(nameless, gpt2_mini, Inputs(tokens, REF))
     with pytest.raises(HookNameError, match=r"no hook 'blocks\.9\.attn\.hook_z'; did you mean"):
@@ -233,7 +234,7 @@ def test_token_normalisation_is_undone_when_spliced(
     gpt2_mini: HookedModel, tokens: torch.Tensor, normalisation: str
 ) -> None:
     torch.manual_seed(0)
-    sae = SAE.create(SAEConfig(d_in=192, d_sae=64, k=64, hook_name=HOOK, normalisation=normalisation))
+    sae = create_sae(SAEConfig(d_in=192, d_sae=64, k=64, hook_name=HOOK, normalisation=normalisation))
     seen = {}
     with torch.no_grad():
         z = gpt2_mini.capture(tokens, [HOOK])[HOOK]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from attlas.errors import SAEFormatError
 from attlas.saes import ARCHITECTURES, SAE, SAEConfig, load_sae
+from attlas.saes.architectures import create_sae
 from attlas.saes.formats import dictionary_learning, original, sparsify
 
 
@@ -25,7 +26,7 @@ def randomise(module: torch.nn.Module) -> None:
 
 
 def own_sae(arch: str = "topk") -> SAE:
-    sae = SAE.create(SAEConfig(d_in=12, d_sae=20, k=4, arch=arch, hook_name="blocks.0.attn.hook_z"))
+    sae = create_sae(SAEConfig(d_in=12, d_sae=20, k=4, arch=arch, hook_name="blocks.0.attn.hook_z"))
     randomise(sae)
     return sae
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from attlas.errors import SAEFormatError
 from attlas.saes import ARCHITECTURES, SAE, SAEConfig, load_sae
+from attlas.saes.architectures import create_sae
 from attlas.saes.formats import FORMATS, dictionary_learning, original, saelens, sparsify
 
 ARCHS = sorted(ARCHITECTURES)
@@ -22,7 +23,7 @@ HOOK = "blocks.2.attn.hook_z"
 def random_sae(arch: str, **more: object) -> SAE:
     generator = torch.Generator().manual_seed(3)
     facts = {"hook_name": HOOK, "model_name": "gpt2-mini", "n_heads": 3, "d_head": 4, "context_size": 64}
-    sae = SAE.create(SAEConfig(**{"d_in": 12, "d_sae": 20, "k": 4, "arch": arch, **facts, **more}))
+    sae = create_sae(SAEConfig(**{"d_in": 12, "d_sae": 20, "k": 4, "arch": arch, **facts, **more}))
     with torch.no_grad():
         for name, tensor in sae.state_dict().items():
             noise = torch.randn(tensor.shape, generator=generator)

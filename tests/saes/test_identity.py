@@ -16,6 +16,7 @@ from attlas.data.text import TokenDataset, load_tokens
 from attlas.errors import ConfigError
 from attlas.interp import load_model
 from attlas.saes import SAE, EvalConfig, SAEConfig, SweepConfig, TrainConfig, evaluate, sweep_saes, train_sae
+from attlas.saes.architectures import create_sae
 from attlas.saes.identity import check_sae, fingerprint
 from attlas.saes.training.loop import Progress
 
@@ -83,7 +84,7 @@ def test_fingerprint_is_of_the_weights_in_memory(own_model: HookedModel) -> None
 
 
 def sae_of(**facts: object) -> SAE:
-    sae = SAE.create(SAEConfig(**{"d_in": 192, "d_sae": 8, "k": 2, "hook_name": HOOK, **facts}))
+    sae = create_sae(SAEConfig(**{"d_in": 192, "d_sae": 8, "k": 2, "hook_name": HOOK, **facts}))
     torch.nn.init.normal_(sae.W_enc)
     torch.nn.init.normal_(sae.W_dec)
     return sae

@@ -17,8 +17,10 @@ from attlas.analyses.features.survey import HeadSurveyConfig, head_survey
 from attlas.data.text import TokenDataset, load_tokens
 from attlas.errors import ConfigError
 from attlas.saes import SAE, EvalConfig, SAEConfig, TrainConfig, evaluate, load_sae, train_sae
-from attlas.saes.inputs import Inputs, model_source
+from attlas.saes.architectures import create_sae
+from attlas.saes.inputs import Inputs
 from attlas.saes.positions import Positions, positions_for
+from attlas.saes.training.sources import model_source
 from attlas.saes.training.store import store_source
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ def poisoned(model: HookedModel, data: TokenDataset, value: float) -> Iterator[N
 
 
 def random_sae(**more: object) -> SAE:
-    sae = SAE.create(SAEConfig(d_in=192, d_sae=64, k=4, hook_name=HOOK, **more))
+    sae = create_sae(SAEConfig(d_in=192, d_sae=64, k=4, hook_name=HOOK, **more))
     g = torch.Generator().manual_seed(0)
     with torch.no_grad():
         sae.W_enc.copy_(torch.randn(192, 64, generator=g) * 0.1)

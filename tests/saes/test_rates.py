@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from attlas.errors import ConfigError
-from attlas.saes import ARCHITECTURES, SAE, SAEConfig, TrainConfig
+from attlas.saes import ARCHITECTURES, SAEConfig, TrainConfig
+from attlas.saes.architectures import create_sae
 from attlas.saes.architectures.batchtopk import THRESHOLD_RATE, BatchTopKSAE
 from attlas.saes.base import StepContext
 from attlas.saes.training.buffer import MixingBuffer
@@ -93,7 +94,7 @@ def test_a_step_uses_the_clipped_gradient(arch: str) -> None:
 def test_the_batchtopk_threshold_is_the_running_mean_of_smallest_activations() -> None:
     """Against sorting every batch's activations, in float64, with the weights held still."""
     generator = torch.Generator().manual_seed(3)
-    sae = SAE.create(SAEConfig(d_in=D_IN, d_sae=48, k=4, arch="batchtopk")).double()
+    sae = create_sae(SAEConfig(d_in=D_IN, d_sae=48, k=4, arch="batchtopk")).double()
     assert isinstance(sae, BatchTopKSAE)
     sae.W_enc.data.normal_(generator=generator)
     sae.W_dec.data.normal_(generator=generator)

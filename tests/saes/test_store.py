@@ -128,7 +128,7 @@ def test_a_models_folder_is_recorded_absolutely(
     tiny_llama_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An evaluation from another folder finds the model that a relative path named."""
-    from attlas.cli.export import model_of
+    from attlas.cli.inputs import model_of
     from attlas.data.workspace import Ref, Run
 
     monkeypatch.chdir(tiny_llama_dir.parent)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from attlas.kernels import StepOptions, TopKStep, batch_topk_encode, topk_encode, topk_rows
 from attlas.saes import ARCHITECTURES, SAE, SAEConfig
+from attlas.saes.architectures import create_sae
 from attlas.saes.base import StepContext
 
 ARCHS = sorted(ARCHITECTURES)
@@ -25,7 +26,7 @@ def quarters(generator: torch.Generator, *shape: int) -> Tensor:
 
 def quantised_sae(arch: str, d_in: int, d_sae: int, k: int, seed: int) -> SAE:
     generator = torch.Generator().manual_seed(seed)
-    sae = SAE.create(SAEConfig(d_in=d_in, d_sae=d_sae, arch=arch, k=k))
+    sae = create_sae(SAEConfig(d_in=d_in, d_sae=d_sae, arch=arch, k=k))
     with torch.no_grad():
         for name, tensor in sae.state_dict().items():
             if name not in ("r_mag", "threshold"):

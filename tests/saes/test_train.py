@@ -14,7 +14,8 @@ from attlas.data.text import load_tokens
 from attlas.data.workspace import Ref, Workspace
 from attlas.errors import CheckpointError, ConfigError, HookNameError, NonFiniteError
 from attlas.saes import SweepConfig, TrainConfig, TrainResult, load_sae, sweep_saes, train_sae
-from attlas.saes.inputs import Inputs, model_source
+from attlas.saes.inputs import Inputs
+from attlas.saes.training.sources import model_source
 from attlas.saes.training.store import store_source
 from attlas.saes.training.sweep import mark_front
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from attlas.analyses.tasks.task import Task, TaskConfig, make_task
+from attlas.analyses.tasks.catalog import make_task
+from attlas.analyses.tasks.task import Task, TaskConfig
 from attlas.errors import TaskError
 from attlas.interp import HookedModel
 

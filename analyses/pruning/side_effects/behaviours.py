@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.attention.birth_null import repeat_scores
-from attlas.analyses.attention.head_timeline import TimelineConfig, repeated_tokens
-from attlas.analyses.pruning.orders import Drop, masked
-from attlas.analyses.tasks.task import Task, TaskConfig, make_task
+from attlas.analyses.common.repeats import repeated_tokens
+from attlas.analyses.tasks.catalog import make_task
+from attlas.analyses.tasks.task import Task, TaskConfig
 from attlas.data.stats import bootstrap_mean
 from attlas.errors import TaskError, UnsupportedModelError
 from attlas.interp import HookedModel
+from attlas.interp.drop import Drop, masked
 
 TASKS = ("ioi", "induction", "induction-natural")
 ABLE = 0.7
@@ -64,8 +65,7 @@ def task_losses(
 
 def head_losses(model: HookedModel, drop: Drop, seed: int = 0) -> list[dict[str, Any]]:
     """Rows of the table heads_lost: a head's scores on repeated random tokens; a head that is gone scores 0 after."""
-    config = TimelineConfig(seed=seed)
-    tokens = repeated_tokens(model, config)
+    tokens = repeated_tokens(model, seed=seed)
     before = repeat_scores(model, tokens)
     with masked(model, drop):
         after = repeat_scores(model, tokens)

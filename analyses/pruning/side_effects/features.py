@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attlas.analyses.common.losses import sequence_loss
 from attlas.analyses.features.stream import Kept
-from attlas.analyses.pruning.orders import Drop, masked
-from attlas.analyses.redundancy.heads import sequence_loss
 from attlas.data.stats import MIN_UNITS, student_t
 from attlas.interp import HookedModel
+from attlas.interp.drop import Drop, masked
 from attlas.interp.names import layer_of
 from attlas.saes.base import SAE
 from attlas.saes.positions import Positions

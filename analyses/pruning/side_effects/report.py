@@ -16,7 +16,6 @@ import pyarrow as pa
 from torch import Tensor
 
 from attlas.analyses.features.examples import Example, fill
-from attlas.analyses.pruning.orders import Drop, masked
 from attlas.analyses.pruning.side_effects.behaviours import TASKS, head_losses, task_losses
 from attlas.analyses.pruning.side_effects.features import (
     ACTIVITY,
@@ -36,6 +35,7 @@ from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
+from attlas.interp.drop import Drop, masked
 from attlas.interp.labels import classifier_labels
 from attlas.saes.base import SAE
 from attlas.saes.decompose import check_saes

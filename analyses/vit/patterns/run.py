@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from attlas.analyses.vit.heads import require_vit
+from attlas.analyses.common.columns import HEAD, LAYER
 from attlas.analyses.vit.patterns.clusters import DESCRIPTORS, describe, layout, medoids, name_cluster, prototypes
 from attlas.analyses.vit.patterns.quality import Quality, encode_and_cluster
 from attlas.analyses.vit.patterns.sample import PatternSample, deal, sample_patterns
-from attlas.analyses.vit.tables import HEAD, LAYER
 from attlas.data.figures import new_figure, new_grid
 from attlas.data.images.dataset import ImageDataset, shrink
 from attlas.data.progress import Track, no_track
@@ -22,6 +21,7 @@ from attlas.data.schema import TableSchema, column
 from attlas.data.splits import stratified_order
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
+from attlas.interp.require import require_vit
 
 _CLUSTER = column("cluster", pa.int16(), "", "cluster, the largest is 0")
 _NEAR = "attention on the eight patches around, of the mass on patches"

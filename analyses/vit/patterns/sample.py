@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from attlas.analyses.vit.readout import patch_grid
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.interp import HookedModel
+from attlas.interp.require import patch_grid
 
 
 @dataclass(frozen=True)

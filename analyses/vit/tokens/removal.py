@@ -17,7 +17,7 @@ from attlas.analyses.vit.readout import Readout
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.interp import HookedModel
-from attlas.interp.suffix import Suffix
+from attlas.interp.prefix import Suffix
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from attlas.analyses.vit.heads import require_vit
 from attlas.analyses.vit.readout import make_readout, metric_mean
 from attlas.analyses.vit.relevance import class_relevance_of
 from attlas.analyses.vit.rollout import relevance_of
@@ -26,6 +25,7 @@ from attlas.data.splits import stratified_order
 from attlas.data.stats import Interval
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
+from attlas.interp.require import require_vit
 
 __all__ = ["SCHEMAS", "VitTokensConfig", "VitTokensResult", "vit_tokens"]
 

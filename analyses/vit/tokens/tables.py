@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from attlas.analyses.vit.tables import HEAD, LAYER, N_IMAGES, interval
+from attlas.analyses.common.columns import HEAD, LAYER, N_IMAGES, interval
 from attlas.data.schema import TableSchema, column
 
 _ROW = column("row", pa.int16(), "patches", "row of the patch, from the top")

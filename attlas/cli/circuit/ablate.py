@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-from attlas.cli.circuit.attribution import prompt_row
-from attlas.cli.circuit.prompts import PromptArgs, SAEArgs, load_saes, load_task
-from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
+from attlas.cli.circuit.prompts import PromptArgs, load_task, prompt_row
+from attlas.cli.common import Output, open_model, open_workspace
+from attlas.cli.inputs import SAEArgs, load_saes
+from attlas.cli.options import ModelArgs, OutArgs
 from attlas.errors import ConfigError
 
 

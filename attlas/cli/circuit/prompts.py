@@ -9,10 +9,10 @@ from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
     from attlas.analyses.tasks.task import Task
+    from attlas.cli.circuit.qk import Qk
+    from attlas.cli.circuit.trace import Trace
     from attlas.cli.common import Output
-    from attlas.data.workspace import Workspace
     from attlas.interp import HookedModel
-    from attlas.saes.base import SAE
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,6 @@ class PromptArgs:
     """A prompt of the same number of tokens to patch from."""
 
 
-@dataclass(frozen=True)
-class SAEArgs:
-    """The sparse autoencoders, at most one a hook."""
-
-    sae: tuple[str, ...] = ()
-    """Run ids of the workspace, folders, or saelens:RELEASE/ID; each serves the hook it was trained on."""
-
-
 def load_task(model: HookedModel, args: PromptArgs, seed: int, out: Output) -> Task:
     """The prompts that the arguments name.
 
@@ -54,11 +46,11 @@ def load_task(model: HookedModel, args: PromptArgs, seed: int, out: Output) -> T
         TaskError: the model cannot do the task; says its accuracy.
         PromptError: the prompts do not line up, or an answer is not one token.
     """
-    from attlas.analyses.circuits.activation_patching import require_text_model
+    from attlas.analyses.tasks.catalog import make_task, require_ability
     from attlas.analyses.tasks.prompts import task_from_prompts
-    from attlas.analyses.tasks.task import TaskConfig, make_task, require_ability
+    from attlas.analyses.tasks.task import TaskConfig
 
-    require_text_model(model)
+    model.require_language_model()
     if args.prompt is not None:
         answer = args.answer if args.answer is not None else likely_next(model, args.prompt)
         if args.answer is None:
@@ -90,25 +82,13 @@ def likely_next(model: HookedModel, prompt: str) -> str:
     return model.to_str_tokens([best])[0]
 
 
-def load_saes(model: HookedModel, args: SAEArgs, workspace: Workspace, out: Output) -> dict[str, SAE]:
-    """hook → autoencoder.
+def _one_prompt(task: Task, args: Trace | Qk) -> str:
+    """Which prompt a number belongs to: one alone has no spread."""
+    return f"{task.name}, prompt {args.row} of {len(task)}, seed {args.seed}" if args.prompt is None else "one prompt"
 
-    Raises:
-        ConfigError: two serve the same hook, or one does not say its hook.
-    """
-    from attlas.cli.export import find_sae
-    from attlas.saes import load_sae
-    from attlas.saes.decompose import check_saes
 
-    found: dict[str, SAE] = {}
-    for name in args.sae:
-        sae = load_sae(find_sae(workspace, name)[0])
-        hook = sae.cfg.hook_name
-        if not hook:
-            raise ConfigError(f"the autoencoder '{name}' does not say which hook it was trained on")
-        if hook in found:
-            raise ConfigError(f"two autoencoders serve '{hook}' (the second is '{name}'); give one a hook")
-        found[hook] = sae
-    if found:
-        out.say(f"autoencoders on {', '.join(found)}")
-    return check_saes(model, found)
+def prompt_row(task: Task, row: int) -> int:
+    """The row, when there is one."""
+    if not 0 <= row < len(task):
+        raise ConfigError(f"--row {row} is out of range; there are prompts 0–{len(task) - 1}")
+    return row

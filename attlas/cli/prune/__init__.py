@@ -3,94 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from attlas.analyses.pruning.curve_config import DropCurveConfig
-from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
-from attlas.cli.inputs import DataArgs, load_data
+from attlas.cli.common import Output, open_model, open_workspace
+from attlas.cli.inputs import load_data
+from attlas.cli.prune.args import Args, _budget, parse_drop
 from attlas.data.disk import check_writable
 from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
-    from attlas.analyses.pruning.budget import Budget
-    from attlas.analyses.pruning.orders import Drop
     from attlas.data.images.dataset import ImageDataset
     from attlas.data.text import TokenDataset
     from attlas.interp import HookedModel
-
-BUDGETS = ("n", "max_delta_ce", "save_parameters", "save_kv", "save_time")
-
-
-@dataclass(frozen=True)
-class Args(DataArgs, ModelArgs, OutArgs):
-    """Drop attention, MLPs, blocks or heads: measure what it costs, and write a smaller checkpoint that transformers opens.
-
-    Three ways: name what goes (--drop), let scores choose (--target and one budget: --n, --max-delta-ce,
-    --save-parameters, --save-kv or --save-time), or, with neither, measure drop curves beside controls. Losses are taken
-    on --text, scores on --calibration (a source given for both is divided); of images, half of every class calibrates and
-    the other half measures.
-
-    Example: attlas prune --model gpt2-mini --target attn --n 2 --format compact --out gpt2-mini-pruned
-    Example: attlas prune --model gpt2-mini --drop attn:2 --what-dies --sae RUN
-    Example: attlas prune --model gpt2-mini --drop attn:2 --lm-eval attlas_ioi attlas_induction
-    """
-
-    n_tokens: int = 8_192
-    """How many tokens of --text losses are taken on."""
-    drop: tuple[str, ...] = ()
-    """What to drop, such as attn:2,5 mlp:3 block:1 head:0.4,1.2 (layers from 0; heads as layer.head)."""
-    target: Literal["attn", "mlp", "joint", "block", "head", "group"] | None = None
-    """Let the scores choose among these; a group is a KV head with all heads that share it, which frees its cache."""
-    order: Literal["ranked", "iterative", "random", "last", "reversed", "angular"] = "ranked"
-    """In which order they go; iterative scores anew after each (slow), random, last and reversed are controls; angular drops
-    the run of blocks that turns the stream least (--target block; Gromov et al. 2024)."""
-    n: int | None = None
-    """Budget: how many."""
-    max_delta_ce: float | None = None
-    """Budget: as many as keep the loss within so many nats of the whole model's, on half of --text; the other half tells."""
-    save_parameters: float | None = None
-    """Budget: this share of the parameters, 0–1."""
-    save_kv: float | None = None
-    """Budget: this share of the KV cache, 0–1."""
-    save_time: float | None = None
-    """Budget: this share of the time of a forward pass, 0–1, measured here."""
-    format: Literal["stock", "compact"] = "compact"
-    """stock loads anywhere, but modules dropped alone are only silenced; compact lacks them, with its own code."""
-    out: Path | None = None
-    """Folder for the pruned checkpoint; nothing is written without it."""
-    force: bool = False
-    """Replace an earlier pruned checkpoint in --out; folders that attlas prune did not write are never touched."""
-    calibration: str = "embedded:train"
-    """Text that scores are taken on and healing trains on; as --text."""
-    calibration_column: str | None = None
-    """Its column; --column where it is the source of --text."""
-    calibration_split: str | None = None
-    """Its split."""
-    calibration_tokens: int = 8_192
-    """How much of it."""
-    heal_steps: int = 0
-    """Train the pruned model for so many steps on the calibration data before it is written."""
-    heal_objective: Literal["distill", "ce"] = "distill"
-    """Learn from the whole model's outputs, or from the text (labels) itself."""
-    heal_lr: float = 3e-4
-    """Peak learning rate of healing."""
-    what_dies: bool = False
-    """Also tell what the pruned model loses (before healing): features of --sae, tasks, and what heads do."""
-    sae: tuple[str, ...] = ()
-    """Autoencoders for --what-dies: run ids of the workspace, folders, or saelens:RELEASE/ID."""
-    lm_eval: tuple[str, ...] = ()
-    """Run these lm-evaluation-harness tasks before and after (extra lm-eval); attlas_ioi and attlas_induction need no data."""
-    lm_eval_path: Path | None = None
-    """Folder with lm-eval task definitions of your own (.yaml); code in them runs."""
-    lm_eval_limit: int | None = None
-    """At most so many documents of each lm-eval task."""
-    n_prompts: int = 32
-    """Prompts of each task for --what-dies, and of attlas_ioi and attlas_induction."""
-    curve: Annotated[DropCurveConfig, tyro.conf.arg(name="")] = field(default_factory=DropCurveConfig)
 
 
 def run(args: Args, out: Output) -> dict[str, Any]:
@@ -138,46 +62,6 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     from attlas.cli.prune.one import prune_one
 
     return prune_one(model, calibration, evaluation, named, budget, lm_eval, args, workspace, out)
-
-
-def parse_drop(parts: tuple[str, ...]) -> Drop:
-    """`attn:2,5` … → Drop.
-
-    Raises:
-        ConfigError: a part does not read so.
-    """
-    from attlas.analyses.pruning.orders import Drop
-
-    found: dict[str, list[Any]] = {"attn": [], "mlp": [], "block": [], "head": []}
-    for part in parts:
-        module, _, numbers = part.partition(":")
-        if module not in found or not numbers:
-            raise ConfigError(f"--drop '{part}' is not understood; write attn:2,5 or mlp:3, block:1, head:0.4,1.2")
-        for number in numbers.split(","):
-            try:
-                found[module].append(tuple(int(n) for n in number.split(".", 1)) if module == "head" else int(number))
-                if module == "head" and len(found[module][-1]) != 2:
-                    raise ValueError
-            except ValueError:
-                kind = "layer.head" if module == "head" else "a layer"
-                raise ConfigError(f"--drop '{part}': '{number}' is not {kind} number") from None
-    return Drop(*(tuple(found[module]) for module in ("attn", "mlp", "block", "head")))
-
-
-def _budget(args: Args) -> Budget | None:
-    from attlas.analyses.pruning.budget import Budget
-
-    given = [name for name in BUDGETS if getattr(args, name) is not None]
-    if args.target is None:
-        if given:
-            raise ConfigError(f"--{given[0].replace('_', '-')} needs --target: attn, mlp, joint, block or head")
-        return None
-    if args.drop:
-        raise ConfigError("give --drop or --target, not both")
-    if len(given) != 1:
-        flags = ", ".join("--" + name.replace("_", "-") for name in BUDGETS)
-        raise ConfigError(f"--target needs exactly one budget of {flags}")
-    return Budget(args.n, args.save_parameters, args.save_kv, args.save_time, args.max_delta_ce)
 
 
 def _data(model: HookedModel, args: Args) -> tuple[TokenDataset | ImageDataset, TokenDataset | ImageDataset]:

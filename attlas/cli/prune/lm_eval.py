@@ -10,7 +10,7 @@ from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 
 if TYPE_CHECKING:
-    from attlas.cli.prune import Args
+    from attlas.cli.prune.args import Args
 
 Rows = list[dict[str, Any]]
 

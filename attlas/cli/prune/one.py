@@ -15,7 +15,7 @@ from attlas.analyses.pruning.checkpoint import Exported, export, stored_dtype
 from attlas.analyses.pruning.curve import DROP_CURVE, drop_row
 from attlas.analyses.pruning.healing import HealConfig, HealResult, heal
 from attlas.analyses.pruning.lm_eval.tasks import LMEvalConfig
-from attlas.analyses.pruning.orders import Drop, Unit, available, last_first, random_order, ranked, unit_name
+from attlas.analyses.pruning.orders import available, last_first, random_order, ranked
 from attlas.analyses.pruning.scores import Judge, Scores
 from attlas.analyses.pruning.surgery import build, forward_logits, silenced
 from attlas.cli.common import Output
@@ -27,9 +27,10 @@ from attlas.data.text import TokenDataset
 from attlas.data.workspace import Run, Workspace
 from attlas.errors import ConfigError, StorageError
 from attlas.interp import HookedModel
+from attlas.interp.drop import Drop, Unit, unit_name
 
 if TYPE_CHECKING:
-    from attlas.cli.prune import Args
+    from attlas.cli.prune.args import Args
 
 Data = TokenDataset | ImageDataset
 WHEN = {"before": 0, "after": -1}

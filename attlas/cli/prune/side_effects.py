@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attlas.analyses.pruning.orders import Drop
 from attlas.analyses.pruning.side_effects.report import WhatDiesConfig, what_dies
-from attlas.cli.circuit.prompts import SAEArgs, load_saes
 from attlas.cli.common import Output
-from attlas.cli.export import find_sae
+from attlas.cli.inputs import SAEArgs, find_sae, load_saes
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
+from attlas.interp.drop import Drop
 
 if TYPE_CHECKING:
-    from attlas.cli.prune import Args
+    from attlas.cli.prune.args import Args
 
 
 def tell_what_dies(

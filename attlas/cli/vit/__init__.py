@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import tyro
 
 from attlas.analyses.vit.config import VitConfig
-from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
+from attlas.cli.common import Output, open_model, open_workspace
 from attlas.cli.inputs import image_source
-
-if TYPE_CHECKING:
-    from attlas.data.images.dataset import ImageDataset
-    from attlas.data.workspace import Run, Workspace
-    from attlas.interp import HookedModel
+from attlas.cli.options import ModelArgs, OutArgs
 
 
 @dataclass(frozen=True)
@@ -67,101 +63,6 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     images = load_images(
         image_source(model, args.images), model.image_spec, n_images=args.n_images, seed=args.config.seed
     )
-    saved, summary = _RUN[args.what](args, out, model, images, workspace)
+    saved, summary = importlib.import_module(f"attlas.cli.vit.{args.what}").run(args, out, model, images, workspace)
     out.say(f"wrote run {saved.id} to {workspace.path}")
     return {"run": saved.id, **summary}
-
-
-Done: TypeAlias = "tuple[Run, dict[str, Any]]"
-
-
-def _heads(args: Args, out: Output, model: HookedModel, images: ImageDataset, workspace: Workspace) -> Done:
-    from attlas.analyses.vit.heads import vit
-
-    result = vit(model, images, args.config, track=out.track)
-    saved = result.save(workspace, model.ref, images.ref)
-    values = result.heatmap(result.main_metric)
-    ablations = {e.ablation: result.heatmap(result.main_metric, e.ablation) for e in result.importance}
-    shown = {f"{result.main_metric}, {name.replace('_', ' ')}": found for name, found in ablations.items()}
-    if result.strength is not None:
-        shown |= {"reach, px": result.heatmap("mean_distance_px"), "CLS → patches": result.heatmap("cls_to_patch")}
-    order = sorted(((float(v), at) for at, v in np.ndenumerate(values)), reverse=True)[:8]
-    how = f"z set to: {', '.join(name.replace('_', ' ') for name in ablations)}; " if ablations else ""
-    out.table(
-        f"{model.name}: heads by {result.main_metric} ({how}{len(images)} images)",
-        ["head", *shown],
-        [(f"{at[0]}.{at[1]}", *(float(found[at]) for found in shown.values())) for _, at in order],
-    )
-    return saved, result.summary()
-
-
-def _pruning(args: Args, out: Output, model: HookedModel, images: ImageDataset, workspace: Workspace) -> Done:
-    from attlas.analyses.vit.pruning import VitPruningConfig, vit_pruning
-
-    config = VitPruningConfig(
-        n_search=min(200, max(1, len(images) // 2)),
-        n_candidates=args.n_candidates,
-        max_heads=args.max_heads,
-        ablation=args.pruned_to,
-        batch_size=args.config.batch_size,
-        seed=args.config.seed,
-    )
-    result = vit_pruning(model, images, config, track=out.track)
-    saved, summary = result.save(workspace, model.ref, images.ref), result.summary()
-    shown = [(name.replace("_", " "), value) for name, value in summary.items()]
-    out.table(f"{model.name}: {summary['metric']} over the removal of heads", ["what", "value"], shown)
-    return saved, summary
-
-
-def _tokens(args: Args, out: Output, model: HookedModel, images: ImageDataset, workspace: Workspace) -> Done:
-    from attlas.analyses.vit.tokens.run import VitTokensConfig, vit_tokens
-
-    config = VitTokensConfig(remove_at=args.remove_at, batch_size=args.config.batch_size, seed=args.config.seed)
-    result = vit_tokens(model, images, config, track=out.track)
-    saved, summary = result.save(workspace, model.ref, images.ref), result.summary()
-    shown = [(name.replace("_", " "), value) for name, value in summary.items()]
-    out.table(f"{model.name}: patches removed, and rollout against chance", ["what", "value"], shown)
-    return saved, summary
-
-
-def _patterns(args: Args, out: Output, model: HookedModel, images: ImageDataset, workspace: Workspace) -> Done:
-    from attlas.analyses.vit.patterns.run import VitPatternsConfig, vit_patterns
-
-    config = VitPatternsConfig(
-        n_maps=args.n_maps, n_clusters=args.n_clusters, n_latent=args.n_latent, seed=args.config.seed
-    )
-    result = vit_patterns(model, images, config, track=out.track)
-    saved, summary = result.save(workspace, model.ref, images.ref), result.summary()
-    tables = result.tables()
-    clusters = tables["clusters"].to_pylist()
-    out.table(
-        f"{model.name}: clusters of {summary['n_maps']} maps",
-        ["cluster", "name", "share", "heads", "near", "row", "column", "evenness"],
-        [
-            (
-                c["cluster"],
-                c["name"],
-                c["share"],
-                c["n_heads"],
-                c["near"],
-                c["same_row"],
-                c["same_column"],
-                c["evenness"],
-            )
-            for c in clusters
-        ],
-    )
-    quality = tables["pattern_quality"].to_pylist()
-    out.table(
-        f"on {quality[0]['n_held_out']} maps of held-out images; ari: agreement of {quality[0]['n_seeds']} fresh draws; null: "
-        "Gaussian vectors of the same mean and covariance, without clusters",
-        ["code", "explained", "ari", "ari null", "silhouette", "silhouette null"],
-        [
-            (q["method"], q["explained"], q["ari"], q["ari_null"], q["silhouette"], q["silhouette_null"])
-            for q in quality
-        ],
-    )
-    return saved, summary
-
-
-_RUN = {"heads": _heads, "pruning": _pruning, "tokens": _tokens, "patterns": _patterns}

@@ -61,7 +61,7 @@ def _settings(config: dict[str, Any]) -> str:
 
 
 def _graph(store: Store, run: Run) -> dict[str, Any] | None:
-    from attlas.analyses.circuits.graph_files import load_json
+    from attlas.analyses.circuits.graph import load_json
     from attlas.dashboard.pages.circuit.graph import plain
 
     name = "graph/graph.json"

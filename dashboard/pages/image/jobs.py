@@ -137,8 +137,8 @@ def relevance_job(store: Store, name: str, image: str, chosen: int | None) -> Jo
     def work(job: Job) -> np.ndarray | None:
         import torch
 
-        from attlas.analyses.vit.readout import patch_grid
         from attlas.analyses.vit.relevance import class_relevance
+        from attlas.interp.require import patch_grid
 
         model = _open(store, name)
         if not model.cfg.n_classes:

@@ -8,7 +8,7 @@ import numpy as np
 
 from attlas.dashboard.components.maps import data_url
 from attlas.dashboard.jobs import POLL_MS, Job
-from attlas.dashboard.page import Data, Page, Params, integer
+from attlas.dashboard.page import Data, Page, Params, integer, parse_heads
 from attlas.dashboard.pages.image.jobs import (
     Picture,
     heat_job,
@@ -22,7 +22,6 @@ from attlas.dashboard.pages.image.view import view
 from attlas.dashboard.store import Store
 from attlas.data.workspace import Run
 
-Head = tuple[int, int]
 MOST_CLASSES = 100
 
 
@@ -64,16 +63,6 @@ def data(store: Store, params: Params) -> Data:
     bad = [job for job, _ in jobs if job.state not in ("done", "queued", "running")]
     told = next(iter([*bad, *waiting]), look)
     return base | {"job": told.describe(), "live": POLL_MS if waiting else False}
-
-
-def parse_heads(text: str | None) -> list[Head]:
-    """ "0.1,2.3" → [(0, 1), (2, 3)]; what is no head is left out."""
-    found = []
-    for part in (text or "").split(",")[:512]:
-        layer, _, head = part.partition(".")
-        if layer.isdecimal() and head.isdecimal() and len(part) < 9:
-            found.append((int(layer), int(head)))
-    return list(dict.fromkeys(found))
 
 
 def _gallery(job: Job) -> list[dict[str, Any]]:

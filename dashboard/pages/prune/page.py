@@ -180,7 +180,7 @@ def on_curve(curve: list[Row], target: str, n: int, order: str = "ranked") -> fl
 
 def parse_units(units: list[str]) -> Any:
     """["attn.3", "head.2.4"] → Drop."""
-    from attlas.analyses.pruning.orders import Drop
+    from attlas.interp.drop import Drop
 
     numbers = [(kind, [int(n) for n in rest.split(".")]) for kind, _, rest in (u.partition(".") for u in units)]
     pick = {kind: tuple(sorted(n[0] for k, n in numbers if k == kind)) for kind in ("attn", "mlp", "block")}

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from attlas.dashboard.page import Data, Page, Params, integer
-from attlas.dashboard.pages.image.page import parse_heads
+from attlas.dashboard.page import Data, Page, Params, integer, parse_heads
 from attlas.dashboard.pages.vit.view import ABLATIONS, METRICS, STRENGTH, view
 from attlas.dashboard.store import Row, Store
 from attlas.data.workspace import Run

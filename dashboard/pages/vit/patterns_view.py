@@ -84,7 +84,7 @@ def _one(found: dict[str, Any], chosen: dict[str, Any]) -> Any:
 
 
 def _clusters(data: Data) -> Any:
-    from attlas.dashboard.pages.vit.view import here
+    from attlas.dashboard.pages.vit.urls import here
 
     found = data["patterns"]
     cells = []

@@ -24,6 +24,7 @@ from attlas.dashboard.components.maps import colored, data_url
 from attlas.dashboard.components.vit_figures import Head, head_map, heads_of, strength_profile
 from attlas.dashboard.page import Data, link
 from attlas.dashboard.pages.vit.patterns_view import patterns_cards
+from attlas.dashboard.pages.vit.urls import here
 from attlas.dashboard.store import Row
 from attlas.dashboard.theme import Theme
 
@@ -88,27 +89,6 @@ def view(data: Data, look: Theme) -> Any:
 def importance_of(data: Data) -> dict[Head, float]:
     """Head → the chosen metric."""
     return {(r["layer"], r["head"]): r["value"] for r in data["importance"]}
-
-
-def here(data: Data, **changed: Any) -> str:
-    """This page's address with some parameters changed."""
-    patterns = data.get("patterns") or {}
-    tokens = data.get("tokens") or {}
-    chosen = patterns.get("chosen")
-    now = {
-        "run": data["run"],
-        "metric": data["metric"] if data["metric"] != data["default_metric"] else None,
-        "ablation": data["ablation"] if data["ablation"] != data["ablations"][0] else None,
-        "strength": data["strength"] if data["strength"] != "mean_distance_px" else None,
-        "layer": data["layer"],
-        "head": data["head"],
-        "heads": ",".join(f"{a}.{b}" for a, b in data["lit"]),
-        "color": patterns.get("color") if patterns.get("color") != "cluster" else None,
-        "cluster": patterns.get("cluster"),
-        "map": chosen["map"] if chosen else None,
-        "before": tokens["before"] if tokens and tokens["before"] != tokens["layers"][0] else None,
-    }
-    return link("/vit", **(now | changed))
 
 
 def _chosen(data: Data) -> Head:

@@ -108,10 +108,10 @@ def test_ranking_agrees_with_transformer_lens(gpt2_mini: HookedModel) -> None:
     from transformer_lens.head_detector import detect_head
 
     from attlas.analyses.attention.birth_null import repeat_scores
-    from attlas.analyses.attention.head_timeline import TimelineConfig, repeated_tokens
+    from attlas.analyses.common.repeats import repeated_tokens
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    tokens = repeated_tokens(gpt2_mini, TimelineConfig(n_repeats=1, repeat_length=60))
+    tokens = repeated_tokens(gpt2_mini, n=1, length=60)
     with torch.no_grad():
         cache = gpt2_mini.capture(tokens, "blocks.*.attn.hook_pattern")
     ours = repeat_scores(gpt2_mini, tokens)

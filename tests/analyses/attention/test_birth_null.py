@@ -18,14 +18,9 @@ from attlas.analyses.attention.birth_null import (
     null_scores,
     repeat_scores,
 )
-from attlas.analyses.attention.head_timeline import (
-    Checkpoint,
-    TimelineConfig,
-    TimelineResult,
-    find_checkpoints,
-    repeated_tokens,
-    timeline,
-)
+from attlas.analyses.attention.head_timeline import TimelineConfig, TimelineResult, timeline
+from attlas.analyses.common.repeats import repeated_tokens
+from attlas.data.checkpoints import Checkpoint, find_checkpoints
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref
 from attlas.errors import ConfigError
@@ -89,7 +84,7 @@ def test_a_planted_previous_token_head_exceeds_its_null() -> None:
         turn[i, i], turn[i + 4, i], turn[i, i + 4], turn[i + 4, i + 4] = c, s, -s, c
     attn.c_attn.weight.data[:8, :8] = 3 * turn
     attn.c_attn.weight.data[:8, width : width + 8] = 3 * torch.eye(8)
-    tokens = repeated_tokens(model, TimelineConfig(repeat_length=24, n_repeats=4))
+    tokens = repeated_tokens(model, length=24, n=4)
     score, null = (f(model, tokens)["previous_token"] for f in (repeat_scores, null_scores))
     assert score[0, 0] > 0.3
     assert score[0, 0] > 1.5 * null[0, 0]
@@ -98,7 +93,7 @@ def test_a_planted_previous_token_head_exceeds_its_null() -> None:
 def test_distances_are_those_of_the_attention_maps() -> None:
     plain = _random_gpt2(1, gain=6.0)
     model = load_model(plain, device="cpu")
-    tokens = repeated_tokens(model, TimelineConfig(repeat_length=20, n_repeats=3))
+    tokens = repeated_tokens(model, length=20, n=3)
     plain.set_attn_implementation("eager")
     maps = torch.stack(plain(tokens, output_attentions=True).attentions).double()  # [layer, n, head, T, T]
     found = [_at_distances(layer, tokens) for layer in attended(model, tokens)]
@@ -158,7 +153,7 @@ def test_a_birth_is_where_the_score_stays_above() -> None:
 
 
 def test_trained_heads_are_born_and_others_are_not(gpt2_mini: HookedModel) -> None:
-    tokens = repeated_tokens(gpt2_mini, TimelineConfig(n_repeats=4))
+    tokens = repeated_tokens(gpt2_mini, n=4)
     score, null = repeat_scores(gpt2_mini, tokens)["induction"], null_scores(gpt2_mini, tokens)["induction"]
     assert {(int(layer), int(head)) for layer, head in np.argwhere(score > null)} == {(3, 0), (3, 4)}
     assert (null < 0.1).all()

@@ -67,26 +67,6 @@ def test_vision_entropy_equals_brute_force(vit_mini: HookedModel, glyphs: ImageD
     assert found.n_queries == 5 * 65
 
 
-@pytest.mark.parametrize("which", ["gpt2_mini", "tiny_llama"])
-def test_redundancy_equals_the_formula(which: str, request: pytest.FixtureRequest) -> None:
-    model: HookedModel = request.getfixturevalue(which)
-    data = _tiny_tokens(model)
-    found = redundancy(model, data)
-    _, cache = model.run_with_cache(data.tokens)
-    for layer in range(model.cfg.n_layers):
-        x = cache[f"blocks.{layer}.hook_resid_pre"].double()
-        y = x + cache[f"blocks.{layer}.hook_attn_out"].double()
-        z = y + cache[f"blocks.{layer}.hook_mlp_out"].double()
-        for slot, (before, after) in enumerate([(x, y), (y, z), (x, z)]):
-            cosine = (before * after).sum(-1) / (before.norm(dim=-1) * after.norm(dim=-1))
-            assert found.scores[layer, slot] == pytest.approx(1 - cosine.mean().item(), abs=1e-5)
-    assert (found.low <= found.scores + 1e-12).all()
-    assert (found.scores <= found.high + 1e-12).all()
-    scores = [entry[2] for entry in found.ranking()]
-    assert scores == sorted(scores)
-    assert len(scores) == 2 * model.cfg.n_layers
-
-
 def test_saved_runs(gpt2_mini: HookedModel, tmp_path: Path) -> None:
     data = _tiny_tokens(gpt2_mini)
     workspace = Workspace(tmp_path / "ws")

@@ -15,13 +15,13 @@ from attlas.analyses.attention.anatomy import AnatomyConfig, map_anatomy
 from attlas.analyses.attention.birth_null import repeat_scores
 from attlas.analyses.attention.cost import CostConfig, cost_profile
 from attlas.analyses.attention.head_entropy import EntropyConfig, entropy
-from attlas.analyses.attention.head_timeline import TimelineConfig, repeated_tokens
 from attlas.analyses.attention.selection import SelectionConfig, selection_layers
 from attlas.analyses.attention.windows import WindowConfig, window_loss
 from attlas.analyses.circuits.attention import score_terms
 from attlas.analyses.circuits.frozen import FrozenPass
 from attlas.analyses.circuits.qk import QKConfig, key_contrast, qk_attribution
 from attlas.analyses.circuits.tracing import direct_attribution
+from attlas.analyses.common.repeats import repeated_tokens
 from attlas.analyses.features.describe import FeaturesConfig, features
 from attlas.analyses.stability.tracker import EntropyTracker
 from attlas.data.text import TokenDataset
@@ -167,11 +167,11 @@ def test_selection_layers(model: HookedModel, data: TokenDataset, maps: np.ndarr
 
 
 def test_repeated_tokens(model: HookedModel) -> None:
-    tokens = repeated_tokens(model, TimelineConfig(n_repeats=2, repeat_length=3))
+    tokens = repeated_tokens(model, n=2, length=3)
     scores = repeat_scores(model, tokens)
     a = _maps(model, tokens)
     np.testing.assert_allclose(scores["previous_token"], a[..., [4, 5, 6], [3, 4, 5]].mean((1, 3)), atol=1e-6)
-    far = repeated_tokens(model, TimelineConfig(n_repeats=2, repeat_length=9))
+    far = repeated_tokens(model, n=2, length=9)
     induction = repeat_scores(model, far)["induction"]  # the first copies lie outside the windows
     limited = [parts.rule.sliding_window is not None for parts in model.layers]
     tokens_seen = _maps(model, far)

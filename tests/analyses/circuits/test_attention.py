@@ -14,11 +14,12 @@ import torch
 
 from attlas.analyses.circuits.attention import AttentionConfig, entries, explain_attention, score_terms
 from attlas.analyses.circuits.frozen import FrozenPass
-from attlas.analyses.circuits.graph import CircuitGraph
-from attlas.analyses.circuits.graph_files import load_json, save_circuit_tracer, save_graphml, save_json
+from attlas.analyses.circuits.graph import CircuitGraph, load_json
+from attlas.analyses.circuits.graph_files import save_circuit_tracer, save_graphml, save_json
 from attlas.analyses.circuits.tracing import LogitTarget, TraceConfig, trace
 from attlas.analyses.circuits.validation import FaithfulnessConfig, faithfulness
-from attlas.analyses.tasks.task import TaskConfig, make_task
+from attlas.analyses.tasks.catalog import make_task
+from attlas.analyses.tasks.task import TaskConfig
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 

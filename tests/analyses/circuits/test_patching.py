@@ -13,12 +13,14 @@ from torch import Tensor
 from attlas.analyses.circuits.activation_patching import SCHEMAS, PatchingConfig, patching
 from attlas.analyses.circuits.attribution_patching import gradients, path_gradients
 from attlas.analyses.circuits.sites import Site
+from attlas.analyses.tasks.catalog import make_task
 from attlas.analyses.tasks.metrics import LogitDifference
 from attlas.analyses.tasks.prompts import task_from_prompts
-from attlas.analyses.tasks.task import Task, TaskConfig, make_task
+from attlas.analyses.tasks.task import Task, TaskConfig
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError, HookNameError, LayerRangeError, PromptError, UnsupportedModelError
 from attlas.interp import HookedModel
+from attlas.saes.architectures import create_sae
 from attlas.saes.base import SAE
 from attlas.saes.config import SAEConfig
 from attlas.saes.decompose import decompose
@@ -146,7 +148,7 @@ def sae(gpt2_mini: HookedModel) -> SAE:
         n_heads=cfg.n_heads,
         d_head=cfg.d_head,
     )
-    sae = SAE.create(config)
+    sae = create_sae(config)
     draw = torch.Generator().manual_seed(2)
     with torch.no_grad():
         sae.W_dec.copy_(torch.nn.functional.normalize(torch.randn(3 * width, width, generator=draw), dim=-1))

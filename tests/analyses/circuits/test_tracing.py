@@ -16,6 +16,7 @@ from attlas.analyses.circuits.tracing import FeatureTarget, LogitTarget, TraceCo
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError, ConservationError, PromptError, UnsupportedModelError
 from attlas.interp import HookedModel, load_model
+from attlas.saes.architectures import create_sae
 from attlas.saes.base import SAE
 from attlas.saes.config import NORMALISATIONS, SAEConfig
 
@@ -139,7 +140,7 @@ def test_a_feature_is_explained_by_sources_as_the_formula_says(model: HookedMode
 
 def _of_architecture(model: HookedModel, arch: str, normalisation: str = "none") -> SAE:
     width = model.cfg.n_heads * model.cfg.d_head
-    sae = SAE.create(
+    sae = create_sae(
         SAEConfig(d_in=width, d_sae=2 * width, k=8, arch=arch, normalisation=normalisation,
                   hook_name="blocks.1.attn.hook_z", model_hash=model.weight_hash)
     )  # fmt: skip
@@ -177,7 +178,8 @@ def test_a_size_limit_cuts_warns_and_keeps_the_rest_in_sight(gpt2_mini: HookedMo
 
 def test_the_induction_circuit_is_found(gpt2_mini: HookedModel) -> None:
     """Heads of the card: an induction head in layer 3 (3.0) that reads the token after the earlier occurrence."""
-    from attlas.analyses.tasks.task import TaskConfig, make_task, score_task
+    from attlas.analyses.tasks.catalog import make_task, score_task
+    from attlas.analyses.tasks.task import TaskConfig
 
     task = make_task(gpt2_mini, TaskConfig(task="induction", n_prompts=24, seed=1))
     values = [float(score_task(gpt2_mini, task.take(slice(i, i + 1))).metric) for i in range(len(task))]
@@ -234,7 +236,8 @@ def test_bad_input_is_named(gpt2_mini: HookedModel, vit_mini: HookedModel, rando
 def test_smollm2_is_conserved_too(smollm2: HookedModel) -> None:
     """30 layers, grouped keys, rotary positions, and residual streams with entries in the thousands."""
     from attlas.analyses.circuits.qk import QKConfig, qk_attribution
-    from attlas.analyses.tasks.task import TaskConfig, make_task
+    from attlas.analyses.tasks.catalog import make_task
+    from attlas.analyses.tasks.task import TaskConfig
 
     task = make_task(smollm2, TaskConfig(task="ioi", n_prompts=1))
     frozen = FrozenPass(smollm2, task.tokens[0])

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from attlas.analyses.circuits.graph import CircuitGraph, Node
+from attlas.analyses.circuits.graph import CircuitGraph
+from attlas.analyses.circuits.nodes import Node
 from attlas.analyses.circuits.tracing import LogitTarget, TraceConfig, trace
 from attlas.analyses.circuits.validation import FaithfulnessConfig, _Ablation, faithfulness, recovered
-from attlas.analyses.tasks.task import Task, TaskConfig, make_task
+from attlas.analyses.tasks.catalog import make_task
+from attlas.analyses.tasks.task import Task, TaskConfig
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel

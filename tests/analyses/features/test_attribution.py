@@ -20,7 +20,7 @@ from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.kernels import AttentionRule, feature_dfa
-from attlas.saes.architectures import ARCHITECTURES
+from attlas.saes.architectures import ARCHITECTURES, create_sae
 from attlas.saes.base import SAE
 from attlas.saes.config import NORMALISATIONS, SAEConfig
 from attlas.saes.reading import PATHS, encoder_columns, encoder_paths, token_scale
@@ -36,7 +36,7 @@ def _sae(arch: str, normalisation: str, subtract: bool, width: int, dtype: str =
         d_in=width, d_sae=2 * width, k=8, arch=arch, normalisation=normalisation, apply_b_dec_to_input=subtract,
         hook_name=HOOK, dtype=dtype,
     )  # fmt: skip
-    sae = SAE.create(config)
+    sae = create_sae(config)
     draw = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, tensor in sae.state_dict().items():

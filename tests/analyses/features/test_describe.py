@@ -21,6 +21,7 @@ from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.saes import SAE, SAEConfig
+from attlas.saes.architectures import create_sae
 
 HOOK = "blocks.3.attn.hook_z"
 CONFIG = FeaturesConfig(
@@ -32,7 +33,7 @@ def random_sae(model: HookedModel, hook: str, inputs: torch.Tensor, d_sae: int =
     """Random directions about the mean activation, so that every feature has its turn."""
     torch.manual_seed(1)
     d_in = model.cfg.n_heads * model.cfg.d_head
-    sae = SAE.create(SAEConfig(d_in=d_in, d_sae=d_sae, k=k, hook_name=hook, model_name=model.name))
+    sae = create_sae(SAEConfig(d_in=d_in, d_sae=d_sae, k=k, hook_name=hook, model_name=model.name))
     with torch.no_grad():
         x = model.capture(inputs, hook)[hook].flatten(-2)[:, 1:].flatten(0, 1)
         sae.b_dec.copy_(x.mean(0))
@@ -348,7 +349,7 @@ def test_image_features_have_patches(vit_mini: HookedModel, glyphs: ImageDataset
 
 
 def test_bad_input(gpt2_mini: HookedModel, val_tokens: TokenDataset) -> None:
-    nameless = SAE.create(SAEConfig(d_in=192, d_sae=16, k=2))
+    nameless = create_sae(SAEConfig(d_in=192, d_sae=16, k=2))
     with pytest.raises(ConfigError, match="give hook="):
         features(gpt2_mini, nameless, val_tokens, CONFIG)
     with pytest.raises(ConfigError, match="n_related 0"):

@@ -33,6 +33,7 @@ from attlas.data.text import TokenDataset, load_tokens
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.saes import SAE, SAEConfig
+from attlas.saes.architectures import create_sae
 from attlas.saes.evaluation.controls import shuffled
 from attlas.saes.positions import Positions
 
@@ -48,7 +49,7 @@ def text(gpt2_mini: HookedModel) -> TokenDataset:
 def dictionary(model: HookedModel, text: TokenDataset, seed: int, d_sae: int = 160) -> SAE:
     """Unit directions at random about the mean activation."""
     generator = torch.Generator().manual_seed(seed)
-    sae = SAE.create(SAEConfig(d_in=192, d_sae=d_sae, k=6, hook_name=HOOK, model_name=model.name))
+    sae = create_sae(SAEConfig(d_in=192, d_sae=d_sae, k=6, hook_name=HOOK, model_name=model.name))
     with torch.no_grad():
         sae.b_dec.copy_(model.capture(text.tokens[:16], HOOK)[HOOK].flatten(-2)[:, 1:].flatten(0, 1).mean(0))
         rows = torch.randn(d_sae, 192, generator=generator)
@@ -157,7 +158,7 @@ def planted(model: HookedModel, text: TokenDataset, sae: SAE, n: int = 30) -> tu
     centred = read.flatten(0, 1) - read.flatten(0, 1).mean(0)
     covariance = centred.T @ centred / len(centred)
     quiet = torch.stack([torch.linalg.eigh(torch.cov(v[:, :, h].flatten(0, 1).T))[1][:, 0] for h in range(6)])
-    other = SAE.create(sae.cfg)
+    other = create_sae(sae.cfg)
     other.load_state_dict(sae.state_dict())
     with torch.no_grad():
         for i, token in enumerate(ids[counts.argsort(descending=True)][15 : 15 + n]):

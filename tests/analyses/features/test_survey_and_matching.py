@@ -17,13 +17,14 @@ from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel
 from attlas.saes import SAE, SAEConfig
+from attlas.saes.architectures import create_sae
 
 HOOK = "blocks.3.attn.hook_z"
 
 
 def made(W_dec: torch.Tensor, mean: torch.Tensor, k: int, hook: str = HOOK) -> SAE:
     """An autoencoder with these decoder rows, tied."""
-    sae = SAE.create(SAEConfig(d_in=W_dec.shape[1], d_sae=len(W_dec), k=k, hook_name=hook))
+    sae = create_sae(SAEConfig(d_in=W_dec.shape[1], d_sae=len(W_dec), k=k, hook_name=hook))
     with torch.no_grad():
         sae.W_dec.copy_(W_dec)
         sae.W_enc.copy_(W_dec.T)
@@ -121,7 +122,7 @@ def test_families_join_induction_features(gpt2_mini: HookedModel, val_tokens: To
 def test_survey_refuses(vit_mini: HookedModel, gpt2_mini: HookedModel, val_tokens: TokenDataset) -> None:
     with pytest.raises(UnsupportedModelError, match="vision model"):
         head_survey(vit_mini, {}, val_tokens)
-    sae = SAE.create(SAEConfig(d_in=192, d_sae=8, k=2))
+    sae = create_sae(SAEConfig(d_in=192, d_sae=8, k=2))
     with pytest.raises(ConfigError, match="no heads to survey"):
         head_survey(gpt2_mini, {"blocks.1.hook_attn_out": sae}, val_tokens)
 
@@ -200,7 +201,7 @@ def test_splitting_and_absorption_against_brute_force(
 def test_matching_refuses(gpt2_mini: HookedModel, val_tokens: TokenDataset, x: torch.Tensor) -> None:
     sae = made(torch.eye(192)[:9], x.mean(0), 2)
     with pytest.raises(ConfigError, match="d_in 192 and 96"):
-        sae_matching(gpt2_mini, sae, SAE.create(SAEConfig(d_in=96, d_sae=8, k=2)), val_tokens)
+        sae_matching(gpt2_mini, sae, create_sae(SAEConfig(d_in=96, d_sae=8, k=2)), val_tokens)
     other = made(torch.eye(192)[:9], x.mean(0), 2, hook="blocks.1.attn.hook_z")
     with pytest.raises(ConfigError, match="both must sit on the same hook"):
         sae_matching(gpt2_mini, sae, other, val_tokens)

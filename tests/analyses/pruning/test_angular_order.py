@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
+from attlas.analyses.common.losses import quality
 from attlas.analyses.pruning.curve import drop_curve
 from attlas.analyses.pruning.curve_config import DropCurveConfig
-from attlas.analyses.pruning.orders import Drop, masked
-from attlas.analyses.pruning.scores import Scores, quality
+from attlas.analyses.pruning.scores import Scores
 from attlas.cli import main
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
+from attlas.interp.drop import Drop, masked
 
 
 def _best_start(model: HookedModel, tokens: torch.Tensor, n: int) -> int:

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 
+from attlas.analyses.common.losses import quality
 from attlas.analyses.pruning.budget import Budget, kv_bytes_per_token, n_parameters, select
 from attlas.analyses.pruning.curve import DropCurveConfig, DropCurveResult, drop_curve
-from attlas.analyses.pruning.orders import Drop, last_first, masked, random_order, random_sets, ranked, unit_name, units
-from attlas.analyses.pruning.scores import Scores, iterative_order, quality
+from attlas.analyses.pruning.orders import last_first, random_order, random_sets, ranked
+from attlas.analyses.pruning.scores import Scores, iterative_order
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
+from attlas.interp.drop import Drop, masked, unit_name, units
 
 
 def test_curve_equals_losses_of_masked_models(gpt2_mini: HookedModel, val_tokens: TokenDataset, tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 
 from attlas.analyses.pruning.checkpoint import export, load_pruned
 from attlas.analyses.pruning.head_surgery import plan_heads
-from attlas.analyses.pruning.orders import Drop, masked
 from attlas.data.folders import replace_folder
 from attlas.data.images.dataset import ImageDataset
 from attlas.errors import ConfigError, LayerRangeError, UnsupportedModelError
 from attlas.interp import HookedModel, load_model
 from attlas.interp.config import ModelConfig
+from attlas.interp.drop import Drop, masked
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 STRANGER = """

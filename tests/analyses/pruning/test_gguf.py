@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from attlas.analyses.pruning.checkpoint import export
-from attlas.analyses.pruning.orders import Drop
 from attlas.data.models_catalog import resolve_model
 from attlas.interp import HookedModel
+from attlas.interp.drop import Drop
 
 LLAMA_CPP = os.environ.get("ATTLAS_LLAMA_CPP", "")
 needs_llama_cpp = pytest.mark.skipif(not LLAMA_CPP, reason="ATTLAS_LLAMA_CPP names no checkout of llama.cpp")

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from attlas.analyses.pruning.healing import HealConfig, heal
-from attlas.analyses.pruning.orders import Drop
 from attlas.analyses.pruning.surgery import build, silenced
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.text import TokenDataset, load_tokens
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
+from attlas.interp.drop import Drop
 
 
 @pytest.mark.parametrize("objective", ["distill", "ce"])

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from attlas.analyses.pruning.checkpoint import export
-from attlas.analyses.pruning.orders import Drop
 from attlas.errors import AttlasError
 from attlas.interp import HookedModel, load_model
+from attlas.interp.drop import Drop
 
 
 @pytest.fixture(scope="module")

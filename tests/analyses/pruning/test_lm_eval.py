@@ -12,12 +12,12 @@ import pytest
 
 from attlas.analyses.pruning.lm_eval.prompts import EMBEDDED, text_task, write_prompts
 from attlas.analyses.pruning.lm_eval.tasks import LMEvalConfig, LMEvalTasks, compared
-from attlas.analyses.pruning.orders import Drop, masked
 from attlas.analyses.pruning.side_effects.behaviours import task_values
 from attlas.analyses.pruning.surgery import build
 from attlas.cli import main
 from attlas.errors import ConfigError, MissingExtraError, TextDataError, UnsupportedModelError
 from attlas.interp import HookedModel
+from attlas.interp.drop import Drop, masked
 
 needs_lm_eval = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="the extra lm-eval is not installed"

@@ -11,11 +11,11 @@ import torch
 import transformers as tf
 
 from attlas.analyses.pruning.checkpoint import export
-from attlas.analyses.pruning.orders import Drop, masked, silent_parts
 from attlas.analyses.pruning.reopen import Reopened, reopen
 from attlas.analyses.pruning.surgery import build, difference, probe
 from attlas.errors import CheckpointError, ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel, load_model
+from attlas.interp.drop import Drop, masked, silent_parts
 
 _GPT2 = {
     "vocab_size": 97,

@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from attlas.analyses.attention.head_entropy import entropy
+from attlas.analyses.common.losses import quality
 from attlas.analyses.pruning.checkpoint import export
 from attlas.analyses.pruning.measure import measure_drops
-from attlas.analyses.pruning.orders import Drop, available, masked
-from attlas.analyses.pruning.scores import Scores, quality
+from attlas.analyses.pruning.orders import available
+from attlas.analyses.pruning.scores import Scores
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.text import TokenDataset
 from attlas.errors import UnsupportedModelError
 from attlas.interp import HookedModel, load_model
 from attlas.interp.attended import attended
+from attlas.interp.drop import Drop, masked
 
 
 def test_what_is_silent_is_not_chosen(gpt2_mini: HookedModel, val_tokens: TokenDataset, tmp_path: Path) -> None:

@@ -11,17 +11,18 @@ import pytest
 import torch
 from scipy import stats
 
-from attlas.analyses.pruning.orders import Drop, masked
 from attlas.analyses.pruning.side_effects.behaviours import head_losses, task_losses
 from attlas.analyses.pruning.side_effects.features import absent
 from attlas.analyses.pruning.side_effects.report import WhatDiesConfig, what_dies
-from attlas.analyses.tasks.task import TaskConfig, make_task
+from attlas.analyses.tasks.catalog import make_task
+from attlas.analyses.tasks.task import TaskConfig
 from attlas.cli import main
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
+from attlas.interp.drop import Drop, masked
 
 LATE, EARLY, SAME = "blocks.2.attn.hook_z", "blocks.0.attn.hook_z", "blocks.1.attn.hook_z"
 DROP = Drop(attn=(1,))

@@ -8,20 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from attlas.analyses.attention.head_timeline import find_checkpoints
-from attlas.analyses.pruning.orders import Drop, masked
-from attlas.analyses.pruning.scores import quality
+from attlas.analyses.common.columns import MODULES
+from attlas.analyses.common.losses import quality
 from attlas.analyses.redundancy.modules import module_effects
-from attlas.analyses.redundancy.scores import MODULES, RedundancyConfig, redundancy
+from attlas.analyses.redundancy.scores import RedundancyConfig, redundancy
 from attlas.analyses.redundancy.timeline import redundancy_timeline
 from attlas.cli import main
+from attlas.data.checkpoints import find_checkpoints
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.models_catalog import EMBEDDED_DIR
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel, load_model
+from attlas.interp.drop import Drop, masked
 
 
 def _literal(model: HookedModel, inputs: object) -> np.ndarray:
@@ -148,3 +150,28 @@ def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     assert "one model" in capsys.readouterr().err
     assert main(["redundancy", "--checkpoints", str(tmp_path / "none"), *common]) == 2
     assert "not a folder" in capsys.readouterr().err
+
+
+def _tiny_tokens(model: HookedModel) -> TokenDataset:
+    tokens = torch.randint(1, model.cfg.d_vocab, (8, 20), generator=torch.Generator().manual_seed(0))
+    return TokenDataset.from_tokens(tokens, "random")
+
+
+@pytest.mark.parametrize("which", ["gpt2_mini", "tiny_llama"])
+def test_redundancy_equals_the_formula(which: str, request: pytest.FixtureRequest) -> None:
+    model: HookedModel = request.getfixturevalue(which)
+    data = _tiny_tokens(model)
+    found = redundancy(model, data)
+    _, cache = model.run_with_cache(data.tokens)
+    for layer in range(model.cfg.n_layers):
+        x = cache[f"blocks.{layer}.hook_resid_pre"].double()
+        y = x + cache[f"blocks.{layer}.hook_attn_out"].double()
+        z = y + cache[f"blocks.{layer}.hook_mlp_out"].double()
+        for slot, (before, after) in enumerate([(x, y), (y, z), (x, z)]):
+            cosine = (before * after).sum(-1) / (before.norm(dim=-1) * after.norm(dim=-1))
+            assert found.scores[layer, slot] == pytest.approx(1 - cosine.mean().item(), abs=1e-5)
+    assert (found.low <= found.scores + 1e-12).all()
+    assert (found.scores <= found.high + 1e-12).all()
+    scores = [entry[2] for entry in found.ranking()]
+    assert scores == sorted(scores)
+    assert len(scores) == 2 * model.cfg.n_layers

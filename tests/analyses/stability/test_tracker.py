@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import attlas
 from attlas.analyses.stability.alerts import Alert, AlertConfig
 from attlas.analyses.stability.callbacks import lightning_callback, lightning_callback_class, trainer_callback
-from attlas.analyses.stability.sites import AttentionSite, Reading
+from attlas.analyses.stability.site import AttentionSite, Reading
 from attlas.analyses.stability.tracker import EntropyTracker, TrackerConfig
 from attlas.data.workspace import Ref, Workspace
 from attlas.errors import ConfigError, MissingExtraError, UnsupportedModelError

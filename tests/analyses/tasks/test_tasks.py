@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from attlas.analyses.tasks.catalog import make_task, require_ability, score_task, task_names
 from attlas.analyses.tasks.metrics import CrossEntropy, KLDivergence, LogitDifference, ProbabilityDifference
-from attlas.analyses.tasks.task import TaskConfig, make_task, require_ability, score_task, task_names
+from attlas.analyses.tasks.task import TaskConfig
 from attlas.errors import ConfigError, TaskError
 from attlas.interp import HookedModel
 

@@ -21,8 +21,7 @@ from attlas.data.stats import bootstrap_mean
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel, load_model
-from attlas.interp.prefix import entering, last_layer_for_prefix, reads_prefix_alone
-from attlas.interp.suffix import Suffix
+from attlas.interp.prefix import Suffix, entering, last_layer_for_prefix, reads_prefix_alone
 
 
 def test_suffix_equals_the_whole_model(vit_mini: HookedModel, glyphs: ImageDataset) -> None:

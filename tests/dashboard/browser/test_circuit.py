@@ -11,7 +11,7 @@ import pytest
 
 from attlas.analyses.circuits.ablation import ablate
 from attlas.analyses.circuits.frozen import FrozenPass, Part
-from attlas.analyses.circuits.graph import Node
+from attlas.analyses.circuits.nodes import Node
 from attlas.analyses.circuits.qk import QKConfig, qk_attribution
 from attlas.analyses.circuits.terms import FeatureTarget, LogitTarget, direct_attribution
 from attlas.analyses.circuits.tracing import TraceConfig, trace
@@ -20,7 +20,7 @@ from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
 from attlas.saes import load_sae
 
-from .test_features_and_shell import ARGS, CHROMIUM, settled
+from ..chromium import CHROMIUM, settled
 
 TEXT = " the white whale, and the white"
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
@@ -36,16 +36,6 @@ def address(circuit_workspace: Workspace) -> Iterator[str]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.port}"
     server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Iterator
 
@@ -10,17 +9,8 @@ import pytest
 
 from attlas.data.workspace import Workspace
 
-CHROMIUM = next((p for name in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(name))), None)
-ARGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+from ..chromium import CHROMIUM
+
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
 
 
@@ -36,16 +26,6 @@ def address(workspace: Workspace) -> Iterator[str]:
     server.shutdown()
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield chromium
-        chromium.close()
-
-
 @pytest.fixture
 def page(browser: object) -> Iterator[object]:
     tab = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light").new_page()  # type: ignore[attr-defined]
@@ -56,14 +36,6 @@ def page(browser: object) -> Iterator[object]:
     yield tab
     assert tab.problems == []
     tab.context.close()
-
-
-def settled(page) -> None:  # type: ignore[no-untyped-def]
-    """Wait until no work and no drawing is under way: what is clicked before that is replaced."""
-    busy = "[data-job=running], [data-job=queued], ._dash-loading-callback"
-    for _ in range(2):
-        page.wait_for_function(f"!document.querySelector('{busy}')")
-        page.wait_for_timeout(300)
 
 
 def test_from_overview_to_a_feature(page, address: str, workspace: Workspace) -> None:  # type: ignore[no-untyped-def]

@@ -11,7 +11,7 @@ import torch
 from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
 
-from .test_features_and_shell import ARGS, CHROMIUM
+from ..chromium import ARGS, CHROMIUM
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
 GRAPH = "document.querySelector('[aria-label^=\"attention map\"] .js-plotly-plot')"

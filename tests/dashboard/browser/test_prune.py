@@ -6,14 +6,14 @@ import threading
 
 import pytest
 
-from attlas.analyses.pruning.orders import masked
-from attlas.analyses.pruning.scores import quality
+from attlas.analyses.common.losses import quality
 from attlas.dashboard.components import short
 from attlas.dashboard.pages.prune.page import parse_units, sample
 from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
+from attlas.interp.drop import masked
 
-from .test_features_and_shell import ARGS, CHROMIUM
+from ..chromium import ARGS, CHROMIUM
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
 

@@ -19,7 +19,7 @@ from attlas.data.images.dataset import load_images
 from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
 
-from .test_features_and_shell import ARGS, CHROMIUM, settled
+from ..chromium import CHROMIUM, settled
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
 
@@ -34,16 +34,6 @@ def address(vision_workspace: Workspace) -> Iterator[str]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.port}"
     server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`attlas circuit dla`, `trace` and `qk`: what a logit difference, a feature or an attention score is made of."""
+"""`attlas circuit trace`: what a logit difference or a feature comes from."""
 
 from __future__ import annotations
 
@@ -8,34 +8,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from attlas.analyses.circuits.config import DLAConfig, TraceConfig
-from attlas.cli.circuit.prompts import PromptArgs, SAEArgs, load_saes, load_task
-from attlas.cli.common import ModelArgs, OutArgs, Output, open_model, open_workspace
+from attlas.analyses.circuits.config import TraceConfig
+from attlas.cli.circuit.prompts import PromptArgs, _one_prompt, load_task, prompt_row
+from attlas.cli.common import Output, open_model, open_workspace
+from attlas.cli.inputs import SAEArgs, load_saes
+from attlas.cli.options import ModelArgs, OutArgs
 from attlas.data.disk import check_writable
-from attlas.errors import ConfigError, LayerRangeError
+from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
-    from attlas.analyses.circuits.frozen import FrozenPass
     from attlas.analyses.circuits.graph import CircuitGraph
     from attlas.analyses.circuits.validation import FaithfulnessResult
     from attlas.analyses.tasks.task import Task
     from attlas.data.workspace import Workspace
     from attlas.interp import HookedModel
 
+
 FORMATS = (".json", ".graphml")
-_SHOWN = ("name", "contribution", "low", "high", "right", "wrong", "looks_at", "attention", "label")
-
-
-@dataclass(frozen=True)
-class Dla(SAEArgs, PromptArgs, ModelArgs, OutArgs):
-    """Split the logit difference into what each layer, head or feature adds directly (the final norm frozen).
-
-    For example:
-
-        attlas circuit dla --model smollm2-135m --task ioi --by head
-    """
-
-    config: Annotated[DLAConfig, tyro.conf.arg(name="")] = field(default_factory=DLAConfig)
 
 
 @dataclass(frozen=True)
@@ -64,91 +53,6 @@ class Trace(SAEArgs, PromptArgs, ModelArgs, OutArgs):
     seed: int = 0
     """Seed of the prompts, the random circuits and the intervals."""
     config: Annotated[TraceConfig, tyro.conf.arg(name="")] = field(default_factory=TraceConfig)
-
-
-@dataclass(frozen=True)
-class Qk(SAEArgs, PromptArgs, ModelArgs, OutArgs):
-    """Split one attention score into pairs of terms, one at the destination and one at the source.
-
-    For example:
-
-        attlas circuit qk --model gpt2-mini --task induction --row 3 --layer 3 --head 0 --src 14
-    """
-
-    layer: int | None = None
-    """Layer of the head; without --layer and --head the one that adds most to this prompt's answer is taken, and named."""
-    head: int | None = None
-    """The (query) head."""
-    dest: int = -1
-    """Destination position; negative ones count from the end."""
-    src: int | None = None
-    """Source position; by default where the head looks most from --dest, the first token aside."""
-    row: int = 0
-    """Which of the task's prompts."""
-    top_n: int = 100
-    """Pairs listed; the rest is one row."""
-    seed: int = 0
-    """Seed of the prompts."""
-
-
-def run_dla(args: Dla, out: Output) -> dict[str, Any]:
-    """Compute, save, show."""
-    from attlas.analyses.circuits.logit_attribution import dla
-
-    workspace, model = open_workspace(args), open_model(args, out)
-    task = load_task(model, args, args.config.seed, out)
-    saes = load_saes(model, args, workspace, out)
-    result = dla(model, task, args.config, saes=saes, track=out.track)
-    saved = result.save(workspace, model.ref)
-    rows = sorted(result.table().to_pylist(), key=lambda row: -abs(row["contribution"]))
-    title = (
-        f"{model.name}, {task.name}: logit difference {result.values.mean():.3f} in parts ({len(task)} prompts, seed "
-        f"{args.config.seed}; intervals are 95 % over prompts)"
-    )
-    out.table(
-        title,
-        ["part", "logits", "from", "to", "on right", "on wrong", "looks at", "attention", "label"],
-        [[r[k] for k in _SHOWN] for r in rows[:15]],
-    )
-    out.say(f"the parts miss the model's logits by {result.gap:.1e} at most; wrote run {saved.id} to {workspace.path}")
-    return {
-        "run": saved.id,
-        "task": task.name,
-        **result.summary(),
-        "rows": rows,
-        "lens": result.lens_table().to_pylist(),
-    }
-
-
-def _head(args: Qk, model: HookedModel, task: Task, frozen: FrozenPass, out: Output) -> tuple[int, int]:
-    """The head asked for; of what is left open, the one that adds most to the answer of this prompt."""
-    from attlas.analyses.circuits.logit_attribution import answers, strongest_head
-
-    if args.layer is not None:
-        model.layer(args.layer)
-    if args.head is not None and not 0 <= args.head < model.cfg.n_heads:
-        raise LayerRangeError(f"head {args.head} is out of range; {model.name} has heads 0–{model.cfg.n_heads - 1}")
-    if args.layer is not None and args.head is not None:
-        return args.layer, args.head
-    layer, head, amount = strongest_head(frozen, *answers(task, args.row), args.layer, args.head)
-    what = "logit difference" if answers(task, args.row)[2] else "logit"
-    out.say(
-        f"head {layer}.{head}: of those that --layer and --head leave it adds most to the {what} of {_one_prompt(task, args)} "
-        f"({amount:+.3f} logits, directly)"
-    )
-    return layer, head
-
-
-def _one_prompt(task: Task, args: Trace | Qk) -> str:
-    """Which prompt a number belongs to: one alone has no spread."""
-    return f"{task.name}, prompt {args.row} of {len(task)}, seed {args.seed}" if args.prompt is None else "one prompt"
-
-
-def prompt_row(task: Task, row: int) -> int:
-    """The row, when there is one."""
-    if not 0 <= row < len(task):
-        raise ConfigError(f"--row {row} is out of range; there are prompts 0–{len(task) - 1}")
-    return row
 
 
 def run_trace(args: Trace, out: Output) -> dict[str, Any]:
@@ -251,34 +155,3 @@ def _faithful(
             f"{max(draws):.1%}"
         )
     return result
-
-
-def run_qk(args: Qk, out: Output) -> dict[str, Any]:
-    """Compute, save, show."""
-    from attlas.analyses.circuits.frozen import FrozenPass
-    from attlas.analyses.circuits.qk import QKConfig, key_contrast, qk_attribution
-
-    workspace, model = open_workspace(args), open_model(args, out)
-    task = load_task(model, args, args.seed, out)
-    saes = load_saes(model, args, workspace, out)
-    frozen = FrozenPass(model, task.tokens[prompt_row(task, args.row)], saes)
-    layer, head = _head(args, model, task, frozen, out)
-    dest, src = frozen.at(args.dest), args.src
-    if src is None:
-        row = frozen.cache[f"blocks.{layer}.attn.hook_pattern"][head, dest, : dest + 1]
-        src = int(row[1:].argmax()) + 1 if len(row) > 1 else 0
-    config = QKConfig(layer, head, dest, src, args.top_n)
-    result = qk_attribution(model, frozen.tokens, config, frozen=frozen)
-    saved = result.save(workspace)
-    text = frozen.str_tokens()
-    out.table(
-        f"head {layer}.{head}: {text[dest]!r} @{dest} → {text[frozen.at(src)]!r} @{frozen.at(src)}, score "
-        f"{result.score:.3f}, attention {result.pattern:.3f} ({_one_prompt(task, args)})",
-        ["destination", "source", "score"],
-        [(d.id, s.id, value) for d, s, value in result.pairs(12)],
-    )
-    contrast = key_contrast(frozen, layer, head, dest, src)
-    out.table("what sets the source apart from the others", ["source term", "score − mean"], contrast[:8])
-    out.say(f"wrote run {saved.id} to {workspace.path}")
-    head_at = {"layer": layer, "head": head, "dest": dest, "src": frozen.at(src)}
-    return {"run": saved.id, "task": task.name, **head_at, **result.summary(), "contrast": contrast[:20]}

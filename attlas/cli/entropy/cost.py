@@ -1,0 +1,23 @@
+"""`attlas entropy cost`: the work, and what is shown of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attlas.cli.common import Output, done, open_model, open_workspace
+
+if TYPE_CHECKING:
+    from attlas.cli.entropy import Args
+
+
+def run(args: Args, out: Output) -> dict[str, Any]:
+    """Compute, save, show."""
+    from attlas.analyses.attention.cost import CostConfig, cost_profile
+
+    workspace, model = open_workspace(args), open_model(args, out)
+    result = cost_profile(model, CostConfig(lengths=args.lengths, repeats=args.repeats), track=out.track)
+    saved = result.save(workspace, model.ref)
+    rows = [(length, value, 1 - value) for length, value in result.share().items()]
+    title = f"{model.name}: share of the time on {result.device} ({result.threads} threads)"
+    out.table(title, ["tokens", "attention", "FFN"], rows)
+    return done(saved, workspace, result.summary(), out)

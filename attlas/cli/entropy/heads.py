@@ -1,0 +1,32 @@
+"""`attlas entropy heads`: the work, and what is shown of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from attlas.cli.common import Output, done, open_model, open_workspace
+from attlas.cli.inputs import load_data
+
+if TYPE_CHECKING:
+    from attlas.cli.entropy import Args
+
+
+def run(args: Args, out: Output) -> dict[str, Any]:
+    """Compute, save, show."""
+    from attlas.analyses.attention.head_entropy import entropy
+
+    workspace, model = open_workspace(args), open_model(args, out)
+    data = load_data(model, args, args.config.seed)
+    result = entropy(model, data, args.config, track=out.track)
+    saved = result.save(workspace, model.ref, data.ref)
+    columns = result.columns
+    shown = ("entropy", "normalized", "lower_bound", "sink_mass", "previous_token", "induction")
+    sharpest = np.argsort(columns["entropy"], axis=None)[:8]
+    rows = []
+    for flat in sharpest:
+        at = np.unravel_index(flat, columns["entropy"].shape)
+        rows.append((f"{at[0]}.{at[1]}", *[float(columns[name][at]) for name in shown]))
+    out.table(f"{model.name}: sharpest heads ({result.n_queries:,} queries; entropy in nats)", ["head", *shown], rows)
+    return done(saved, workspace, result.summary(), out)

@@ -1,0 +1,47 @@
+"""Options that many verbs share: the model, the text, the workspace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+
+@dataclass(frozen=True)
+class ModelArgs:
+    """The model to open."""
+
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "gpt2-mini"
+    """Embedded or fetched model (`attlas models`), a local Hugging Face folder, or a hub id."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto takes CUDA when there is one."""
+    dtype: str = "float32"
+    """float32, bfloat16 or float16."""
+
+
+@dataclass(frozen=True)
+class TextArgs:
+    """The text to run on."""
+
+    text: str = "embedded:val"
+    """embedded:train, embedded:val, a text, JSONL, CSV or Parquet file (also .gz), or a Hugging Face dataset folder."""
+    column: str | None = None
+    """Column of the text, or of token ids; without it "text", else "input_ids" or "tokens"."""
+    split: str | None = None
+    """Split of a dataset folder, such as train; needed where there are several."""
+    n_tokens: int = 65_536
+    """How many tokens to use."""
+    seq_len: int = 256
+    """Length of each packed sequence, BOS included; the default is cut to a shorter context window."""
+
+
+@dataclass(frozen=True)
+class OutArgs:
+    """Where results go."""
+
+    workspace: Annotated[Path, tyro.conf.arg(aliases=["-w"])] = Path("workspace")
+    """Workspace folder; made when it is not there."""
+    json: bool = False
+    """Print the result as JSON on stdout (progress stays on stderr)."""
