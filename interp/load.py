@@ -15,6 +15,8 @@ import torch
 from torch import nn
 
 from attlas.data.files import sha256_file
+from attlas.data.images.dataset import ImageSpec
+from attlas.data.models_catalog import resolve_model
 from attlas.errors import CheckpointError, ConfigError, ModelNotFoundError, UnsupportedModelError
 from attlas.interp.checkpoint import check_sizes, model_class, read_config, weight_shapes
 from attlas.interp.compiled import uncompiled
@@ -56,8 +58,6 @@ def load_model(
         dtype = _DTYPES[dtype]
     if not isinstance(name_or_path, (str, Path)):
         return wrap_module(name_or_path)
-    from attlas.data.models_catalog import resolve_model
-
     found = resolve_model(str(name_or_path))
     hf = _load_folder(found.folder, found.name, dtype).to(device).eval()
     return HookedModel(
@@ -212,6 +212,4 @@ def _tokenizer(folder: Path) -> Any:
 def _image_spec(folder: Path) -> Any:
     if not (folder / "preprocessor_config.json").is_file():
         return None
-    from attlas.data.images.dataset import ImageSpec
-
     return ImageSpec.from_folder(folder)

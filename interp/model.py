@@ -25,6 +25,7 @@ from attlas.interp.engine import HookEngine, HookFn, Registration, StopForward
 from attlas.interp.families import describe
 from attlas.interp.finite import is_finite, require_finite
 from attlas.interp.names import NameFilter, hook_names, layer_of, resolve
+from attlas.interp.splice import splice
 from attlas.interp.tokens import token_texts
 from attlas.interp.weights import Weights
 
@@ -359,6 +360,4 @@ class HookedModel(Weights):
 
     def with_saes(self, saes: Mapping[str, Any], use_error_term: bool = True) -> contextlib.AbstractContextManager[Any]:
         """Splice autoencoders in: `with model.with_saes({hook: sae}): model(tokens)`; see attlas.interp.splice."""
-        from attlas.interp.splice import splice
-
         return splice(self, saes, use_error_term)

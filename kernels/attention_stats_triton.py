@@ -19,6 +19,7 @@ from torch import Tensor
 
 from attlas.kernels.attention_rule import AttentionRule
 from attlas.kernels.dispatch import interpreting
+from attlas.kernels.results import AttentionStats
 
 
 @triton.jit
@@ -201,8 +202,6 @@ def attention_stats_triton(
     q: Tensor, k: Tensor, rule: AttentionRule, token_ids: Tensor | None, windows: tuple[int, ...], column: bool
 ) -> Any:
     """The torch path's result, for one to four windows, no mask and no top-k mass."""
-    from attlas.kernels.results import AttentionStats
-
     B, H, T, E = q.shape
     K, S = k.shape[1], k.shape[2]
     scale, limited, reach = rule.scaled(E), rule.sliding_window is not None, rule.sliding_window or 0

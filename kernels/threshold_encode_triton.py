@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from attlas.kernels.dispatch import interpreting
+from attlas.kernels.results import check_capacity
 from attlas.kernels.topk_encode_triton import launch_options, precision, tile_sizes
 
 
@@ -52,8 +53,6 @@ def threshold_triton(
     x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, limit_F: Tensor, capacity: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(values [nnz], indices [nnz], counts [N]) in row order."""
-    from attlas.kernels.results import check_capacity
-
     (N, D), F, dtype = x_ND.shape, W_enc.shape[1], x_ND.dtype
     if interpreting():
         x_ND, W_enc, b_enc, limit_F = x_ND.float(), W_enc.float(), b_enc.float(), limit_F.float()

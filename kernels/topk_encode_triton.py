@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from attlas.kernels.dispatch import interpreting
+from attlas.kernels.topk_torch import select_torch
 
 FIRST_COLUMNS = 4096
 LOW_WORD = 0xFFFFFFFF
@@ -109,8 +110,6 @@ def select_triton(
     x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, first: int = FIRST_COLUMNS
 ) -> tuple[Tensor, Tensor]:
     """The k largest pre-activations: values [N, k] in x's dtype, descending, and indices [N, k]. 1 ≤ k ≤ F, N ≥ 1."""
-    from attlas.kernels.topk_torch import select_torch
-
     (N, D), F = x_ND.shape, W_enc.shape[1]
     dtype = x_ND.dtype
     if interpreting() and dtype != torch.float32:  # the interpreter's 16-bit dot is wrong

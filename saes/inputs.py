@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from attlas.data.images.dataset import load_images
+from attlas.data.text import TokenDataset, load_tokens
 from attlas.data.workspace import Ref
+from attlas.interp import HookedModel, load_model
 from attlas.saes.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from attlas.data.images.dataset import ImageDataset
-    from attlas.data.text import TokenDataset
-    from attlas.interp import HookedModel
 
 
 HELD_OUT = (32_768, 500)
@@ -49,8 +50,6 @@ class Inputs:
 
 def as_hooked(model: Any) -> HookedModel:
     """A HookedModel as it is; a Hugging Face module or a TransformerLens model wrapped as one."""
-    from attlas.interp import HookedModel, load_model
-
     return model if isinstance(model, HookedModel) else load_model(model)
 
 
@@ -62,13 +61,9 @@ def default_images(model: HookedModel) -> str:
 def load_inputs(model: HookedModel, config: TrainConfig) -> Inputs:
     """The text or images that a training configuration names."""
     if model.cfg.family == "vit":
-        from attlas.data.images.dataset import load_images
-
         if config.images is None:
             return _default_split(model, held_out=False)
         return Inputs.of(load_images(config.images, model.image_spec, seed=config.seed))
-    from attlas.data.text import load_tokens
-
     seq_len = model.cfg.sequence_length(config.seq_len)
     return Inputs.of(
         load_tokens(
@@ -92,8 +87,6 @@ def train_and_held_out(model: HookedModel, config: TrainConfig) -> tuple[Inputs,
     500 images (a fifth at most) are kept from training, drawn by the seed.
     """
     if model.cfg.family == "vit":
-        from attlas.data.images.dataset import load_images
-
         if config.images is None:
             return _default_split(model, held_out=False), _default_split(model, held_out=True, n_images=HELD_OUT[1])
         images = load_images(config.images, model.image_spec, seed=config.seed)
@@ -103,8 +96,6 @@ def train_and_held_out(model: HookedModel, config: TrainConfig) -> tuple[Inputs,
         return load_inputs(model, config), held_out(
             model, n_tokens=HELD_OUT[0], seq_len=config.seq_len, seed=config.seed
         )
-    from attlas.data.text import TokenDataset
-
     more = dataclasses.replace(config, n_tokens=config.n_tokens + HELD_OUT[0])
     tokens = TokenDataset.from_tokens(load_inputs(model, more).tensor, config.text)
     parts = tokens.split(1 - min(1 / 5, HELD_OUT[0] / tokens.n_tokens), config.seed)
@@ -113,8 +104,6 @@ def train_and_held_out(model: HookedModel, config: TrainConfig) -> tuple[Inputs,
 
 def _default_split(model: HookedModel, *, held_out: bool, n_images: int | None = None) -> Inputs:
     """The model's default images: four fifths of every class for training, the rest to evaluate on, always the same."""
-    from attlas.data.images.dataset import load_images
-
     train, rest = load_images(default_images(model), model.image_spec).split(4 / 5)
     part = dataclasses.replace(train, name=f"{train.name} (train)")
     if held_out:
@@ -136,13 +125,9 @@ def held_out(
 ) -> Inputs:
     """Text, or images for a vision model, to evaluate on; by default images that training by default does not see."""
     if model.cfg.family == "vit":
-        from attlas.data.images.dataset import load_images
-
         if images is None:
             return _default_split(model, held_out=True, n_images=n_images)
         return Inputs.of(load_images(images, model.image_spec, n_images=n_images, seed=seed))
-    from attlas.data.text import load_tokens
-
     seq_len = model.cfg.sequence_length(seq_len)
     return Inputs.of(
         load_tokens(

@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from attlas.analyses.circuits.graph_files import FORMAT, VERSION
+from attlas.analyses.circuits.graph_files import FORMAT, VERSION, save_json
+from attlas.analyses.circuits.graph_plot import plot
 from attlas.analyses.circuits.nodes import EDGES, NODES, Edge, Node
 from attlas.data.result import Result
 from attlas.data.workspace import Ref
-from attlas.errors import ConfigError
+from attlas.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,6 @@ class CircuitGraph(Result):
         for node in self.nodes:
             if node.id == id:
                 return node
-        from attlas.errors import nearest
-
         raise ConfigError(f"the graph has no node '{id}'{nearest(id, [n.id for n in self.nodes])}")
 
     def into(self, id: str) -> list[Edge]:
@@ -126,8 +125,6 @@ class CircuitGraph(Result):
 
     def plot(self) -> Any:
         """The graph over token positions and layers; green adds to the target, purple takes away."""
-        from attlas.analyses.circuits.graph_plot import plot
-
         return plot(self)
 
     def _origin(self) -> tuple[Ref | None, Ref | None]:
@@ -142,8 +139,6 @@ class CircuitGraph(Result):
 
     def _files(self) -> dict[str, Callable[[Path], Any]]:
         """The graph whole, as the web viewer reads it."""
-        from attlas.analyses.circuits.graph_files import save_json
-
         return {"graph/graph.json": lambda path: save_json(self, path)}
 
 

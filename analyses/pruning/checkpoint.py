@@ -37,6 +37,8 @@ from attlas.errors import CheckpointError, ConfigError
 from attlas.interp import HookedModel
 from attlas.interp.drop import Drop
 from attlas.interp.load import LOADING, quiet
+from attlas.interp.pruned import modeling_attlas_pruned
+from attlas.interp.pruned import modeling_attlas_pruned as modeling
 
 _COPIED = ("tokenizer*", "vocab*", "merges*", "special_tokens*", "chat_template*", "preprocessor*", "LICENSE*")
 MARKER = "attlas_pruned.json"  # what was dropped from what, and which files are Attlas's to replace
@@ -251,8 +253,6 @@ def _write(
 
 def copy_code(folder: Path) -> None:
     """Put the code of compact forms beside a checkpoint, under the name its config gives."""
-    from attlas.interp.pruned import modeling_attlas_pruned
-
     shutil.copyfile(modeling_attlas_pruned.__file__, folder / f"{MODELING}.py")
 
 
@@ -269,8 +269,6 @@ def load_pruned(folder: str | Path) -> Any:
     Raises:
         CheckpointError: the folder is no compact checkpoint.
     """
-    from attlas.interp.pruned import modeling_attlas_pruned as modeling
-
     try:
         name = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["architectures"][0]
         cls = {f"Pruned{n}": getattr(modeling, f"Pruned{n}") for names in modeling.CLASSES.values() for n in names}[

@@ -20,6 +20,7 @@ from attlas.errors import CheckpointError, ConfigError, UnsupportedModelError
 from attlas.interp import HookedModel
 from attlas.interp.anatomy import LayerParts
 from attlas.interp.drop import Drop, last_linear, masked
+from attlas.interp.families import describe
 
 FORMATS = ("stock", "compact")
 MODELING = "modeling_attlas_pruned"
@@ -177,8 +178,6 @@ def _renumber(layers: Sequence[int], blocks: Sequence[int]) -> list[int]:
 
 
 def _parts(hf: Any) -> tuple[LayerParts, ...]:
-    from attlas.interp.families import describe
-
     return describe(hf).layers
 
 

@@ -21,9 +21,12 @@ from attlas.analyses.stability.alerts import AlertConfig
 from attlas.analyses.stability.reparam import sigma_reparam
 from attlas.analyses.stability.tracker import EntropyTracker
 from attlas.data.figures import LIGHT, new_grid
+from attlas.data.images.dataset import ImageSpec, load_images
+from attlas.data.models_catalog import resolve_model
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
+from attlas.data.text import read_documents
 from attlas.data.workspace import Ref
 from attlas.errors import ConfigError
 from attlas.interp.families import describe
@@ -174,9 +177,6 @@ def collapse_demo(config: CollapseConfig | None = None, track: Track = no_track)
 
 def _images() -> tuple[Tensor, Tensor]:
     """The embedded glyphs, [n, 1, 32, 32] with labels: a training set here, since only training loss is looked at."""
-    from attlas.data.images.dataset import ImageSpec, load_images
-    from attlas.data.models_catalog import resolve_model
-
     glyphs = load_images("embedded:glyphs", ImageSpec.from_folder(resolve_model("vit-mini").folder))
     assert glyphs.labels is not None
     return glyphs.pixels, glyphs.labels
@@ -184,8 +184,6 @@ def _images() -> tuple[Tensor, Tensor]:
 
 def _bytes(n: int = 500_000, length: int = 50) -> tuple[Tensor, Tensor]:
     """Bytes of the embedded text as [n / length, length], twice (inputs are their own labels)."""
-    from attlas.data.text import read_documents
-
     raw = bytearray()
     for text in read_documents("embedded:train"):
         raw += str(text).encode() + b"\n"

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attlas.analyses.stability.site import Adapter, AttentionSite, HeadWeights, Reading, boolean_mask
+from attlas.analyses.stability.sites_torch import multihead_site
 from attlas.errors import UnsupportedModelError
 from attlas.interp.anatomy import Anatomy, LayerParts, linear_weight
 from attlas.interp.families import describe
@@ -60,8 +61,6 @@ def attention_sites(model: nn.Module, adapter: Adapter | None = None) -> tuple[A
         anatomy = None
     if anatomy is not None:
         return tuple(_family_site(anatomy, layer) for layer in range(len(anatomy.layers)))
-    from attlas.analyses.stability.sites_torch import multihead_site
-
     found = [(n, m) for n, m in inner.named_modules() if isinstance(m, nn.MultiheadAttention)]
     if found:
         return tuple(multihead_site(name or "attention", module) for name, module in found)

@@ -25,6 +25,7 @@ from attlas.analyses.tasks.words import (
     single_tokens,
     token_ids,
 )
+from attlas.data.text import load_tokens
 from attlas.errors import TaskError, UnsupportedModelError
 from attlas.interp import HookedModel
 
@@ -155,8 +156,6 @@ def induction_natural(model: HookedModel, config: TaskConfig) -> Task:
 
     Corrupted: the earlier first half becomes another token of the window, so that the pair is not there to be copied.
     """
-    from attlas.data.text import load_tokens
-
     rng = random.Random(config.seed)
     _ids(model, "")
     length = min(WINDOW, model.cfg.n_ctx)

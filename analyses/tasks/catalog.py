@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from attlas.analyses.tasks.builders import BUILDERS
 from attlas.analyses.tasks.metrics import at_positions
 from attlas.analyses.tasks.task import TaskConfig
 from attlas.data.stats import bootstrap_mean, count_mean, span
@@ -90,8 +91,6 @@ def make_task(model: HookedModel, config: TaskConfig | None = None) -> Task:
         TaskError: the tokenizer lacks one-token words for it.
         UnsupportedModelError: the model has no tokenizer.
     """
-    from attlas.analyses.tasks.builders import BUILDERS
-
     config = config or TaskConfig()
     if config.task not in BUILDERS:
         raise ConfigError(
@@ -108,6 +107,4 @@ def make_task(model: HookedModel, config: TaskConfig | None = None) -> Task:
 
 def task_names() -> tuple[str, ...]:
     """Names of all tasks."""
-    from attlas.analyses.tasks.builders import BUILDERS
-
     return tuple(BUILDERS)

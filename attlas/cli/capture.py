@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from attlas.cli.common import Output, open_model
 from attlas.cli.options import ModelArgs, TextArgs
+from attlas.saes.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,6 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     """Say how much it will be, then write."""
     from attlas.saes.activations import match_hooks
     from attlas.saes.inputs import load_inputs
-    from attlas.saes.training.config import TrainConfig
     from attlas.saes.training.store import check_store, read_manifest, store_source
 
     check_store(args.to)

@@ -21,8 +21,10 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from attlas.cli.next_step import next_line
 from attlas.cli.options import ModelArgs, OutArgs
 from attlas.cli.progress import Task, reporter
+from attlas.data.disk import as_storage_error
 from attlas.errors import AttlasError
 
 if TYPE_CHECKING:
@@ -161,8 +163,6 @@ def _terminable() -> Iterator[None]:
 
 def _storage_line(error: BaseException) -> str | None:
     """What a full disk or a read-only place did to a verb, in one line, or None when the error is another."""
-    from attlas.data.disk import as_storage_error
-
     refused = as_storage_error(error)
     return str(refused) if refused is not None else None
 
@@ -190,8 +190,6 @@ def run_verb(verb: str, module: ModuleType, argv: Sequence[str]) -> int:
         0 done; 1 done, but something is to be mended (`doctor`) or the result lies elsewhere than asked; 2 refused;
         130 interrupted; 143 terminated.
     """
-    from attlas.cli.next_step import next_line
-
     out: Output | None = None
     _opened.clear()
     try:

@@ -8,8 +8,12 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from attlas.cli.common import Output, open_workspace
+from attlas.cli.inputs import families_of
 from attlas.cli.options import OutArgs
+from attlas.cli.train import training_news
+from attlas.data.checkpoints import find_checkpoints
 from attlas.data.models_catalog import EMBEDDED_DIR
+from attlas.saes.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from attlas.data.workspace import Run
@@ -129,8 +133,6 @@ class _Demo:
         return load_images("embedded:glyphs", spec, n_images=self.args.n_images, seed=self.args.seed)
 
     def train(self) -> Run:
-        from attlas.cli.train import training_news
-        from attlas.saes.training.config import TrainConfig
         from attlas.saes.training.train import train_sae
 
         args = self.args
@@ -159,7 +161,6 @@ class _Demo:
 
     def head_survey(self) -> Run:
         from attlas.analyses.features.survey import head_survey
-        from attlas.cli.inputs import families_of
 
         families = {self.args.hook: families_of(self.workspace, self.runs["train"])}
         saes = {self.args.hook: self.sae}
@@ -180,7 +181,6 @@ class _Demo:
 
     def timeline(self) -> Run:
         from attlas.analyses.attention.head_timeline import timeline
-        from attlas.data.checkpoints import find_checkpoints
 
         checkpoints = find_checkpoints(EMBEDDED_DIR / "gpt2-mini" / "checkpoints")
         result = timeline(checkpoints, lambda _model: self.few, track=self.out.track)

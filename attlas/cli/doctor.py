@@ -14,6 +14,9 @@ from typing import Annotated, Any
 import tyro
 
 from attlas.cli.common import Output
+from attlas.data.disk import check_writable
+from attlas.data.files import cache_dir, sha256_file
+from attlas.data.models_catalog import EMBEDDED_DIR, catalog
 from attlas.errors import AttlasError
 
 MEND = ("MISSING", "UNFIT", "DAMAGED", "FAILED", "NOT WRITABLE")
@@ -114,9 +117,6 @@ def _device() -> Iterator[Row]:
 
 def _embedded() -> Iterator[Row]:
     """The embedded models and text against their SHA-256 sums."""
-    from attlas.data.files import sha256_file
-    from attlas.data.models_catalog import EMBEDDED_DIR
-
     try:
         lines = (EMBEDDED_DIR / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -134,8 +134,6 @@ def _embedded() -> Iterator[Row]:
 
 
 def _fetched() -> Iterator[Row]:
-    from attlas.data.models_catalog import catalog
-
     for card in catalog():
         if not card.package:
             continue
@@ -173,8 +171,6 @@ def _forward() -> Iterator[Row]:
 
 
 def _cache() -> Iterator[Row]:
-    from attlas.data.files import cache_dir
-
     yield _place("cache", cache_dir())
 
 
@@ -205,8 +201,6 @@ def _workspace(path: Path, out: Output) -> list[Row]:
 
 
 def _place(what: str, folder: Path) -> Row:
-    from attlas.data.disk import check_writable
-
     try:
         check_writable(folder)
     except AttlasError as error:

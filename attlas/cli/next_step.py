@@ -7,6 +7,7 @@ import shlex
 from typing import Any
 
 from attlas.cli.options import OutArgs
+from attlas.saes.training.config import TrainConfig
 
 _SERVE = ["serve"]
 _NO_WORKSPACE = ("bench", "capture", "doctor", "demo", "models")
@@ -89,8 +90,6 @@ def _after_circuit(args: Any, model: list[str], result: dict[str, Any]) -> list[
 
 def _token_options(args: Any) -> list[str]:
     """What a training on a store needs to say again to fit it, where it is not the default."""
-    from attlas.saes.training.config import TrainConfig
-
     usual = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
     found = []
     for name in ("text", "column", "split", "images", "n_tokens", "seq_len", "seed", "skip_positions", "store_dtype"):

@@ -12,6 +12,7 @@ from attlas.analyses.redundancy.config import RedundancyConfig
 from attlas.cli.common import Output, open_model, open_workspace
 from attlas.cli.inputs import DataArgs, load_data
 from attlas.cli.options import ModelArgs, OutArgs
+from attlas.data.checkpoints import find_checkpoints
 from attlas.errors import ConfigError
 
 
@@ -110,7 +111,6 @@ def _heads(model: Any, data: Any, args: Args, workspace: Any, out: Output) -> di
 
 def _timeline(args: Args, folder: Path, out: Output) -> dict[str, Any]:
     from attlas.analyses.redundancy.timeline import redundancy_timeline
-    from attlas.data.checkpoints import find_checkpoints
 
     workspace = open_workspace(args)
     checkpoints = find_checkpoints(folder, args.final_step)

@@ -9,6 +9,7 @@ from typing import Any
 
 from attlas.cli.common import Output
 from attlas.cli.options import OutArgs
+from attlas.data.models_catalog import resolve_model
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,6 @@ class Args(OutArgs):
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Serve; with --json the address is printed once, as soon as the server listens."""
     from attlas.dashboard.app import serve
-    from attlas.data.models_catalog import resolve_model
 
     found = [resolve_model(name) for name in args.models]
     models = {model.name: str(model.folder) for model in found}

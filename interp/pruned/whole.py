@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attlas.errors import CheckpointError
+from attlas.interp.pruned import modeling_attlas_pruned as modeling
 from attlas.interp.pruned.modeling_attlas_pruned import NAMES, PREFIX, blocks_of
 
 _OWN = ("dropped_attention", "dropped_mlp", "kept_heads", "kept_kv_heads")
@@ -23,8 +24,6 @@ def compact_class(name: str) -> Any:
     Raises:
         CheckpointError: there is none.
     """
-    from attlas.interp.pruned import modeling_attlas_pruned as modeling
-
     known = {f"Pruned{stock}" for names in modeling.CLASSES.values() for stock in names}
     if name not in known or not hasattr(modeling, name):
         raise CheckpointError(f"'{name}' is no compact form that Attlas or this version of transformers knows")

@@ -21,6 +21,7 @@ from attlas.data.result import Result
 from attlas.data.stats import bootstrap_ratio, count_mean
 from attlas.data.workspace import Ref
 from attlas.errors import ConfigError, NonFiniteError
+from attlas.interp.labels import classifier_labels
 from attlas.saes.base import SAE
 from attlas.saes.evaluation.behaviour import CleanRun
 from attlas.saes.evaluation.config import EvalConfig
@@ -28,6 +29,7 @@ from attlas.saes.evaluation.controls import Subject, encode_once, make_control, 
 from attlas.saes.evaluation.tables import DENSITY, EVALUATION, METRICS
 from attlas.saes.identity import check_sae
 from attlas.saes.inputs import Inputs, as_hooked
+from attlas.saes.plots import evaluation_figure
 from attlas.saes.positions import Positions, positions_for
 from attlas.saes.splice import put_rows
 
@@ -105,8 +107,6 @@ class EvalResult(Result):
 
     def plot(self) -> go.Figure:
         """Explained variance and CE recovered of the SAE beside its controls, with intervals."""
-        from attlas.saes.plots import evaluation_figure
-
         return evaluation_figure(self.rows)
 
     def _origin(self) -> tuple[Ref | None, Ref | None]:
@@ -171,8 +171,6 @@ def evaluate_all(
     Raises: as `evaluate`.
     """
     config, model = config or EvalConfig(), as_hooked(model)
-    from attlas.interp.labels import classifier_labels
-
     if model.cfg.family != "vit":
         model.require_head("loss to recover")
     inputs = Inputs.of(data)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from attlas.errors import ConfigError
 from attlas.saes.config import SAEConfig
+from attlas.saes.training.rates import default_learning_rate
 
 if TYPE_CHECKING:
     from attlas.saes.base import SAE
@@ -147,8 +148,6 @@ class TrainConfig:
 
     def learning_rate(self, d_in: int) -> float:
         """The peak learning rate on a hook of width d_in: `lr`, or what the architecture, size and length of run ask for."""
-        from attlas.saes.training.rates import default_learning_rate
-
         if self.lr is not None:
             return self.lr
         return default_learning_rate(_architecture(self.arch), d_in, self.sae_config(d_in).d_sae, self.n_steps)

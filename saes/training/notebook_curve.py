@@ -6,6 +6,7 @@ import json
 import time
 from typing import Any
 
+from attlas.saes.plots import training_figure
 from attlas.saes.training.loop import OnStep, Progress
 
 REDRAW_SECONDS = 2.0
@@ -37,8 +38,6 @@ def notebook_curve() -> OnStep | None:
         last = progress.step == progress.n_steps
         if not rows or not (last or (progress.rows and time.monotonic() - drawn > REDRAW_SECONDS)):
             return
-        from attlas.saes.plots import training_figure
-
         drawn = time.monotonic()
         figure = training_figure(rows)
         state = f"{progress.step:,} of {progress.n_steps:,} steps, {progress.tokens_per_second:,.0f} tokens/s"

@@ -16,11 +16,13 @@ from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.workspace import Ref
 from attlas.errors import ConfigError
+from attlas.interp import load_model
 from attlas.saes.activations import match_hooks
 from attlas.saes.base import SAE
 from attlas.saes.evaluation.measure import EvalConfig, evaluate
 from attlas.saes.identity import identity
 from attlas.saes.inputs import HELD_OUT, Inputs, held_out, load_inputs, train_and_held_out
+from attlas.saes.plots import pareto_figure
 from attlas.saes.training.config import TrainConfig
 from attlas.saes.training.history import SWEEP_TRAINING, History
 from attlas.saes.training.loop import OnStep, train_loop
@@ -116,8 +118,6 @@ class SweepResult(Result):
 
     def plot(self) -> go.Figure:
         """Explained variance against L0, the front joined."""
-        from attlas.saes.plots import pareto_figure
-
         return pareto_figure(self.rows)
 
     def summary(self) -> dict[str, Any]:
@@ -175,8 +175,6 @@ def sweep_saes(
     train = config.train
     variants = config.variants()
     if model is None:
-        from attlas.interp import load_model
-
         model = load_model(train.model, device=train.device, dtype=train.dtype)
     hooks = match_hooks(model, train.hooks)
     inputs = data or stored_inputs(train)

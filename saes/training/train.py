@@ -14,15 +14,18 @@ import torch
 
 from attlas.data.progress import Track, no_track, terminal_track
 from attlas.data.workspace import Ref, Run, Workspace
+from attlas.interp import load_model
 from attlas.saes.activations import head_shape, match_hooks
 from attlas.saes.base import SAE
 from attlas.saes.identity import identity
 from attlas.saes.inputs import Inputs, as_hooked, load_inputs
+from attlas.saes.plots import training_figure
 from attlas.saes.positions import positions_for
 from attlas.saes.training.buffer import MixingBuffer
 from attlas.saes.training.config import TrainConfig
 from attlas.saes.training.history import TRAINING, History
 from attlas.saes.training.loop import OnStep, train_loop
+from attlas.saes.training.notebook_curve import notebook_curve
 from attlas.saes.training.sources import model_source
 from attlas.saes.training.store import adopt_store, store_source, stored_inputs
 from attlas.saes.training.trainer import Trainee
@@ -85,8 +88,6 @@ class TrainResult:
 
     def plot(self) -> go.Figure:
         """Explained variance, L0, dead fraction and loss against tokens, a line a hook."""
-        from attlas.saes.plots import training_figure
-
         return training_figure(self.history.rows)
 
     def save(self, workspace: Workspace | str | Path) -> list[Run]:
@@ -140,8 +141,6 @@ def train_sae(
     config = adopt_store(config or TrainConfig())
     track = track or terminal_track(progress)
     if model is None:
-        from attlas.interp import load_model
-
         model = load_model(config.model, device=config.device, dtype=config.dtype)
     model = as_hooked(model)
     hooks = match_hooks(model, config.hooks)
@@ -151,8 +150,6 @@ def train_sae(
     trainees = [start_trainee(hook, hook, model, sample[hook], config, inputs.ref) for hook in hooks]
 
     if on_step is None:
-        from attlas.saes.training.notebook_curve import notebook_curve
-
         on_step = notebook_curve()
     kept = Path(folder) if folder is not None else None
     history = train_loop(

@@ -15,6 +15,7 @@ from attlas.cli.circuit.qk import Qk, run_qk
 from attlas.cli.circuit.trace import Trace, run_trace
 from attlas.cli.common import Output, open_model
 from attlas.cli.options import ModelArgs
+from attlas.errors import TaskError
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,6 @@ def run(args: Tasks | Patch | Dla | Trace | Qk | Ablate, out: Output) -> dict[st
 def _tasks(args: Tasks, out: Output) -> dict[str, Any]:
     from attlas.analyses.tasks.catalog import make_task, score_task, task_names
     from attlas.analyses.tasks.task import TaskConfig
-    from attlas.errors import TaskError
 
     if args.task is None:
         out.table("tasks (score one with --task NAME)", ["task"], [(name,) for name in task_names()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from attlas.analyses.attention.anatomy import AnatomyConfig, map_anatomy
 from attlas.cli.common import Output, done, open_model, open_workspace
 from attlas.cli.inputs import load_data
 
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
 
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
-    from attlas.analyses.attention.anatomy import AnatomyConfig, map_anatomy
-
     workspace, model = open_workspace(args), open_model(args, out)
     data = load_data(model, args, args.config.seed)
     plain = AnatomyConfig()

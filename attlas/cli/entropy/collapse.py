@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from attlas.analyses.stability.collapse import CollapseConfig, collapse_demo
 from attlas.cli.common import Output, done, open_workspace
 
 if TYPE_CHECKING:
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
 
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
-    from attlas.analyses.stability.collapse import CollapseConfig, collapse_demo
-
     workspace = open_workspace(args)
     steps: dict[str, Any] = {"vit_steps": args.demo_steps, "lm_steps": args.demo_steps} if args.demo_steps else {}
     config = CollapseConfig(models=args.demo_models, seeds=args.seeds, qk_gain=args.qk_gain, **steps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from attlas.analyses.attention.cost import CostConfig, cost_profile
 from attlas.cli.common import Output, done, open_model, open_workspace
 
 if TYPE_CHECKING:
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
 
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
-    from attlas.analyses.attention.cost import CostConfig, cost_profile
-
     workspace, model = open_workspace(args), open_model(args, out)
     result = cost_profile(model, CostConfig(lengths=args.lengths, repeats=args.repeats), track=out.track)
     saved = result.save(workspace, model.ref)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from attlas.analyses.attention.head_entropy import entropy
 from attlas.cli.common import Output, done, open_model, open_workspace
 from attlas.cli.inputs import load_data
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
-    from attlas.analyses.attention.head_entropy import entropy
-
     workspace, model = open_workspace(args), open_model(args, out)
     data = load_data(model, args, args.config.seed)
     result = entropy(model, data, args.config, track=out.track)

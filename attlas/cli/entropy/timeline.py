@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from attlas.analyses.attention.head_timeline import TimelineConfig, timeline
 from attlas.cli.common import Output, done, open_workspace
 from attlas.cli.inputs import load_data
+from attlas.data.checkpoints import find_checkpoints
+from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
     from attlas.cli.entropy import Args
@@ -13,10 +16,6 @@ if TYPE_CHECKING:
 
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
-    from attlas.analyses.attention.head_timeline import TimelineConfig, timeline
-    from attlas.data.checkpoints import find_checkpoints
-    from attlas.errors import ConfigError
-
     if args.checkpoints is None:
         raise ConfigError("timeline needs --checkpoints DIR, a folder of Hugging Face checkpoints")
     workspace = open_workspace(args)

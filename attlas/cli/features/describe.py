@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from attlas.analyses.features.describe import features
 from attlas.cli.common import Output, open_workspace
 from attlas.cli.inputs import find_saes, load_data, open_model_of
 from attlas.data.disk import check_writable
+from attlas.saes.formats import load_sae
 
 if TYPE_CHECKING:
     from attlas.analyses.features.describe import FeaturesResult
@@ -17,9 +19,6 @@ if TYPE_CHECKING:
 
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
-    from attlas.analyses.features.describe import features
-    from attlas.saes.formats import load_sae
-
     workspace = open_workspace(args)
     if args.checkpoint is not None:
         check_writable(args.checkpoint.absolute().parent)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from attlas.analyses.features.matching import MatchingConfig, sae_matching
 from attlas.cli.common import Output, open_workspace
 from attlas.cli.inputs import find_sae, load_data, open_model_of
 from attlas.errors import ConfigError
+from attlas.saes.formats import load_sae
 
 if TYPE_CHECKING:
     from attlas.cli.features import Args
@@ -14,9 +16,6 @@ if TYPE_CHECKING:
 
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
-    from attlas.analyses.features.matching import MatchingConfig, sae_matching
-    from attlas.saes.formats import load_sae
-
     if args.other is None:
         raise ConfigError("match needs --other, the autoencoder to compare --sae with")
     workspace = open_workspace(args)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from attlas.analyses.features.survey import HeadSurveyConfig, head_survey
 from attlas.cli.common import Output, open_workspace
 from attlas.cli.inputs import families_of, find_sae, load_data, open_model_of
+from attlas.data.stats import span
+from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError
+from attlas.saes.formats import load_sae
 
 if TYPE_CHECKING:
     from attlas.cli.features import Args
@@ -15,11 +19,6 @@ if TYPE_CHECKING:
 
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
-    from attlas.analyses.features.survey import HeadSurveyConfig, head_survey
-    from attlas.data.stats import span
-    from attlas.data.text import TokenDataset
-    from attlas.saes.formats import load_sae
-
     workspace = open_workspace(args)
     _, first = find_sae(workspace, args.sae)
     model = open_model_of(args, first, out)

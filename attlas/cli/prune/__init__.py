@@ -9,6 +9,7 @@ from attlas.cli.common import Output, open_model, open_workspace
 from attlas.cli.inputs import load_data
 from attlas.cli.prune.args import Args, _budget, parse_drop
 from attlas.data.disk import check_writable
+from attlas.data.models_catalog import resolve_model
 from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     if args.out is not None:
         if not (named or args.target):
             raise ConfigError(f"nothing to write to '{args.out}': say what goes with --drop, or --target and a budget")
-        from attlas.data.models_catalog import resolve_model
-
         check_folder(args.out, args.force, resolve_model(args.model).folder)
         check_writable(args.out.absolute().parent)
     if args.heal_steps and not (named or args.target):

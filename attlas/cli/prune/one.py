@@ -16,10 +16,11 @@ from attlas.analyses.pruning.curve import DROP_CURVE, drop_row
 from attlas.analyses.pruning.healing import HealConfig, HealResult, heal
 from attlas.analyses.pruning.lm_eval.tasks import LMEvalConfig
 from attlas.analyses.pruning.orders import available, last_first, random_order, ranked
-from attlas.analyses.pruning.scores import Judge, Scores
+from attlas.analyses.pruning.scores import Judge, Scores, iterative_order
 from attlas.analyses.pruning.surgery import build, forward_logits, silenced
 from attlas.cli.common import Output
 from attlas.cli.prune.lm_eval import LMEval, lm_eval_facts
+from attlas.cli.prune.side_effects import tell_what_dies
 from attlas.data.disk import other_place
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.models_catalog import resolve_model
@@ -114,8 +115,6 @@ def prune_one(
             out.kept_elsewhere(args.out, done.folder, str(error))
         result["out"] = str(done.folder)
     if args.what_dies:
-        from attlas.cli.prune.side_effects import tell_what_dies
-
         result["what_dies"] = tell_what_dies(model, drop, evaluation, args, workspace, out)
     saved = _save(model, evaluation, args, rows, healing, result, workspace)
     out.table(
@@ -155,8 +154,6 @@ def _order(
     if args.order == "angular":
         return scores.angular(), {}
     if args.order == "iterative":
-        from attlas.analyses.pruning.scores import iterative_order
-
         found = iterative_order(scores, args.target, budget.n or len(candidates) - 1)
         return list(found), found
     best = ranked(scores.of(args.target))

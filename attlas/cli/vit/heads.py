@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from attlas.analyses.vit.heads import vit
 from attlas.cli.common import Output
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ def run(
     args: Args, out: Output, model: HookedModel, images: ImageDataset, workspace: Workspace
 ) -> tuple[Run, dict[str, Any]]:
     """Compute and show; the run and its headline."""
-    from attlas.analyses.vit.heads import vit
-
     result = vit(model, images, args.config, track=out.track)
     saved = result.save(workspace, model.ref, images.ref)
     values = result.heatmap(result.main_metric)

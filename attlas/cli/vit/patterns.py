@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from attlas.analyses.vit.patterns.run import VitPatternsConfig, vit_patterns
 from attlas.cli.common import Output
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ def run(
     args: Args, out: Output, model: HookedModel, images: ImageDataset, workspace: Workspace
 ) -> tuple[Run, dict[str, Any]]:
     """Compute and show; the run and its headline."""
-    from attlas.analyses.vit.patterns.run import VitPatternsConfig, vit_patterns
-
     config = VitPatternsConfig(
         n_maps=args.n_maps, n_clusters=args.n_clusters, n_latent=args.n_latent, seed=args.config.seed
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from attlas.analyses.vit.pruning import VitPruningConfig, vit_pruning
 from attlas.cli.common import Output
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ def run(
     args: Args, out: Output, model: HookedModel, images: ImageDataset, workspace: Workspace
 ) -> tuple[Run, dict[str, Any]]:
     """Compute and show; the run and its headline."""
-    from attlas.analyses.vit.pruning import VitPruningConfig, vit_pruning
-
     config = VitPruningConfig(
         n_search=min(200, max(1, len(images) // 2)),
         n_candidates=args.n_candidates,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from attlas.analyses.vit.tokens.run import VitTokensConfig, vit_tokens
 from attlas.cli.common import Output
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ def run(
     args: Args, out: Output, model: HookedModel, images: ImageDataset, workspace: Workspace
 ) -> tuple[Run, dict[str, Any]]:
     """Compute and show; the run and its headline."""
-    from attlas.analyses.vit.tokens.run import VitTokensConfig, vit_tokens
-
     config = VitTokensConfig(remove_at=args.remove_at, batch_size=args.config.batch_size, seed=args.config.seed)
     result = vit_tokens(model, images, config, track=out.track)
     saved, summary = result.save(workspace, model.ref, images.ref), result.summary()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from attlas.dashboard.jobs import Job
 from attlas.dashboard.store import Store
+from attlas.errors import PromptError
 
 if TYPE_CHECKING:
     from attlas.analyses.circuits.frozen import FrozenPass
@@ -49,7 +50,6 @@ class Setup:
 def frozen_pass(store: Store, setup: Setup) -> tuple[HookedModel, FrozenPass, list[str]]:
     """(model, pass, warnings); the last pass is kept, for the page asks of it many times."""
     from attlas.analyses.circuits.frozen import FrozenPass
-    from attlas.errors import PromptError
 
     held: dict[str, Any] = store.live.kept("circuit pass", dict)
     if held.get("key") == setup.key:

@@ -19,6 +19,7 @@ from attlas.dashboard.pages.circuit.saved import saved_data, saved_view
 from attlas.dashboard.pages.circuit.view import feature_view, prompt_view, step, tabs
 from attlas.dashboard.store import Store
 from attlas.dashboard.theme import Theme
+from attlas.data.models_catalog import catalog
 
 DEFAULT = " the captain saw the white whale, and the captain saw the white"
 VIEWS = {"features": "Features", "attention": "Attention", "graph": "Graph", "saved": "Saved runs"}
@@ -95,8 +96,6 @@ def _ask(
 
 def _models(store: Store) -> list[str]:
     """Language models at hand: embedded, fetched, and named to the server."""
-    from attlas.data.models_catalog import catalog
-
     cards = catalog()
     return [*(c.name for c in cards if c.present and c.family != "vit"), *store.live.named]
 

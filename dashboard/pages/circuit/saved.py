@@ -10,6 +10,7 @@ from dash import dcc, html
 
 from attlas.dashboard.components import bars, card, columns, curve, empty, graph, heatmap, metric_cards, table
 from attlas.dashboard.page import Data, Params
+from attlas.dashboard.pages.circuit.graph import draw, plain
 from attlas.dashboard.pages.circuit.parts import pairs_map
 from attlas.dashboard.pages.circuit.view import here, over_tokens
 from attlas.dashboard.store import Row, Store
@@ -62,7 +63,6 @@ def _settings(config: dict[str, Any]) -> str:
 
 def _graph(store: Store, run: Run) -> dict[str, Any] | None:
     from attlas.analyses.circuits.graph import load_json
-    from attlas.dashboard.pages.circuit.graph import plain
 
     name = "graph/graph.json"
     if name not in run.files and not (store.workspace.folder(run) / name).is_file():
@@ -186,8 +186,6 @@ def _dla(data: Data, look: Theme) -> Any:
 
 
 def _trace(data: Data, look: Theme) -> Any:
-    from attlas.dashboard.pages.circuit.graph import draw
-
     graph = data["saved"].get("graph")
     if graph is None:
         return card("Trace", html.P("The graph's file is gone from the run's folder.", className="note"))

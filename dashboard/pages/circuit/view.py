@@ -23,6 +23,7 @@ from attlas.dashboard.components import (
 from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.page import Data, link
 from attlas.dashboard.theme import Theme, style
+from attlas.errors import ConfigError
 
 
 def here(data: Data, **changes: Any) -> str:
@@ -33,7 +34,6 @@ def here(data: Data, **changes: Any) -> str:
 def step(text: str) -> tuple[int, int, int] | None:
     """(layer, feature, position) of "2/831@5"; None when it is no feature, or counts from the end."""
     from attlas.analyses.circuits.frozen import parse_part
-    from attlas.errors import ConfigError
 
     try:
         part = parse_part(text)

@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from attlas.analyses.vit.one_image import answer, feature_heat, look
+from attlas.analyses.vit.relevance import class_relevance
 from attlas.dashboard.jobs import Job
 from attlas.dashboard.store import Store
 from attlas.data.images.dataset import ImageDataset, load_images, shrink, to_array
 from attlas.data.models_catalog import catalog
 from attlas.data.workspace import Run
 from attlas.errors import ConfigError, ImageDataError, UnsupportedModelError
+from attlas.interp.require import patch_grid
+from attlas.saes.formats import load_sae
 
 if TYPE_CHECKING:
     from attlas.analyses.vit.one_image import Answer, FeatureHeat, Head, Look
@@ -105,8 +109,6 @@ def look_job(store: Store, name: str, image: str) -> Job:
     """→ Picture: an image under every head."""
 
     def work(job: Job) -> Picture:
-        from attlas.analyses.vit.one_image import look
-
         model = _open(store, name)
         array, caption = _image(store, name, model, image)
         seen = look(model, model.image_spec.normalise(array[None])[0])
@@ -121,8 +123,6 @@ def prune_job(store: Store, name: str, image: str, without: Sequence[Head]) -> J
     heads = tuple(sorted(without))
 
     def work(job: Job) -> Answer:
-        from attlas.analyses.vit.one_image import answer
-
         model = _open(store, name)
         array, _ = _image(store, name, model, image)
         return answer(model, model.image_spec.normalise(array[None])[0], heads)
@@ -136,9 +136,6 @@ def relevance_job(store: Store, name: str, image: str, chosen: int | None) -> Jo
 
     def work(job: Job) -> np.ndarray | None:
         import torch
-
-        from attlas.analyses.vit.relevance import class_relevance
-        from attlas.interp.require import patch_grid
 
         model = _open(store, name)
         if not model.cfg.n_classes:
@@ -159,9 +156,6 @@ def heat_job(store: Store, name: str, image: str, run: Run) -> Job:
     folder = store.workspace.folder(run)
 
     def work(job: Job) -> list[FeatureHeat]:
-        from attlas.analyses.vit.one_image import feature_heat
-        from attlas.saes.formats import load_sae
-
         model = _open(store, name)
         array, _ = _image(store, name, model, image)
         sae = store.live.kept(("sae", str(folder)), lambda: load_sae(folder).to(model.device))

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from attlas.analyses.vit.one_image import change
 from attlas.dashboard.components.maps import data_url
 from attlas.dashboard.jobs import POLL_MS, Job
 from attlas.dashboard.page import Data, Page, Params, integer, parse_heads
@@ -111,8 +112,6 @@ def _effect(picture: Picture, after: Any) -> dict[str, Any] | None:
     """The answer without the pruned heads, and how far it is from the whole model's."""
     if after is None:
         return None
-    from attlas.analyses.vit.one_image import change
-
     before = picture.look.answer
     rows = []
     if before.probabilities is not None:

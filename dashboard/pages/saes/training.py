@@ -11,6 +11,7 @@ from attlas.dashboard.components import card, columns, curve, empty, heading, me
 from attlas.dashboard.page import Data, Page, Params
 from attlas.dashboard.store import Row, Store
 from attlas.dashboard.theme import Theme
+from attlas.saes.training.history import live_runs
 
 LIVE_SECONDS = 120  # a curve that has not grown for so long belongs to a run that stopped
 METRICS = {
@@ -25,8 +26,6 @@ METRICS = {
 
 def data(store: Store, params: Params) -> Data:
     """Curves of the chosen (or newest) run, or of what trains now; the newest sweep."""
-    from attlas.saes.training.history import live_runs
-
     running = [r for r in live_runs(store.path) if time.time() - r.path.stat().st_mtime < LIVE_SECONDS]
     runs = store.runs("sae", params.get("model"))
     run = store.pick("sae", params.get("run"), params.get("model"))

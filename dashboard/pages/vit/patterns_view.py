@@ -11,6 +11,7 @@ from attlas.dashboard.components import button_link, card, columns, picker, shor
 from attlas.dashboard.components.maps import colored, data_url
 from attlas.dashboard.components.vit_figures import Head, heads_of, pattern_map
 from attlas.dashboard.page import Data
+from attlas.dashboard.pages.vit.urls import here
 from attlas.dashboard.pictures import pattern_url
 from attlas.dashboard.theme import Theme
 
@@ -84,8 +85,6 @@ def _one(found: dict[str, Any], chosen: dict[str, Any]) -> Any:
 
 
 def _clusters(data: Data) -> Any:
-    from attlas.dashboard.pages.vit.urls import here
-
     found = data["patterns"]
     cells = []
     for c in found["clusters"]:
