@@ -60,6 +60,10 @@ class SAE(nn.Module):
     arch: ClassVar[str]
     unit_norm_decoder: ClassVar[bool] = True
     """Whether training keeps decoder rows at norm 1 (otherwise the loss weighs features by their row's norm)."""
+    chooses_k: ClassVar[bool] = False
+    """Whether cfg.k says how many features are active; otherwise the penalty λ does."""
+    nested: ClassVar[bool] = False
+    """Whether cfg.widths divides the dictionary into nested prefixes."""
     default_sparsity: ClassVar[float] = 1.0
     """λ when a training configuration gives none."""
     default_rate: ClassVar[float] = 8e-3

@@ -22,12 +22,21 @@ ARCHITECTURES: dict[str, type[SAE]] = {
 }
 
 
+def architecture(name: str) -> type[SAE]:
+    """The class of an architecture.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in ARCHITECTURES:
+        raise ConfigError(f"architecture '{name}' is unknown; use one of {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[name]
+
+
 def create_sae(cfg: SAEConfig) -> SAE:
     """An SAE of `cfg.arch` with zero weights (see `attlas.saes.training.init.initialise`).
 
     Raises:
         ConfigError: the architecture is unknown.
     """
-    if cfg.arch not in ARCHITECTURES:
-        raise ConfigError(f"architecture '{cfg.arch}' is unknown; use one of {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[cfg.arch](cfg)
+    return architecture(cfg.arch)(cfg)

@@ -25,6 +25,7 @@ class BatchTopKSAE(SAE):
 
     arch: ClassVar[str] = "batchtopk"
     saelens_arch: ClassVar[str] = "jumprelu"
+    chooses_k: ClassVar[bool] = True
     threshold: Tensor
 
     def __init__(self, cfg: SAEConfig) -> None:

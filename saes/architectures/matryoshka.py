@@ -22,6 +22,7 @@ class MatryoshkaSAE(BatchTopKSAE):
     """BatchTopK whose prefixes of cfg.widths are autoencoders of their own."""
 
     arch: ClassVar[str] = "matryoshka"
+    nested: ClassVar[bool] = True
 
     @property
     def widths(self) -> tuple[int, ...]:

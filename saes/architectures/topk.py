@@ -21,6 +21,7 @@ class TopKSAE(SAE):
 
     arch: ClassVar[str] = "topk"
     saelens_arch: ClassVar[str] = "topk"
+    chooses_k: ClassVar[bool] = True
 
     def activate(self, pre: Tensor) -> Tensor:
         values, indices = topk_rows(pre, self.cfg.k)

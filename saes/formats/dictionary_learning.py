@@ -166,6 +166,8 @@ def save(sae: SAE, folder: Path) -> Path:
         raise SAEFormatError(
             f"dictionary_learning cannot hold normalisation '{cfg.normalisation}'; export it to saelens instead"
         )
+    if cfg.arch not in _CLASS_OF:
+        raise SAEFormatError(f"dictionary_learning has no class for '{cfg.arch}'; export it to saelens instead")
     class_name = _CLASS_OF[cfg.arch]
     layout = _CLASSES[class_name]
     layer = next((int(part) for part in cfg.hook_name.split(".") if part.isdigit()), None)

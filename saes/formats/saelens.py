@@ -18,6 +18,7 @@ from torch import Tensor
 from attlas._version import __version__
 from attlas.data.files import atomic_path, write_text_atomic
 from attlas.errors import ConfigError, SAEFormatError
+from attlas.saes.architectures import ARCHITECTURES
 from attlas.saes.base import SAE
 from attlas.saes.config import DTYPES, NORMALISATIONS, SAEConfig
 from attlas.saes.formats.fields import SAELENS_HARMLESS, flag, neutral, refuse_unknown, section, text, whole, words
@@ -40,7 +41,7 @@ _READ = words(
 )
 # Under these, other activations than the whole hook's are read or reconstructed; they may stand in the metadata too.
 _REFUSED = ("hook_head_index", "hook_name_out", "hook_head_index_out", "d_out", "is_transcoder")
-_ARCHS = {
+_ARCHS = {  # SAELens's training classes under our names
     "standard": "standard",
     "gated": "gated",
     "jumprelu": "jumprelu",
@@ -164,7 +165,7 @@ def _config(record: dict[str, Any], source: Path) -> SAEConfig:
             d_in=d_in,
             d_sae=d_sae,
             arch=arch,
-            k=whole(record, "k", source) if arch in ("topk", "batchtopk", "matryoshka") else min(32, d_sae),
+            k=whole(record, "k", source) if ARCHITECTURES[arch].chooses_k else min(32, d_sae),
             widths=tuple(widths),
             apply_b_dec_to_input=flag(record, "apply_b_dec_to_input", True, source),
             normalisation=normalisation if normalisation in NORMALISATIONS else "none",

@@ -22,8 +22,8 @@ class TrainConfig:
     """Embedded or fetched model (`attlas models`), a local Hugging Face folder, or a hub id."""
     hooks: tuple[str, ...] = ("blocks.2.attn.hook_z",)
     """Hook names or globs ('blocks.*.attn.hook_z'); each hook gets its own SAE from the same forward pass."""
-    arch: Literal["standard", "gated", "topk", "batchtopk", "jumprelu", "matryoshka"] = "topk"
-    """Architecture (docs/saes.md has their papers)."""
+    arch: str = "topk"
+    """Architecture, such as topk, batchtopk or jumprelu (docs/saes.md has all, with their papers)."""
     d_sae: int | None = None
     """Number of features; None takes expansion × width of the hook."""
     expansion: int = 8
@@ -181,29 +181,23 @@ class TrainConfig:
             ConfigError: k exceeds the number of features, or the architecture is unknown.
         """
         d_sae = self.d_sae if self.d_sae is not None else self.expansion * d_in
-        sparsity = self.sparsity if self.sparsity is not None else _architecture(self.arch).default_sparsity
+        architecture = _architecture(self.arch)
+        sparsity = self.sparsity if self.sparsity is not None else architecture.default_sparsity
         return SAEConfig(
             d_in=d_in,
             d_sae=d_sae,
             arch=self.arch,
-            k=self.k if _is_topk(self.arch) else min(self.k, d_sae),
+            k=self.k if architecture.chooses_k else min(self.k, d_sae),
             sparsity=sparsity,
             aux_coefficient=self.aux_coefficient,
             k_aux=self.k_aux,
             bandwidth=self.bandwidth,
-            widths=self.widths if self.arch == "matryoshka" else (),
+            widths=self.widths if architecture.nested else (),
             **provenance,  # type: ignore[arg-type]
         )
 
 
-def _is_topk(arch: str) -> bool:
-    return arch in ("topk", "batchtopk", "matryoshka")
-
-
 def _architecture(arch: str) -> type[SAE]:
-    from attlas.saes.architectures import ARCHITECTURES
+    from attlas.saes.architectures import architecture  # torch, which `attlas train --help` does without
 
-    architecture = ARCHITECTURES.get(arch)
-    if architecture is None:
-        raise ConfigError(f"architecture '{arch}' is unknown; use one of {', '.join(ARCHITECTURES)}")
-    return architecture
+    return architecture(arch)

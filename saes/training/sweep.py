@@ -18,6 +18,7 @@ from attlas.data.workspace import Ref
 from attlas.errors import ConfigError
 from attlas.interp import load_model
 from attlas.saes.activations import match_hooks
+from attlas.saes.architectures import architecture
 from attlas.saes.base import SAE
 from attlas.saes.evaluation.measure import EvalConfig, evaluate
 from attlas.saes.identity import identity
@@ -76,7 +77,7 @@ class SweepConfig:
         Raises:
             ConfigError: an axis has no effect on the architecture.
         """
-        topk = self.train.arch in ("topk", "batchtopk", "matryoshka")
+        topk = architecture(self.train.arch).chooses_k
         if self.sparsity and topk:
             raise ConfigError(f"λ has no effect on '{self.train.arch}'; sweep k instead")
         if self.k and not topk:
