@@ -29,7 +29,7 @@ from attlas.saes.inputs import Inputs, held_out, load_inputs
 from attlas.saes.positions import positions_for
 from attlas.saes.training.buffer import MixingBuffer
 from attlas.saes.training.loop import train_loop
-from attlas.saes.training.train import SAMPLE_TOKENS, start_trainee
+from attlas.saes.training.train import SAMPLE_TOKENS, start_trainer
 
 PENALISED = ("standard", "gated", "jumprelu")
 CHUNK = 8_192
@@ -132,9 +132,9 @@ def ours(job: Job, case: Case, buffer: MixingBuffer) -> SAE:
     config = settings(job, case)
     sample = buffer.peek(SAMPLE_TOKENS)[case.hook]
     model = attlas.load_model(case.model)
-    trainee = start_trainee(case.hook, case.hook, model, sample, config, Ref("cached", "0" * 16))
-    train_loop([trainee], buffer, config)
-    return trainee.finish()
+    trainer = start_trainer(case.hook, case.hook, model, sample, config, Ref("cached", "0" * 16))
+    train_loop([trainer], buffer, config)
+    return trainer.finish()
 
 
 def saelens(job: Job, case: Case, buffer: MixingBuffer) -> SAE:

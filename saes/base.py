@@ -25,11 +25,11 @@ class StepContext:
 
     Attributes:
         dead_F: features that have not fired for long, bool [F], or None before any could be dead.
-        warmth: 0 at the start to 1 after the sparsity warm-up; it multiplies λ.
+        penalty_scale: 0 at the start to 1 after the sparsity warm-up; it multiplies λ.
     """
 
     dead_F: Tensor | None = None
-    warmth: float = 1.0
+    penalty_scale: float = 1.0
 
 
 @dataclass
@@ -197,14 +197,14 @@ class SAE(nn.Module):
         if self.unit_norm_decoder:
             self.W_dec.div_(self.W_dec.norm(dim=-1, keepdim=True).clamp_min(1e-8))
 
-    def bias_like(self) -> list[Tensor]:
+    def activation_scaled(self) -> list[Tensor]:
         """Tensors in units of activations, which scale with them (biases, thresholds)."""
         return [self.b_enc, self.b_dec]
 
     @torch.no_grad()
     def fold_scale(self, scale: float) -> None:
         """Turn an SAE of `scale`·x into the equal SAE of x: x̂ and f are divided by `scale`, W_enc and W_dec stay."""
-        for tensor in self.bias_like():
+        for tensor in self.activation_scaled():
             tensor.mul_(1 / scale)
 
     # -- files and identity ----------------------------------------------------------------------------------------

@@ -19,15 +19,15 @@ SAEs = Mapping[str, SAE]
 
 @dataclass(frozen=True)
 class Parts:
-    """x = amounts · W_dec + bias + error.
+    """x = coefficients · W_dec + bias + error.
 
     Attributes:
-        amounts: feature activations in units of W_dec rows, [..., F] (f, times the token's scale where an SAE normalises).
+        coefficients: feature activations in units of W_dec rows, [..., F] (f, times the token's scale where an SAE normalises).
         bias: [..., D].
         error: what the features leave out, [..., D].
     """
 
-    amounts: Tensor
+    coefficients: Tensor
     bias: Tensor
     error: Tensor
 
@@ -38,8 +38,8 @@ def decompose(sae: SAE, x: Tensor) -> Parts:
     features = sae.encode(flat).to(flat.dtype)
     shift, _, factor = (t.to(flat.dtype) for t in sae.token_statistics(flat.to(sae.W_enc.dtype)))
     bias = sae.b_dec.to(flat.dtype) * factor + shift
-    amounts = features * factor
-    return Parts(amounts, bias, flat - bias - amounts @ sae.W_dec.to(flat.dtype))
+    coefficients = features * factor
+    return Parts(coefficients, bias, flat - bias - coefficients @ sae.W_dec.to(flat.dtype))
 
 
 def encoder_rows(sae: SAE, x: Tensor, features: Sequence[int], path: str = "magnitude") -> tuple[Tensor, Tensor]:

@@ -134,7 +134,7 @@ def _hook(frozen: FrozenPass, part: Part) -> str:
 
 
 def _without(x: Tensor, parts: Sequence[Part], sae: SAE | None) -> Tensor:
-    """A copy of an activation [1, T, …] with parts of it gone; amounts are those of the run as it comes in."""
+    """A copy of an activation [1, T, …] with parts of it gone; coefficients are those of the run as it comes in."""
     new = x.clone()
     split = decompose(sae, x) if sae is not None else None
     for part in sorted(parts, key=lambda p: p.kind == "head"):  # a head set to zero stays zero
@@ -147,6 +147,6 @@ def _without(x: Tensor, parts: Sequence[Part], sae: SAE | None) -> Tensor:
             assert split is not None
             gone = split.error[:, part.position]
             if part.kind == "feature":
-                gone = split.amounts[:, part.position, part.feature, None] * sae.W_dec[part.feature].to(x.dtype)
+                gone = split.coefficients[:, part.position, part.feature, None] * sae.W_dec[part.feature].to(x.dtype)
             new[:, part.position] -= gone.reshape(new[:, part.position].shape)
     return new

@@ -98,8 +98,10 @@ def rank_features(
     """The n features of a hook with the largest mean estimate over prompts, by size, positions summed."""
     sae = saes[hook]
     weight = sae.flatten_heads(gradient) @ sae.W_dec.T.to(gradient.dtype)
-    amounts, other = decompose(sae, base).amounts, decompose(sae, reference).amounts
-    value = {"zero": torch.zeros_like(amounts), "mean": other.mean(0, keepdim=True).expand_as(amounts)}.get(mode, other)
-    effect = (weight * (value - amounts)).sum(1).mean(0).abs()
+    coefficients, other = decompose(sae, base).coefficients, decompose(sae, reference).coefficients
+    value = {"zero": torch.zeros_like(coefficients), "mean": other.mean(0, keepdim=True).expand_as(coefficients)}.get(
+        mode, other
+    )
+    effect = (weight * (value - coefficients)).sum(1).mean(0).abs()
     n = min(n, int((effect > 0).sum()))
     return [int(f) for f in effect.topk(n).indices]

@@ -195,9 +195,9 @@ class FrozenPass:
             rows = torch.einsum("he,hed->hd", z, W_O)
             parts = [Part("head", layer, position, head=h) for h in range(len(z))]
             return [*parts, Part("bias", layer, position)], torch.cat([rows, b_O[None]])
-        amounts, bias, error, W_dec = self.decomposed(layer, position)
-        active = amounts.nonzero()[:, 0]
-        rows = torch.cat([amounts[active, None] * W_dec[active].double(), error[None], bias[None]])
+        coefficients, bias, error, W_dec = self.decomposed(layer, position)
+        active = coefficients.nonzero()[:, 0]
+        rows = torch.cat([coefficients[active, None] * W_dec[active].double(), error[None], bias[None]])
         if self.saes[layer][0].endswith("hook_z"):
             rows = rows @ W_O.flatten(0, 1)
             rows[-1] += b_O
@@ -206,21 +206,21 @@ class FrozenPass:
 
     @torch.no_grad()
     def decomposed(self, layer: int, position: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(amounts [F], bias [D], error [D]) of a layer's autoencoder at a position, float64; its W_dec [F, D] as it is."""
+        """Coefficients [F], bias [D], error [D] of a layer's autoencoder at a position, float64; its W_dec [F, D]."""
         hook, sae = self.saes[layer]
         x = self.cache[hook][position].flatten()
         split = decompose(sae, x.to(sae.W_enc.dtype)[None])
-        W_dec, amounts, bias = sae.W_dec.detach(), split.amounts[0].double(), split.bias[0].double()
+        W_dec, coefficients, bias = sae.W_dec.detach(), split.coefficients[0].double(), split.bias[0].double()
         # few: the whole of a wide W_dec in float64 would take longer than all else
-        active = amounts.nonzero().squeeze(1)
-        return amounts, bias, x - bias - amounts[active] @ W_dec[active].double(), W_dec
+        active = coefficients.nonzero().squeeze(1)
+        return coefficients, bias, x - bias - coefficients[active] @ W_dec[active].double(), W_dec
 
     @torch.no_grad()
     def strongest(self, layer: int, n: int) -> list[list[tuple[int, float]]]:
         """At each position, (feature, amount) of the n strongest active features of a layer's autoencoder."""
         hook, sae = self.saes[layer]
-        amounts = decompose(sae, self.cache[hook].flatten(1).to(sae.W_enc.dtype)).amounts
-        top = amounts.topk(min(n, amounts.shape[1]))
+        coefficients = decompose(sae, self.cache[hook].flatten(1).to(sae.W_enc.dtype)).coefficients
+        top = coefficients.topk(min(n, coefficients.shape[1]))
         rows = zip(top.indices.tolist(), top.values.tolist(), strict=True)
         return [[(f, a) for f, a in zip(*row, strict=True) if a > 0] for row in rows]
 

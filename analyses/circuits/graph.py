@@ -1,4 +1,4 @@
-"""A circuit as a graph: nodes that hold amounts, edges that say how much of one node comes from another."""
+"""A circuit as a graph: nodes that hold coefficients, edges that say how much of one node comes from another."""
 
 from __future__ import annotations
 

@@ -262,10 +262,10 @@ def strongest_head(
     covector = frozen.logit_covector(position, right, wrong)[0]
     whole = FrozenPass(frozen.model, frozen.tokens) if frozen.saes else frozen  # in heads, not in features
     parts, vectors = whole.parts(position, frozen.model.cfg.n_layers)
-    amounts = (vectors @ covector).tolist()
+    coefficients = (vectors @ covector).tolist()
     able = [
         (amount, part.layer, part.head)
-        for part, amount in zip(parts, amounts, strict=True)
+        for part, amount in zip(parts, coefficients, strict=True)
         if part.kind == "head" and layer in (None, part.layer) and head in (None, part.head)
     ]
     amount, of_layer, of_head = max(able)
@@ -297,17 +297,19 @@ def dla(
         position, right, wrong = answers(task, row)
         covector, constant, value = frozen.logit_covector(position, right, wrong)
         parts, vectors = frozen.parts(position, model.cfg.n_layers)
-        amounts = vectors @ covector
+        coefficients = vectors @ covector
         sides = [frozen.logit_covector(position, ids, [])[:2] if ids else None for ids in (right, wrong)]
-        apart = [amounts.new_full(amounts.shape, torch.nan) if s is None else vectors @ s[0] for s in sides]
+        apart = [coefficients.new_full(coefficients.shape, torch.nan) if s is None else vectors @ s[0] for s in sides]
         last = [float("nan") if s is None else s[1] for s in sides]
         for role, at in task.roles.items():
             attention[role].append(frozen.attention_to(position, int(at[row])).cpu().numpy())
         layers = np.array([part.layer for part in parts])
-        lens.append([float(amounts[layers < layer].sum()) + constant for layer in range(model.cfg.n_layers + 1)])
-        gap = max(gap, check_sum(float(amounts.sum()) + constant, value, float(amounts.abs().sum()), "the logits"))
+        lens.append([float(coefficients[layers < layer].sum()) + constant for layer in range(model.cfg.n_layers + 1)])
+        gap = max(
+            gap, check_sum(float(coefficients.sum()) + constant, value, float(coefficients.abs().sum()), "the logits")
+        )
         sums: dict[Part, np.ndarray] = {}
-        for part, three in zip(parts, torch.stack([amounts, *apart], 1).cpu().numpy(), strict=True):
+        for part, three in zip(parts, torch.stack([coefficients, *apart], 1).cpu().numpy(), strict=True):
             key = _key(part, config.by)
             sums[key] = sums.get(key, np.zeros(3)) + three
         sums[Part("bias", -1, -1)] = np.array([constant, *last])

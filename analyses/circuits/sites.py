@@ -110,7 +110,7 @@ def quantity(x: Tensor, site: Site, sae: SAE | None) -> Tensor:
         return x[at] if site.head is None else x[at][..., site.head, :]
     assert sae is not None
     parts = decompose(sae, x)
-    return parts.error[at] if site.error else parts.amounts[at][..., site.feature]
+    return parts.error[at] if site.error else parts.coefficients[at][..., site.feature]
 
 
 def insert(x: Tensor, site: Site, sae: SAE | None, value: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ class Terms:
 
     Attributes:
         value: that must come out.
-        parts, weights: n terms and their amounts, float64 [n].
+        parts, weights: n terms and their coefficients, float64 [n].
         loadings: by reading (into logits: writing) head, [n, head], or None.
         constant: what biases add.
         reads: [head, src, d_model] covectors, or [1, 1, d_model] at `first` for logits.
@@ -76,13 +76,13 @@ def logit_terms(frozen: FrozenPass, target: LogitTarget) -> Terms:
 
     @functools.cache  # many features share a layer
     def of_layer(layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        amounts, _, _, W_dec = frozen.decomposed(layer, position)
-        return amounts, W_dec, torch.einsum("hed,d->he", frozen.model.W_O(layer).detach().double(), covector)
+        coefficients, _, _, W_dec = frozen.decomposed(layer, position)
+        return coefficients, W_dec, torch.einsum("hed,d->he", frozen.model.W_O(layer).detach().double(), covector)
 
     for i, part in enumerate(parts):
         if part.kind == "feature" and frozen.saes[part.layer][0].endswith("hook_z"):
-            amounts, W_dec, onto_z = of_layer(part.layer)
-            loadings[i] = (amounts[part.feature] * W_dec[part.feature].double().view_as(onto_z) * onto_z).sum(-1)
+            coefficients, W_dec, onto_z = of_layer(part.layer)
+            loadings[i] = (coefficients[part.feature] * W_dec[part.feature].double().view_as(onto_z) * onto_z).sum(-1)
         elif part.kind == "head":
             loadings[i, part.head] = float(vectors[i] @ covector)
     return Terms(value, parts, vectors @ covector, loadings, constant, covector[None, None], position)

@@ -289,10 +289,10 @@ class _Ablation:
         return torch.zeros_like(x) if self.config.mode == "zero" else x
 
     def _split(self, layer: int, x: Tensor) -> Tensor:
-        """Units of a layer, [B, T, units, width]: heads' z, or features' amounts (width 1)."""
+        """Units of a layer, [B, T, units, width]: heads' z, or features' coefficients (width 1)."""
         if layer not in self.saes:
             return x
-        return decompose(self.saes[layer][1], x).amounts[..., None]
+        return decompose(self.saes[layer][1], x).coefficients[..., None]
 
     def units(self, graphs: Sequence[CircuitGraph]) -> Keep:
         """The circuit's units. An autoencoder's error is the last unit of its layer."""
@@ -353,9 +353,9 @@ class _Ablation:
                 return torch.where(kept[..., None], x, self.stand_in[layer])
             sae = self.saes[layer][1]
             parts, other = decompose(sae, x), self.stand_in[layer][..., 0]
-            amounts = torch.where(kept[..., :-1], parts.amounts, other)
+            coefficients = torch.where(kept[..., :-1], parts.coefficients, other)
             error = torch.where(kept[..., -1:], parts.error, self.stand_in_error[layer])
-            return (amounts @ sae.W_dec.to(x.dtype) + parts.bias + error).reshape(x.shape)
+            return (coefficients @ sae.W_dec.to(x.dtype) + parts.bias + error).reshape(x.shape)
 
         with self.model.hooks(dict.fromkeys(by_hook, fn)):
             return metric(self.model(self.task.tokens)).double().cpu().numpy()

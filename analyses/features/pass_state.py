@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from attlas.analyses.features.relations import Coactivation
-from attlas.analyses.features.stream import FeatureStream, Kept
+from attlas.analyses.features.stream import FeatureStream, TopEntries
 from attlas.data.files import atomic_path
 from attlas.errors import ConfigError, StorageError
 
@@ -69,7 +69,7 @@ def load_pass(path: Path, key: str, stream: FeatureStream, coactivation: Coactiv
     for name in _SUMS:
         setattr(stream, name, tensors[name])
     for kept in ("top", "sample"):
-        setattr(stream, kept, Kept(*(tensors[f"{kept}.{name}"] for name in _KEPT)))
+        setattr(stream, kept, TopEntries(*(tensors[f"{kept}.{name}"] for name in _KEPT)))
     stream.generator.set_state(tensors["generator"])
     stream.set_pairs({name: tensors[f"pairs.{name}"].numpy() for name in ("key", "sum", "n")})
     stream.n_tokens, stream.n_sequences = values["n_tokens"], values["n_sequences"]

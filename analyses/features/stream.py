@@ -22,7 +22,7 @@ EDGES = torch.logspace(-10, 10, N_BINS + 1, base=2.0)
 
 
 @dataclass
-class Kept:
+class TopEntries:
     """Best entries of each feature, [n, F]: ordering key, activation, sequence, position; sequence −1 is empty."""
 
     key: Tensor
@@ -31,7 +31,7 @@ class Kept:
     position: Tensor
 
     @classmethod
-    def empty(cls, n: int, d_sae: int) -> Kept:
+    def empty(cls, n: int, d_sae: int) -> TopEntries:
         ints = torch.full((n, d_sae), -1, dtype=torch.int32)
         return cls(torch.full((n, d_sae), -torch.inf), torch.zeros(n, d_sae), ints, ints.clone())
 
@@ -67,16 +67,16 @@ class FeatureStream:
     total: Tensor = field(init=False)
     maximum: Tensor = field(init=False)
     histogram: Tensor = field(init=False)
-    top: Kept = field(init=False)
-    sample: Kept = field(init=False)
+    top: TopEntries = field(init=False)
+    sample: TopEntries = field(init=False)
 
     def __post_init__(self) -> None:
         self.count = torch.zeros(self.d_sae, dtype=torch.int64)
         self.total = torch.zeros(self.d_sae, dtype=torch.float64)
         self.maximum = torch.zeros(self.d_sae)
         self.histogram = torch.zeros(self.d_sae * N_BINS, dtype=torch.int64)
-        self.top = Kept.empty(self.n_top, self.d_sae)
-        self.sample = Kept.empty(self.n_sample, self.d_sae)
+        self.top = TopEntries.empty(self.n_top, self.d_sae)
+        self.sample = TopEntries.empty(self.n_sample, self.d_sae)
         self.generator = torch.Generator().manual_seed(self.seed)
         self._pairs: dict[str, np.ndarray] = {}
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []
@@ -108,7 +108,7 @@ class FeatureStream:
         self.n_tokens += B * T if keep is None else int(keep.sum())
         self.n_sequences += B
 
-    def _merge(self, kept: Kept, key: Tensor, v: Tensor, b: Tensor, t: Tensor, f: Tensor, B: int) -> None:
+    def _merge(self, kept: TopEntries, key: Tensor, v: Tensor, b: Tensor, t: Tensor, f: Tensor, B: int) -> None:
         """The entry with the largest key of each (sequence, feature), merged into what is kept."""
         cell = b * self.d_sae + f
         best = torch.full((B * self.d_sae,), -torch.inf).scatter_reduce_(0, cell, key, "amax")

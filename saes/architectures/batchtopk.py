@@ -48,8 +48,8 @@ class BatchTopKSAE(SAE):
         values, indices = topk_rows(flat, budget)
         return torch.zeros_like(flat).scatter(0, indices, values).view_as(pre_BF)
 
-    def bias_like(self) -> list[Tensor]:
-        return [*super().bias_like(), self.threshold]
+    def activation_scaled(self) -> list[Tensor]:
+        return [*super().activation_scaled(), self.threshold]
 
     @torch.no_grad()
     def update_threshold(self, f_BF: Tensor) -> None:

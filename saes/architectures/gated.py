@@ -35,15 +35,15 @@ class GatedSAE(SAE):
         magnitude = (pre - self.b_enc) * self.r_mag.exp() + self.b_mag
         return (pre > 0) * torch.relu(magnitude)
 
-    def bias_like(self) -> list[Tensor]:
-        return [*super().bias_like(), self.b_mag]
+    def activation_scaled(self) -> list[Tensor]:
+        return [*super().activation_scaled(), self.b_mag]
 
     def loss(self, x: Tensor, step: StepContext) -> LossTerms:
         gate_BF = self.pre_activations(x)
         f_BF = self.activate(gate_BF)
         mse = squared_error(x, self.decode(f_BF))
         open_BF = torch.relu(gate_BF)
-        l1 = self.cfg.sparsity * step.warmth * open_BF.sum(-1).mean()
+        l1 = self.cfg.sparsity * step.penalty_scale * open_BF.sum(-1).mean()
         aux = squared_error(x, open_BF @ self.W_dec.detach() + self.b_dec.detach())
         active_BF = f_BF > 0
         return LossTerms(

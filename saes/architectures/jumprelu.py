@@ -65,8 +65,8 @@ class JumpReLUSAE(SAE):
     def activate(self, pre: Tensor) -> Tensor:
         return _JumpReLU.apply(pre, self.threshold, self.cfg.bandwidth)
 
-    def bias_like(self) -> list[Tensor]:
-        return [*super().bias_like(), self.threshold]
+    def activation_scaled(self) -> list[Tensor]:
+        return [*super().activation_scaled(), self.threshold]
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -79,7 +79,7 @@ class JumpReLUSAE(SAE):
         mse = squared_error(x, self.decode(f_BF))
         active_BF = _Step.apply(pre_BF, self.threshold, self.cfg.bandwidth)
         l0 = active_BF.sum(-1).mean()
-        penalty = self.cfg.sparsity * step.warmth * l0
+        penalty = self.cfg.sparsity * step.penalty_scale * l0
         return LossTerms(
             total=mse + penalty,
             parts={"mse": mse.detach(), "l0_penalty": penalty.detach()},

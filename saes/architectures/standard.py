@@ -30,7 +30,7 @@ class StandardSAE(SAE):
     def loss(self, x: Tensor, step: StepContext) -> LossTerms:
         f_BF = self.encode(x)
         mse = squared_error(x, self.decode(f_BF))
-        l1 = self.cfg.sparsity * step.warmth * (f_BF * self.W_dec.norm(dim=-1)).sum(-1).mean()
+        l1 = self.cfg.sparsity * step.penalty_scale * (f_BF * self.W_dec.norm(dim=-1)).sum(-1).mean()
         active_BF = f_BF > 0
         return LossTerms(
             total=mse + l1,

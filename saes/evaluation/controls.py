@@ -23,7 +23,7 @@ from attlas.saes.evaluation.config import CONTROLS
 
 
 @dataclass(frozen=True)
-class Subject:
+class Reconstructor:
     """Something that reconstructs activations.
 
     Attributes:
@@ -37,7 +37,7 @@ class Subject:
     note: str
 
 
-def sae_subject(sae: SAE, fired_F: Tensor | None = None) -> Subject:
+def sae_reconstructor(sae: SAE, fired_F: Tensor | None = None) -> Reconstructor:
     """The SAE itself; `fired_F` int64 [F] counts the rows each feature was active on."""
 
     def reconstruct(x_ND: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,7 +46,7 @@ def sae_subject(sae: SAE, fired_F: Tensor | None = None) -> Subject:
             fired_F.add_(f_F)
         return x_hat_ND, active_N
 
-    return Subject("sae", reconstruct, f"{sae.cfg.arch}, {sae.cfg.d_sae} features")
+    return Reconstructor("sae", reconstruct, f"{sae.cfg.arch}, {sae.cfg.d_sae} features")
 
 
 def encode_once(sae: SAE, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,7 +65,7 @@ def encode_once(sae: SAE, x_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def make_control(
     name: str, sae: SAE, mean_D: Tensor, covariance_DD: Tensor, sample_ND: Tensor, k: int, seed: int
-) -> Subject:
+) -> Reconstructor:
     """One of `CONTROLS`, with k active components a token.
 
     Raises:
@@ -80,7 +80,7 @@ def make_control(
     raise ConfigError(f"control '{name}' is unknown; use {', '.join(CONTROLS)}")
 
 
-def _pca(mean_D: Tensor, covariance_DD: Tensor, k: int) -> Subject:
+def _pca(mean_D: Tensor, covariance_DD: Tensor, k: int) -> Reconstructor:
     _, vectors = torch.linalg.eigh(covariance_DD)
     basis_DK = vectors[:, -k:].to(mean_D.dtype)
 
@@ -88,7 +88,7 @@ def _pca(mean_D: Tensor, covariance_DD: Tensor, k: int) -> Subject:
         x_hat = mean_D + (x_ND - mean_D) @ basis_DK @ basis_DK.T
         return x_hat, torch.full((len(x_ND),), k, device=x_ND.device)
 
-    return Subject("pca", reconstruct, f"{k} principal components of the evaluation data")
+    return Reconstructor("pca", reconstruct, f"{k} principal components of the evaluation data")
 
 
 @torch.no_grad()
@@ -115,7 +115,7 @@ def shuffled(sae: SAE, seed: int) -> SAE:
 
 
 @torch.no_grad()
-def _scaled(name: str, sae: SAE, mean_D: Tensor, sample_ND: Tensor, note: str) -> Subject:
+def _scaled(name: str, sae: SAE, mean_D: Tensor, sample_ND: Tensor, note: str) -> Reconstructor:
     centred, guess = sample_ND - mean_D, sae(sample_ND) - mean_D
     factor = float((centred * guess).sum() / guess.pow(2).sum().clamp_min(1e-30))
 
@@ -123,4 +123,4 @@ def _scaled(name: str, sae: SAE, mean_D: Tensor, sample_ND: Tensor, note: str) -
         x_hat_ND, active_N, _ = encode_once(sae, x_ND)
         return mean_D + factor * (x_hat_ND - mean_D), active_N
 
-    return Subject(name, reconstruct, f"{note}, times {factor:.3g}")
+    return Reconstructor(name, reconstruct, f"{note}, times {factor:.3g}")

@@ -25,7 +25,7 @@ from attlas.interp.labels import classifier_labels
 from attlas.saes.base import SAE
 from attlas.saes.evaluation.behaviour import CleanRun
 from attlas.saes.evaluation.config import EvalConfig
-from attlas.saes.evaluation.controls import Subject, encode_once, make_control, sae_subject
+from attlas.saes.evaluation.controls import Reconstructor, encode_once, make_control, sae_reconstructor
 from attlas.saes.evaluation.tables import DENSITY, EVALUATION, METRICS
 from attlas.saes.identity import check_sae
 from attlas.saes.inputs import Inputs, as_hooked
@@ -221,7 +221,7 @@ class _Trial:
         self.mean_D, covariance_DD, sample_ND = moments
         self.fired_F = torch.zeros(sae.cfg.d_sae, dtype=torch.int64, device=sae.W_dec.device)
         k = max(1, min(round(float(encode_once(sae, sample_ND)[1].float().mean())), sae.cfg.d_in))
-        self.subjects = [sae_subject(sae, self.fired_F)]
+        self.subjects = [sae_reconstructor(sae, self.fired_F)]
         for name in config.controls:
             self.subjects.append(make_control(name, sae, self.mean_D, covariance_DD, sample_ND, k, config.eval_seed))
         self.collected: dict[str, list[dict[str, np.ndarray]]] = {subject.name: [] for subject in self.subjects}
@@ -360,7 +360,7 @@ def _intervals(
 
 
 def _rows(
-    subject: Subject,
+    subject: Reconstructor,
     metrics: dict[str, tuple[float, float | None, float | None]],
     *,
     n_sequences: int,

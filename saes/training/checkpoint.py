@@ -14,24 +14,24 @@ from torch import Tensor
 from attlas.data.files import atomic_path
 from attlas.errors import CheckpointError, ConfigError, StorageError
 from attlas.saes.training.buffer import MixingBuffer
-from attlas.saes.training.trainer import Trainee
+from attlas.saes.training.trainer import SAETrainer
 
 NAME = "checkpoint.safetensors"
 
 
 def save_checkpoint(
-    folder: Path, step: int, trainees: list[Trainee], buffer: MixingBuffer, config: dict[str, Any], rows: list[Any]
+    folder: Path, step: int, trainers: list[SAETrainer], buffer: MixingBuffer, config: dict[str, Any], rows: list[Any]
 ) -> bool:
     """Write the whole state after `step` steps.
 
     False, and the earlier checkpoint kept, when a weight is not finite, or, with a warning, when there is no room.
     """
-    if not all(trainee.finite() for trainee in trainees):
+    if not all(trainer.finite() for trainer in trainers):
         return False
     tensors, values = buffer.state()
     kept: dict[str, Any] = {"step": step, "buffer": values, "config": config, "rows": rows, "trainees": {}}
-    for trainee in trainees:
-        more, kept["trainees"][trainee.name] = trainee.state()
+    for trainer in trainers:
+        more, kept["trainees"][trainer.name] = trainer.state()
         tensors |= more
     # safetensors refuses tensors that share memory, and the buffer's rows are a slice of a larger block
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
@@ -67,9 +67,9 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
 
 
 def restore_checkpoint(
-    folder: Path, trainees: list[Trainee], buffer: MixingBuffer, config: dict[str, Any]
+    folder: Path, trainers: list[SAETrainer], buffer: MixingBuffer, config: dict[str, Any]
 ) -> tuple[int, list[Any]]:
-    """Bring trainees and buffer to the saved step; (0, []) when there is no checkpoint.
+    """Bring trainers and buffer to the saved step; (0, []) when there is no checkpoint.
 
     Raises:
         ConfigError: the checkpoint is of another configuration, model or data; the first difference is named.
@@ -85,9 +85,9 @@ def restore_checkpoint(
             raise ConfigError(
                 f"the checkpoint in '{folder}' has {key}={before!r} and this run {now!r}; start without resume"
             )
-    for trainee in trainees:
-        if trainee.name not in values["trainees"]:
-            raise CheckpointError(f"the checkpoint in '{folder}' does not hold '{trainee.name}'; start without resume")
-        trainee.restore(tensors, values["trainees"][trainee.name])
-    buffer.restore(tensors, values["buffer"], trainees[0].silent_F.device)
+    for trainer in trainers:
+        if trainer.name not in values["trainees"]:
+            raise CheckpointError(f"the checkpoint in '{folder}' does not hold '{trainer.name}'; start without resume")
+        trainer.restore(tensors, values["trainees"][trainer.name])
+    buffer.restore(tensors, values["buffer"], trainers[0].tokens_since_fired_F.device)
     return int(values["step"]), list(values["rows"])

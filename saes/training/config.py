@@ -169,7 +169,7 @@ class TrainConfig:
         decay = round(self.lr_decay * self.n_steps)
         return min(1.0, (self.n_steps - step) / decay) if decay else 1.0
 
-    def warmth(self, step: int) -> float:
+    def penalty_scale(self, step: int) -> float:
         """λ at a step as a share of its full value."""
         warm = round(self.sparsity_warmup * self.n_steps)
         return min(1.0, (step + 1) / warm) if warm else 1.0

@@ -19,7 +19,7 @@ from attlas.saes.training.buffer import MixingBuffer
 from attlas.saes.training.checkpoint import restore_checkpoint, save_checkpoint
 from attlas.saes.training.config import TrainConfig
 from attlas.saes.training.history import History
-from attlas.saes.training.trainer import Trainee
+from attlas.saes.training.trainer import SAETrainer
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ OnStep = Callable[[Progress], None]
 
 
 def train_loop(
-    trainees: list[Trainee],
+    trainers: list[SAETrainer],
     buffer: MixingBuffer,
     config: TrainConfig,
     *,
@@ -60,8 +60,8 @@ def train_loop(
     """Train all SAEs on the same batches.
 
     Args:
-        trainees: they are changed in place.
-        buffer: source of activations for every hook that the trainees read.
+        trainers: they are changed in place.
+        buffer: source of activations for every hook that the trainers read.
         config: schedule and sizes.
         folder: for `training.jsonl` and checkpoints; None keeps neither.
         resume: go on from the folder's checkpoint, when it has one.
@@ -74,38 +74,38 @@ def train_loop(
         NonFiniteError: a loss is NaN or infinite; the folder's checkpoint is of an earlier, finite step.
     """
     record = jsonable(config) | dict(identity or {})
-    start, rows = restore_checkpoint(folder, trainees, buffer, record) if folder is not None and resume else (0, [])
+    start, rows = restore_checkpoint(folder, trainers, buffer, record) if folder is not None and resume else (0, [])
     history = History(folder, rows)
     saved = start
     rate, since, since_step = 0.0, time.perf_counter(), start
 
     for step in track(range(start, config.n_steps), "training", config.n_steps - start):
         batch = buffer.next_batch(config.batch_size)
-        lr_factor, warmth = config.lr_factor(step), config.warmth(step)
+        lr_factor, penalty_scale = config.lr_factor(step), config.penalty_scale(step)
         logged = (step + 1) % config.log_every == 0 or step + 1 == config.n_steps
         new_rows = []
 
-        for trainee in trainees:
-            x_BD = batch[trainee.hook] * trainee.scale
-            dead_F = trainee.dead(config.dead_tokens)
-            if trainee.fused is not None:
-                terms = trainee.fused.step(x_BD, dead_F, trainee.learning_rate * lr_factor)
-                _require_finite(trainee, terms, step, saved, folder)
+        for trainer in trainers:
+            x_BD = batch[trainer.hook] * trainer.scale
+            dead_F = trainer.dead(config.dead_tokens)
+            if trainer.fused is not None:
+                terms = trainer.fused.step(x_BD, dead_F, trainer.learning_rate * lr_factor)
+                _require_finite(trainer, terms, step, saved, folder)
             else:
-                terms = trainee.sae.loss(x_BD, StepContext(dead_F=dead_F, warmth=warmth))
-                _require_finite(trainee, terms, step, saved, folder)
-                trainee.optimizer.zero_grad(set_to_none=True)
+                terms = trainer.sae.loss(x_BD, StepContext(dead_F=dead_F, penalty_scale=penalty_scale))
+                _require_finite(trainer, terms, step, saved, folder)
+                trainer.optimizer.zero_grad(set_to_none=True)
                 terms.total.backward()
-                trainee.sae.before_step()
+                trainer.sae.before_step()
                 if config.clip is not None:
-                    torch.nn.utils.clip_grad_norm_(trainee.sae.parameters(), config.clip)
-                trainee.set_learning_rate(lr_factor)
-                trainee.optimizer.step()
-                trainee.sae.after_step()
-            trainee.count(terms.fired_F, len(x_BD))
+                    torch.nn.utils.clip_grad_norm_(trainer.sae.parameters(), config.clip)
+                trainer.set_learning_rate(lr_factor)
+                trainer.optimizer.step()
+                trainer.sae.after_step()
+            trainer.count(terms.fired_F, len(x_BD))
 
             if logged:
-                new_rows.append(_row(trainee, terms, x_BD, dead_F, step, config))
+                new_rows.append(_row(trainer, terms, x_BD, dead_F, step, config))
 
         if logged:
             now = time.perf_counter()
@@ -115,7 +115,7 @@ def train_loop(
                 row["tokens_per_second"] = rate
                 history.add(row)
         due = config.checkpoint_every and (step + 1) % config.checkpoint_every == 0
-        if folder is not None and due and save_checkpoint(folder, step + 1, trainees, buffer, record, history.rows):
+        if folder is not None and due and save_checkpoint(folder, step + 1, trainers, buffer, record, history.rows):
             saved = step + 1
         if on_step is not None:
             left = (config.n_steps - step - 1) * config.batch_size / rate if rate else float("inf")
@@ -124,14 +124,14 @@ def train_loop(
 
 
 def _row(
-    trainee: Trainee, terms: LossTerms, x_BD: Tensor, dead_F: Tensor, step: int, config: TrainConfig
+    trainer: SAETrainer, terms: LossTerms, x_BD: Tensor, dead_F: Tensor, step: int, config: TrainConfig
 ) -> dict[str, Any]:
     """One row of the curve (see `history.TRAINING`)."""
     loss, mse = float(terms.total.detach()), float(terms.parts["mse"])
     variance = float((x_BD - x_BD.mean(0)).pow(2).sum(-1).mean())
     return {
-        "sae": trainee.name,
-        "hook": trainee.hook,
+        "sae": trainer.name,
+        "hook": trainer.hook,
         "step": step + 1,
         "tokens": (step + 1) * config.batch_size,
         "loss": loss,
@@ -140,15 +140,15 @@ def _row(
         "l0": float(terms.l0),
         "explained_variance": 1 - mse / max(variance, 1e-30),
         "dead_fraction": float(dead_F.float().mean()),
-        "learning_rate": trainee.learning_rate * config.lr_factor(step),
+        "learning_rate": trainer.learning_rate * config.lr_factor(step),
     }
 
 
-def _require_finite(trainee: Trainee, terms: LossTerms, step: int, saved: int, folder: Path | None) -> None:
+def _require_finite(trainer: SAETrainer, terms: LossTerms, step: int, saved: int, folder: Path | None) -> None:
     if bool(torch.isfinite(terms.total)):
         return
     kept = f"the checkpoint of step {saved} in '{folder}' is kept" if saved else "no checkpoint had been written"
     raise NonFiniteError(
-        f"the loss of '{trainee.name}' became {float(terms.total.detach())} at step {step + 1}; {kept}; "
-        f"lower the learning rate (it was {trainee.learning_rate:.2g}) or keep normalise on"
+        f"the loss of '{trainer.name}' became {float(terms.total.detach())} at step {step + 1}; {kept}; "
+        f"lower the learning rate (it was {trainer.learning_rate:.2g}) or keep normalise on"
     )

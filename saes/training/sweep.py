@@ -29,7 +29,7 @@ from attlas.saes.training.history import SWEEP_TRAINING, History
 from attlas.saes.training.loop import OnStep, train_loop
 from attlas.saes.training.over_seeds import SWEEP_SEEDS, over_seeds
 from attlas.saes.training.store import adopt_store, stored_inputs
-from attlas.saes.training.train import SAMPLE_TOKENS, make_buffer, start_trainee
+from attlas.saes.training.train import SAMPLE_TOKENS, make_buffer, start_trainer
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -185,18 +185,18 @@ def sweep_saes(
     buffer = make_buffer(model, inputs, hooks, train, track)
     sample = buffer.peek(SAMPLE_TOKENS)
     variant_of: dict[str, TrainConfig] = {}
-    trainees = []
+    trainers = []
     for hook, (name, variant) in itertools.product(hooks, variants):
         full = f"{hook}-{name}"
         variant_of[full] = variant
-        trainees.append(start_trainee(full, hook, model, sample[hook], variant, inputs.ref))
+        trainers.append(start_trainer(full, hook, model, sample[hook], variant, inputs.ref))
 
     kept = Path(folder) if folder is not None else None
     same = identity(model, inputs.ref) if kept is not None else None
     history = train_loop(
-        trainees, buffer, train, folder=kept, resume=resume, identity=same, track=track, on_step=on_step
+        trainers, buffer, train, folder=kept, resume=resume, identity=same, track=track, on_step=on_step
     )
-    saes = {trainee.name: trainee.finish() for trainee in trainees}
+    saes = {trainer.name: trainer.finish() for trainer in trainers}
     val = val or held_out(model, n_tokens=HELD_OUT[0], n_images=HELD_OUT[1], seq_len=train.seq_len, seed=train.seed)
     evaluation = evaluation or EvalConfig(controls=(), n_bootstrap=0)
     rows = [

@@ -28,7 +28,7 @@ from attlas.saes.training.loop import OnStep, train_loop
 from attlas.saes.training.notebook_curve import notebook_curve
 from attlas.saes.training.sources import model_source
 from attlas.saes.training.store import adopt_store, store_source, stored_inputs
-from attlas.saes.training.trainer import Trainee
+from attlas.saes.training.trainer import SAETrainer
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -147,13 +147,13 @@ def train_sae(
     inputs = Inputs.of(data) if data is not None else stored_inputs(config) or load_inputs(model, config)
     buffer = make_buffer(model, inputs, hooks, config, track)
     sample = buffer.peek(SAMPLE_TOKENS)
-    trainees = [start_trainee(hook, hook, model, sample[hook], config, inputs.ref) for hook in hooks]
+    trainers = [start_trainer(hook, hook, model, sample[hook], config, inputs.ref) for hook in hooks]
 
     if on_step is None:
         on_step = notebook_curve()
     kept = Path(folder) if folder is not None else None
     history = train_loop(
-        trainees,
+        trainers,
         buffer,
         config,
         folder=kept,
@@ -163,13 +163,13 @@ def train_sae(
         on_step=on_step,
     )
     return TrainResult(
-        saes={trainee.hook: trainee.finish() for trainee in trainees},
+        saes={trainer.hook: trainer.finish() for trainer in trainers},
         config=config,
         model_ref=model.ref,
         data_ref=inputs.ref,
         history=history,
-        ranks={trainee.hook: trainee.rank for trainee in trainees},
-        rates={trainee.hook: trainee.learning_rate for trainee in trainees},
+        ranks={trainer.hook: trainer.rank for trainer in trainers},
+        rates={trainer.hook: trainer.learning_rate for trainer in trainers},
     )
 
 
@@ -183,9 +183,9 @@ def make_buffer(
     return MixingBuffer(source, config.buffer_tokens, config.seed, getattr(torch, config.activation_dtype))
 
 
-def start_trainee(
+def start_trainer(
     name: str, hook: str, model: HookedModel, sample_ND: torch.Tensor, config: TrainConfig, data: Ref
-) -> Trainee:
+) -> SAETrainer:
     """A new SAE for a hook, initialised from a sample of its activations."""
     n_heads, d_head = head_shape(model, hook)
     positions = positions_for(model, config.skip_positions, config.exclude_tokens)
@@ -202,7 +202,7 @@ def start_trainee(
         skip_positions=positions.skip,
         exclude_tokens=positions.names,
     )
-    return Trainee.start(
+    return SAETrainer.start(
         name,
         hook,
         cfg,

@@ -20,7 +20,7 @@ ADAM_EPS = 6.25e-10  # of Gao et al. 2024
 
 
 @dataclass
-class Trainee:
+class SAETrainer:
     """What belongs to one SAE while it trains.
 
     Attributes:
@@ -30,7 +30,7 @@ class Trainee:
         optimizer: Adam over all its parameters.
         learning_rate: the peak, before the schedule's factor.
         scale: inputs are multiplied by it, so that E‖x‖ = √D; 1 without normalisation.
-        silent_F: tokens since each feature fired last, int64 [F].
+        tokens_since_fired_F: tokens since each feature fired last, int64 [F].
         rank: dimension of the subspace the decoder started in.
         fused: the kernel step that takes the place of autograd and `optimizer`, or None.
     """
@@ -41,7 +41,7 @@ class Trainee:
     optimizer: torch.optim.Adam
     learning_rate: float
     scale: float
-    silent_F: Tensor
+    tokens_since_fired_F: Tensor
     rank: int
     fused: FusedTopK | None = None
 
@@ -61,7 +61,7 @@ class Trainee:
         encoder_scale: float = 0.5,
         fused: bool = False,
         lazy_adam: bool = False,
-    ) -> Trainee:
+    ) -> SAETrainer:
         """A new SAE, initialised from a sample of the activations it will see."""
         scale = math.sqrt(cfg.d_in) / max(float(sample_ND.norm(dim=-1).mean()), 1e-12) if normalise else 1.0
         sae = create_sae(cfg).to(sample_ND.device)
@@ -89,19 +89,19 @@ class Trainee:
 
     def count(self, fired_F: Tensor, n_tokens: int) -> None:
         """Note which features fired on a batch of n tokens."""
-        self.silent_F += n_tokens
-        self.silent_F[fired_F > 0] = 0
+        self.tokens_since_fired_F += n_tokens
+        self.tokens_since_fired_F[fired_F > 0] = 0
 
     def dead(self, after: int) -> Tensor:
         """Features silent for `after` tokens or more, bool [F]."""
-        return self.silent_F >= after
+        return self.tokens_since_fired_F >= after
 
     def finite(self) -> bool:
         """Whether every weight is a number."""
         return all(bool(torch.isfinite(p).all()) for p in self.sae.parameters())
 
     def finish(self) -> SAE:
-        """The SAE in units of x itself: the scale folded into its biases. The trainee is spent."""
+        """The SAE in units of x itself: the scale folded into its biases. The trainer is spent."""
         self.sae.W_enc.data = self.sae.W_enc.data.contiguous()  # the fused step keeps it transposed
         self.sae.fold_scale(self.scale)
         self.scale = 1.0
@@ -113,7 +113,7 @@ class Trainee:
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, JSON values) from which `restore` goes on exactly."""
         tensors = {f"{self.name}/sae/{name}": t.detach().contiguous() for name, t in self.sae.state_dict().items()}
-        tensors[f"{self.name}/silent"] = self.silent_F
+        tensors[f"{self.name}/silent"] = self.tokens_since_fired_F
         if self.fused is not None:
             tensors |= {f"{self.name}/fused/{name}": tensor for name, tensor in self.fused.state().items()}
         for name, parameter in self.sae.named_parameters():
@@ -125,13 +125,13 @@ class Trainee:
         """Take up a saved state.
 
         Raises:
-            CheckpointError: it lacks this trainee's tensors.
+            CheckpointError: it lacks this trainer's tensors.
         """
         try:
-            device = self.silent_F.device
+            device = self.tokens_since_fired_F.device
             weights = {name: tensors[f"{self.name}/sae/{name}"] for name in self.sae.state_dict()}
             self.sae.load_state_dict(weights)
-            self.silent_F = tensors[f"{self.name}/silent"].to(device)
+            self.tokens_since_fired_F = tensors[f"{self.name}/silent"].to(device)
             if self.fused is not None:
                 self.fused.restore({name: tensors[f"{self.name}/fused/{name}"] for name in self.fused.state()})
             for name, parameter in self.sae.named_parameters():

@@ -59,12 +59,12 @@ def test_every_sub_verb_writes_a_run(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_head_is_chosen_by_what_it_adds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = [*SMALL[:2], "--n-prompts", "1", "--min-accuracy", "0", "-w", str(tmp_path / "w"), "--json"]
     _, dla, _ = _run(capsys, "dla", *asked)
-    amounts = {(r["layer"], r["head"]): r["contribution"] for r in dla["rows"] if r["kind"] == "head"}
+    coefficients = {(r["layer"], r["head"]): r["contribution"] for r in dla["rows"] if r["kind"] == "head"}
     for given in ([], ["--layer", "1"], ["--head", "2"]):
         status, qk, err = _run(capsys, "qk", *asked, *given)
         assert status == 0, err
-        able = [at for at in amounts if not given or at["--head" in given] == int(given[1])]
-        best = max(able, key=lambda at: amounts[at])
+        able = [at for at in coefficients if not given or at["--head" in given] == int(given[1])]
+        best = max(able, key=lambda at: coefficients[at])
         assert (qk["layer"], qk["head"]) == best
         assert f"head {best[0]}.{best[1]}: of those" in err
 

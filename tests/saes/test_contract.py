@@ -222,11 +222,11 @@ def test_matryoshka_prefixes() -> None:
         SAEConfig(d_in=4, d_sae=8, k=2, arch="matryoshka", widths=(4, 4, 8))
 
 
-def test_sparsity_warmth_scales_the_penalty_only() -> None:
+def test_penalty_scale_scales_the_penalty_only() -> None:
     for arch in ("standard", "gated", "jumprelu"):
         sae = random_sae(arch, 8, 16, 3)
         x = torch.randn(30, 8)
-        cold, half, warm = (sae.loss(x, StepContext(warmth=w)).total.item() for w in (0.0, 0.5, 1.0))
+        cold, half, warm = (sae.loss(x, StepContext(penalty_scale=w)).total.item() for w in (0.0, 0.5, 1.0))
         assert half == pytest.approx((cold + warm) / 2, rel=1e-5)
         assert warm > cold
 

@@ -20,7 +20,7 @@ from attlas.saes.training.checkpoint import NAME, read_checkpoint
 from attlas.saes.training.history import live_runs
 from attlas.saes.training.init import principal_subspace
 from attlas.saes.training.loop import train_loop
-from attlas.saes.training.trainer import Trainee
+from attlas.saes.training.trainer import SAETrainer
 
 HOOKS = ("blocks.0.attn.hook_z", "blocks.1.attn.hook_z")
 D_IN, RANK, DIRECTIONS = 16, 6, 24
@@ -51,11 +51,11 @@ def small(**changes: object) -> TrainConfig:
     return TrainConfig(**{**values, "hooks": HOOKS, "log_every": 5, "checkpoint_every": 20, **changes})
 
 
-def start(config: TrainConfig, source: object = planted) -> tuple[list[Trainee], MixingBuffer]:
+def start(config: TrainConfig, source: object = planted) -> tuple[list[SAETrainer], MixingBuffer]:
     buffer = MixingBuffer(source, config.buffer_tokens, config.seed)  # type: ignore[arg-type]
     sample = buffer.peek(256)
-    trainees = [
-        Trainee.start(
+    trainers = [
+        SAETrainer.start(
             hook,
             hook,
             config.sae_config(D_IN, hook_name=hook),
@@ -70,21 +70,21 @@ def start(config: TrainConfig, source: object = planted) -> tuple[list[Trainee],
         )
         for hook in HOOKS
     ]
-    return trainees, buffer
+    return trainers, buffer
 
 
 @pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
 def test_every_architecture_learns(arch: str) -> None:
     config = small(arch=arch, n_tokens=19_200, sparsity=0.05)
-    trainees, buffer = start(config)
-    history = train_loop(trainees, buffer, config)
+    trainers, buffer = start(config)
+    history = train_loop(trainers, buffer, config)
     for hook in HOOKS:
         rows = history.of(hook)
         assert rows[-1]["explained_variance"] > 0.5
         assert rows[-1]["mse"] < 0.6 * rows[0]["mse"]
         assert [row["step"] for row in rows] == list(range(5, 301, 5))
     x = planted(9999)[HOOKS[0]]
-    sae = trainees[0].finish()
+    sae = trainers[0].finish()
     share = (x - sae(x)).pow(2).sum() / (x - x.mean(0)).pow(2).sum()
     assert share < 0.5  # in units of x itself: the input scale was folded in
     assert not any(parameter.requires_grad for parameter in sae.parameters())
@@ -94,9 +94,9 @@ def test_lazy_adam_trains_the_same_sae() -> None:
     trained = []
     for lazy in (False, True):
         config = small(lazy_adam=lazy, dead_after=500)
-        trainees, buffer = start(config)
-        train_loop(trainees, buffer, config)
-        trained.append(trainees[0].sae.state_dict())
+        trainers, buffer = start(config)
+        train_loop(trainers, buffer, config)
+        trained.append(trainers[0].sae.state_dict())
     for name, tensor in trained[0].items():
         torch.testing.assert_close(trained[1][name], tensor, atol=1e-5, rtol=1e-4)
 
@@ -122,7 +122,7 @@ def test_resume_is_bit_equal(arch: str, tmp_path: Path) -> None:
     for a, b in zip(straight, again, strict=True):
         for (name, x), y in zip(a.sae.state_dict().items(), b.sae.state_dict().values(), strict=True):
             assert torch.equal(x, y), name
-        assert torch.equal(a.silent_F, b.silent_F)
+        assert torch.equal(a.tokens_since_fired_F, b.tokens_since_fired_F)
         assert a.sae.hash == b.sae.hash
     timeless = [[{k: v for k, v in r.items() if k != "tokens_per_second"} for r in h.rows] for h in (history, resumed)]
     assert timeless[0] == timeless[1]
@@ -130,15 +130,15 @@ def test_resume_is_bit_equal(arch: str, tmp_path: Path) -> None:
 
 def test_resume_refuses_another_configuration(tmp_path: Path) -> None:
     config = small()
-    trainees, buffer = start(config)
-    train_loop(trainees, buffer, config, folder=tmp_path)
+    trainers, buffer = start(config)
+    train_loop(trainers, buffer, config, folder=tmp_path)
     other = dataclasses.replace(config, k=4)
-    trainees, buffer = start(other)
+    trainers, buffer = start(other)
     with pytest.raises(ConfigError, match="has k=3 and this run 4"):
-        train_loop(trainees, buffer, other, folder=tmp_path, resume=True)
+        train_loop(trainers, buffer, other, folder=tmp_path, resume=True)
     (tmp_path / NAME).write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="is damaged"):
-        train_loop(trainees, buffer, other, folder=tmp_path, resume=True)
+        train_loop(trainers, buffer, other, folder=tmp_path, resume=True)
 
 
 def test_fused_and_autograd_steps_agree() -> None:
@@ -146,12 +146,12 @@ def test_fused_and_autograd_steps_agree() -> None:
     weights, curves = [], []
     for fused in (False, True):
         config = small(n_tokens=1600, fused=fused, dead_after=300, log_every=1)
-        trainees, buffer = start(config)
+        trainers, buffer = start(config)
         with torch.no_grad():
-            trainees[0].sae.b_enc[:12] -= 3.0
-        curves.append(train_loop(trainees, buffer, config).of(HOOKS[0]))
-        assert (trainees[0].fused is not None) == fused
-        weights.append(trainees[0].finish().state_dict())
+            trainers[0].sae.b_enc[:12] -= 3.0
+        curves.append(train_loop(trainers, buffer, config).of(HOOKS[0]))
+        assert (trainers[0].fused is not None) == fused
+        weights.append(trainers[0].finish().state_dict())
     assert curves[0][-1]["dead_fraction"] > 0
     assert max(row["penalty"] for row in curves[0]) > 0
     for a, b in zip(*curves, strict=True):
@@ -164,10 +164,10 @@ def test_fused_and_autograd_steps_agree() -> None:
 
 def test_non_finite_loss_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path, fused: bool) -> None:
     config = small(fused=fused, buffer_tokens=128, lr=1e-3)
-    trainees, buffer = start(config, lambda chunk: planted(chunk, poison_from=8))
+    trainers, buffer = start(config, lambda chunk: planted(chunk, poison_from=8))
     match = r"'blocks.0.attn.hook_z' became nan at step (\d+); the checkpoint of step 20 in .* is kept; lower"
     with pytest.raises(NonFiniteError, match=match):
-        train_loop(trainees, buffer, config, folder=tmp_path)
+        train_loop(trainers, buffer, config, folder=tmp_path)
     found = read_checkpoint(tmp_path)
     assert found is not None
     tensors, values = found
@@ -179,10 +179,10 @@ def test_a_checkpoint_never_holds_broken_weights(tmp_path: Path) -> None:
     from attlas.saes.training.checkpoint import save_checkpoint
 
     config = small()
-    trainees, buffer = start(config)
+    trainers, buffer = start(config)
     with torch.no_grad():
-        trainees[1].sae.b_enc[3] = float("inf")
-    assert not save_checkpoint(tmp_path, 1, trainees, buffer, {}, [])
+        trainers[1].sae.b_enc[3] = float("inf")
+    assert not save_checkpoint(tmp_path, 1, trainers, buffer, {}, [])
     assert not (tmp_path / NAME).exists()
 
 
@@ -191,23 +191,23 @@ def test_dead_features_are_revived_by_auxk() -> None:
     counts = {}
     for coefficient in (0.0, 1 / 32):
         config = small(n_tokens=64_000, dead_after=1000, aux_coefficient=coefficient, normalise=False)
-        trainees, buffer = start(config)
+        trainers, buffer = start(config)
         with torch.no_grad():
-            trainees[0].sae.b_enc[:16] -= 1.0
-        train_loop(trainees[:1], buffer, config)
-        counts[coefficient] = int(trainees[0].dead(1000)[:16].sum())
+            trainers[0].sae.b_enc[:16] -= 1.0
+        train_loop(trainers[:1], buffer, config)
+        counts[coefficient] = int(trainers[0].dead(1000)[:16].sum())
     assert counts[1 / 32] < counts[0.0]
 
 
 def test_silent_tokens_are_counted() -> None:
     config = small()
-    (trainee, _), _ = start(config)
+    (trainer, _), _ = start(config)
     fired = torch.zeros(32, dtype=torch.int64)
     fired[4] = 2
-    trainee.count(fired, 64)
-    trainee.count(torch.zeros_like(fired), 64)
-    assert trainee.silent_F.tolist() == [64 if i == 4 else 128 for i in range(32)]
-    assert int(trainee.dead(128).sum()) == 31
+    trainer.count(fired, 64)
+    trainer.count(torch.zeros_like(fired), 64)
+    assert trainer.tokens_since_fired_F.tolist() == [64 if i == 4 else 128 for i in range(32)]
+    assert int(trainer.dead(128).sum()) == 31
 
 
 def test_live_curve_grows_while_training(tmp_path: Path) -> None:
@@ -221,8 +221,8 @@ def test_live_curve_grows_while_training(tmp_path: Path) -> None:
             assert run.rows[-1]["step"] == progress.step  # type: ignore[attr-defined]
             assert progress.tokens_per_second > 0  # type: ignore[attr-defined]
 
-    trainees, buffer = start(config)
-    train_loop(trainees, buffer, config, folder=tmp_path / ".training" / "abc", on_step=look)
+    trainers, buffer = start(config)
+    train_loop(trainers, buffer, config, folder=tmp_path / ".training" / "abc", on_step=look)
     assert seen == list(range(2, 22, 2))
     path = tmp_path / ".training" / "abc" / "training.jsonl"
     with open(path, "a") as handle:
@@ -280,15 +280,15 @@ def test_principal_subspace_is_the_planted_one() -> None:
 
 @pytest.mark.parametrize("active", [False, True])
 def test_start_weights(active: bool) -> None:
-    trainees, _ = start(small(active_subspace=active, subspace_variance=1 - 1e-6))
-    sae, scale = trainees[0].sae, trainees[0].scale
+    trainers, _ = start(small(active_subspace=active, subspace_variance=1 - 1e-6))
+    sae, scale = trainers[0].sae, trainers[0].scale
     torch.testing.assert_close(sae.W_dec.norm(dim=-1), torch.ones(32))
     torch.testing.assert_close(2 * sae.W_enc, sae.W_dec.T)
     x = torch.cat([planted(chunk)[HOOKS[0]] for chunk in range(2)])
     basis = principal_subspace(x, 1 - 1e-6)
     outside = (sae.W_dec - sae.W_dec @ basis.T @ basis).norm(dim=-1)
     assert bool((outside < 1e-3).all()) == active
-    assert trainees[0].rank == (RANK if active else D_IN)
+    assert trainers[0].rank == (RANK if active else D_IN)
     sampled = (x * scale).norm(dim=-1).mean()
     assert abs(float(sampled) - D_IN**0.5) < 0.2
     torch.testing.assert_close(sae.b_dec / scale, x.mean(0), atol=0.2, rtol=0)
@@ -304,8 +304,8 @@ def test_schedules() -> None:
     assert factors[9:81] == [1.0] * 72
     assert factors[90] == pytest.approx(0.5)
     assert 0 < factors[-1] < 0.06
-    assert config.warmth(0) == pytest.approx(0.02)
-    assert config.warmth(49) == config.warmth(99) == 1.0
+    assert config.penalty_scale(0) == pytest.approx(0.02)
+    assert config.penalty_scale(49) == config.penalty_scale(99) == 1.0
     cosine = dataclasses.replace(config, lr_schedule="cosine")
     assert cosine.lr_factor(55) == pytest.approx(0.5)
 
@@ -345,8 +345,8 @@ def test_k_beyond_the_width_is_refused() -> None:
 
 def test_checkpoint_is_readable_without_attlas(tmp_path: Path) -> None:
     config = small(fused=False)
-    trainees, buffer = start(config)
-    train_loop(trainees, buffer, config, folder=tmp_path)
+    trainers, buffer = start(config)
+    train_loop(trainers, buffer, config, folder=tmp_path)
     tensors = load_file(tmp_path / NAME)
     assert tensors[f"{HOOKS[0]}/sae/W_dec"].shape == (32, D_IN)
     assert tensors[f"{HOOKS[0]}/adam/W_dec/exp_avg"].shape == (32, D_IN)
@@ -369,8 +369,8 @@ def test_notebook_curve_redraws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "REDRAW_SECONDS", 0.0)
     monkeypatch.setattr(display, "display", lambda *args, **kwargs: Handle())
     config = small()
-    trainees, buffer = start(config)
-    train_loop(trainees, buffer, config, on_step=live.notebook_curve())
+    trainers, buffer = start(config)
+    train_loop(trainers, buffer, config, on_step=live.notebook_curve())
     assert len(Handle.shown) == 10
     last = Handle.shown[-1]
     figure = last["application/vnd.plotly.v1+json"]

@@ -15,7 +15,7 @@ from attlas.saes.base import StepContext
 from attlas.saes.training.buffer import MixingBuffer
 from attlas.saes.training.loop import train_loop
 from attlas.saes.training.rates import MOST, REFERENCE_STEPS, default_learning_rate, gao_rate
-from attlas.saes.training.trainer import Trainee
+from attlas.saes.training.trainer import SAETrainer
 
 D_IN = 12
 
@@ -26,9 +26,9 @@ def planted(chunk: int) -> dict[str, torch.Tensor]:
     return {"h": (torch.rand(256, 40, generator=generator) > 0.9).float() @ directions}
 
 
-def trained(config: TrainConfig) -> Trainee:
+def trained(config: TrainConfig) -> SAETrainer:
     buffer = MixingBuffer(planted, config.buffer_tokens, 0)
-    trainee = Trainee.start(
+    trainer = SAETrainer.start(
         "h",
         "h",
         config.sae_config(D_IN),
@@ -39,8 +39,8 @@ def trained(config: TrainConfig) -> Trainee:
         active_subspace=False,
         variance=1.0,
     )
-    train_loop([trainee], buffer, config)
-    return trainee
+    train_loop([trainer], buffer, config)
+    return trainer
 
 
 @pytest.mark.parametrize("arch", list(ARCHITECTURES))
@@ -82,8 +82,8 @@ def test_a_step_uses_the_clipped_gradient(arch: str) -> None:
             lr=1e-3,
             grad_clip=grad_clip,  # type: ignore[arg-type]
         )
-        trainee = trained(config)
-        moments = [trainee.optimizer.state[p]["exp_avg"] for p in trainee.sae.parameters()]
+        trainer = trained(config)
+        moments = [trainer.optimizer.state[p]["exp_avg"] for p in trainer.sae.parameters()]
         return math.sqrt(sum(float(m.double().pow(2).sum()) for m in moments)) / (1 - 0.9)
 
     assert used(None) == pytest.approx(1.0, rel=1e-4)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.common.losses import sequence_loss
-from attlas.analyses.features.stream import Kept
+from attlas.analyses.features.stream import TopEntries
 from attlas.data.stats import MIN_UNITS, student_t
 from attlas.interp import HookedModel
 from attlas.interp.drop import Drop, masked
@@ -74,12 +74,12 @@ class FeatureTally:
     sums: np.ndarray = field(init=False)
     change: np.ndarray = field(init=False)
     change_squares: np.ndarray = field(init=False)
-    best: Kept = field(init=False)
+    best: TopEntries = field(init=False)
 
     def __post_init__(self) -> None:
         self.sums = np.zeros((2, 4, self.d_sae))
         self.change, self.change_squares = np.zeros(self.d_sae), np.zeros(self.d_sae)
-        self.best = Kept.empty(self.n_best, self.d_sae)
+        self.best = TopEntries.empty(self.n_best, self.d_sae)
 
     def add(self, before: Reading, after: Reading | None) -> None:
         """One sequence, in the whole model and in the other; None where the place is gone."""

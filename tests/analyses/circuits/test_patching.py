@@ -164,7 +164,7 @@ def test_features_and_error_equal_a_run_edited_by_hand(gpt2_mini: HookedModel, s
     f, g = sae.encode(z), sae.encode(other)
     error, other_error = z - sae(z), other - sae(other)
     parts = decompose(sae, z)
-    torch.testing.assert_close(parts.amounts @ sae.W_dec + parts.bias + parts.error, z, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(parts.coefficients @ sae.W_dec + parts.bias + parts.error, z, atol=1e-6, rtol=1e-6)
     feature = int((f - g).abs().sum((0, 1)).argmax())
     before = _difference(model.hf(input_ids=task.tokens).logits, task)
     sites = [Site(hook, feature=feature), Site(hook, error=True), Site(hook, feature=feature, position=6)]

@@ -161,8 +161,8 @@ def test_normalised_tokens_are_split_exactly(tiny_llama: HookedModel, normalisat
     assert any(part.kind == "feature" for part in parts)
     torch.testing.assert_close(vectors.sum(0), frozen.cache["blocks.2.hook_resid_post"][6], atol=1e-4, rtol=1e-4)
     x = frozen.cache[hook][6].flatten().float()
-    amounts, bias, _error, W_dec = frozen.decomposed(1, 6)
-    torch.testing.assert_close((amounts.float() @ W_dec + bias.float()), sae(x).detach(), atol=1e-4, rtol=1e-4)
+    coefficients, bias, _error, W_dec = frozen.decomposed(1, 6)
+    torch.testing.assert_close((coefficients.float() @ W_dec + bias.float()), sae(x).detach(), atol=1e-4, rtol=1e-4)
 
 
 def test_a_size_limit_cuts_warns_and_keeps_the_rest_in_sight(gpt2_mini: HookedModel) -> None:
