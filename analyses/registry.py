@@ -16,8 +16,8 @@ from attlas.analyses.circuits import validation as circuit_faithfulness
 from attlas.analyses.features import matching as sae_matching
 from attlas.analyses.features import survey as head_survey
 from attlas.analyses.features import tables as feature_tables
-from attlas.analyses.pruning import curve as prune
-from attlas.analyses.pruning import healing as prune_heal
+from attlas.analyses.pruning import curve as drop_curve
+from attlas.analyses.pruning import pipeline as prune
 from attlas.analyses.pruning.side_effects import report as what_dies
 from attlas.analyses.redundancy import heads as head_effects
 from attlas.analyses.redundancy import modules as module_effects
@@ -52,14 +52,14 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "redundancy_timeline": redundancy_timeline.SCHEMAS,
     "module_effects": module_effects.SCHEMAS,
     "head_effects": head_effects.SCHEMAS,
-    "drop_curve": prune.SCHEMAS,
+    "drop_curve": drop_curve.SCHEMAS,
     "what_dies": what_dies.SCHEMAS,
     "patching": circuit_patching.SCHEMAS,
     "dla": circuit_dla.SCHEMAS,
     "circuit": circuit_nodes.SCHEMAS,
     "qk": circuit_qk.SCHEMAS,
     "faithfulness": circuit_faithfulness.SCHEMAS,
-    "prune": (*prune.SCHEMAS, *prune_heal.SCHEMAS),
+    "prune": prune.SCHEMAS,
     "vit": vit.SCHEMAS,
     "vit_patterns": vit_patterns.SCHEMAS,
     "vit_pruning": vit_pruning.SCHEMAS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -44,6 +45,41 @@ class Drop:
         for number in pick["group"]:
             heads += group_heads(number, n_heads, n_kv_heads)
         return cls(tuple(pick["attn"]), tuple(pick["mlp"]), tuple(pick["block"]), tuple(heads))
+
+    @classmethod
+    def parse(cls, parts: Sequence[str]) -> Drop:
+        """From what `--drop` takes, such as ("attn:2,5", "mlp:3", "block:1", "head:0.4,1.2").
+
+        Raises:
+            ConfigError: a part does not read so.
+        """
+        found: dict[str, list[Any]] = {"attn": [], "mlp": [], "block": [], "head": []}
+        for part in parts:
+            module, _, numbers = part.partition(":")
+            if module not in found or not numbers:
+                raise ConfigError(f"--drop '{part}' is not understood; write attn:2,5 or mlp:3, block:1, head:0.4,1.2")
+            for number in numbers.split(","):
+                try:
+                    found[module].append(
+                        tuple(int(n) for n in number.split(".", 1)) if module == "head" else int(number)
+                    )
+                    if module == "head" and len(found[module][-1]) != 2:
+                        raise ValueError
+                except ValueError:
+                    kind = "layer.head" if module == "head" else "a layer"
+                    raise ConfigError(f"--drop '{part}': '{number}' is not {kind} number") from None
+        return cls(*(tuple(found[module]) for module in ("attn", "mlp", "block", "head")))
+
+    def parts(self) -> tuple[str, ...]:
+        """What `parse` reads."""
+        heads = [f"{layer}.{head}" for layer, head in self.heads]
+        listed = {"attn": self.attn, "mlp": self.mlp, "block": self.blocks, "head": heads}
+        return tuple(f"{module}:{','.join(map(str, numbers))}" for module, numbers in listed.items() if numbers)
+
+    def names(self) -> list[str]:
+        """attn.2, mlp.3, block.1, head.0.4 (layer.head), one a part."""
+        split = [part.partition(":") for part in self.parts()]
+        return [f"{module}.{number}" for module, _, numbers in split for number in numbers.split(",")]
 
     def __bool__(self) -> bool:
         return bool(self.attn or self.mlp or self.blocks or self.heads)

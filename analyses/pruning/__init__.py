@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from attlas.analyses.pruning.curve_config import DropCurveConfig
     from attlas.analyses.pruning.healing import HealConfig, HealResult, heal
     from attlas.analyses.pruning.orders import last_first, random_order, ranked
+    from attlas.analyses.pruning.pipeline import PruneResult, prune
+    from attlas.analyses.pruning.pipeline_config import PruneConfig
     from attlas.analyses.pruning.side_effects.behaviours import task_losses
     from attlas.analyses.pruning.side_effects.report import WhatDiesConfig, WhatDiesResult, what_dies
     from attlas.analyses.pruning.surgery import build
@@ -26,6 +28,8 @@ _PUBLIC = {
     "Exported": "checkpoint",
     "HealConfig": "healing",
     "HealResult": "healing",
+    "PruneConfig": "pipeline_config",
+    "PruneResult": "pipeline",
     "Selection": "budget",
     "WhatDiesConfig": "side_effects.report",
     "WhatDiesResult": "side_effects.report",
@@ -36,6 +40,7 @@ _PUBLIC = {
     "last_first": "orders",
     "load_pruned": "checkpoint",
     "masked": "attlas.interp.drop",
+    "prune": "pipeline",
     "random_order": "orders",
     "ranked": "orders",
     "select": "budget",
@@ -52,6 +57,8 @@ __all__ = [
     "Exported",
     "HealConfig",
     "HealResult",
+    "PruneConfig",
+    "PruneResult",
     "Selection",
     "WhatDiesConfig",
     "WhatDiesResult",
@@ -62,6 +69,7 @@ __all__ = [
     "last_first",
     "load_pruned",
     "masked",
+    "prune",
     "random_order",
     "ranked",
     "select",

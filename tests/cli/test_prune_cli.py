@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from attlas.cli import main
-from attlas.cli.prune.args import parse_drop
 from attlas.data.models_catalog import EMBEDDED_DIR
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError
@@ -176,6 +175,10 @@ def test_bad_input_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str], 
 
 
 def test_parse_drop() -> None:
-    assert parse_drop(("attn:2,5", "head:0.4,1.2", "attn:0")) == Drop((2, 5, 0), heads=((0, 4), (1, 2)))
+    drop = Drop.parse(("attn:2,5", "head:0.4,1.2", "attn:0"))
+    assert drop == Drop((2, 5, 0), heads=((0, 4), (1, 2)))
+    assert drop.parts() == ("attn:2,5,0", "head:0.4,1.2")
+    assert Drop.parse(drop.parts()) == drop
+    assert drop.names() == ["attn.2", "attn.5", "attn.0", "head.0.4", "head.1.2"]
     with pytest.raises(ConfigError, match=r"layer\.head"):
-        parse_drop(("head:3",))
+        Drop.parse(("head:3",))

@@ -13,7 +13,7 @@ import logging
 import math
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,25 @@ def compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[dict[s
                 }
             )
     return rows
+
+
+def told(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Rows of the model card: metric before → after, each with its standard error."""
+    return {
+        f"lm-eval {title(row)}": f"{_value(row, 'before')} → {_value(row, 'after')} ({row['n'] or 'all'} documents, "
+        f"{row['n_shot'] or 0}-shot)"
+        for row in rows
+    }
+
+
+def title(row: Mapping[str, Any]) -> str:
+    """Task and metric of a row, and the filter where there is one."""
+    return f"{row['task']}, {row['metric']}" + ("" if row["filter"] == "none" else f" ({row['filter']})")
+
+
+def _value(row: Mapping[str, Any], when: str) -> str:
+    error = row[f"stderr_{when}"]
+    return f"{row[when]:.4g}" + ("" if error is None else f" ± {error:.2g}")
 
 
 def _paired_stderr(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from attlas.cli.common import Output, open_model, open_workspace
 from attlas.cli.inputs import load_data
-from attlas.cli.prune.args import Args, _budget, parse_drop
+from attlas.cli.prune.args import Args, check_budget
 from attlas.data.disk import check_writable
 from attlas.data.models_catalog import resolve_model
 from attlas.errors import ConfigError
@@ -23,9 +23,12 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     from attlas.analyses.pruning.checkpoint import check_folder
     from attlas.analyses.pruning.scores import Judge
     from attlas.analyses.pruning.surgery import check_format, check_prunable
-    from attlas.cli.prune.lm_eval import lm_eval_config
+    from attlas.cli.prune.lm_eval import check_lm_eval
+    from attlas.cli.prune.one import prune_config, prune_one
+    from attlas.interp.drop import Drop
 
-    named, budget = parse_drop(args.drop), _budget(args)
+    named = Drop.parse(args.drop)
+    check_budget(args)
     if args.out is not None:
         if not (named or args.target):
             raise ConfigError(f"nothing to write to '{args.out}': say what goes with --drop, or --target and a budget")
@@ -41,7 +44,8 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         raise ConfigError("--what-dies needs a pruned model: give --drop, or --target and a budget")
     if args.lm_eval and not (named or args.target):
         raise ConfigError("--lm-eval needs a pruned model: give --drop, or --target and a budget")
-    lm_eval = lm_eval_config(args)
+    check_lm_eval(args)
+    config = prune_config(args) if named or args.target else None
     workspace = open_workspace(args)
     model = open_model(args, out)
     if model.cfg.family != "vit":
@@ -56,11 +60,9 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         headless |= {"--targets head or group": bool({"head", "group"} & {*args.curve.targets}) and not args.target}
         if needs := next((flag for flag, given in headless.items() if given), None):
             raise ConfigError(f"{needs} needs a loss, and {model.name} has no head or the images no labels")
-    if not named and args.target is None:
+    if config is None:
         return _curve(model, calibration, evaluation, args, workspace, out)
-    from attlas.cli.prune.one import prune_one
-
-    return prune_one(model, calibration, evaluation, named, budget, lm_eval, args, workspace, out)
+    return prune_one(model, calibration, evaluation, config, args, workspace, out)
 
 
 def _data(model: HookedModel, args: Args) -> tuple[TokenDataset | ImageDataset, TokenDataset | ImageDataset]:

@@ -1,10 +1,10 @@
-"""Options of `attlas prune`, and what --drop and the budgets mean."""
+"""Options of `attlas prune`, and which of them go together."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -12,11 +12,6 @@ from attlas.analyses.pruning.curve_config import DropCurveConfig
 from attlas.cli.inputs import DataArgs
 from attlas.cli.options import ModelArgs, OutArgs
 from attlas.errors import ConfigError
-
-if TYPE_CHECKING:
-    from attlas.analyses.pruning.budget import Budget
-    from attlas.interp.drop import Drop
-
 
 BUDGETS = ("n", "max_delta_ce", "save_parameters", "save_kv", "save_time")
 
@@ -89,41 +84,19 @@ class Args(DataArgs, ModelArgs, OutArgs):
     curve: Annotated[DropCurveConfig, tyro.conf.arg(name="")] = field(default_factory=DropCurveConfig)
 
 
-def parse_drop(parts: tuple[str, ...]) -> Drop:
-    """`attn:2,5` … → Drop.
+def check_budget(args: Args) -> None:
+    """Refuse a target without one budget, and a budget without a target.
 
     Raises:
-        ConfigError: a part does not read so.
+        ConfigError: says which options to give.
     """
-    from attlas.interp.drop import Drop
-
-    found: dict[str, list[Any]] = {"attn": [], "mlp": [], "block": [], "head": []}
-    for part in parts:
-        module, _, numbers = part.partition(":")
-        if module not in found or not numbers:
-            raise ConfigError(f"--drop '{part}' is not understood; write attn:2,5 or mlp:3, block:1, head:0.4,1.2")
-        for number in numbers.split(","):
-            try:
-                found[module].append(tuple(int(n) for n in number.split(".", 1)) if module == "head" else int(number))
-                if module == "head" and len(found[module][-1]) != 2:
-                    raise ValueError
-            except ValueError:
-                kind = "layer.head" if module == "head" else "a layer"
-                raise ConfigError(f"--drop '{part}': '{number}' is not {kind} number") from None
-    return Drop(*(tuple(found[module]) for module in ("attn", "mlp", "block", "head")))
-
-
-def _budget(args: Args) -> Budget | None:
-    from attlas.analyses.pruning.budget import Budget
-
     given = [name for name in BUDGETS if getattr(args, name) is not None]
     if args.target is None:
         if given:
             raise ConfigError(f"--{given[0].replace('_', '-')} needs --target: attn, mlp, joint, block or head")
-        return None
+        return
     if args.drop:
         raise ConfigError("give --drop or --target, not both")
     if len(given) != 1:
         flags = ", ".join("--" + name.replace("_", "-") for name in BUDGETS)
         raise ConfigError(f"--target needs exactly one budget of {flags}")
-    return Budget(args.n, args.save_parameters, args.save_kv, args.save_time, args.max_delta_ce)
