@@ -71,7 +71,7 @@ KINDS = {
     "timeline": Kind(
         "Heads over training",
         "/health",
-        "attlas entropy --checkpoints DIR",
+        "attlas entropy timeline --checkpoints DIR",
         {"induction_head": "induction head", "induction_birth": "born between steps"},
     ),
     "tracker": Kind(
@@ -89,11 +89,11 @@ KINDS = {
     "window_loss": Kind(
         "Window loss",
         "/health",
-        "attlas entropy window-loss",
+        "attlas entropy windows",
         {"window": "window", "most_affected_layer": "most affected layer", "most_affected_delta": "Δ loss"},
     ),
     "cost": Kind("Cost", "/health", "attlas entropy cost", {"attention_share": "attention's share by length"}),
-    "collapse": Kind("Entropy collapse", "/health", "attlas entropy collapse-demo", {"n_seeds": "seeds"}),
+    "collapse": Kind("Entropy collapse", "/health", "attlas entropy collapse", {"n_seeds": "seeds"}),
     "redundancy": Kind(
         "Redundancy",
         "/layers",

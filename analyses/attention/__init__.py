@@ -7,26 +7,33 @@ from typing import TYPE_CHECKING
 from attlas.lazy import face
 
 if TYPE_CHECKING:
-    from attlas.analyses.attention.anatomy import AnatomyConfig, AnatomyResult, map_anatomy
-    from attlas.analyses.attention.config import EntropyConfig
-    from attlas.analyses.attention.cost import CostConfig, CostResult, cost_profile
+    from attlas.analyses.attention.anatomy import AnatomyResult, map_anatomy
+    from attlas.analyses.attention.config import (
+        AnatomyConfig,
+        CostConfig,
+        EntropyConfig,
+        SelectionConfig,
+        TimelineConfig,
+        WindowConfig,
+    )
+    from attlas.analyses.attention.cost import CostResult, cost_profile
     from attlas.analyses.attention.head_entropy import EntropyResult, entropy
-    from attlas.analyses.attention.head_timeline import TimelineConfig, TimelineResult, timeline
-    from attlas.analyses.attention.selection import SelectionConfig, SelectionResult, selection_layers
-    from attlas.analyses.attention.windows import WindowConfig, WindowResult, window_loss
+    from attlas.analyses.attention.head_timeline import TimelineResult, timeline
+    from attlas.analyses.attention.selection import SelectionResult, selection_layers
+    from attlas.analyses.attention.windows import WindowResult, window_loss
 
 _PUBLIC = {
-    "AnatomyConfig": "anatomy",
+    "AnatomyConfig": "config",
     "AnatomyResult": "anatomy",
-    "CostConfig": "cost",
+    "CostConfig": "config",
     "CostResult": "cost",
     "EntropyConfig": "config",
     "EntropyResult": "head_entropy",
-    "SelectionConfig": "selection",
+    "SelectionConfig": "config",
     "SelectionResult": "selection",
-    "TimelineConfig": "head_timeline",
+    "TimelineConfig": "config",
     "TimelineResult": "head_timeline",
-    "WindowConfig": "windows",
+    "WindowConfig": "config",
     "WindowResult": "windows",
     "cost_profile": "cost",
     "entropy": "head_entropy",

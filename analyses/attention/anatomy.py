@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.attention.birth_null import repeat_scores
+from attlas.analyses.attention.config import AnatomyConfig
 from attlas.analyses.common.repeats import repeated_tokens
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset
@@ -27,7 +28,6 @@ from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
-from attlas.errors import ConfigError
 from attlas.interp import HookedModel, attended
 from attlas.kernels import AttentionStats
 
@@ -95,31 +95,6 @@ MAP_COLUMNS = TableSchema(
     ),
 )
 SCHEMAS = (MAP_ANATOMY, MAP_MASS, MAP_COLUMNS)
-
-
-@dataclass(frozen=True)
-class AnatomyConfig:
-    """How to dissect maps.
-
-    Attributes:
-        windows: widths of local windows, positions (the query's own among them); the first is the label's.
-        top_k: numbers of largest weights to add up.
-        batch_size: sequences or images at a time.
-        skip_first: leading queries of each sequence to leave out (the first sees only itself in causal models).
-        seed: of the repeated random tokens.
-    """
-
-    windows: tuple[int, ...] = (8, 16, 64)
-    top_k: tuple[int, ...] = (1, 4, 16)
-    batch_size: int = 16
-    skip_first: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.windows or min(self.windows) < 1 or min(self.top_k, default=1) < 1 or self.batch_size < 1:
-            raise ConfigError(
-                f"windows {self.windows} and top_k {self.top_k} must be positive, and batch_size {self.batch_size} too"
-            )
 
 
 @dataclass(frozen=True)

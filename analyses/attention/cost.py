@@ -23,11 +23,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from attlas.analyses.attention.config import CostConfig
 from attlas.data.figures import new_figure
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
-from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.interp.anatomy import LayerParts
 
@@ -54,29 +54,6 @@ COST = TableSchema(
     ),
 )
 SCHEMAS = (COST,)
-
-
-@dataclass(frozen=True)
-class CostConfig:
-    """What to time.
-
-    Attributes:
-        lengths: sequence lengths T (for vision models: tokens).
-        batch_size: sequences at a time.
-        repeats: timed passes of each; the median is reported. All sub-layers are run once a round, in turn.
-        n_layers: time the first so many layers (all have the same shapes); 0 for all.
-        seed: of the hidden states.
-    """
-
-    lengths: tuple[int, ...] = (128, 256, 512, 1024)
-    batch_size: int = 1
-    repeats: int = 7
-    n_layers: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.lengths or min(self.lengths) < 1 or self.batch_size < 1 or self.repeats < 1 or self.n_layers < 0:
-            raise ConfigError(f"lengths {self.lengths}, batch_size and repeats must be ≥ 1, n_layers ≥ 0")
 
 
 @dataclass(frozen=True)

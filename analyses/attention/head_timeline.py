@@ -17,7 +17,8 @@ import pyarrow as pa
 import torch
 
 from attlas.analyses.attention.birth_null import SCORES, null_scores, repeat_scores
-from attlas.analyses.attention.head_entropy import EntropyConfig, entropy
+from attlas.analyses.attention.config import EntropyConfig, TimelineConfig
+from attlas.analyses.attention.head_entropy import entropy
 from attlas.analyses.common.repeats import repeated_tokens
 from attlas.data.checkpoints import Checkpoint
 from attlas.data.figures import new_grid
@@ -27,7 +28,7 @@ from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref
-from attlas.errors import CheckpointError, ConfigError
+from attlas.errors import CheckpointError
 from attlas.interp import HookedModel, load_model
 
 _F = pa.float64()
@@ -60,31 +61,6 @@ TIMELINE = TableSchema(
     ),
 )
 SCHEMAS = (TIMELINE,)
-
-
-@dataclass(frozen=True)
-class TimelineConfig:
-    """How to measure each checkpoint.
-
-    Attributes:
-        batch_size: sequences or images at a time.
-        repeat_length: random tokens that are repeated once (cut to fit the context window).
-        n_repeats: sequences of them.
-        seed: of the random tokens and of the null's draws.
-        n_draws: random turns of every head's queries, of the scores' null; 0: no null, and no births.
-    """
-
-    batch_size: int = 16
-    repeat_length: int = 100
-    n_repeats: int = 8
-    seed: int = 0
-    n_draws: int = 50
-
-    def __post_init__(self) -> None:
-        if min(self.batch_size, self.repeat_length, self.n_repeats) < 1:
-            raise ConfigError("batch_size, repeat_length and n_repeats must be 1 or more")
-        if self.n_draws < 0:
-            raise ConfigError(f"n_draws is {self.n_draws}; it must be 0 or more")
 
 
 @dataclass(frozen=True)

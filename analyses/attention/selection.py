@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.attention.config import SelectionConfig
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
@@ -71,27 +72,6 @@ KEY_SHARE = TableSchema(
     ),
 )
 SCHEMAS = (COVERAGE, PARTITION, KEY_SHARE)
-
-
-@dataclass(frozen=True)
-class SelectionConfig:
-    """How to measure coverage.
-
-    Attributes:
-        top_k: numbers of keys to keep.
-        mass: part of a query's mass for the share of keys.
-        batch_size: sequences or images at a time.
-    """
-
-    top_k: tuple[int, ...] = (16,)
-    mass: float = 0.9
-    batch_size: int = 8
-
-    def __post_init__(self) -> None:
-        if not self.top_k or min(self.top_k) < 1 or self.batch_size < 1 or not 0 < self.mass <= 1:
-            raise ConfigError(
-                f"top_k {self.top_k} and batch_size {self.batch_size} must be positive, mass {self.mass} in (0, 1]"
-            )
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.attention.config import WindowConfig
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
@@ -24,7 +25,7 @@ from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_mean
 from attlas.data.text import TokenDataset
-from attlas.errors import ConfigError, UnsupportedModelError
+from attlas.errors import UnsupportedModelError
 from attlas.interp import HookedModel
 from attlas.interp.labels import loss_labels
 
@@ -46,27 +47,6 @@ WINDOW_LOSS = TableSchema(
     ),
 )
 SCHEMAS = (WINDOW_LOSS,)
-
-
-@dataclass(frozen=True)
-class WindowConfig:
-    """What to limit.
-
-    Attributes:
-        windows: widths, positions (the query's own among them).
-        sinks: leading positions that stay visible; vision models use their prefix tokens instead.
-        batch_size: sequences or images at a time.
-        seed: of the bootstrap.
-    """
-
-    windows: tuple[int, ...] = (8, 32)
-    sinks: int = 4
-    batch_size: int = 16
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.windows or min(self.windows) < 1 or self.sinks < 0 or self.batch_size < 1:
-            raise ConfigError(f"windows {self.windows} must be ≥ 1, sinks {self.sinks} ≥ 0, batch_size ≥ 1")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from attlas.lazy import face
 if TYPE_CHECKING:
     from attlas.analyses.stability.alerts import Alert, AlertConfig
     from attlas.analyses.stability.callbacks import lightning_callback, trainer_callback
-    from attlas.analyses.stability.collapse import CollapseConfig, CollapseResult, collapse_demo
+    from attlas.analyses.stability.collapse import CollapseResult, collapse_demo
+    from attlas.analyses.stability.config import CollapseConfig
     from attlas.analyses.stability.reparam import merge_sigma, sigma_reparam
     from attlas.analyses.stability.site import AttentionSite
     from attlas.analyses.stability.tracker import EntropyTracker, TrackerConfig
@@ -21,7 +22,7 @@ _PUBLIC = {
     "Alert": "alerts",
     "AlertConfig": "alerts",
     "AttentionSite": "site",
-    "CollapseConfig": "collapse",
+    "CollapseConfig": "config",
     "CollapseResult": "collapse",
     "EntropyTracker": "tracker",
     "TrackerConfig": "tracker",

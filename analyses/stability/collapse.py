@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from attlas.analyses.stability.alerts import AlertConfig
+from attlas.analyses.stability.config import METHODS, CollapseConfig
 from attlas.analyses.stability.reparam import sigma_reparam
 from attlas.analyses.stability.tracker import EntropyTracker
 from attlas.data.figures import LIGHT, new_grid
@@ -28,11 +29,8 @@ from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import read_documents
 from attlas.data.workspace import Ref
-from attlas.errors import ConfigError
 from attlas.interp.families import describe
 
-METHODS = ("baseline", "sigma_reparam")
-MODELS = ("vit", "lm")
 _F = pa.float64()
 _ARM = (
     column("model", pa.string(), "", "vit (glyphs) or lm (bytes of the embedded text)"),
@@ -71,40 +69,6 @@ COLLAPSE_RUNS = TableSchema(
     ),
 )
 SCHEMAS = (COLLAPSE, COLLAPSE_RUNS)
-
-
-@dataclass(frozen=True)
-class CollapseConfig:
-    """What to train.
-
-    Attributes:
-        models: "vit", "lm" or both.
-        seeds: one training per seed, model and method.
-        methods: "baseline", "sigma_reparam" or both.
-        vit_lr, lm_lr: Adam's learning rate, constant.
-        vit_steps, lm_steps: training steps.
-        qk_gain: initial W_Q and W_K are multiplied with this; more than 1 collapses heads from the start.
-        every: steps between checks.
-    """
-
-    models: tuple[str, ...] = MODELS
-    seeds: tuple[int, ...] = (0, 1, 2)
-    methods: tuple[str, ...] = METHODS
-    vit_lr: float = 5e-3
-    lm_lr: float = 5e-2
-    vit_steps: int = 600
-    lm_steps: int = 250
-    qk_gain: float = 1.0
-    every: int = 20
-
-    def __post_init__(self) -> None:
-        odd = [m for m in self.models if m not in MODELS]
-        if odd or not self.models or not self.seeds:
-            raise ConfigError(f"models {self.models} must be among {MODELS}, and seeds not be empty")
-        if not self.methods or not set(self.methods) <= set(METHODS):
-            raise ConfigError(f"methods {self.methods} must be among {METHODS}")
-        if min(self.vit_steps, self.lm_steps, self.every) < 1 or min(self.vit_lr, self.lm_lr, self.qk_gain) <= 0:
-            raise ConfigError("steps, every, learning rates and qk_gain must be positive")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
@@ -177,10 +177,56 @@ def _moved(verb: str, out: Output) -> int:
 
 
 def with_sub_verb(module: ModuleType, argv: Sequence[str]) -> list[str]:
-    """The arguments, with the verb's default sub-verb where none is named (`attlas models --json`)."""
-    default = list(getattr(module, "DEFAULT_ARGV", []))
-    bare = not argv or (argv[0].startswith("-") and argv[0] not in ("-h", "--help"))
-    return [*default, *argv] if bare else list(argv)
+    """The arguments with the sub-verb first, as they are called today; the verb's default one where none is named.
+
+    A verb says: SUB_VERBS, names that may also stand behind options (`attlas entropy -m gpt2-mini anatomy`); IMPLIED,
+    option → the sub-verb that it asks for; DEFAULT_ARGV; OLD_NAMES, older name → name; OLD_OPTIONS, sub-verb → older
+    option → the options that take its values now (none: it was never read).
+    """
+    words, old = list(argv), getattr(module, "OLD_NAMES", {})
+    if words[:1] in (["-h"], ["--help"]):
+        return words
+    if not words or words[0].startswith("-"):
+        words = _sub_verb_first(module, words, {*getattr(module, "SUB_VERBS", ()), *old})
+    if not words:
+        return words
+    name = old.get(words[0], words[0])
+    return [name, *_renamed(words[1:], getattr(module, "OLD_OPTIONS", {}).get(name, {}))]
+
+
+def _sub_verb_first(module: ModuleType, words: list[str], names: set[str]) -> list[str]:
+    for at, word in enumerate(words):
+        if word in names and (not words[at - 1].startswith("-") or words[at - 1] == "--json"):
+            return [word, *words[:at], *words[at + 1 :]]
+    for option, name in getattr(module, "IMPLIED", {}).items():
+        if any(word.split("=")[0] == option for word in words):
+            return [name, *words]
+    return [*getattr(module, "DEFAULT_ARGV", []), *words]
+
+
+def _renamed(words: list[str], options: Mapping[str, Sequence[str]]) -> list[str]:
+    """The words with each older option, and the values behind it, under its present names."""
+    found: list[str] = []
+    at = 0
+    while at < len(words):
+        option, _, value = words[at].partition("=")
+        at += 1
+        if option not in options:
+            found.append(words[at - 1])
+            continue
+        values = [value] if value else []
+        while at < len(words) and not words[at].startswith("-"):
+            values.append(words[at])
+            at += 1
+        for name in options[option]:
+            found += [name, *values]
+    return found
+
+
+def _about(module: ModuleType) -> str | None:
+    """What stands over a list of sub-verbs; a verb without them says it by the docstring of its `Args`."""
+    default = " ".join(getattr(module, "DEFAULT_ARGV", []))
+    return f"{module.__doc__} Without a sub-verb: {default}." if default else None
 
 
 def run_verb(verb: str, module: ModuleType, argv: Sequence[str]) -> int:
@@ -196,6 +242,7 @@ def run_verb(verb: str, module: ModuleType, argv: Sequence[str]) -> int:
         args = tyro.cli(
             module.Args,
             prog=f"attlas {verb}",
+            description=_about(module),
             args=with_sub_verb(module, argv),
             config=(tyro.conf.OmitArgPrefixes,),
         )

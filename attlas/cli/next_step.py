@@ -26,7 +26,7 @@ def next_line(verb: str, args: Any, result: dict[str, Any]) -> str | None:
 
 def _next(verb: str, args: Any, result: dict[str, Any]) -> list[str]:
     model = ["--model", str(args.model)] if hasattr(args, "model") else []
-    what = getattr(args, "what", None)
+    what = type(args).__name__.lower()  # of a verb with sub-verbs
     match verb:
         case "models":
             return _after_models(result)
@@ -44,7 +44,7 @@ def _next(verb: str, args: Any, result: dict[str, Any]) -> list[str]:
         case "features":
             return ["features", "survey"] if what == "describe" and args.images == "auto" else _SERVE
         case "entropy":
-            return ["entropy", "anatomy", *model] if what == "heads" and args.checkpoints is None else _SERVE
+            return ["entropy", "anatomy", *model] if what == "heads" else _SERVE
         case "redundancy":
             return ["prune", *model] if args.checkpoints is None else _SERVE
         case "prune":

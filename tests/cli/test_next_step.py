@@ -20,7 +20,12 @@ from attlas.cli import VERBS, main
 from attlas.cli.common import with_sub_verb
 
 ROOT = Path(__file__).resolve().parents[2]
-SUB_VERBS = {"models": ("list", "get"), "circuit": ("tasks", "patch", "dla", "trace", "qk", "ablate")}
+SUB_VERBS = {
+    "models": ("list", "get"),
+    "circuit": ("tasks", "patch", "dla", "trace", "qk", "ablate"),
+    "entropy": ("heads", "anatomy", "timeline", "selection", "windows", "cost", "collapse"),
+    "features": ("describe", "survey", "match"),
+}
 
 
 def parse(argv: list[str]) -> Any:

@@ -116,7 +116,7 @@ def test_health_says_how_to_fill_it(workspace: Workspace) -> None:
     other = create_app(workspace.path / "nothing").server.test_client()
     page = _json(other, "/api/health")
     told = json.dumps(PAGES["/health"].view(clean(page), theme("light")), default=lambda c: c.to_plotly_json())
-    for what in ("--checkpoints DIR", "selection", "window-loss", "cost", "collapse-demo"):
+    for what in ("timeline --checkpoints DIR", "selection", "windows", "cost", "collapse"):
         assert f"attlas entropy {what}" in told
 
 

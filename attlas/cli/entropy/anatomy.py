@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attlas.analyses.attention.anatomy import AnatomyConfig, map_anatomy
+from attlas.analyses.attention.anatomy import map_anatomy
 from attlas.cli.common import Output, done, open_model, open_workspace
 from attlas.cli.inputs import load_data
 
 if TYPE_CHECKING:
-    from attlas.cli.entropy import Args
+    from attlas.cli.entropy.args import Anatomy
 
 
-def run(args: Args, out: Output) -> dict[str, Any]:
+def run(args: Anatomy, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
     workspace, model = open_workspace(args), open_model(args, out)
     data = load_data(model, args, args.config.seed)
-    plain = AnatomyConfig()
-    config = AnatomyConfig(
-        windows=args.windows or plain.windows,
-        top_k=args.top_k or plain.top_k,
-        batch_size=args.config.batch_size,
-        skip_first=args.config.skip_first,
-        seed=args.config.seed,
-    )
-    result = map_anatomy(model, data, config, track=out.track)
+    result = map_anatomy(model, data, args.config, track=out.track)
     saved = result.save(workspace, model.ref, data.ref)
     shown = ("label", "label_score", "entropy", "sink_mass", "local", "repeat_previous_token", "repeat_induction")
     table = result.table().to_pylist()

@@ -11,10 +11,10 @@ from attlas.cli.common import Output, done, open_model, open_workspace
 from attlas.cli.inputs import load_data
 
 if TYPE_CHECKING:
-    from attlas.cli.entropy import Args
+    from attlas.cli.entropy.args import Heads
 
 
-def run(args: Args, out: Output) -> dict[str, Any]:
+def run(args: Heads, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
     workspace, model = open_workspace(args), open_model(args, out)
     data = load_data(model, args, args.config.seed)

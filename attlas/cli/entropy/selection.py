@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attlas.analyses.attention.selection import SelectionConfig, selection_layers
+from attlas.analyses.attention.selection import selection_layers
 from attlas.cli.common import Output, done, open_model, open_workspace
 from attlas.cli.inputs import load_data
 
 if TYPE_CHECKING:
-    from attlas.cli.entropy import Args
+    from attlas.cli.entropy.args import Selection
 
 
-def run(args: Args, out: Output) -> dict[str, Any]:
+def run(args: Selection, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
     workspace, model = open_workspace(args), open_model(args, out)
-    data = load_data(model, args, args.config.seed)
-    config = SelectionConfig(top_k=args.top_k or SelectionConfig().top_k, batch_size=args.config.batch_size)
-    result = selection_layers(model, data, config, track=out.track)
+    data = load_data(model, args, args.seed)
+    result = selection_layers(model, data, args.config, track=out.track)
     saved = result.save(workspace, model.ref, data.ref)
-    rows, k = [], config.top_k[0]
+    rows, k = [], args.config.top_k[0]
     if result.n_queries[k]:
         for n_full in range(1, model.cfg.n_layers + 1):
             best = result.partition(n_full)

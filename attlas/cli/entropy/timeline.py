@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attlas.analyses.attention.head_timeline import TimelineConfig, timeline
+from attlas.analyses.attention.head_timeline import timeline
 from attlas.cli.common import Output, done, open_workspace
 from attlas.cli.inputs import load_data
 from attlas.data.checkpoints import find_checkpoints
 from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
-    from attlas.cli.entropy import Args
+    from attlas.cli.entropy.args import Timeline
 
 
-def run(args: Args, out: Output) -> dict[str, Any]:
+def run(args: Timeline, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
     if args.checkpoints is None:
         raise ConfigError("timeline needs --checkpoints DIR, a folder of Hugging Face checkpoints")
@@ -26,8 +26,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         used.append(load_data(model, args, args.config.seed))
         return used[0]
 
-    config = TimelineConfig(batch_size=args.config.batch_size, seed=args.config.seed)
-    result = timeline(checkpoints, data, config, track=out.track, device=args.device)
+    result = timeline(checkpoints, data, args.config, track=out.track, device=args.device)
     saved = result.save(workspace, data=used[0].ref)
     rows = [(f"{b.layer}.{b.head}", b.after, b.by, b.score, b.null) for b in result.births()]
     shown = ["head", "after step", "by step", "score at the end", "null"]

@@ -1,23 +1,25 @@
-"""`attlas entropy window-loss`: the work, and what is shown of it."""
+"""`attlas entropy windows`: the work, and what is shown of it."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from attlas.analyses.attention.windows import WindowConfig, window_loss
+from attlas.analyses.attention.windows import window_loss
 from attlas.cli.common import Output, done, open_model, open_workspace
 from attlas.cli.inputs import load_data
 
 if TYPE_CHECKING:
-    from attlas.cli.entropy import Args
+    from attlas.cli.entropy.args import Windows
 
 
-def run(args: Args, out: Output) -> dict[str, Any]:
+def run(args: Windows, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
     workspace, model = open_workspace(args), open_model(args, out)
     data = load_data(model, args, args.config.seed)
-    widths = args.windows or ((2, 4) if model.cfg.family == "vit" else WindowConfig().windows)
-    config = WindowConfig(widths, args.sinks, args.config.batch_size, args.config.seed)
+    config = args.config
+    if model.cfg.family == "vit" and "windows" not in out.given:
+        config = dataclasses.replace(config, windows=(2, 4))  # hops; the default is of positions
     result = window_loss(model, data, config, track=out.track)
     saved = result.save(workspace, model.ref, data.ref)
     table = result.table().to_pylist()

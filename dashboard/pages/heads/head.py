@@ -240,7 +240,9 @@ def _distributions(data: Data, look: Theme) -> Any:
 
 def _history(data: Data, look: Theme) -> Any:
     if not data["timeline"]:
-        return empty("No history of it yet", "Measure checkpoints of its training:", "attlas entropy --checkpoints DIR")
+        return empty(
+            "No history of it yet", "Measure checkpoints of its training:", "attlas entropy timeline --checkpoints DIR"
+        )
     scored = [s for s in _SCORES if data["timeline"][-1].get(f"{s}_null") is not None]
     nulls = {f"{s}_null": f"{s.replace('_', ' ')}, null" for s in scored}
     return card(

@@ -116,7 +116,11 @@ def _absent(data: Data) -> Any:
     model = data["model"] or data["models"]["entropy"] or "gpt2-mini"
     ways = {
         "entropy": ("Entropy of each head", "How sharply does each head attend?", f"attlas entropy --model {model}"),
-        "timeline": ("Heads over checkpoints", "Measure a folder of them:", "attlas entropy --checkpoints DIR"),
+        "timeline": (
+            "Heads over checkpoints",
+            "Measure a folder of them:",
+            "attlas entropy timeline --checkpoints DIR",
+        ),
         "tracker": (
             "Tracked training",
             "Watch one with attlas.EntropyTracker, and keep it:",
@@ -130,7 +134,7 @@ def _absent(data: Data) -> Any:
         "window_loss": (
             "Window loss",
             "What does a layer lose with sinks and a window alone?",
-            f"attlas entropy window-loss --model {model}",
+            f"attlas entropy windows --model {model}",
         ),
         "cost": (
             "Cost by length",
@@ -140,7 +144,7 @@ def _absent(data: Data) -> Any:
         "collapse": (
             "Entropy collapse",
             "Train two small models until their entropy collapses, with σReparam beside them:",
-            "attlas entropy collapse-demo",
+            "attlas entropy collapse",
         ),
     }
     items = [
