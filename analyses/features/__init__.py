@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING
 from attlas.lazy import face
 
 if TYPE_CHECKING:
-    from attlas.analyses.features.config import FeaturesConfig
+    from attlas.analyses.features.config import FeaturesConfig, HeadSurveyConfig, MatchingConfig
     from attlas.analyses.features.describe import FeaturesResult, features
     from attlas.analyses.features.logits import logit_effects
-    from attlas.analyses.features.matching import MatchingConfig, MatchingResult, sae_matching
+    from attlas.analyses.features.matching import MatchingResult, sae_matching
     from attlas.analyses.features.shares import head_shares
-    from attlas.analyses.features.survey import HeadSurveyConfig, HeadSurveyResult, head_survey
+    from attlas.analyses.features.survey import HeadSurveyResult, head_survey
 
 _PUBLIC = {
     "FeaturesConfig": "config",
     "FeaturesResult": "describe",
-    "HeadSurveyConfig": "survey",
+    "HeadSurveyConfig": "config",
     "HeadSurveyResult": "survey",
-    "MatchingConfig": "matching",
+    "MatchingConfig": "config",
     "MatchingResult": "matching",
     "features": "describe",
     "head_shares": "shares",

@@ -64,3 +64,67 @@ class FeaturesConfig:
                 raise ConfigError(f"{name} {getattr(self, name)} must be 1 or more")
         if self.null_draws < 0:
             raise ConfigError(f"null_draws {self.null_draws} must be 0 (no families, no nulls) or more")
+
+
+@dataclass(frozen=True)
+class HeadSurveyConfig:
+    """How heads are surveyed.
+
+    Attributes:
+        n_features: top features of each head.
+        least_active: tokens on which a feature must be active to count.
+        min_cosine: of the head's slices of two decoder rows, from which they belong together.
+        min_phi: correlation of activity, from which they belong together.
+        n_draws: random draws of features of the same autoencoder.
+        n_dictionaries: random dictionaries, 20 or more.
+        null_tokens: tokens, the first of the data, on which their features fire.
+        batch_size: sequences at a time.
+        skip_positions: leading positions left out; None as the SAE records it (else BOS of text, nothing of images).
+        exclude_tokens: tokens whose positions are left out: bos, eos, pad, sep, token strings or ids; None as recorded.
+        seed: of the control and the bootstrap.
+    """
+
+    n_features: int = 10
+    least_active: int = 10
+    min_cosine: float = 0.5
+    min_phi: float = 0.3
+    n_draws: int = 200
+    n_dictionaries: int = 50
+    null_tokens: int = 32_768
+    batch_size: int = 16
+    skip_positions: int | None = None
+    exclude_tokens: tuple[str, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("n_features", "least_active", "n_draws", "null_tokens", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} must be 1 or more")
+        if self.n_dictionaries < 20:
+            raise ConfigError(f"n_dictionaries {self.n_dictionaries} must be 20 or more, for an interval over them")
+
+
+@dataclass(frozen=True)
+class MatchingConfig:
+    """How two autoencoders are compared.
+
+    Attributes:
+        split_cosine: decoder cosine from which a feature of the second is a part of one of the first.
+        same_cosine: decoder cosine from which a mutual match counts as the same feature.
+        batch_size: sequences or images at a time.
+        skip_positions: leading positions left out; None as the SAE records it (else BOS of text, nothing of images).
+        exclude_tokens: tokens whose positions are left out: bos, eos, pad, sep, token strings or ids; None as recorded.
+        seed: of the control.
+    """
+
+    split_cosine: float = 0.4
+    same_cosine: float = 0.7
+    batch_size: int = 16
+    skip_positions: int | None = None
+    exclude_tokens: tuple[str, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("split_cosine", "same_cosine"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} must lie between 0 and 1")

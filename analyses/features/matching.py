@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.features.config import MatchingConfig
 from attlas.analyses.features.null import null_directions
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset
@@ -57,32 +58,6 @@ MATCHES = TableSchema(
     ),
 )
 SCHEMAS = (MATCHES,)
-
-
-@dataclass(frozen=True)
-class MatchingConfig:
-    """How two autoencoders are compared.
-
-    Attributes:
-        split_cosine: decoder cosine from which a feature of the second is a part of one of the first.
-        same_cosine: decoder cosine from which a mutual match counts as the same feature.
-        batch_size: sequences or images at a time.
-        skip_positions: leading positions left out; None as the SAE records it (else BOS of text, nothing of images).
-        exclude_tokens: tokens whose positions are left out: bos, eos, pad, sep, token strings or ids; None as recorded.
-        seed: of the control.
-    """
-
-    split_cosine: float = 0.4
-    same_cosine: float = 0.7
-    batch_size: int = 16
-    skip_positions: int | None = None
-    exclude_tokens: tuple[str, ...] | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("split_cosine", "same_cosine"):
-            if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must lie between 0 and 1")
 
 
 @dataclass(frozen=True)

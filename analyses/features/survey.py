@@ -23,6 +23,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.features.config import HeadSurveyConfig
 from attlas.analyses.features.directions import encoder_directions, offsets, reading
 from attlas.analyses.features.logits import logit_effects
 from attlas.analyses.features.null import null_directions
@@ -79,44 +80,6 @@ HEAD_FEATURES = TableSchema(
     ),
 )
 SCHEMAS = (SURVEY, HEAD_FEATURES)
-
-
-@dataclass(frozen=True)
-class HeadSurveyConfig:
-    """How heads are surveyed.
-
-    Attributes:
-        n_features: top features of each head.
-        least_active: tokens on which a feature must be active to count.
-        min_cosine: of the head's slices of two decoder rows, from which they belong together.
-        min_phi: correlation of activity, from which they belong together.
-        n_draws: random draws of features of the same autoencoder.
-        n_dictionaries: random dictionaries, 20 or more.
-        null_tokens: tokens, the first of the data, on which their features fire.
-        batch_size: sequences at a time.
-        skip_positions: leading positions left out; None as the SAE records it (else BOS of text, nothing of images).
-        exclude_tokens: tokens whose positions are left out: bos, eos, pad, sep, token strings or ids; None as recorded.
-        seed: of the control and the bootstrap.
-    """
-
-    n_features: int = 10
-    least_active: int = 10
-    min_cosine: float = 0.5
-    min_phi: float = 0.3
-    n_draws: int = 200
-    n_dictionaries: int = 50
-    null_tokens: int = 32_768
-    batch_size: int = 16
-    skip_positions: int | None = None
-    exclude_tokens: tuple[str, ...] | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("n_features", "least_active", "n_draws", "null_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must be 1 or more")
-        if self.n_dictionaries < 20:
-            raise ConfigError(f"n_dictionaries {self.n_dictionaries} must be 20 or more, for an interval over them")
 
 
 def groups(related: np.ndarray) -> np.ndarray:

@@ -31,10 +31,16 @@ class DataArgs(TextArgs):
 def load_data(model: HookedModel, args: DataArgs, seed: int = 0) -> TokenDataset | ImageDataset:
     """Read what the arguments name, in the seed's order, cut to the model's context window or image size."""
     from attlas.data.images.dataset import load_images
-    from attlas.data.text import load_tokens
 
     if model.cfg.family == "vit":
         return load_images(image_source(model, args.images), model.image_spec, n_images=args.n_images, seed=seed)
+    return load_text(model, args, seed)
+
+
+def load_text(model: HookedModel, args: TextArgs, seed: int = 0) -> TokenDataset:
+    """Read the text that the arguments name, in the seed's order, cut to the model's context window."""
+    from attlas.data.text import load_tokens
+
     seq_len = model.cfg.sequence_length(args.seq_len)
     return load_tokens(
         args.text,

@@ -12,12 +12,12 @@ from attlas.saes.formats import load_sae
 
 if TYPE_CHECKING:
     from attlas.analyses.features.describe import FeaturesResult
-    from attlas.cli.features import Args
+    from attlas.cli.features.args import Describe
     from attlas.interp import HookedModel
     from attlas.saes.base import SAE
 
 
-def run(args: Args, out: Output) -> dict[str, Any]:
+def run(args: Describe, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
     workspace = open_workspace(args)
     if args.checkpoint is not None:

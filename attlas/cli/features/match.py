@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attlas.analyses.features.matching import MatchingConfig, sae_matching
+from attlas.analyses.features.matching import sae_matching
 from attlas.cli.common import Output, open_workspace
 from attlas.cli.inputs import find_sae, load_data, open_model_of
 from attlas.errors import ConfigError
 from attlas.saes.formats import load_sae
 
 if TYPE_CHECKING:
-    from attlas.cli.features import Args
+    from attlas.cli.features.args import Match
 
 
-def run(args: Args, out: Output) -> dict[str, Any]:
+def run(args: Match, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
     if args.other is None:
         raise ConfigError("match needs --other, the autoencoder to compare --sae with")
@@ -24,13 +24,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     model = open_model_of(args, parent, out)
     first, second = (load_sae(s).to(model.device) for s in (source, other_source))
     data = load_data(model, args, args.config.seed)
-    config = MatchingConfig(
-        batch_size=args.config.batch_size,
-        skip_positions=args.config.skip_positions,
-        exclude_tokens=args.config.exclude_tokens,
-        seed=args.config.seed,
-    )
-    result = sae_matching(model, first, second, data, config, hook=args.hook, track=out.track)
+    result = sae_matching(model, first, second, data, args.config, hook=args.hook, track=out.track)
     saved = result.save(workspace, model.ref, data.ref, tuple(p.id for p in (parent, other_parent) if p is not None))
     summary = result.summary()
     title = f"{summary['n_active_features']} features of {first.cfg.d_sae} against {second.cfg.d_sae}"

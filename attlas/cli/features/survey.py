@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attlas.analyses.features.survey import HeadSurveyConfig, head_survey
+from attlas.analyses.features.survey import head_survey
 from attlas.cli.common import Output, open_workspace
-from attlas.cli.inputs import families_of, find_sae, load_data, open_model_of
+from attlas.cli.inputs import families_of, find_sae, load_text, open_model_of
 from attlas.data.stats import span
-from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError
 from attlas.saes.formats import load_sae
 
 if TYPE_CHECKING:
-    from attlas.cli.features import Args
+    from attlas.cli.features.args import Survey
     from attlas.data.workspace import Run
 
 
-def run(args: Args, out: Output) -> dict[str, Any]:
+def run(args: Survey, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
     workspace = open_workspace(args)
     _, first = find_sae(workspace, args.sae)
@@ -32,18 +31,12 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         raise ConfigError(
             f"'{workspace.path}' holds no autoencoder on hook_z of {model.name}; train one (attlas train)"
         )
-    data = load_data(model, args, args.config.seed)
-    if not isinstance(data, TokenDataset):
+    if model.cfg.family == "vit":
         raise ConfigError(f"{model.name} is a vision model; the survey reads features by their tokens")
+    data = load_text(model, args, args.config.seed)
     saes = {hook: load_sae(str(workspace.folder(r))).to(model.device) for hook, r in runs.items()}
     families = {hook: families_of(workspace, r) for hook, r in runs.items()}
-    config = HeadSurveyConfig(
-        batch_size=args.config.batch_size,
-        skip_positions=args.config.skip_positions,
-        exclude_tokens=args.config.exclude_tokens,
-        seed=args.config.seed,
-    )
-    result = head_survey(model, saes, data, config, families=families, track=out.track)
+    result = head_survey(model, saes, data, args.config, families=families, track=out.track)
     saved = result.save(workspace, model.ref, data.ref, parents=tuple(r.id for r in runs.values()))
     rows = [
         (
@@ -59,7 +52,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     share, low, high = result.polysemantic()
     out.table(
         f"{model.name}: {share:.0%} of {len(rows)} heads are polysemantic ({span(low, high, '.0%')}); "
-        f"{config.n_features} features a head, {result.n_tokens:,} tokens",
+        f"{args.config.n_features} features a head, {result.n_tokens:,} tokens",
         ["head", "groups", "largest", "random dictionaries", "excess", "verdict"],
         rows,
     )
