@@ -7,23 +7,23 @@ from typing import TYPE_CHECKING
 from attlas.lazy import face
 
 if TYPE_CHECKING:
-    from attlas.analyses.vit.config import VitConfig
+    from attlas.analyses.vit.config import VitConfig, VitPatternsConfig, VitPruningConfig, VitTokensConfig
     from attlas.analyses.vit.heads import VitResult, vit
     from attlas.analyses.vit.one_image import FeatureHeat, Look, feature_heat, look
-    from attlas.analyses.vit.patterns.run import VitPatternsConfig, VitPatternsResult, vit_patterns
-    from attlas.analyses.vit.pruning import VitPruningConfig, VitPruningResult, vit_pruning
-    from attlas.analyses.vit.tokens.run import VitTokensConfig, VitTokensResult, vit_tokens
+    from attlas.analyses.vit.patterns.run import VitPatternsResult, vit_patterns
+    from attlas.analyses.vit.pruning import VitPruningResult, vit_pruning
+    from attlas.analyses.vit.tokens.run import VitTokensResult, vit_tokens
 
 _PUBLIC = {
     "FeatureHeat": "one_image",
     "Look": "one_image",
     "VitConfig": "config",
-    "VitPatternsConfig": "patterns.run",
+    "VitPatternsConfig": "config",
     "VitPatternsResult": "patterns.run",
-    "VitPruningConfig": "pruning",
+    "VitPruningConfig": "config",
     "VitPruningResult": "pruning",
     "VitResult": "heads",
-    "VitTokensConfig": "tokens.run",
+    "VitTokensConfig": "config",
     "VitTokensResult": "tokens.run",
     "feature_heat": "one_image",
     "look": "one_image",

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from attlas.analyses.common.columns import N_IMAGES, interval
 from attlas.analyses.common.fills import Fill, HeadFills, fill_head
+from attlas.analyses.vit.config import VitPruningConfig
 from attlas.analyses.vit.readout import Answer, Readout, make_readout, metric_mean
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset
@@ -30,7 +31,6 @@ from attlas.interp.prefix import Suffix
 from attlas.interp.require import require_vit
 
 Head = tuple[int, int]
-ABLATIONS = ("zero", "mean_per_position", "mean")
 
 CURVE = TableSchema(
     "pruning_curve",
@@ -47,39 +47,6 @@ CURVE = TableSchema(
     ),
 )
 SCHEMAS = (CURVE,)
-
-
-@dataclass(frozen=True)
-class VitPruningConfig:
-    """How heads are removed in groups.
-
-    Attributes:
-        n_search: images that choose the next head; the curves are measured on the others.
-        n_candidates: heads tried a step, those that cost least when last tried; 0 tries all.
-        max_heads: heads to remove; 0 goes on until none is left.
-        n_random: random orders to compare with.
-        ablation: what the z of removed heads becomes: zero, as in a checkpoint without them; or mean_per_position or mean,
-            over the search images.
-        batch_size: images at a time.
-        seed: of the split and the random orders.
-        n_bootstrap: resamples of each interval.
-    """
-
-    n_search: int = 200
-    n_candidates: int = 8
-    max_heads: int = 0
-    n_random: int = 3
-    ablation: str = "zero"
-    batch_size: int = 64
-    seed: int = 0
-    n_bootstrap: int = 1000
-
-    def __post_init__(self) -> None:
-        for name in ("n_search", "batch_size", "n_bootstrap"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must be 1 or more")
-        if self.ablation not in ABLATIONS:
-            raise ConfigError(f"ablation '{self.ablation}' is unknown; choose {', '.join(ABLATIONS)}")
 
 
 @dataclass(frozen=True)

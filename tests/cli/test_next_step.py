@@ -25,6 +25,7 @@ SUB_VERBS = {
     "circuit": ("tasks", "patch", "dla", "trace", "qk", "ablate"),
     "entropy": ("heads", "anatomy", "timeline", "selection", "windows", "cost", "collapse"),
     "features": ("describe", "survey", "match"),
+    "vit": ("heads", "pruning", "tokens", "patterns"),
 }
 
 

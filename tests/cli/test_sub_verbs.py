@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import tyro
 
-from attlas.analyses import attention, features, stability
+from attlas.analyses import attention, features, stability, vit
 from attlas.cli import main
 from attlas.cli.common import with_sub_verb
 from attlas.data.workspace import Workspace
@@ -30,9 +30,23 @@ CONFIGS: dict[tuple[str, str], Any] = {
     ("features", "describe"): features.FeaturesConfig,
     ("features", "survey"): features.HeadSurveyConfig,
     ("features", "match"): features.MatchingConfig,
+    ("vit", "heads"): vit.VitConfig,
+    ("vit", "pruning"): vit.VitPruningConfig,
+    ("vit", "tokens"): vit.VitTokensConfig,
+    ("vit", "patterns"): vit.VitPatternsConfig,
 }
 # field → another value than the default, where the type alone does not say which would do
-OTHERS: dict[str, Any] = {"models": ("lm",), "methods": ("baseline",), "exclude_tokens": ("eos",)}
+OTHERS: dict[str, Any] = {
+    "models": ("lm",),
+    "methods": ("baseline",),
+    "exclude_tokens": ("eos",),
+    "measure": ("strength",),
+    "ablations": ("resample", "mean"),
+    "ablation": "mean",
+    "fractions": (0.0, 0.25),
+    "frame": "grid",
+    "layout": "pca",
+}
 VERBS = sorted({verb for verb, _ in CONFIGS})
 
 
@@ -128,6 +142,10 @@ def test_every_setting_reaches_the_configuration(verb: str, name: str) -> None:
         ("entropy", ["-m", "gpt2-mini", "--checkpoints", "D", "--json"], ["timeline", "--checkpoints", "D", "--json"]),
         ("entropy", ["--text", "cost"], ["heads", "--text", "cost"]),
         ("features", ["--checkpoint", "S", "-w", "W"], ["describe", "--checkpoint", "S", "-w", "W"]),
+        ("vit", ["-m", "dinov2-small", "patterns"], ["patterns", "-m", "dinov2-small"]),
+        ("vit", ["patterns", "--batch-size", "8", "--n-maps", "90"], ["patterns", "--n-maps", "90"]),
+        ("vit", ["pruning", "--pruned-to", "mean"], ["pruning", "--ablation", "mean"]),
+        ("vit", ["--batch-size", "8"], ["heads", "--batch-size", "8"]),
         ("features", ["-w", "W", "match", "--other", "R"], ["match", "-w", "W", "--other", "R"]),
     ],
 )

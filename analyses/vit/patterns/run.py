@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from attlas.analyses.common.columns import HEAD, LAYER
+from attlas.analyses.vit.config import VitPatternsConfig
 from attlas.analyses.vit.patterns.clusters import DESCRIPTORS, describe, layout, medoids, name_cluster, prototypes
 from attlas.analyses.vit.patterns.quality import Quality, encode_and_cluster
 from attlas.analyses.vit.patterns.sample import PatternSample, deal, sample_patterns
@@ -19,7 +20,6 @@ from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.splits import stratified_order
-from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.interp.require import require_vit
 
@@ -103,40 +103,6 @@ QUALITY = TableSchema(
     ),
 )
 SCHEMAS = (PATTERNS, CLUSTERS, HEAD_CLUSTERS, QUALITY)
-
-
-@dataclass(frozen=True)
-class VitPatternsConfig:
-    """How attention maps are drawn, coded and clustered.
-
-    Attributes:
-        n_maps: maps of a draw, equally many of every head; the first draw is shown.
-        frame: "query" moves each map so that its query is in the middle; "grid" leaves it on the image.
-        n_latent: size of the autoencoder's code.
-        n_clusters: clusters (k-means).
-        n_epochs: of the autoencoder.
-        n_seeds: draws of maps, with a start of the autoencoder each, for the stability of clusters.
-        layout: "tsne" or "pca", how codes become points in the plane.
-        seed: of the draws; the first of the starts.
-    """
-
-    n_maps: int = 3600
-    frame: str = "query"
-    n_latent: int = 8
-    n_clusters: int = 8
-    n_epochs: int = 30
-    n_seeds: int = 3
-    layout: str = "tsne"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.frame not in ("query", "grid"):
-            raise ConfigError(f"frame '{self.frame}' is not known; choose query or grid")
-        if self.layout not in ("tsne", "pca"):
-            raise ConfigError(f"layout '{self.layout}' is not known; choose tsne or pca")
-        for name, least in (("n_maps", 20), ("n_latent", 1), ("n_clusters", 2), ("n_epochs", 1), ("n_seeds", 2)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} {getattr(self, name)} must be {least} or more")
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.vit.config import VitTokensConfig
 from attlas.analyses.vit.readout import make_readout, metric_mean
 from attlas.analyses.vit.relevance import class_relevance_of
 from attlas.analyses.vit.rollout import relevance_of
@@ -27,46 +28,7 @@ from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.interp.require import require_vit
 
-__all__ = ["SCHEMAS", "VitTokensConfig", "VitTokensResult", "vit_tokens"]
-
-
-@dataclass(frozen=True)
-class VitTokensConfig:
-    """What to measure of a ViT's patches.
-
-    Attributes:
-        remove_at: layers before which patches are removed; none given takes the first and the middle one.
-        fractions: shares of patches to remove.
-        n_curve_images: images for the curves, drawn by the seed from all classes; column mass takes all.
-        n_random: random orders to compare with.
-        leaf_share: the share of patches that receive least and count as leaf tokens.
-        residual: share of the skip connection in attention rollout.
-        batch_size: images at a time.
-        seed: of the random orders and the bootstrap.
-        n_bootstrap: resamples of each interval.
-    """
-
-    remove_at: tuple[int, ...] = ()
-    fractions: tuple[float, ...] = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95)
-    n_curve_images: int = 500
-    n_random: int = 2
-    leaf_share: float = 0.1
-    residual: float = 0.5
-    batch_size: int = 64
-    seed: int = 0
-    n_bootstrap: int = 1000
-
-    def __post_init__(self) -> None:
-        if not self.fractions or any(not 0 <= f < 1 for f in self.fractions):
-            raise ConfigError(f"fractions {self.fractions} must lie in [0, 1); at least one patch stays")
-        if list(self.fractions) != sorted(set(self.fractions)):
-            raise ConfigError(f"fractions {self.fractions} must rise")
-        for name in ("n_curve_images", "n_random", "batch_size", "n_bootstrap"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must be 1 or more")
-        for name in ("leaf_share", "residual"):
-            if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must lie between 0 and 1")
+__all__ = ["SCHEMAS", "VitTokensResult", "vit_tokens"]
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ from attlas.analyses.vit.heads import vit
 from attlas.cli.common import Output
 
 if TYPE_CHECKING:
-    from attlas.cli.vit import Args
+    from attlas.cli.vit.args import Heads
     from attlas.data.images.dataset import ImageDataset
     from attlas.data.workspace import Run, Workspace
     from attlas.interp import HookedModel
 
 
 def run(
-    args: Args, out: Output, model: HookedModel, images: ImageDataset, workspace: Workspace
+    args: Heads, out: Output, model: HookedModel, images: ImageDataset, workspace: Workspace
 ) -> tuple[Run, dict[str, Any]]:
     """Compute and show; the run and its headline."""
     result = vit(model, images, args.config, track=out.track)

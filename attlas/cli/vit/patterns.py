@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attlas.analyses.vit.patterns.run import VitPatternsConfig, vit_patterns
+from attlas.analyses.vit.patterns.run import vit_patterns
 from attlas.cli.common import Output
 
 if TYPE_CHECKING:
-    from attlas.cli.vit import Args
+    from attlas.cli.vit.args import Patterns
     from attlas.data.images.dataset import ImageDataset
     from attlas.data.workspace import Run, Workspace
     from attlas.interp import HookedModel
 
 
 def run(
-    args: Args, out: Output, model: HookedModel, images: ImageDataset, workspace: Workspace
+    args: Patterns, out: Output, model: HookedModel, images: ImageDataset, workspace: Workspace
 ) -> tuple[Run, dict[str, Any]]:
     """Compute and show; the run and its headline."""
-    config = VitPatternsConfig(
-        n_maps=args.n_maps, n_clusters=args.n_clusters, n_latent=args.n_latent, seed=args.config.seed
-    )
-    result = vit_patterns(model, images, config, track=out.track)
+    result = vit_patterns(model, images, args.config, track=out.track)
     saved, summary = result.save(workspace, model.ref, images.ref), result.summary()
     tables = result.tables()
     clusters = tables["clusters"].to_pylist()
