@@ -20,6 +20,7 @@ from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.splits import stratified_order
+from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 from attlas.interp.require import require_vit
 
