@@ -19,9 +19,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from attlas.analyses.attention.birth_null import repeat_scores
 from attlas.analyses.attention.config import AnatomyConfig
-from attlas.analyses.common.repeats import repeated_tokens
+from attlas.analyses.common.repeats import repeat_scores, repeated_tokens
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track

@@ -22,25 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attlas.analyses.common.repeats import SCORES, copy_scores, second_copy
 from attlas.interp import Attended, HookedModel, attended
 
-# name of the score → its field in the kernel's statistics
-SCORES = {"previous_token": "previous_token", "duplicate_token": "duplicate", "induction": "induction"}
 LEVEL = 0.95
 # Distances whose weights a score is compared with, and sequences that draws read.
 NEAR = 10
 N_TURNED = 2
-
-
-@torch.no_grad()
-def repeat_scores(model: HookedModel, tokens: Tensor) -> dict[str, np.ndarray]:
-    """Previous-token, duplicate-token and induction scores [layer, head] over the second copy's queries.
-
-    Args:
-        tokens: int64 [n, 1 + 2·length], from `repeated_tokens`.
-    """
-    scores = [_scores(_second_copy(layer)) for layer in attended(model, tokens)]
-    return {name: np.stack([layer[i] for layer in scores]) for i, name in enumerate(SCORES)}
 
 
 @torch.no_grad()
@@ -50,8 +38,8 @@ def null_scores(model: HookedModel, tokens: Tensor, n_draws: int = 50, seed: int
     turned, distant = [], []
     for layer in attended(model, tokens):
         rotary = model.cfg.positional == "rotary"
-        few = _second_copy(layer, N_TURNED)
-        draws = [_scores(_turned(few, rotary, generator)) for _ in range(n_draws)]
+        few = second_copy(layer, N_TURNED)
+        draws = [copy_scores(_turned(few, rotary, generator)) for _ in range(n_draws)]
         turned.append(np.stack(draws) if draws else np.zeros((0, len(SCORES), model.cfg.n_heads)))
         distant.append(_at_distances(layer, tokens))
     found = {}
@@ -66,19 +54,6 @@ def family_wise(draws: np.ndarray, level: float = LEVEL) -> np.ndarray:
     mean, spread = draws.mean(0), draws.std(0)
     z = (draws - mean) / np.maximum(spread, 1e-12)
     return np.asarray(mean + spread * np.quantile(z.reshape(len(z), -1).max(1), level))
-
-
-def _second_copy(layer: Attended, n: int | None = None) -> Attended:
-    """The layer with the second copy's queries alone, of the first n sequences."""
-    assert layer.tokens is not None
-    length = (layer.tokens.shape[1] - 1) // 2
-    return replace(layer, q=layer.q[:n, :, length + 1 :], k=layer.k[:n], tokens=layer.tokens[:n])
-
-
-def _scores(layer: Attended) -> np.ndarray:
-    """[score, head]."""
-    found = layer.stats().reduce()
-    return torch.stack([found[field] for field in SCORES.values()]).double().cpu().numpy()
 
 
 def _turned(layer: Attended, rotary: bool, generator: torch.Generator) -> Attended:

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from attlas.analyses.attention.birth_null import SCORES, null_scores, repeat_scores
+from attlas.analyses.attention.birth_null import null_scores
 from attlas.analyses.attention.config import EntropyConfig, TimelineConfig
 from attlas.analyses.attention.head_entropy import entropy
-from attlas.analyses.common.repeats import repeated_tokens
+from attlas.analyses.common.repeats import SCORES, repeat_scores, repeated_tokens
 from attlas.data.checkpoints import Checkpoint
 from attlas.data.figures import new_grid
 from attlas.data.images.dataset import ImageDataset

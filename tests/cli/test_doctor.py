@@ -92,6 +92,7 @@ def test_a_damaged_embedded_file(
     torn[-1] ^= 1
     path.write_bytes(bytes(torn))
     monkeypatch.setattr("attlas.data.models_catalog.EMBEDDED_DIR", copy / "models")
+    monkeypatch.setattr("attlas.cli.doctor.EMBEDDED_DIR", copy / "models")
     status, rows = checked(capsys, "-w", str(tmp_path / "w"))
     assert status == 1
     assert rows["vit-mini"]["state"] == "DAMAGED"

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attlas.analyses.attention.birth_null import repeat_scores
-from attlas.analyses.common.repeats import repeated_tokens
+from attlas.analyses.common.repeats import repeat_scores, repeated_tokens
 from attlas.analyses.tasks.catalog import make_task
 from attlas.analyses.tasks.task import Task, TaskConfig
 from attlas.data.stats import bootstrap_mean

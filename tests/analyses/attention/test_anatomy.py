@@ -107,8 +107,7 @@ def test_ranking_agrees_with_transformer_lens(gpt2_mini: HookedModel) -> None:
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.head_detector import detect_head
 
-    from attlas.analyses.attention.birth_null import repeat_scores
-    from attlas.analyses.common.repeats import repeated_tokens
+    from attlas.analyses.common.repeats import repeat_scores, repeated_tokens
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     tokens = repeated_tokens(gpt2_mini, n=1, length=60)

@@ -11,15 +11,13 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from attlas.analyses.attention.birth_null import (
     NEAR,
-    SCORES,
     _at_distances,
     _turned,
     family_wise,
     null_scores,
-    repeat_scores,
 )
 from attlas.analyses.attention.head_timeline import TimelineConfig, TimelineResult, timeline
-from attlas.analyses.common.repeats import repeated_tokens
+from attlas.analyses.common.repeats import SCORES, repeat_scores, repeated_tokens
 from attlas.data.checkpoints import Checkpoint, find_checkpoints
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref
@@ -49,7 +47,7 @@ def test_heads_with_random_weights_exceed_their_null_as_often_as_it_says() -> No
     for seed in range(4):
         for plain in (_random_gpt2(seed), _random_gpt2(seed, gain=8.0), _random_llama(seed)):
             model = load_model(plain, device="cpu")
-            tokens = repeated_tokens(model, config)
+            tokens = repeated_tokens(model, length=config.repeat_length, n=config.n_repeats, seed=config.seed)
             scores, null = repeat_scores(model, tokens), null_scores(model, tokens, n_draws=30, seed=seed)
             beyond += sum(bool((scores[name] > null[name]).any()) for name in SCORES)
     assert beyond <= 6  # 36 · 0.05 = 1.8; more than 6 has a chance of 0.2 %

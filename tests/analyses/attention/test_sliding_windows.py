@@ -12,7 +12,6 @@ import torch
 import transformers
 
 from attlas.analyses.attention.anatomy import AnatomyConfig, map_anatomy
-from attlas.analyses.attention.birth_null import repeat_scores
 from attlas.analyses.attention.cost import CostConfig, cost_profile
 from attlas.analyses.attention.head_entropy import EntropyConfig, entropy
 from attlas.analyses.attention.selection import SelectionConfig, selection_layers
@@ -21,7 +20,7 @@ from attlas.analyses.circuits.attention import score_terms
 from attlas.analyses.circuits.frozen import FrozenPass
 from attlas.analyses.circuits.qk import QKConfig, key_contrast, qk_attribution
 from attlas.analyses.circuits.tracing import direct_attribution
-from attlas.analyses.common.repeats import repeated_tokens
+from attlas.analyses.common.repeats import repeat_scores, repeated_tokens
 from attlas.analyses.features.describe import FeaturesConfig, features
 from attlas.analyses.stability.tracker import EntropyTracker
 from attlas.data.text import TokenDataset
