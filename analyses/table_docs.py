@@ -16,7 +16,7 @@ def table_section(schema: TableSchema) -> str:
     lines = [
         f"### `{schema.name}`",
         "",
-        f"A row: {schema.row}.",
+        f"A row: {schema.row}." + (f" Only {schema.only}." if schema.only else ""),
         "",
         "| column | type | unit | what it is |",
         "|---|---|---|---|",

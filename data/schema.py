@@ -22,11 +22,16 @@ def column(name: str, type_: pa.DataType, unit: str, description: str) -> pa.Fie
 
 @dataclass(frozen=True)
 class TableSchema:
-    """One table of a workspace: its file name without `.parquet`, what a row is, and its columns."""
+    """One table of a workspace: its file name without `.parquet`, what a row is, and its columns.
+
+    Attributes:
+        only: when a run has the table, as in "where it was healed"; "" where every run of its kind has it.
+    """
 
     name: str
     row: str
     columns: tuple[pa.Field, ...]
+    only: str = ""
 
     @property
     def arrow(self) -> pa.Schema:

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from attlas.saes.formats import load_sae
     from attlas.saes.inputs import held_out
     from attlas.saes.training.config import TrainConfig
+    from attlas.saes.training.result import TrainedSAE, TrainResult
     from attlas.saes.training.sweep import SweepConfig, SweepResult, sweep_saes
-    from attlas.saes.training.train import TrainResult, train_sae
+    from attlas.saes.training.train import train_sae
 
 _PUBLIC = {
     "ARCHITECTURES": "architectures",
@@ -27,7 +28,8 @@ _PUBLIC = {
     "SweepConfig": "training.sweep",
     "SweepResult": "training.sweep",
     "TrainConfig": "training.config",
-    "TrainResult": "training.train",
+    "TrainResult": "training.result",
+    "TrainedSAE": "training.result",
     "evaluate": "evaluation.measure",
     "evaluate_all": "evaluation.measure",
     "held_out": "inputs",
@@ -46,6 +48,7 @@ __all__ = [
     "SweepResult",
     "TrainConfig",
     "TrainResult",
+    "TrainedSAE",
     "evaluate",
     "evaluate_all",
     "held_out",

@@ -34,6 +34,7 @@ DROP_CONTROL = TableSchema(
         column("high", pa.float64(), _NATS, "its upper end"),
         column("n_sequences", pa.int64(), "", "sequences or images compared"),
     ),
+    only="where random sets were drawn beside an order",
 )
 
 

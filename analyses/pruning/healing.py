@@ -35,6 +35,7 @@ HEALING = TableSchema(
         column("eval_loss", pa.float64(), "nats", "cross-entropy on held-out data; empty where it was not measured"),
         column("learning_rate", pa.float64(), "", "learning rate of the step"),
     ),
+    only="where it was healed",
 )
 SCHEMAS = (HEALING,)
 

@@ -39,11 +39,13 @@ IMPORTANCE = TableSchema(
     "importance",
     "one head, one ablation, one metric",
     (LAYER, HEAD, _ABLATION, _METRIC, _VALUE, *interval("see metric"), N_IMAGES),
+    only="where heads were ablated",
 )
 IMPORTANCE_BY_CLASS = TableSchema(
     "importance_by_class",
     "one head, one ablation, one metric, over the images of one class",
     (LAYER, HEAD, _ABLATION, _METRIC, _CLASS, _CLASS_NAME, _VALUE, *interval("see metric"), N_IMAGES),
+    only="where heads were ablated and images have labels",
 )
 AGREEMENT = TableSchema(
     "agreement",
@@ -55,6 +57,7 @@ AGREEMENT = TableSchema(
         *interval(""),
         column("n_heads", pa.int32(), "heads", "heads ranked"),
     ),
+    only="where heads were ablated",
 )
 RINGS = TableSchema(
     "rings",
@@ -85,6 +88,7 @@ RINGS = TableSchema(
         ),
         N_IMAGES,
     ),
+    only="where strength was measured",
 )
 STRENGTH = TableSchema(
     "strength",
@@ -106,11 +110,13 @@ STRENGTH = TableSchema(
         _mass("content_relevance", "share of the recentred map's variance between images; near 0 content-agnostic"),
         N_IMAGES,
     ),
+    only="where strength was measured",
 )
 STRENGTH_BY_CLASS = TableSchema(
     "strength_by_class",
     "one head, over the images of one class",
     (LAYER, HEAD, _CLASS, _CLASS_NAME, _CLS_TO_PATCH, _PATCH_TO_CLS, _SELF, _DISTANCE, _ENTROPY, N_IMAGES),
+    only="where strength was measured and images have labels",
 )
 TREND = TableSchema(
     "trend",
@@ -123,5 +129,6 @@ TREND = TableSchema(
         column("last_layer", pa.float64(), "see measure", "mean over heads of the last layer"),
         N_IMAGES,
     ),
+    only="where strength was measured",
 )
 SCHEMAS = (IMPORTANCE, IMPORTANCE_BY_CLASS, AGREEMENT, RINGS, STRENGTH, STRENGTH_BY_CLASS, TREND)

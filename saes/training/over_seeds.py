@@ -28,6 +28,7 @@ SWEEP_SEEDS = TableSchema(
         column("high", pa.float64(), "as the metric", "its upper end"),
         column("n_seeds", pa.int32(), "seeds", "seeds behind it"),
     ),
+    only="where the grid has several seeds",
 )
 
 

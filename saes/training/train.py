@@ -2,108 +2,37 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
 import torch
 
 from attlas.data.progress import Track, no_track, terminal_track
-from attlas.data.workspace import Ref, Run, Workspace
+from attlas.data.workspace import Ref
 from attlas.interp import load_model
 from attlas.saes.activations import head_shape, match_hooks
-from attlas.saes.base import SAE
 from attlas.saes.identity import identity
 from attlas.saes.inputs import Inputs, as_hooked, load_inputs
-from attlas.saes.plots import training_figure
 from attlas.saes.positions import positions_for
 from attlas.saes.training.buffer import MixingBuffer
 from attlas.saes.training.config import TrainConfig
-from attlas.saes.training.history import TRAINING, History
 from attlas.saes.training.loop import OnStep, train_loop
 from attlas.saes.training.notebook_curve import notebook_curve
+from attlas.saes.training.result import TrainResult
 from attlas.saes.training.sources import model_source
 from attlas.saes.training.store import adopt_store, store_source, stored_inputs
 from attlas.saes.training.trainer import SAETrainer
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
-
     from attlas.data.images.dataset import ImageDataset
     from attlas.data.text import TokenDataset
     from attlas.interp import HookedModel
 
-__all__ = ["TrainConfig", "TrainResult", "train_sae"]
+__all__ = ["TrainConfig", "train_sae"]
 
 SAMPLE_TOKENS = 16_384  # for b_dec, the input scale and the active subspace
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """Trained SAEs, by hook, and their curves.
-
-    Attributes:
-        saes: hook → SAE, in evaluation mode, normalisation folded in.
-        config: of the run.
-        model_ref: the model trained on.
-        data_ref: the text or images.
-        history: curve rows.
-        ranks: hook → dimension of the subspace the decoder started in.
-        rates: hook → peak learning rate, resolved where the configuration gave none.
-    """
-
-    saes: dict[str, SAE]
-    config: TrainConfig
-    model_ref: Ref
-    data_ref: Ref
-    history: History
-    ranks: dict[str, int]
-    rates: dict[str, float]
-
-    def table(self, hook: str | None = None) -> pa.Table:
-        """The training curve of one hook, or of all (schema `TRAINING`)."""
-        rows = [row for row in self.history.rows if hook in (None, row["hook"])]
-        return TRAINING.table(rows)
-
-    def tables(self) -> dict[str, pa.Table]:
-        """All tables by name."""
-        return {"training": self.table()}
-
-    def summary(self, hook: str | None = None) -> dict[str, Any]:
-        """The last row of the curve with the SAE's sizes; of all hooks, hook → that."""
-        if hook is None:
-            return {name: self.summary(name) for name in self.saes}
-        last = [row for row in self.history.rows if row["hook"] == hook][-1]
-        kept = ("loss", "l0", "explained_variance", "dead_fraction", "tokens")
-        return {
-            **self.saes[hook].metadata(),
-            **{name: last[name] for name in kept},
-            "start_rank": self.ranks[hook],
-            "learning_rate": self.rates[hook],
-        }
-
-    def plot(self) -> go.Figure:
-        """Explained variance, L0, dead fraction and loss against tokens, a line a hook."""
-        return training_figure(self.history.rows)
-
-    def save(self, workspace: Workspace | str | Path) -> list[Run]:
-        """Write one run of kind "sae" a hook: folder `sae/`, table "training"."""
-        workspace = workspace if isinstance(workspace, Workspace) else Workspace(workspace)
-        runs = []
-        for hook, sae in self.saes.items():
-            config = dataclasses.replace(self.config, hooks=(hook,))
-            with workspace.begin(
-                "sae", model=self.model_ref, data=self.data_ref, config=config, seed=config.seed
-            ) as writer:
-                writer.write("sae", sae.save)
-                writer.table("training", self.table(hook))
-                writer.summary = self.summary(hook)
-            runs.append(writer.record)
-        return runs
 
 
 def train_sae(

@@ -85,8 +85,7 @@ def test_every_result_has_a_kind_of_the_registry_and_saves_by_the_one_function()
     results = _every_result()
     kinds = [cls.kind for cls in results]
     assert sorted(set(kinds)) == sorted(kinds), "two results write one kind"
-    # "sae" is written a hook at a time by TrainResult
-    assert set(TABLES) - set(kinds) == {"sae"}
+    assert set(TABLES) == set(kinds)
     assert [cls.__name__ for cls in results if cls.save is not Result.save] == []
     for cls in results:
         for name in ("tables", "summary", "plot"):

@@ -69,6 +69,7 @@ FEATURES_LOST = TableSchema(
         column("size_after", _F, "nats", "the same without the dropped parts"),
         column("n_tokens", pa.int64(), "tokens", "tokens or patches measured"),
     ),
+    only="where autoencoders were given",
 )
 LOST_EXAMPLES = TableSchema(
     "lost_examples",
@@ -85,6 +86,7 @@ LOST_EXAMPLES = TableSchema(
         column("before", pa.list_(pa.float32()), "activation", "on the tokens or patches shown, whole model"),
         column("after", pa.list_(pa.float32()), "activation", "the same without the dropped parts"),
     ),
+    only="where autoencoders were given",
 )
 BEHAVIOURS_LOST = TableSchema(
     "behaviours_lost",
