@@ -15,8 +15,8 @@ def face(package: str, public: Mapping[str, str]) -> tuple[Callable[[str], Any],
         public: name -> module that defines it, inside the package (`"curve"`) or anywhere (`"attlas.interp.drop"`).
 
     Example:
-        >>> getter, _ = face("attlas.data", {"Progress": "progress"})
-        >>> getter("Progress").__module__
+        >>> getter, _ = face("attlas.data", {"Track": "progress"})
+        >>> getter("Track").__module__
         'attlas.data.progress'
     """
 

@@ -42,7 +42,7 @@ CHECKPOINTS = ("last", "step-00250")
 
 def progress(args: argparse.Namespace) -> Track:
     """Bars on a terminal, lines in a log."""
-    return reporter(Console(stderr=True)).track if args.progress else no_track
+    return reporter(Console(stderr=True)) if args.progress else no_track
 
 
 def dictionaries(sae: SAE, model: HookedModel, text: TokenDataset, hook: str, seed: int) -> Iterator[tuple[str, SAE]]:

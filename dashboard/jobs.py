@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,13 +75,17 @@ class Job:
         if now - self.began > self.seconds:
             raise Stopped("late")
 
-    def track(self, iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-        """A progress bar (see attlas.data.progress.Track): the page shows it, and cancelling takes effect at each step."""
+    def __call__(self, iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+        """A job is a `Track` (attlas.data.progress): the page shows it, and cancelling takes effect at each step."""
         total = total if total is not None else getattr(iterable, "__len__", lambda: None)()
         for i, item in enumerate(iterable):
             self.check()
             self.note, self.fraction = description, (i / total if total else None)
             yield item
+
+    def news(self, text: str, rows: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Shown in place of what it is at, until the next step."""
+        self.note = text
 
     def wait(self, seconds: float) -> bool:
         """Block until it ended; False when it did not within the time."""
@@ -142,7 +146,7 @@ class Live:
         Args:
             key: everything the result depends on; of plain values.
             title: what it does, in a few words.
-            work: called as work(job) on the worker thread; calls job.check() or loops over job.track(…).
+            work: called as work(job) on the worker thread; calls job.check() or loops over job(…).
             seconds: time limit.
         """
         name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import tyro
 from rich.console import Console
@@ -25,13 +25,13 @@ from attlas.cli.next_step import next_line
 from attlas.cli.options import ModelArgs, OutArgs
 from attlas.cli.progress import Task, reporter
 from attlas.data.disk import as_storage_error
+from attlas.data.progress import Track
 from attlas.errors import AttlasError
 
 if TYPE_CHECKING:
     from attlas.data.workspace import Run, Workspace
     from attlas.interp import HookedModel
 
-T = TypeVar("T")
 _opened: list[Workspace] = []  # by the verb that runs
 
 
@@ -75,17 +75,14 @@ class Output:
         console.print(title, style="italic", markup=False, soft_wrap=True)  # a title in the table breaks at its width
         console.print(table)
 
-    def track(self, iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-        """Progress with rate and time left (see attlas.data.progress.Track); may be nested."""
-        return self.reporter.track(iterable, description, total)
+    @property
+    def track(self) -> Track:
+        """Progress with rate and time left, for every function that loops; may be nested."""
+        return self.reporter
 
     def phase(self, description: str) -> AbstractContextManager[Task]:
         """Something long without a count, such as loading a model."""
         return self.reporter.task(description)
-
-    def news(self, text: str) -> None:
-        """Beside the progress: how the innermost loop is doing."""
-        self.reporter.news(text)
 
 
 LOG_WIDTH = 160  # characters: a pipe or a log has no width of its own, and a row on one line can be searched for
@@ -181,9 +178,10 @@ def with_sub_verb(module: ModuleType, argv: Sequence[str]) -> list[str]:
 
     A verb says: SUB_VERBS, names that may also stand behind options (`attlas entropy -m gpt2-mini anatomy`); IMPLIED,
     option → the sub-verb that it asks for; DEFAULT_ARGV; OLD_NAMES, older name → name; OLD_OPTIONS, sub-verb → older
-    option → the options that take its values now (none: it was never read).
+    option → the options that take its values now (none: it was never read). A function `as_today` of the verb has the
+    arguments first, for what no list can say.
     """
-    words, old = list(argv), getattr(module, "OLD_NAMES", {})
+    words, old = list(getattr(module, "as_today", list)(argv)), getattr(module, "OLD_NAMES", {})
     if words[:1] in (["-h"], ["--help"]):
         return words
     if not words or words[0].startswith("-"):

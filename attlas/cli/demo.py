@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from attlas.cli.common import Output, open_workspace
 from attlas.cli.inputs import families_of
 from attlas.cli.options import OutArgs
-from attlas.cli.train import training_news
 from attlas.data.checkpoints import find_checkpoints
 from attlas.data.models_catalog import EMBEDDED_DIR
 from attlas.saes.training.config import TrainConfig
@@ -139,7 +138,7 @@ class _Demo:
         config = TrainConfig(
             model="gpt2-mini", hooks=(args.hook,), arch="topk", k=16, d_sae=1536, n_tokens=args.n_tokens, seed=args.seed
         )
-        result = train_sae(config, track=self.out.track, on_step=training_news(self.out))
+        result = train_sae(config, track=self.out.track)
         return result.save(self.workspace)[0]
 
     def evaluate(self) -> Run:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
@@ -17,6 +18,8 @@ from attlas.errors import ConfigError
 if TYPE_CHECKING:
     from attlas.data.workspace import Run, Workspace
 
+Format = Literal["saelens", "sparsify", "dictionary_learning", "original", "neuronpedia-json"]
+
 
 @dataclass(frozen=True)
 class Args(OutArgs):
@@ -24,15 +27,26 @@ class Args(OutArgs):
 
     For example:
 
-        attlas export --sae sae-gpt2-mini-0a1b2c3d --to saelens --to-folder exported
+        attlas export --sae sae-gpt2-mini-0a1b2c3d --format saelens --to exported
     """
 
-    to: Literal["saelens", "sparsify", "dictionary_learning", "original", "neuronpedia-json"] = "saelens"
-    """Format; neuronpedia-json needs a features run of the SAE in the workspace (attlas features)."""
+    format: Format = "saelens"
+    """Whose files; neuronpedia-json needs a features run of the SAE in the workspace (attlas features)."""
     sae: str | None = None
     """A run id of the workspace, a path, or saelens:RELEASE/ID; by default the newest SAE of the workspace."""
-    folder: Annotated[Path, tyro.conf.arg(aliases=["-o", "--to-folder"])] = Path("exported")
-    """Where to write; must be empty or not there."""
+    to: Annotated[Path, tyro.conf.arg(aliases=["-o", "--folder", "--to-folder"])] = Path("exported")
+    """Folder to write, new or empty."""
+
+
+def as_today(argv: Sequence[str]) -> list[str]:
+    """`--to` was the format once: before the name of one it still is (a folder of that name: --folder saelens)."""
+    names = get_args(Format)
+    words = list(argv)
+    for at, (word, following) in enumerate(zip(words, [*words[1:], ""], strict=True)):
+        option, _, value = word.partition("=")
+        if option == "--to" and (value or following) in names:
+            words[at] = word.replace("--to", "--format", 1)
+    return words
 
 
 def run(args: Args, out: Output) -> dict[str, Any]:
@@ -40,18 +54,18 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     from attlas.saes.formats import FORMATS, load_sae
 
     workspace = Workspace(args.workspace)  # read only
-    check_writable(args.folder)
+    check_writable(args.to)
     source, parent = find_sae(workspace, args.sae)
     sae = load_sae(source)
-    if args.folder.is_file() or (args.folder.is_dir() and any(args.folder.iterdir())):
-        raise ConfigError(f"'{args.folder}' is not an empty folder; give another with --folder")
-    if args.to == "neuronpedia-json":
-        files = _neuronpedia(workspace, parent, sae.cfg, args.folder)
+    if args.to.is_file() or (args.to.is_dir() and any(args.to.iterdir())):
+        raise ConfigError(f"'{args.to}' is not an empty folder; give another with --to")
+    if args.format == "neuronpedia-json":
+        files = _neuronpedia(workspace, parent, sae.cfg, args.to)
     else:
-        FORMATS[args.to].save(sae, args.folder)
-        files = sorted(args.folder.iterdir())
-    out.say(f"wrote {len(files)} files to {args.folder}: {', '.join(path.name for path in files[:4])}")
-    return {"sae": source, "to": args.to, "folder": str(args.folder), "files": [str(path) for path in files]}
+        FORMATS[args.format].save(sae, args.to)
+        files = sorted(args.to.iterdir())
+    out.say(f"wrote {len(files)} files to {args.to}: {', '.join(path.name for path in files[:4])}")
+    return {"sae": source, "to": args.format, "folder": str(args.to), "files": [str(path) for path in files]}
 
 
 def _neuronpedia(workspace: Workspace, parent: Run | None, cfg: Any, folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -65,13 +65,13 @@ def clock(seconds: float) -> str:
 
 
 class Reporter:
-    """Tasks that are under way, outermost first; what they look like is the subclass's part."""
+    """The command line's `Track` (attlas.data.progress): tasks under way, outermost first; subclasses draw them."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
         self.tasks: list[Task] = []
 
-    def track(self, iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    def __call__(self, iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
         """Go through an iterable as one task."""
         if total is None and isinstance(iterable, Sized):
             total = len(iterable)
@@ -93,7 +93,7 @@ class Reporter:
             self.tasks.remove(task)
             self.ended(task)
 
-    def news(self, text: str) -> None:
+    def news(self, text: str, rows: Sequence[Mapping[str, Any]] = ()) -> None:
         """Say something of the innermost task."""
         if self.tasks:
             self.tasks[-1].news = text

@@ -19,8 +19,6 @@ from attlas.saes.training.config import TrainConfig
 if TYPE_CHECKING:
     from attlas.data.workspace import Workspace
     from attlas.interp import HookedModel
-    from attlas.saes.training.loop import OnStep
-    from attlas.saes.training.loop import Progress as Step
 
 
 @dataclass(frozen=True)
@@ -87,9 +85,7 @@ def _train(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -
     folder = live_folder(workspace.path, _key(config))
     _tell_what_resumes(args, folder, workspace, out)
     model = _begin(config, folder, out)
-    result = train_sae(
-        config, model=model, folder=folder, resume=args.resume, track=out.track, on_step=training_news(out)
-    )
+    result = train_sae(config, model=model, folder=folder, resume=args.resume, track=out.track)
     runs = result.save(workspace)
     shutil.rmtree(folder, ignore_errors=True)
     summary = result.summary()
@@ -114,9 +110,7 @@ def _sweep(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -
     folder = live_folder(workspace.path, _key(sweep))
     _tell_what_resumes(args, folder, workspace, out)
     model = _begin(config, folder, out)
-    result = sweep_saes(
-        sweep, model=model, folder=folder, resume=args.resume, track=out.track, on_step=training_news(out)
-    )
+    result = sweep_saes(sweep, model=model, folder=folder, resume=args.resume, track=out.track)
     record = result.save(workspace)
     shutil.rmtree(folder, ignore_errors=True)
     rows = sorted(result.rows, key=lambda row: (row["hook"], row["l0"]))
@@ -164,14 +158,3 @@ def _key(config: Any) -> str:
     from attlas.data.workspace import jsonable
 
     return hashlib.sha256(json.dumps(jsonable(config), sort_keys=True).encode()).hexdigest()[:8]
-
-
-def training_news(out: Output) -> OnStep:
-    """Tells beside the progress: tokens/s, and the last explained variance and L0."""
-
-    def on_step(step: Step) -> None:
-        if step.rows:
-            ev, l0 = (sum(row[key] for row in step.rows) / len(step.rows) for key in ("explained_variance", "l0"))
-            out.news(f"{step.tokens_per_second:,.0f} tokens/s, EV {ev:.3f}, L0 {l0:.1f}")
-
-    return on_step

@@ -1,10 +1,9 @@
-"""The training loop. It reads from top to bottom; nothing is called back but `on_step`."""
+"""The training loop. It reads from top to bottom; nothing is called back but `track`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +21,6 @@ from attlas.saes.training.history import History
 from attlas.saes.training.trainer import SAETrainer
 
 
-@dataclass(frozen=True)
-class Progress:
-    """What `on_step` is told after every step.
-
-    Attributes:
-        step: steps done.
-        n_steps: steps of the run.
-        tokens: activations trained on so far.
-        tokens_per_second: over the last logged stretch, 0 before the first.
-        seconds_left: at that rate.
-        rows: curve rows added at this step, one an SAE; empty between logged steps.
-    """
-
-    step: int
-    n_steps: int
-    tokens: int
-    tokens_per_second: float
-    seconds_left: float
-    rows: tuple[dict[str, Any], ...]
-
-
-OnStep = Callable[[Progress], None]
-
-
 def train_loop(
     trainers: list[SAETrainer],
     buffer: MixingBuffer,
@@ -55,7 +30,6 @@ def train_loop(
     resume: bool = False,
     identity: Mapping[str, str] | None = None,
     track: Track = no_track,
-    on_step: OnStep | None = None,
 ) -> History:
     """Train all SAEs on the same batches.
 
@@ -66,8 +40,7 @@ def train_loop(
         folder: for `training.jsonl` and checkpoints; None keeps neither.
         resume: go on from the folder's checkpoint, when it has one.
         identity: hashes of model and data, kept in the checkpoint; going on with others is refused.
-        track: progress bar.
-        on_step: told of every step.
+        track: shows how far it is, and is told the curve's rows at every logged step.
 
     Raises:
         ConfigError: the checkpoint is of another configuration, model or data.
@@ -77,7 +50,7 @@ def train_loop(
     start, rows = restore_checkpoint(folder, trainers, buffer, record) if folder is not None and resume else (0, [])
     history = History(folder, rows)
     saved = start
-    rate, since, since_step = 0.0, time.perf_counter(), start
+    since, since_step = time.perf_counter(), start
 
     for step in track(range(start, config.n_steps), "training", config.n_steps - start):
         batch = buffer.next_batch(config.batch_size)
@@ -117,10 +90,15 @@ def train_loop(
         due = config.checkpoint_every and (step + 1) % config.checkpoint_every == 0
         if folder is not None and due and save_checkpoint(folder, step + 1, trainers, buffer, record, history.rows):
             saved = step + 1
-        if on_step is not None:
-            left = (config.n_steps - step - 1) * config.batch_size / rate if rate else float("inf")
-            on_step(Progress(step + 1, config.n_steps, (step + 1) * config.batch_size, rate, left, tuple(new_rows)))
+        if new_rows:
+            track.news(_news(new_rows), new_rows)
     return history
+
+
+def _news(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Tokens a second, and means over SAEs of explained variance and L0."""
+    ev, l0 = (sum(row[key] for row in rows) / len(rows) for key in ("explained_variance", "l0"))
+    return f"{rows[0]['tokens_per_second']:,.0f} tokens/s, EV {ev:.3f}, L0 {l0:.1f}"
 
 
 def _row(

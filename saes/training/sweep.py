@@ -26,7 +26,7 @@ from attlas.saes.inputs import HELD_OUT, Inputs, held_out, load_inputs, train_an
 from attlas.saes.plots import pareto_figure
 from attlas.saes.training.config import TrainConfig
 from attlas.saes.training.history import SWEEP_TRAINING, History
-from attlas.saes.training.loop import OnStep, train_loop
+from attlas.saes.training.loop import train_loop
 from attlas.saes.training.over_seeds import SWEEP_SEEDS, over_seeds
 from attlas.saes.training.store import adopt_store, stored_inputs
 from attlas.saes.training.train import SAMPLE_TOKENS, make_buffer, start_trainer
@@ -154,7 +154,6 @@ def sweep_saes(
     resume: bool = False,
     track: Track | None = None,
     progress: bool = True,
-    on_step: OnStep | None = None,
 ) -> SweepResult:
     """Train every point of the grid in one pass over the data, then measure each on held-out data.
 
@@ -166,7 +165,6 @@ def sweep_saes(
         evaluation: how to measure; None measures without controls and intervals.
         folder, resume: live curve and checkpoint, as in `train_sae`.
         track, progress: as in `train_sae`.
-        on_step: told of every training step.
 
     Example:
         >>> sweep_saes(SweepConfig(TrainConfig(n_tokens=500_000), k=(8, 16, 32), width=(768, 1536))).plot()
@@ -193,9 +191,7 @@ def sweep_saes(
 
     kept = Path(folder) if folder is not None else None
     same = identity(model, inputs.ref) if kept is not None else None
-    history = train_loop(
-        trainers, buffer, train, folder=kept, resume=resume, identity=same, track=track, on_step=on_step
-    )
+    history = train_loop(trainers, buffer, train, folder=kept, resume=resume, identity=same, track=track)
     saes = {trainer.name: trainer.finish() for trainer in trainers}
     val = val or held_out(model, n_tokens=HELD_OUT[0], n_images=HELD_OUT[1], seq_len=train.seq_len, seed=train.seed)
     evaluation = evaluation or EvalConfig(controls=(), n_bootstrap=0)

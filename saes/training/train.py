@@ -18,7 +18,7 @@ from attlas.saes.inputs import Inputs, as_hooked, load_inputs
 from attlas.saes.positions import positions_for
 from attlas.saes.training.buffer import MixingBuffer
 from attlas.saes.training.config import TrainConfig
-from attlas.saes.training.loop import OnStep, train_loop
+from attlas.saes.training.loop import train_loop
 from attlas.saes.training.notebook_curve import notebook_curve
 from attlas.saes.training.result import TrainResult
 from attlas.saes.training.sources import model_source
@@ -44,7 +44,6 @@ def train_sae(
     resume: bool = False,
     track: Track | None = None,
     progress: bool = True,
-    on_step: OnStep | None = None,
 ) -> TrainResult:
     """Train one SAE for every hook that the configuration names, all from the same forward passes.
 
@@ -54,9 +53,8 @@ def train_sae(
         data: tokens or images, in place of config.text or config.images.
         folder: where to keep the live curve (`training.jsonl`) and checkpoints; None keeps neither.
         resume: go on from the folder's checkpoint; the finished SAEs equal those of an uninterrupted run.
-        track: what shows how far it is; by default a bar, where stderr is a terminal.
-        progress: False: no such bar.
-        on_step: told of every step; in a notebook, where none is given, a live curve is drawn.
+        track: what shows how far it is; by default a live curve in a notebook, a bar where stderr is a terminal.
+        progress: False: neither.
 
     Raises:
         HookNameError: a hook matches nothing.
@@ -68,7 +66,7 @@ def train_sae(
         >>> result.save("workspace")
     """
     config = adopt_store(config or TrainConfig())
-    track = track or terminal_track(progress)
+    track = track or (notebook_curve() if progress else None) or terminal_track(progress)
     if model is None:
         model = load_model(config.model, device=config.device, dtype=config.dtype)
     model = as_hooked(model)
@@ -78,8 +76,6 @@ def train_sae(
     sample = buffer.peek(SAMPLE_TOKENS)
     trainers = [start_trainer(hook, hook, model, sample[hook], config, inputs.ref) for hook in hooks]
 
-    if on_step is None:
-        on_step = notebook_curve()
     kept = Path(folder) if folder is not None else None
     history = train_loop(
         trainers,
@@ -89,7 +85,6 @@ def train_sae(
         resume=resume,
         identity=identity(model, inputs.ref) if kept is not None else None,
         track=track,
-        on_step=on_step,
     )
     return TrainResult(
         saes={trainer.hook: trainer.finish() for trainer in trainers},

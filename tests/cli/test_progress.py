@@ -28,7 +28,7 @@ def _slowly(n: int, seconds: float) -> Any:
 
 def test_a_log_gets_a_line_every_interval_even_while_one_item_takes_long() -> None:
     lines, stream = _log()
-    for _ in lines.track(range(1), "one long item"):
+    for _ in lines(range(1), "one long item"):
         time.sleep(0.2)
     said = stream.getvalue().splitlines()
     assert len(said) >= 4
@@ -38,8 +38,8 @@ def test_a_log_gets_a_line_every_interval_even_while_one_item_takes_long() -> No
 
 def test_lines_show_count_rate_time_left_and_what_is_inside() -> None:
     lines, stream = _log()
-    for _ in lines.track(_slowly(4, 0.06), "checkpoints", 4):
-        for _ in lines.track(_slowly(2, 0.02), "entropy", 2):
+    for _ in lines(_slowly(4, 0.06), "checkpoints", 4):
+        for _ in lines(_slowly(2, 0.02), "entropy", 2):
             lines.news("loss 1.25")
     said = stream.getvalue()
     assert re.search(r"^checkpoints [1-4]/4 \(0:00 so far, .* a second, 0:00 left\)$", said, re.M), said
@@ -57,7 +57,7 @@ def test_short_tasks_one_after_the_other_are_told_of_too() -> None:
 
 def test_what_is_quick_says_nothing() -> None:
     lines, stream = _log(interval=5.0)
-    assert list(lines.track([1, 2, 3], "quick")) == [1, 2, 3]
+    assert list(lines([1, 2, 3], "quick")) == [1, 2, 3]
     assert stream.getvalue() == ""
 
 
@@ -79,7 +79,7 @@ def test_the_clock_ends_with_the_task_when_it_fails() -> None:
 def test_a_closed_log_does_not_stop_the_work() -> None:
     lines, stream = _log()
     stream.close()
-    assert list(lines.track(_slowly(3, 0.04), "on")) == [0, 1, 2]
+    assert list(lines(_slowly(3, 0.04), "on")) == [0, 1, 2]
 
 
 def test_a_terminal_gets_bars_that_nest() -> None:
@@ -87,8 +87,8 @@ def test_a_terminal_gets_bars_that_nest() -> None:
     bars = Bars(Console(file=stream, force_terminal=True, width=120))
     with bars.task("loading"):
         pass
-    for _ in bars.track(range(2), "outer"):
-        for _ in bars.track(iter([1]), "inner", 1):
+    for _ in bars(range(2), "outer"):
+        for _ in bars(iter([1]), "inner", 1):
             bars.news("EV 0.9")
     said = stream.getvalue()
     assert "loading" in said

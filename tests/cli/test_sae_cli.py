@@ -72,10 +72,10 @@ def test_every_sae_of_the_newest_training_is_measured_and_described(
 @pytest.mark.parametrize("to", ["saelens", "sparsify", "dictionary_learning"])
 def test_export(workspace: Path, to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "out"
-    assert main(["export", "-w", str(workspace), "--to", to, "--folder", str(folder), "--json"]) == 0
+    assert main(["export", "-w", str(workspace), "--format", to, "--to", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["to"] == to
     assert load_sae(folder).cfg.d_sae == 256
-    assert main(["export", "-w", str(workspace), "--to", to, "--folder", str(folder)]) == 2
+    assert main(["export", "-w", str(workspace), "--to", to, "--folder", str(folder)]) == 2  # the older spelling
     assert "is not an empty folder" in capsys.readouterr().err
 
 

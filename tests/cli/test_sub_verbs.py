@@ -8,6 +8,7 @@ import importlib
 import io
 import json
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import tyro
 
 from attlas.analyses import attention, features, stability, vit
+from attlas.cli import VERBS as VERB_NAMES
 from attlas.cli import main
 from attlas.cli.common import with_sub_verb
 from attlas.data.workspace import Workspace
@@ -54,6 +56,36 @@ def parse(verb: str, *argv: str) -> Any:
     module = importlib.import_module(f"attlas.cli.{verb}")
     with contextlib.redirect_stderr(io.StringIO()):
         return tyro.cli(module.Args, args=with_sub_verb(module, argv), config=(tyro.conf.OmitArgPrefixes,))
+
+
+def test_to_is_a_place_to_write_in_every_verb() -> None:
+    """An option of this name takes a path wherever there is one; export's older one, the format, is understood."""
+    found, todo = {}, [(verb, importlib.import_module(f"attlas.cli.{verb}").Args) for verb in VERB_NAMES]
+    while todo:
+        verb, args = todo.pop()
+        if dataclasses.is_dataclass(args):
+            found |= {(verb, field.name): str(field.type) for field in dataclasses.fields(args) if field.name == "to"}
+        else:  # a union of sub-verbs, or one of them with its name
+            todo += [(verb, inner) for inner in typing.get_args(args)]
+    assert {verb for verb, _ in found} == {"capture", "export"}
+    assert all(re.match(r"(Annotated\[)?Path\b", kind) for kind in found.values()), found
+
+
+@pytest.mark.parametrize(
+    ("older", "form", "to"),
+    [
+        (["--to", "sparsify"], "sparsify", "exported"),
+        (["--to=sparsify", "-o", "x"], "sparsify", "x"),
+        (["--to", "original", "--to-folder", "x"], "original", "x"),
+        (["--folder", "saelens"], "saelens", "saelens"),
+        (["--format", "original", "--to", "here"], "original", "here"),
+        (["--to=here"], "saelens", "here"),
+        (["--sae", "saelens", "--to", "here"], "saelens", "here"),
+    ],
+)
+def test_export_understands_both_spellings(older: list[str], form: str, to: str) -> None:
+    args = parse("export", *older)
+    assert (args.format, args.to) == (form, Path(to))
 
 
 def options(verb: str, *argv: str) -> set[str]:

@@ -31,7 +31,7 @@ def _until(job: Job, state: str, seconds: float = 10) -> None:
 
 
 def _endless(job: Job) -> None:
-    for _ in job.track(iter(int, 1), "counting"):
+    for _ in job(iter(int, 1), "counting"):
         time.sleep(0.002)
 
 

@@ -12,25 +12,23 @@ import torch
 
 from attlas.analyses.features.describe import FeaturesConfig, features
 from attlas.analyses.features.matching import sae_matching
+from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset, load_tokens
 from attlas.errors import ConfigError
 from attlas.interp import load_model
 from attlas.saes import SAE, EvalConfig, SAEConfig, SweepConfig, TrainConfig, evaluate, sweep_saes, train_sae
 from attlas.saes.architectures import create_sae
 from attlas.saes.identity import check_sae, fingerprint
-from attlas.saes.training.loop import Progress
 
 if TYPE_CHECKING:
     from attlas.interp import HookedModel
+
+from .stopped import StopAfter, StopError
 
 HOOK = "blocks.0.attn.hook_z"
 SMALL = TrainConfig(
     hooks=(HOOK,), d_sae=32, k=2, n_tokens=1024, batch_size=128, buffer_tokens=512, seq_len=32, checkpoint_every=2
 )
-
-
-class StopError(Exception):
-    """Raised in the middle of a training."""
 
 
 @pytest.fixture
@@ -42,15 +40,10 @@ def texts(model: HookedModel, seed: int) -> TokenDataset:
     return load_tokens("embedded:val", model.tokenizer, seq_len=32, n_tokens=16 * 32, seed=seed)
 
 
-def stop(progress: Progress) -> None:
-    if progress.step == 4:
-        raise StopError
-
-
 @pytest.mark.parametrize("sweep", [False, True])
 def test_resume_on_other_data_or_weights_is_refused(sweep: bool, own_model: HookedModel, tmp_path: Path) -> None:
-    def run(data: TokenDataset, resume: bool, on_step: object = None) -> object:
-        how = {"model": own_model, "folder": tmp_path, "resume": resume, "on_step": on_step}
+    def run(data: TokenDataset, resume: bool, track: Track = no_track) -> object:
+        how = {"model": own_model, "folder": tmp_path, "resume": resume, "track": track}
         if sweep:
             from attlas.saes.inputs import Inputs
 
@@ -61,7 +54,7 @@ def test_resume_on_other_data_or_weights_is_refused(sweep: bool, own_model: Hook
 
     first, second = texts(own_model, 0), texts(own_model, 1)
     with pytest.raises(StopError):
-        run(first, False, stop)
+        run(first, False, StopAfter(4))
     with pytest.raises(
         ConfigError, match=rf"has data='{first.hash}' and this run '{second.hash}'; start without resume"
     ):

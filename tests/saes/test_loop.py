@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from attlas.data.progress import Silent
 from attlas.errors import CheckpointError, ConfigError, NonFiniteError
 from attlas.saes import ARCHITECTURES, SAEConfig, TrainConfig
 from attlas.saes.activations import Rows
@@ -21,6 +24,8 @@ from attlas.saes.training.history import live_runs
 from attlas.saes.training.init import principal_subspace
 from attlas.saes.training.loop import train_loop
 from attlas.saes.training.trainer import SAETrainer
+
+from .stopped import StopAfter, StopError
 
 HOOKS = ("blocks.0.attn.hook_z", "blocks.1.attn.hook_z")
 D_IN, RANK, DIRECTIONS = 16, 6, 24
@@ -107,16 +112,9 @@ def test_resume_is_bit_equal(arch: str, tmp_path: Path) -> None:
     straight, buffer = start(config)
     history = train_loop(straight, buffer, config)
 
-    class Stop(Exception):
-        pass
-
-    def interrupt(progress: object) -> None:
-        if progress.step == 33:  # type: ignore[attr-defined]
-            raise Stop
-
     first, buffer = start(config)
-    with pytest.raises(Stop):
-        train_loop(first, buffer, config, folder=tmp_path, on_step=interrupt)
+    with pytest.raises(StopError):
+        train_loop(first, buffer, config, folder=tmp_path, track=StopAfter(33))
     again, buffer = start(config)
     resumed = train_loop(again, buffer, config, folder=tmp_path, resume=True)
     for a, b in zip(straight, again, strict=True):
@@ -214,15 +212,16 @@ def test_live_curve_grows_while_training(tmp_path: Path) -> None:
     config = small()
     seen: list[int] = []
 
-    def look(progress: object) -> None:
-        if progress.rows:  # type: ignore[attr-defined]
+    class Look(Silent):
+        def news(self, text: str, rows: Sequence[Mapping[str, Any]] = ()) -> None:
             (run,) = live_runs(tmp_path)
             seen.append(len(run.rows))
-            assert run.rows[-1]["step"] == progress.step  # type: ignore[attr-defined]
-            assert progress.tokens_per_second > 0  # type: ignore[attr-defined]
+            assert run.rows[-1] == rows[-1]
+            assert rows[-1]["tokens_per_second"] > 0
+            assert text.startswith(f"{rows[-1]['tokens_per_second']:,.0f} tokens/s, EV ")
 
     trainers, buffer = start(config)
-    train_loop(trainers, buffer, config, folder=tmp_path / ".training" / "abc", on_step=look)
+    train_loop(trainers, buffer, config, folder=tmp_path / ".training" / "abc", track=Look())
     assert seen == list(range(2, 22, 2))
     path = tmp_path / ".training" / "abc" / "training.jsonl"
     with open(path, "a") as handle:
@@ -370,7 +369,9 @@ def test_notebook_curve_redraws(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(display, "display", lambda *args, **kwargs: Handle())
     config = small()
     trainers, buffer = start(config)
-    train_loop(trainers, buffer, config, on_step=live.notebook_curve())
+    curve = live.notebook_curve()
+    assert curve is not None
+    train_loop(trainers, buffer, config, track=curve)
     assert len(Handle.shown) == 10
     last = Handle.shown[-1]
     figure = last["application/vnd.plotly.v1+json"]

@@ -94,7 +94,7 @@ def prompt(store: Store, setup: Setup, job: Job) -> dict[str, Any]:
     shares = frozen.logits[-1].softmax(-1)
     best = list(dict.fromkeys([*shares.topk(10).indices.tolist(), *target.right, *target.wrong]))
     layers = []
-    for layer in job.track(sorted(frozen.saes), "encoding"):
+    for layer in job(sorted(frozen.saes), "encoding"):
         hook, sae = frozen.saes[layer]
         rows = [
             {"position": p, "feature": f, "activation": a}
@@ -184,7 +184,7 @@ def graph(
     config = TraceConfig(threshold=threshold, top_n=10, max_nodes=120)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the graph carries what it warns of
-        found = trace(model, frozen.tokens, target, config, frozen=frozen, track=job.track)
+        found = trace(model, frozen.tokens, target, config, frozen=frozen, track=job)
     return explain_attention(frozen, found) if attention else found
 
 
