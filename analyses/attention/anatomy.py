@@ -20,6 +20,18 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.attention.config import AnatomyConfig
+from attlas.analyses.common.columns import (
+    DIAGONAL,
+    ENTROPY,
+    HEAD,
+    LAYER,
+    MAX_WEIGHT,
+    MEAN_DISTANCE,
+    N_QUERIES,
+    NORMALIZED,
+    PREVIOUS_TOKEN,
+    SINK_MASS,
+)
 from attlas.analyses.common.repeats import repeat_scores, repeated_tokens
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset
@@ -32,19 +44,19 @@ from attlas.kernels import AttentionStats
 
 _F = pa.float64()
 _HEAD = (
-    column("layer", pa.int16(), "", "layer index, from 0"),
-    column("head", pa.int16(), "", "head index, from 0"),
+    LAYER,
+    HEAD,
 )
 MEASURES = (
-    column("entropy", _F, "nats", "mean over queries of −Σ a·log a"),
-    column("normalized", _F, "fraction", "mean of entropy / log(attendable positions); rows with one left out"),
-    column("max_weight", _F, "fraction", "mean of a query's largest weight"),
-    column("sink_mass", _F, "fraction", "mean weight on the first position"),
-    column("diagonal", _F, "fraction", "mean weight on the query itself"),
-    column("previous_token", _F, "fraction", "mean weight on the position before the query"),
+    ENTROPY,
+    NORMALIZED,
+    MAX_WEIGHT,
+    SINK_MASS,
+    DIAGONAL,
+    PREVIOUS_TOKEN,
     column("duplicate_token", _F, "fraction", "mean weight on other copies of the query's token"),
     column("induction", _F, "fraction", "mean weight on tokens after earlier copies of the query's token"),
-    column("mean_distance", _F, "positions", "mean distance from the query to where it looks"),
+    MEAN_DISTANCE,
 )
 # label → (column it is read from, threshold), the most specific first; the first that passes names the head *(ours)*.
 LABELS = {
@@ -70,7 +82,7 @@ MAP_ANATOMY = TableSchema(
         column("broad", _F, "fraction", "the normalised entropy, as the score of label 'broad'"),
         column("label", pa.string(), "", "what the head mostly does: " + ", ".join(LABELS) + ", or unassigned"),
         column("label_score", _F, "fraction", "score of that label, NaN where unassigned"),
-        column("n_queries", pa.int64(), "queries", "queries measured"),
+        N_QUERIES,
     ),
 )
 MAP_MASS = TableSchema(

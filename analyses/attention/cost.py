@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from attlas.analyses.attention.config import CostConfig
+from attlas.analyses.common.columns import LAYER
 from attlas.data.figures import new_figure
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
@@ -36,7 +37,7 @@ COST = TableSchema(
     "cost",
     "one sub-layer at one length",
     (
-        column("layer", pa.int16(), "", "layer index, from 0"),
+        LAYER,
         column("module", pa.string(), "", "attn or mlp, without the norm in front"),
         column("seq_len", pa.int64(), "tokens", "T"),
         column("batch_size", pa.int32(), "", "sequences"),

@@ -14,6 +14,20 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.attention.config import EntropyConfig
+from attlas.analyses.common.columns import (
+    DIAGONAL,
+    ENTROPY,
+    HEAD,
+    LAYER,
+    LOWER_BOUND,
+    MAX_WEIGHT,
+    MEAN_DISTANCE,
+    N_QUERIES,
+    NORMALIZED,
+    PREVIOUS_TOKEN,
+    SINK_MASS,
+    interval,
+)
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
@@ -29,27 +43,21 @@ HEAD_ENTROPY = TableSchema(
     "head_entropy",
     "one head",
     (
-        column("layer", pa.int16(), "", "layer index, from 0"),
-        column("head", pa.int16(), "", "head index, from 0"),
-        column("entropy", pa.float64(), "nats", "mean over queries of −Σ a·log a"),
-        column("low", pa.float64(), "nats", "95 % bootstrap interval over sequences, lower end"),
-        column("high", pa.float64(), "nats", "95 % bootstrap interval over sequences, upper end"),
-        column(
-            "normalized",
-            pa.float64(),
-            "fraction",
-            "mean of entropy / log(attendable positions); rows with one left out",
-        ),
+        LAYER,
+        HEAD,
+        ENTROPY,
+        *interval("nats", "sequences"),
+        NORMALIZED,
         *[column(f"q{int(100 * q):02d}", pa.float64(), "nats", f"{q:.0%} quantile over queries") for q in QUANTILES],
-        column("lower_bound", pa.float64(), "nats", "mean over queries of Theorem 3.1's bound with s = ‖u − mean(u)‖"),
-        column("max_weight", pa.float64(), "fraction", "mean of a query's largest weight"),
-        column("sink_mass", pa.float64(), "fraction", "mean weight on the first position"),
-        column("previous_token", pa.float64(), "fraction", "mean weight on the position before the query"),
-        column("diagonal", pa.float64(), "fraction", "mean weight on the query itself"),
+        LOWER_BOUND,
+        MAX_WEIGHT,
+        SINK_MASS,
+        PREVIOUS_TOKEN,
+        DIAGONAL,
         column("local_mass", pa.float64(), "fraction", "mean weight within the local window"),
         column("induction", pa.float64(), "fraction", "mean weight on tokens after earlier copies of the query (text)"),
-        column("mean_distance", pa.float64(), "positions", "mean distance from the query to where it looks"),
-        column("n_queries", pa.int64(), "queries", "queries measured"),
+        MEAN_DISTANCE,
+        N_QUERIES,
     ),
 )
 SCHEMAS = (HEAD_ENTROPY,)

@@ -19,6 +19,7 @@ import torch
 from attlas.analyses.attention.birth_null import null_scores
 from attlas.analyses.attention.config import EntropyConfig, TimelineConfig
 from attlas.analyses.attention.head_entropy import entropy
+from attlas.analyses.common.columns import CHECKPOINT, CHECKPOINT_STEP, HEAD, LAYER
 from attlas.analyses.common.repeats import SCORES, repeat_scores, repeated_tokens
 from attlas.data.checkpoints import Checkpoint
 from attlas.data.figures import new_grid
@@ -36,10 +37,10 @@ TIMELINE = TableSchema(
     "timeline",
     "one head at one checkpoint",
     (
-        column("step", pa.int64(), "steps", "training step of the checkpoint"),
-        column("checkpoint", pa.string(), "", "its folder"),
-        column("layer", pa.int16(), "", "layer index, from 0"),
-        column("head", pa.int16(), "", "head index, from 0"),
+        CHECKPOINT_STEP,
+        CHECKPOINT,
+        LAYER,
+        HEAD,
         column("entropy", _F, "nats", "mean over queries, on the data"),
         column("normalized", _F, "fraction", "mean of entropy / log(attendable positions), on the data"),
         column("lower_bound", _F, "nats", "mean of Theorem 3.1's bound with s = ‖u − mean(u)‖, on the data"),

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.attention.config import SelectionConfig
+from attlas.analyses.common.columns import HEAD, LAYER
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
@@ -54,7 +55,7 @@ PARTITION = TableSchema(
     (
         column("k", pa.int32(), "keys", "how many keys are kept"),
         column("n_full", pa.int16(), "layers", "full and selecting layers together"),
-        column("layer", pa.int16(), "", "layer index, from 0"),
+        LAYER,
         column("role", pa.string(), "", "full (no layer follows it), selecting, or following"),
         column("selector", pa.int16(), "", "whose keys it reads; itself unless following"),
         column("coverage", _F, "fraction", "mass on those keys; 1 unless following"),
@@ -64,8 +65,8 @@ KEY_SHARE = TableSchema(
     "key_share",
     "one head",
     (
-        column("layer", pa.int16(), "", "layer index, from 0"),
-        column("head", pa.int16(), "", "head index, from 0"),
+        LAYER,
+        HEAD,
         column("share", _F, "fraction", "mean share of a query's keys that hold the asked part of its mass"),
         column("keys", _F, "keys", "mean number of them"),
         column("mass", _F, "fraction", "the part asked for"),

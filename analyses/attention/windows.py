@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.attention.config import WindowConfig
+from attlas.analyses.common.columns import interval
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
@@ -39,8 +40,7 @@ WINDOW_LOSS = TableSchema(
         column("window", pa.int32(), "positions", "positions (text) or hops + 1 (images) a query may see"),
         column("sinks", pa.int32(), "positions", "first positions that stay visible"),
         column("delta", _F, "nats", "mean rise of the loss"),
-        column("low", _F, "nats", "95 % bootstrap interval over sequences or images, lower end"),
-        column("high", _F, "nats", "95 % bootstrap interval over sequences or images, upper end"),
+        *interval("nats", "sequences or images"),
         column("loss", _F, "nats", "mean loss with the limit"),
         column("base_loss", _F, "nats", "mean loss without"),
         column("n_units", pa.int64(), "", "sequences or images"),

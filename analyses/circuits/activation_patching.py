@@ -19,6 +19,7 @@ from torch import Tensor
 from attlas.analyses.circuits.attribution_patching import estimate, path_gradients, rank_features
 from attlas.analyses.circuits.config import PatchingConfig
 from attlas.analyses.circuits.sites import Edit, Site, check_site, edited, grid, replacement
+from attlas.analyses.common.columns import N_PROMPTS, interval
 from attlas.analyses.tasks.metrics import Metric, unit_of
 from attlas.analyses.tasks.task import Task
 from attlas.data.figures import new_figure
@@ -40,13 +41,12 @@ PATCHING = TableSchema(
         column("position", pa.int32(), "tokens", "token position; −1 for all, or for a role that differs by prompt"),
         column("feature", pa.int32(), "", "SAE feature; −1 for none, −2 for the SAE's error"),
         column("effect", pa.float64(), "metric", "mean over prompts of metric(changed run) − metric(base run)"),
-        column("low", pa.float64(), "metric", "95 % bootstrap interval over prompts, lower end"),
-        column("high", pa.float64(), "metric", "95 % bootstrap interval over prompts, upper end"),
+        *interval("metric", "prompts"),
         column(
             "normalized", pa.float64(), "fraction", "effect / (metric of the source prompts − base); null if they tie"
         ),
         column("estimate", pa.float64(), "metric", "the effect estimated from gradients"),
-        column("n_prompts", pa.int32(), "prompts", "prompts measured"),
+        N_PROMPTS,
     ),
 )
 SCHEMAS = (PATCHING,)

@@ -20,6 +20,7 @@ import torch
 from attlas.analyses.circuits.config import DLAConfig
 from attlas.analyses.circuits.frozen import FrozenPass, Part
 from attlas.analyses.circuits.roles import HeadRole, head_role
+from attlas.analyses.common.columns import HEAD, LAYER, N_PROMPTS, interval
 from attlas.analyses.tasks.task import Task
 from attlas.data.figures import new_figure
 from attlas.data.progress import Track, no_track
@@ -33,9 +34,8 @@ from attlas.saes.decompose import SAEs
 TOLERANCE = 1e-4
 
 _INTERVAL = (
-    column("low", pa.float64(), "logits", "95 % bootstrap interval over prompts, lower end"),
-    column("high", pa.float64(), "logits", "95 % bootstrap interval over prompts, upper end"),
-    column("n_prompts", pa.int32(), "prompts", "prompts measured"),
+    *interval("logits", "prompts"),
+    N_PROMPTS,
 )
 DLA = TableSchema(
     "dla",
@@ -63,13 +63,12 @@ ROLES = TableSchema(
     "head_roles",
     "one head and one named position of the prompts",
     (
-        column("layer", pa.int16(), "", "layer index"),
-        column("head", pa.int16(), "", "head index"),
+        LAYER,
+        HEAD,
         column("role", pa.string(), "", "named position, such as IO, S1 or S2"),
         column("attention", pa.float64(), "fraction", "attention to it from the answer's position, mean over prompts"),
-        column("low", pa.float64(), "fraction", "95 % bootstrap interval over prompts, lower end"),
-        column("high", pa.float64(), "fraction", "95 % bootstrap interval over prompts, upper end"),
-        column("n_prompts", pa.int32(), "prompts", "prompts measured"),
+        *interval("fraction", "prompts"),
+        N_PROMPTS,
     ),
 )
 LENS = TableSchema(

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.circuits.graph import CircuitGraph
+from attlas.analyses.common.columns import N_PROMPTS, interval
 from attlas.analyses.tasks.metrics import Metric, unit_of
 from attlas.analyses.tasks.task import Task
 from attlas.data.figures import new_figure
@@ -43,9 +44,8 @@ FAITHFULNESS = TableSchema(
         column("n_units", pa.float64(), "", "units kept, mean over prompts"),
         column("metric", pa.float64(), "metric", "mean over prompts"),
         column("recovered", pa.float64(), "fraction", "(metric − nothing) / (model − nothing); null where they tie"),
-        column("low", pa.float64(), "fraction", "95 % bootstrap interval over prompts, lower end"),
-        column("high", pa.float64(), "fraction", "95 % bootstrap interval over prompts, upper end"),
-        column("n_prompts", pa.int32(), "prompts", "prompts measured"),
+        *interval("fraction", "prompts"),
+        N_PROMPTS,
     ),
 )
 SCHEMAS = (FAITHFULNESS,)

@@ -22,6 +22,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.common.columns import N_ACTIVE
 from attlas.analyses.features.config import MatchingConfig
 from attlas.analyses.features.null import null_directions
 from attlas.data.figures import new_figure
@@ -52,7 +53,7 @@ MATCHES = TableSchema(
         column("shuffled_cosine", pa.float64(), "", "largest cosine with the second's rows, entries shuffled"),
         column("shuffled_mutual", pa.bool_(), "", "each is the other's best match, of those rows"),
         column("n_split", pa.int32(), "features", "features of the second with a cosine above the split threshold"),
-        column("n_active", pa.int64(), "tokens", "tokens on which it is active"),
+        N_ACTIVE,
         column("n_missed", pa.int64(), "tokens", "of these, tokens on which the match is silent"),
         column("absorbed", pa.float64(), "fraction", "of the missed, tokens with another split feature active instead"),
     ),

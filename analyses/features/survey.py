@@ -23,6 +23,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.common.columns import DENSITY, HEAD, LAYER, PROMOTED, RANK_BY_SHARE, TOP_TOKENS
 from attlas.analyses.features.config import HeadSurveyConfig
 from attlas.analyses.features.directions import encoder_directions, offsets, reading
 from attlas.analyses.features.logits import logit_effects
@@ -42,7 +43,7 @@ from attlas.saes.base import SAE
 from attlas.saes.identity import check_sae
 from attlas.saes.positions import positions_for
 
-_HEAD = (column("layer", pa.int16(), "", "layer index"), column("head", pa.int16(), "", "head index"))
+_HEAD = (LAYER, HEAD)
 SURVEY = TableSchema(
     "head_survey",
     "one head",
@@ -69,14 +70,14 @@ HEAD_FEATURES = TableSchema(
     "one head and one of its top features",
     (
         *_HEAD,
-        column("rank", pa.int16(), "", "from 0, the largest share first"),
+        RANK_BY_SHARE,
         column("feature", pa.int32(), "", "feature index in the autoencoder of the layer"),
         column("share", pa.float64(), "fraction", "the head's part of the decoder row's norm"),
         column("group", pa.int16(), "", "group within the head, the largest is 0"),
         column("induction", pa.bool_(), "", "an induction feature, where families are known"),
-        column("density", pa.float64(), "fraction", "share of tokens on which it is active"),
-        column("top_tokens", pa.string(), "", "tokens with the largest shares of its activation, joined by ' | '"),
-        column("promoted", pa.string(), "", "tokens it promotes most, joined by ' | '"),
+        DENSITY,
+        TOP_TOKENS,
+        PROMOTED,
     ),
 )
 SCHEMAS = (SURVEY, HEAD_FEATURES)

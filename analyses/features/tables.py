@@ -4,6 +4,19 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+from attlas.analyses.common.columns import (
+    CONTEXT_START,
+    DENSITY,
+    HEAD,
+    N_ACTIVE,
+    OTHER_FEATURE,
+    PROMOTED,
+    RANK_BY_SHARE,
+    RANK_BY_STRENGTH,
+    SEQUENCE,
+    TOKENS_SHOWN,
+    TOP_TOKENS,
+)
 from attlas.analyses.features.directions import LOCAL_WINDOW, LONG_DISTANCE
 from attlas.data.schema import TableSchema, column
 
@@ -42,16 +55,16 @@ FEATURES = TableSchema(
     "one feature, dead ones too",
     (
         _FEATURE,
-        column("density", pa.float64(), "fraction", "share of tokens on which it is active"),
-        column("n_active", pa.int64(), "tokens", "tokens on which it is active"),
+        DENSITY,
+        N_ACTIVE,
         column("mean_act", pa.float64(), "activation", "mean activation where active"),
         column("max_act", pa.float64(), "activation", "largest activation"),
         column("top_head", pa.int16(), "", "head with the largest share of the decoder row's norm; −1 without heads"),
         column("top_head_share", pa.float64(), "fraction", "that share"),
         column("head_spread", pa.float64(), "heads", "exp of the shares' entropy: how many heads write it"),
-        column("promoted", pa.string(), "", "tokens or classes it promotes most, joined by ' | '"),
+        PROMOTED,
         column("suppressed", pa.string(), "", "tokens or classes it suppresses most, joined by ' | '"),
-        column("top_tokens", pa.string(), "", "tokens with the largest shares of its activation, joined by ' | '"),
+        TOP_TOKENS,
         *_beyond("logit_z", "standard deviations", "largest logit effect, over the vocabulary, from the mean effect"),
         *_beyond("neighbour_cosine", "", "largest decoder cosine with another feature; null: random dictionaries"),
         column("family", pa.string(), "", "induction, local, long-range; unassigned where excess or check is wanting"),
@@ -86,7 +99,7 @@ HEADS = TableSchema(
     "one feature and head",
     (
         _FEATURE,
-        column("head", pa.int16(), "", "head index"),
+        HEAD,
         column("share", pa.float64(), "fraction", "‖W_dec[f, head]‖ / Σ over heads"),
     ),
 )
@@ -109,10 +122,10 @@ EXAMPLES = TableSchema(
             "stratum", pa.string(), "", "top, or q75, q50, q25: the band of sampled activations above that quantile"
         ),
         column("activation", pa.float64(), "activation", "at the example's position"),
-        column("sequence", pa.int32(), "", "sequence or image index in the data set"),
+        SEQUENCE,
         column("position", pa.int32(), "", "token position in the sequence"),
-        column("context_start", pa.int32(), "", "position of the first token shown"),
-        column("tokens", pa.list_(pa.string()), "", "text of the tokens shown; empty for images"),
+        CONTEXT_START,
+        TOKENS_SHOWN,
         column("activations", pa.list_(pa.float32()), "activation", "of this feature on the tokens or patches shown"),
         column("dfa_sources", pa.list_(pa.float32()), "pre-activation", "attribution by source, over the tokens shown"),
         column("dfa_outside", pa.float32(), "pre-activation", "attribution of sources before the tokens shown"),
@@ -138,7 +151,7 @@ LOGITS = TableSchema(
     "one feature and one of the tokens or classes it moves most",
     (
         _FEATURE,
-        column("rank", pa.int16(), "", "from 0, the strongest first"),
+        RANK_BY_STRENGTH,
         column("sign", pa.string(), "", "promoted or suppressed"),
         column("token", pa.string(), "", "token text or class name"),
         column(
@@ -151,20 +164,20 @@ TOKENS = TableSchema(
     "one feature and one of the tokens it is most active on",
     (
         _FEATURE,
-        column("rank", pa.int16(), "", "from 0, the largest share first"),
+        RANK_BY_SHARE,
         column("token", pa.string(), "", "token text"),
         column("share", pa.float64(), "fraction", "share of the feature's summed activation"),
         column("n", pa.int64(), "tokens", "times active on this token"),
     ),
 )
-_RANK = column("rank", pa.int16(), "", "from 0, the strongest first")
+_RANK = RANK_BY_STRENGTH
 NEIGHBOURS = TableSchema(
     "neighbours",
     "one feature and one whose decoder row points alike",
     (
         _FEATURE,
         _RANK,
-        column("other", pa.int32(), "", "the other feature"),
+        OTHER_FEATURE,
         column("cosine", pa.float64(), "", "cosine of the two decoder rows"),
     ),
 )
@@ -174,7 +187,7 @@ COACTIVATION = TableSchema(
     (
         _FEATURE,
         _RANK,
-        column("other", pa.int32(), "", "the other feature"),
+        OTHER_FEATURE,
         column("phi", pa.float64(), "", "correlation of being active (φ)"),
         column("jaccard", pa.float64(), "fraction", "tokens with both / tokens with either"),
         column("lift", pa.float64(), "", "tokens with both / tokens expected if they were independent"),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from attlas.analyses.common.columns import upper
 from attlas.analyses.common.losses import Judged
 from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_mean
@@ -31,7 +32,7 @@ DROP_CONTROL = TableSchema(
             "excess", pa.float64(), _NATS, "loss of the middle random set (mean of the middle two) less the order's"
         ),
         column("low", pa.float64(), _NATS, "95 % interval of excess over sequences or images, paired; null below 8"),
-        column("high", pa.float64(), _NATS, "its upper end"),
+        upper(_NATS),
         column("n_sequences", pa.int64(), "", "sequences or images compared"),
     ),
     only="where random sets were drawn beside an order",

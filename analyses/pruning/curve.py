@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from attlas.analyses.common.columns import upper
 from attlas.analyses.common.losses import Judged
 from attlas.analyses.pruning.control import DROP_CONTROL, control_row
 from attlas.analyses.pruning.curve_config import DropCurveConfig
@@ -48,7 +49,7 @@ DROP_CURVE = TableSchema(
         ),
         column("delta", pa.float64(), "nats", "loss less that of the dense model on the same sequences or images"),
         column("low", pa.float64(), "nats", "95 % interval of delta over sequences or images, paired; null below 8"),
-        column("high", pa.float64(), "nats", "its upper end"),
+        upper("nats"),
         column(
             "accuracy", pa.float64(), "fraction", "how often the likeliest token or class is right; NaN of a backbone"
         ),

@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.common.columns import interval
 from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_mean
 from attlas.interp.drop import Unit
@@ -27,8 +28,7 @@ BLOCK_RUNS = TableSchema(
         column("length", pa.int16(), "blocks", "blocks in the run"),
         column("start", pa.int16(), "", "its first block, from 0"),
         column("distance", pa.float64(), "half turns", "mean arccos(cos)/π of the last token before and after the run"),
-        column("low", pa.float64(), "half turns", "95 % bootstrap interval over sequences, lower end"),
-        column("high", pa.float64(), "half turns", "95 % bootstrap interval over sequences, upper end"),
+        *interval("half turns", "sequences"),
         column("best", pa.bool_(), "", "the least distance of its length"),
     ),
 )

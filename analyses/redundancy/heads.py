@@ -18,6 +18,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.common.columns import HEAD, LAYER, N_SEQUENCES, interval
 from attlas.analyses.common.fills import HeadFills, fill_head
 from attlas.analyses.common.losses import sequence_loss
 from attlas.data.figures import new_figure
@@ -40,8 +41,8 @@ HEAD_EFFECTS = TableSchema(
     "head_effects",
     "one head, one ablation",
     (
-        column("layer", pa.int16(), "", "layer index, from 0"),
-        column("head", pa.int16(), "", "head index, from 0"),
+        LAYER,
+        HEAD,
         column(
             "ablation",
             pa.string(),
@@ -49,9 +50,8 @@ HEAD_EFFECTS = TableSchema(
             "zero, mean, mean_per_position, resample, identity (exact); taylor, taylor_abs (estimates for zero)",
         ),
         column("delta", pa.float64(), "nats", "cross-entropy with the head ablated less that without"),
-        column("low", pa.float64(), "nats", "95 % bootstrap interval over sequences (images), lower end"),
-        column("high", pa.float64(), "nats", "95 % bootstrap interval over sequences (images), upper end"),
-        column("n_sequences", pa.int64(), "", "sequences or images measured"),
+        *interval("nats", "sequences or images"),
+        N_SEQUENCES,
     ),
 )
 SCHEMAS = (HEAD_EFFECTS,)

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from attlas.analyses.common.columns import MODULES
+from attlas.analyses.common.columns import LAYER, MODULE, MODULES, N_SEQUENCES, interval
 from attlas.analyses.common.losses import sequence_loss
 from attlas.analyses.redundancy.scores import RedundancyConfig, RedundancyResult
 from attlas.data.figures import new_figure
@@ -32,12 +32,11 @@ MODULE_EFFECTS = TableSchema(
     "module_effects",
     "one module of one layer, dropped alone",
     (
-        column("layer", pa.int16(), "", "layer index, from 0"),
-        column("module", pa.string(), "", "attn, mlp, or block (both)"),
+        LAYER,
+        MODULE,
         column("delta", pa.float64(), "nats", "cross-entropy without the module less that of the whole model"),
-        column("low", pa.float64(), "nats", "95 % bootstrap interval over sequences (images), lower end"),
-        column("high", pa.float64(), "nats", "95 % bootstrap interval over sequences (images), upper end"),
-        column("n_sequences", pa.int64(), "", "sequences or images measured"),
+        *interval("nats", "sequences or images"),
+        N_SEQUENCES,
     ),
 )
 SCHEMAS = (MODULE_EFFECTS,)

@@ -9,14 +9,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from attlas.analyses.common.columns import MODULES
+from attlas.analyses.common.columns import LAYER, MODULE, MODULES, N_TOKENS, REDUNDANCY, interval
 from attlas.analyses.redundancy.block_runs import BLOCK_RUNS, BlockRuns, angles
 from attlas.analyses.redundancy.config import RedundancyConfig
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
-from attlas.data.schema import TableSchema, column
+from attlas.data.schema import TableSchema
 from attlas.data.stats import bootstrap_mean
 from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
@@ -32,12 +32,11 @@ REDUNDANCY = TableSchema(
     "redundancy",
     "one module of one layer",
     (
-        column("layer", pa.int16(), "", "layer index, from 0"),
-        column("module", pa.string(), "", "attn, mlp, or block (both)"),
-        column("score", pa.float64(), "1 − cosine", "1 − mean cos(x, x + module(norm(x))); near 0 is redundant"),
-        column("low", pa.float64(), "1 − cosine", "95 % bootstrap interval over sequences, lower end"),
-        column("high", pa.float64(), "1 − cosine", "95 % bootstrap interval over sequences, upper end"),
-        column("n_tokens", pa.int64(), "tokens", "tokens (or image patches) measured"),
+        LAYER,
+        MODULE,
+        REDUNDANCY,
+        *interval("1 − cosine", "sequences"),
+        N_TOKENS,
     ),
 )
 SCHEMAS = (REDUNDANCY, BLOCK_RUNS)

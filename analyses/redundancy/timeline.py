@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from attlas.analyses.common.columns import MODULES
+from attlas.analyses.common.columns import CHECKPOINT, CHECKPOINT_STEP, LAYER, MODULE, MODULES, REDUNDANCY, interval
 from attlas.analyses.common.losses import quality
 from attlas.analyses.redundancy.scores import RedundancyConfig, RedundancyResult, redundancy
 from attlas.data.checkpoints import Checkpoint
@@ -32,13 +32,12 @@ REDUNDANCY_TIMELINE = TableSchema(
     "redundancy_timeline",
     "one module of one layer at one checkpoint",
     (
-        column("step", pa.int64(), "steps", "training step of the checkpoint"),
-        column("checkpoint", pa.string(), "", "its folder"),
-        column("layer", pa.int16(), "", "layer index, from 0"),
-        column("module", pa.string(), "", "attn, mlp, or block (both)"),
-        column("score", pa.float64(), "1 − cosine", "1 − mean cos(x, x + module(norm(x))); near 0 is redundant"),
-        column("low", pa.float64(), "1 − cosine", "95 % bootstrap interval over sequences, lower end"),
-        column("high", pa.float64(), "1 − cosine", "95 % bootstrap interval over sequences, upper end"),
+        CHECKPOINT_STEP,
+        CHECKPOINT,
+        LAYER,
+        MODULE,
+        REDUNDANCY,
+        *interval("1 − cosine", "sequences"),
         column(
             "rank", pa.int16(), "", "place among the checkpoint's layers of this module, from 0, most redundant first"
         ),

@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from attlas.analyses.common.columns import HEAD, LAYER, STEP
 from attlas.analyses.stability.alerts import AlertConfig
 from attlas.analyses.stability.config import METHODS, CollapseConfig
 from attlas.analyses.stability.reparam import sigma_reparam
@@ -42,9 +43,9 @@ COLLAPSE = TableSchema(
     "one head at one check of one training",
     (
         *_ARM,
-        column("step", pa.int64(), "steps", "training step, from 0"),
-        column("layer", pa.int16(), "", "layer index, from 0"),
-        column("head", pa.int16(), "", "head index, from 0"),
+        STEP,
+        LAYER,
+        HEAD,
         column("entropy", _F, "nats", "mean over queries"),
         column("normalized", _F, "fraction", "mean of entropy / log(attendable positions)"),
         column("lower_bound", _F, "nats", "mean of Theorem 3.1's bound with s = ‖u − mean(u)‖"),

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from attlas.analyses.common.columns import HEAD, LOWER_BOUND, MAX_WEIGHT, NORMALIZED, SINK_MASS, STEP
 from attlas.analyses.stability.site import AttentionSite
 from attlas.analyses.stability.sums import QUANTILES
 from attlas.data.disk import check_writable
@@ -24,12 +25,12 @@ log = logging.getLogger("attlas.tracker")
 _FLOAT = pa.float64()
 _MEASURED = (
     column("entropy", _FLOAT, "nats", "mean over queries of −Σ a·log a; NaN where the layer was not seen"),
-    column("normalized", _FLOAT, "fraction", "mean of entropy / log(attendable positions); rows with one left out"),
+    NORMALIZED,
     *[column(f"q{int(100 * q):02d}", _FLOAT, "nats", f"{q:.0%} quantile over queries, to 0.008") for q in QUANTILES],
-    column("lower_bound", _FLOAT, "nats", "mean over queries of Theorem 3.1's bound with s = ‖u − mean(u)‖"),
+    LOWER_BOUND,
     column("weight_bound", _FLOAT, "nats", "the same with the paper's s from ‖W_K·W_Qᵀ‖ and ‖X·Xᵀ‖"),
-    column("max_weight", _FLOAT, "fraction", "mean of a query's largest weight"),
-    column("sink_mass", _FLOAT, "fraction", "mean weight on the first position"),
+    MAX_WEIGHT,
+    SINK_MASS,
     column("nonfinite", _FLOAT, "fraction", "queries whose statistics are NaN or infinite"),
     column("n_queries", _FLOAT, "queries", "queries measured, over all ranks"),
 )
@@ -37,14 +38,15 @@ _NORMS = (
     column("sigma_qk", _FLOAT, "", "this head's ‖W_K·W_Qᵀ‖₂ (rotary: ‖W_K‖₂·‖W_Q‖₂)"),
     *[column(f"sigma_{n}", _FLOAT, "", f"largest singular value of the layer's W_{n.upper()}") for n in "qkvo"],
 )
+_LAYER = column("layer", pa.int16(), "", "attention layer, from 0")
 TRACKER = TableSchema(
     "tracker",
     "one head at one check",
     (
-        column("step", pa.int64(), "steps", "training step, from 0"),
-        column("layer", pa.int16(), "", "attention layer, from 0"),
+        STEP,
+        _LAYER,
         column("site", pa.string(), "", "name of the attention layer"),
-        column("head", pa.int16(), "", "head index, from 0"),
+        HEAD,
         *_MEASURED,
         *_NORMS,
         column("loss", _FLOAT, "", "what step(loss=…) was given; NaN without"),
@@ -56,8 +58,8 @@ TRACKER_ALERTS = TableSchema(
     (
         column("kind", pa.string(), "", "collapse, uniform or nonfinite"),
         column("began", pa.bool_(), "", "whether it began here; else it ended"),
-        column("layer", pa.int16(), "", "attention layer, from 0"),
-        column("head", pa.int16(), "", "head index, from 0"),
+        _LAYER,
+        HEAD,
         column("since", pa.int64(), "steps", "step of the first of the checks that led here"),
         column("step", pa.int64(), "steps", "step of this check"),
         column("value", _FLOAT, "fraction", "normalised entropy (nonfinite: share of queries)"),

@@ -12,16 +12,19 @@ from attlas.data.schema import TableSchema, column
 from attlas.data.stats import student_mean
 
 METRICS = ("l0", "explained_variance", "ce_recovered", "dead_fraction")
-SETTINGS = ("hook", "arch", "k", "sparsity", "d_sae")
+SETTING_COLUMNS = (
+    column("hook", pa.string(), "", "hook it was trained on"),
+    column("arch", pa.string(), "", "architecture"),
+    column("k", pa.int32(), "features", "k of the configuration (TopK families)"),
+    column("sparsity", pa.float64(), "", "λ of the configuration (standard, gated, jumprelu)"),
+    column("d_sae", pa.int32(), "features", "width"),
+)
+SETTINGS = tuple(field.name for field in SETTING_COLUMNS)
 SWEEP_SEEDS = TableSchema(
     "sweep_seeds",
     "one metric of one configuration of a sweep, over its seeds",
     (
-        column("hook", pa.string(), "", "hook it was trained on"),
-        column("arch", pa.string(), "", "architecture"),
-        column("k", pa.int32(), "features", "k of the configuration (TopK families)"),
-        column("sparsity", pa.float64(), "", "λ of the configuration (standard, gated, jumprelu)"),
-        column("d_sae", pa.int32(), "features", "width"),
+        *SETTING_COLUMNS,
         column("metric", pa.string(), "", "l0, explained_variance, ce_recovered or dead_fraction, as in pareto"),
         column("mean", pa.float64(), "as the metric", "over seeds"),
         column("low", pa.float64(), "as the metric", "95 % interval over seeds (Student's t), lower end"),

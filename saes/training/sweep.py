@@ -27,7 +27,7 @@ from attlas.saes.plots import pareto_figure
 from attlas.saes.training.config import TrainConfig
 from attlas.saes.training.history import SWEEP_TRAINING, History
 from attlas.saes.training.loop import train_loop
-from attlas.saes.training.over_seeds import SWEEP_SEEDS, over_seeds
+from attlas.saes.training.over_seeds import SETTING_COLUMNS, SWEEP_SEEDS, over_seeds
 from attlas.saes.training.store import adopt_store, stored_inputs
 from attlas.saes.training.train import SAMPLE_TOKENS, make_buffer, start_trainer
 
@@ -41,11 +41,7 @@ PARETO = TableSchema(
     "one SAE of a sweep, measured on held-out data",
     (
         column("sae", pa.string(), "", "name, and folder under saes/ in the run"),
-        column("hook", pa.string(), "", "hook it was trained on"),
-        column("arch", pa.string(), "", "architecture"),
-        column("k", pa.int32(), "features", "k of the configuration (TopK families)"),
-        column("sparsity", pa.float64(), "", "λ of the configuration (standard, gated, jumprelu)"),
-        column("d_sae", pa.int32(), "features", "width"),
+        *SETTING_COLUMNS,
         column("seed", pa.int32(), "", "seed of its initial weights"),
         column("l0", pa.float64(), "features", "active features a token"),
         column("explained_variance", pa.float64(), "fraction", "1 − Σ‖x−x̂‖² / Σ‖x−x̄‖²"),

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
+from attlas.analyses.common.columns import CONTEXT_START, HEAD, LAYER, N_TOKENS, SEQUENCE, TOKENS_SHOWN
 from attlas.analyses.features.examples import Example, fill
 from attlas.analyses.pruning.side_effects.behaviours import TASKS, head_losses, task_losses
 from attlas.analyses.pruning.side_effects.features import (
@@ -67,7 +68,7 @@ FEATURES_LOST = TableSchema(
         column("effect_after", _F, "nats", "the same without the dropped parts"),
         column("size_before", _F, "nats", "sum over tokens of the effect's absolute values"),
         column("size_after", _F, "nats", "the same without the dropped parts"),
-        column("n_tokens", pa.int64(), "tokens", "tokens or patches measured"),
+        N_TOKENS,
     ),
     only="where autoencoders were given",
 )
@@ -79,10 +80,10 @@ LOST_EXAMPLES = TableSchema(
         _FEATURE,
         column("place", pa.int16(), "", "place of the feature among those that lose most, from 0"),
         column("rank", pa.int16(), "", "place of the example, the strongest before first"),
-        column("sequence", pa.int32(), "", "sequence or image index in the data set"),
+        SEQUENCE,
         column("position", pa.int32(), "", "position of the largest activation before"),
-        column("context_start", pa.int32(), "", "position of the first token shown"),
-        column("tokens", pa.list_(pa.string()), "", "text of the tokens shown; empty for images"),
+        CONTEXT_START,
+        TOKENS_SHOWN,
         column("before", pa.list_(pa.float32()), "activation", "on the tokens or patches shown, whole model"),
         column("after", pa.list_(pa.float32()), "activation", "the same without the dropped parts"),
     ),
@@ -114,8 +115,8 @@ HEADS_LOST = TableSchema(
     "heads_lost",
     "one head, on random tokens repeated once",
     (
-        column("layer", pa.int16(), "", "layer index, from 0"),
-        column("head", pa.int16(), "", "head index, from 0"),
+        LAYER,
+        HEAD,
         column("absent", pa.bool_(), "", "dropped, alone or with its layer; its scores after are 0"),
         *(
             column(f"{name}_{side}", _F, "fraction", f"mean {text}, {when}")
