@@ -62,7 +62,7 @@ class Bench:
     @cached_property
     def graph(self) -> Any:
         target = circuits.LogitTarget((int(self.task.right[0, 0]),))
-        return circuits.trace(self.gpt2, self.task.tokens[0], target, circuits.TraceConfig(max_nodes=8, top_n=3))
+        return circuits.trace(self.gpt2, self.task.tokens[0], target, circuits.TraceConfig(max_nodes=30, top_n=3))
 
     @property
     def unlabelled(self) -> ImageDataset:
