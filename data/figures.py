@@ -111,7 +111,7 @@ def template(look: Theme = LIGHT) -> Any:
 def new_figure(*traces: Any) -> Any:
     """A plotly Figure in the house's colours.
 
-    >>> new_figure().layout.font.size
+    >>> new_figure().layout.template.layout.font.size
     13
     """
     import plotly.graph_objects as go

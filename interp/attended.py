@@ -62,6 +62,14 @@ def attended(
 
     Raises:
         UnsupportedModelError: heads are absent, and the caller would take them for heads.
+
+    Example:
+        >>> from attlas.interp import attended
+        >>> layers = list(attended(model, text.tokens))
+        >>> layers[0].q.shape, layers[0].k.shape  # [B, heads, T, d_head]
+        (torch.Size([8, 6, 24, 32]), torch.Size([8, 6, 24, 32]))
+        >>> layers[3].stats(window=4).entropy.shape  # nats, [B, heads, T]
+        torch.Size([8, 6, 24])
     """
     if model.absent_heads and not absent_too:
         layer, head = model.absent_heads[0]

@@ -167,6 +167,13 @@ def units(target: str, n_layers: int, n_heads: int = 0, n_kv_heads: int = 0) -> 
 
     Raises:
         ConfigError: the target is unknown.
+
+    Example:
+        >>> from attlas.interp.drop import units
+        >>> units("attn", n_layers=3)
+        [('attn', 0), ('attn', 1), ('attn', 2)]
+        >>> len(units("head", n_layers=3, n_heads=6))
+        18
     """
     if target not in TARGETS:
         raise ConfigError(f"target '{target}' is unknown; choose {', '.join(TARGETS)}")
@@ -190,6 +197,13 @@ def masked(model: HookedModel, drop: Drop) -> Iterator[HookedModel]:
 
     Raises:
         LayerRangeError, ConfigError: see `Drop.check`.
+
+    Example:
+        >>> from attlas.interp.drop import Drop, masked
+        >>> with masked(model, Drop.parse(("attn:1,2", "head:0.4"))) as smaller:
+        ...     logits = smaller(text.tokens)
+        >>> logits.shape  # [B, T, vocabulary]
+        torch.Size([8, 24, 4096])
     """
     drop.check(model)
     heads: dict[int, list[int]] = {}

@@ -25,6 +25,14 @@ def require_finite(cache: Mapping[str, Tensor]) -> None:
 
     Raises:
         NonFiniteError: names layer and hook and how many values are bad. Masked scores (−inf) are allowed.
+
+    Example:
+        >>> from attlas.interp import require_finite
+        >>> require_finite(model.capture(text.tokens, "blocks.0.attn.hook_z"))
+        >>> require_finite({"blocks.0.attn.hook_z": torch.tensor([1.0, float("nan")])})
+        Traceback (most recent call last):
+            ...
+        attlas.errors.NonFiniteError: layer 0, hook 'blocks.0.attn.hook_z': 1 of 2 values are NaN or infinite; ...
     """
     for name, tensor in cache.items():
         if name.endswith("hook_attn_scores") or is_finite(tensor):

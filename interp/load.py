@@ -50,6 +50,12 @@ def load_model(
         ModelNotFoundError: nothing has this name.
         UnsupportedModelError: no adapter for the architecture.
         CheckpointError: weights, config or tokenizer are damaged, incomplete, or contradict each other.
+
+    Example:
+        >>> from attlas import load_model
+        >>> model = load_model("gpt2-mini", device="cpu")
+        >>> model(model.to_tokens("one two one")).shape  # [batch, tokens, vocabulary]
+        torch.Size([1, 4, 4096])
     """
     device = _device(device)
     if isinstance(dtype, str):

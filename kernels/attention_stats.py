@@ -55,6 +55,15 @@ def attention_stats(
 
     Raises:
         KernelError: shapes, dtypes or devices that do not fit.
+
+    Example:
+        >>> from attlas.kernels import AttentionRule, attention_stats
+        >>> q, k = torch.randn(2, 6, 10, 32), torch.randn(2, 6, 10, 32)  # [B, heads, T, d_head]
+        >>> stats = attention_stats(q, k, AttentionRule(causal=True), window=4)
+        >>> stats.entropy.shape  # nats, [B, heads, queries]
+        torch.Size([2, 6, 10])
+        >>> bool((stats.window_mass <= 1 + 1e-5).all())
+        True
     """
     windows, tops = _ints(window), _ints(top_k)
     _check(q, k, rule.causal, token_ids, windows, tops)

@@ -65,6 +65,17 @@ def feature_dfa(
 
     Raises:
         KernelError: shapes, dtypes or devices do not fit, or a position, feature or sequence is out of range.
+
+    Example:
+        >>> from attlas.kernels import AttentionRule, feature_dfa
+        >>> q, k, v = (torch.randn(1, 2, 7, 4) for _ in range(3))  # [B, heads, T, d_head]
+        >>> W_enc = torch.randn(8, 16)  # [heads · d_head, F]
+        >>> features, positions = torch.tensor([3, 5]), torch.tensor([6, 6])
+        >>> found = feature_dfa(q, k, v, W_enc, features, positions, AttentionRule(causal=True))
+        >>> found.by_head.shape, found.by_source.shape  # [P, heads], [P, T]
+        (torch.Size([2, 2]), torch.Size([2, 7]))
+        >>> torch.allclose(found.by_head.sum(-1), found.by_source.sum(-1), atol=1e-5)
+        True
     """
     B, H, T, e = q.shape
     K, S = k.shape[1], k.shape[2]

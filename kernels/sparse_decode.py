@@ -35,6 +35,12 @@ def sparse_decode(values: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor 
 
     Raises:
         KernelError: shapes, dtypes or devices do not fit, or an index lies outside [0, F).
+
+    Example:
+        >>> from attlas.kernels import sparse_decode
+        >>> values, indices = torch.rand(5, 3), torch.randint(16, (5, 3))  # [N, k] each
+        >>> sparse_decode(values, indices, torch.randn(16, 8), torch.zeros(8)).shape  # [N, d_in]
+        torch.Size([5, 8])
     """
     require(values.shape == indices.shape, f"values {tuple(values.shape)} and indices {tuple(indices.shape)} differ")
     require(W_dec.dim() == 2 and values.dim() >= 1, f"W_dec has shape {tuple(W_dec.shape)}, want [F, D]")
@@ -56,6 +62,12 @@ def sparse_decode_prefixes(
 
     `widths` ascend; prefix g uses features below widths[g]. Each pair is decoded once, into its own group, and groups are
     added up. Returns [G, ..., D].
+
+    Example:
+        >>> from attlas.kernels import sparse_decode_prefixes
+        >>> values, indices = torch.rand(5, 3), torch.randint(16, (5, 3))  # [N, k] each
+        >>> sparse_decode_prefixes(values, indices, torch.randn(16, 8), None, (4, 8, 16)).shape  # [widths, N, d_in]
+        torch.Size([3, 5, 8])
     """
     require(len(widths) > 0 and list(widths) == sorted(set(widths)), f"widths {list(widths)} must ascend")
     require(widths[-1] <= W_dec.shape[0], f"the last width {widths[-1]} exceeds the {W_dec.shape[0]} features")

@@ -32,6 +32,12 @@ def threshold_encode(
 
     Raises:
         KernelError: more than `capacity` entries, or shapes, dtypes or devices that do not fit.
+
+    Example:
+        >>> from attlas.kernels import threshold_encode
+        >>> codes = threshold_encode(torch.randn(5, 8), torch.randn(8, 16), torch.zeros(16), 0.5)
+        >>> codes.to_dense().shape, bool((codes.values > 0.5).all())  # [N, F]
+        (torch.Size([5, 16]), True)
     """
     require_encoder(x, W_enc, b_enc, b_dec)
     F = W_enc.shape[1]
@@ -97,6 +103,13 @@ def batch_topk_encode(
     Returns:
         values [N, k_row] with unchosen slots set to 0, indices [N, k_row], and the threshold: the least chosen value
         (0-dim; 0 when nothing is positive). Autograd as in `topk_encode`.
+
+    Example:
+        >>> from attlas.kernels import batch_topk_encode
+        >>> x, W_enc = torch.randn(5, 8), torch.randn(8, 16)  # [B, d_in], [d_in, F]
+        >>> values, indices, threshold = batch_topk_encode(x, W_enc, torch.zeros(16), 3)
+        >>> values.shape[0], int((values > 0).sum())  # k a row on average
+        (5, 15)
     """
     F = W_enc.shape[1]
     require(0 <= k <= F, f"k = {k} is not within 0 and the {F} features")

@@ -36,6 +36,12 @@ def topk_encode(
 
     Raises:
         KernelError: k outside [0, F], or shapes, dtypes or devices that do not fit.
+
+    Example:
+        >>> from attlas.kernels import topk_encode
+        >>> values, indices = topk_encode(torch.randn(5, 8), torch.randn(8, 16), torch.zeros(16), 3)
+        >>> values.shape, indices.dtype  # [N, k]
+        (torch.Size([5, 3]), torch.int64)
     """
     require_encoder(x, W_enc, b_enc, b_dec)
     require(0 <= k <= W_enc.shape[1], f"k = {k} is not within 0 and the {W_enc.shape[1]} features")

@@ -82,6 +82,12 @@ def topk_rows(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
     Returns:
         values [..., k], descending, and indices [..., k] int64. Autograd reaches pre through the values.
+
+    Example:
+        >>> from attlas.kernels import topk_rows
+        >>> values, indices = topk_rows(torch.tensor([[1.0, 3.0, 3.0, 2.0]]), 2)
+        >>> values.tolist(), indices.tolist()  # of equal values the lower index
+        ([[3.0, 3.0]], [[1, 2]])
     """
     F = pre.shape[-1]
     require(0 <= k <= F, f"k = {k} is not within 0 and the {F} entries of a row")

@@ -123,7 +123,15 @@ def held_out(
     seq_len: int = 256,
     seed: int = 0,
 ) -> Inputs:
-    """Text, or images for a vision model, to evaluate on; by default images that training by default does not see."""
+    """Text, or images for a vision model, to evaluate on; by default images that training by default does not see.
+
+    Example:
+        >>> from attlas.saes import held_out
+        >>> held_out(model, n_tokens=128, seq_len=32).ref.name
+        'embedded:val'
+        >>> held_out(vit_model, n_images=8).ref.name
+        'embedded:glyphs (held out)'
+    """
     if model.cfg.family == "vit":
         if images is None:
             return _default_split(model, held_out=True, n_images=n_images)

@@ -187,7 +187,14 @@ def map_anatomy(
     config: AnatomyConfig | None = None,
     track: Track = no_track,
 ) -> AnatomyResult:
-    """Dissect the maps of every head; q and k are read once, and nothing T × T is kept."""
+    """Dissect the maps of every head; q and k are read once, and nothing T × T is kept.
+
+    Example:
+        >>> from attlas.analyses.attention import AnatomyConfig, map_anatomy
+        >>> result = map_anatomy(model, text, AnatomyConfig(windows=(4, 8), top_k=(1,)))
+        >>> len(result.tables()["map_anatomy"])  # a row a head
+        24
+    """
     config = config or AnatomyConfig()
     cfg = model.cfg
     skip = config.skip_first if cfg.causal else 0

@@ -108,7 +108,14 @@ class CostResult(Result):
 
 @torch.no_grad()
 def cost_profile(model: HookedModel, config: CostConfig | None = None, track: Track = no_track) -> CostResult:
-    """Time attention and FFN of every layer at every length."""
+    """Time attention and FFN of every layer at every length.
+
+    Example:
+        >>> from attlas.analyses.attention import CostConfig, cost_profile
+        >>> result = cost_profile(model, CostConfig(lengths=(16, 32), repeats=1))
+        >>> len(result.tables()["cost"])  # layers × (attn, mlp) × lengths
+        16
+    """
     config = config or CostConfig()
     cfg = model.cfg
     layers = range(min(config.n_layers, cfg.n_layers) or cfg.n_layers)

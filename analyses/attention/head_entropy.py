@@ -131,6 +131,14 @@ def entropy(
 
     Queries and keys are taken after rotary embedding. For a vision model the queries are all tokens, and `induction`
     is NaN.
+
+    Example:
+        >>> from attlas.analyses.attention import entropy
+        >>> result = entropy(model, text)
+        >>> result.columns["entropy"].shape  # nats, [layer, head]
+        (4, 6)
+        >>> entropy(vit_model, images).columns["mean_distance"].shape
+        (4, 6)
     """
     config = config or EntropyConfig()
     cfg = model.cfg

@@ -178,6 +178,13 @@ def timeline(
 
     Raises:
         CheckpointError: a checkpoint's architecture differs from the first one's.
+
+    Example:
+        >>> from attlas.analyses.attention import TimelineConfig, timeline
+        >>> quick = TimelineConfig(n_repeats=1, repeat_length=16, n_draws=2)
+        >>> result = timeline(checkpoints, lambda model: text, quick, device="cpu")
+        >>> len(result.tables()["timeline"]) == len(checkpoints) * model.cfg.n_layers * model.cfg.n_heads
+        True
     """
     config = config or TimelineConfig()
     rows: list[dict[str, np.ndarray]] = []

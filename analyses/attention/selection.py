@@ -200,7 +200,16 @@ def selection_layers(
     config: SelectionConfig | None = None,
     track: Track = no_track,
 ) -> SelectionResult:
-    """Coverage of every layer by every layer's keys, over a data set; weights are made a block of queries at a time."""
+    """Coverage of every layer by every layer's keys, over a data set; weights are made a block of queries at a time.
+
+    Example:
+        >>> from attlas.analyses.attention import SelectionConfig, selection_layers
+        >>> result = selection_layers(model, text, SelectionConfig(top_k=(4,)))
+        >>> result.coverage[4].shape  # [selecting layer, layer]
+        (4, 4)
+        >>> result.share.shape  # [layer, head]
+        (4, 6)
+    """
     config = config or SelectionConfig()
     cfg = model.cfg
     covered = {k: torch.zeros(cfg.n_layers, cfg.n_layers, dtype=torch.float64) for k in config.top_k}

@@ -125,6 +125,12 @@ def window_loss(
     Raises:
         UnsupportedModelError: a backbone without unembedding or classifier, or images without labels.
         ConfigError: images of classes that the classifier does not know.
+
+    Example:
+        >>> from attlas.analyses.attention import WindowConfig, window_loss
+        >>> result = window_loss(model, text, WindowConfig(windows=(4,), sinks=1))
+        >>> result.delta[4].shape  # nats, [layer + 1]; the last is all layers at once
+        (5,)
     """
     config = config or WindowConfig()
     cfg = model.cfg

@@ -73,6 +73,16 @@ def ablate(frozen: FrozenPass, parts: Sequence[Part], target: LogitTarget) -> Ab
 
     Raises:
         ConfigError, LayerRangeError: a part is not there, or is none that can be taken out.
+
+    Example:
+        >>> from attlas.analyses.circuits import FrozenPass, LogitTarget, Part, ablate
+        >>> frozen = FrozenPass(model, task.tokens[0], {hook: sae})
+        >>> target = LogitTarget((int(task.right[0, 0]),), (int(task.wrong[0, 0]),))
+        >>> result = ablate(frozen, [Part("head", 3, 5, head=0)], target)
+        >>> result.after.shape  # logits, [vocabulary]
+        torch.Size([4096])
+        >>> len(result.tokens(3))  # the likeliest tokens, before and after
+        3
     """
     if not parts:
         raise ConfigError("nothing is to be ablated; name a feature, a head, an MLP or an error")

@@ -184,6 +184,12 @@ def patching(
     Raises:
         PromptError: clean and corrupted prompts differ in length, or are the same, so that nothing could change.
         ConfigError: a site is not there.
+
+    Example:
+        >>> from attlas.analyses.circuits import PatchingConfig, patching
+        >>> result = patching(model, task, PatchingConfig(by="head"))
+        >>> result.effects.shape  # [places, prompts]
+        (24, 2)
     """
     config = config or PatchingConfig()
     model.require_language_model()

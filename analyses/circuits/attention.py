@@ -97,6 +97,15 @@ def explain_attention(frozen: FrozenPass, graph: CircuitGraph, config: Attention
 
     Args:
         frozen: the pass the graph was traced on.
+
+    Example:
+        >>> from attlas.analyses.circuits import FrozenPass, LogitTarget, explain_attention, trace
+        >>> frozen = FrozenPass(model, task.tokens[0])
+        >>> target = LogitTarget((int(task.right[0, 0]),))
+        >>> graph = trace(model, task.tokens[0], target, frozen=frozen)
+        >>> full = explain_attention(frozen, graph)
+        >>> len(full.edges) > len(graph.edges)
+        True
     """
     config = config or AttentionConfig()
     if graph.tokens != tuple(int(i) for i in frozen.tokens[0]):

@@ -66,6 +66,13 @@ def parse_part(id: str) -> Part:
 
     Raises:
         ConfigError: it is none of these.
+
+    Example:
+        >>> from attlas.analyses.circuits import parse_part
+        >>> parse_part("feature 2/831 @5")
+        Part(kind='feature', layer=2, position=5, head=-1, feature=831)
+        >>> parse_part("3.0@-1").head
+        0
     """
     for kind, pattern in _IDS:
         found = pattern.fullmatch(id.strip())

@@ -147,6 +147,13 @@ def load_json(path: str | Path) -> CircuitGraph:
 
     Raises:
         ConfigError: the file is not there, not such a graph, or of a newer version.
+
+    Example:
+        >>> from attlas.analyses.circuits import LogitTarget, TraceConfig, load_json, save_json, trace
+        >>> target = LogitTarget((int(task.right[0, 0]),))
+        >>> graph = trace(model, task.tokens[0], target, TraceConfig(top_n=4))
+        >>> load_json(save_json(graph, folder / "graph.json")).nodes == graph.nodes
+        True
     """
     path = Path(path)
     try:

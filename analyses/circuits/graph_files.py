@@ -41,7 +41,15 @@ def to_json(graph: CircuitGraph) -> dict[str, Any]:
 
 
 def save_json(graph: CircuitGraph, path: str | Path) -> Path:
-    """Write the graph; atomic."""
+    """Write the graph; atomic.
+
+    Example:
+        >>> from attlas.analyses.circuits import LogitTarget, TraceConfig, save_json, trace
+        >>> target = LogitTarget((int(task.right[0, 0]),))
+        >>> graph = trace(model, task.tokens[0], target, TraceConfig(top_n=4))
+        >>> save_json(graph, folder / "graph.json").name
+        'graph.json'
+    """
     path = Path(path)
     write_text_atomic(path, json.dumps(to_json(graph), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
     return path
@@ -65,7 +73,15 @@ _GRAPHML_TYPES = {str: "string", int: "long", float: "double", bool: "boolean"}
 
 
 def save_graphml(graph: CircuitGraph, path: str | Path) -> Path:
-    """Write the graph for Gephi, Cytoscape, networkx …; head loadings are one text attribute, space-joined."""
+    """Write the graph for Gephi, Cytoscape, networkx …; head loadings are one text attribute, space-joined.
+
+    Example:
+        >>> from attlas.analyses.circuits import LogitTarget, TraceConfig, save_graphml, trace
+        >>> target = LogitTarget((int(task.right[0, 0]),))
+        >>> graph = trace(model, task.tokens[0], target, TraceConfig(top_n=4))
+        >>> save_graphml(graph, folder / "graph.graphml").name
+        'graph.graphml'
+    """
     path = Path(path)
     root = ElementTree.Element("graphml", xmlns="http://graphml.graphdrawing.org/xmlns")
     rows: dict[str, list[dict[str, Any]]] = {"node": [], "edge": []}
@@ -156,7 +172,15 @@ def to_circuit_tracer(graph: CircuitGraph, slug: str = "attlas") -> dict[str, An
 
 
 def save_circuit_tracer(graph: CircuitGraph, path: str | Path, slug: str = "attlas") -> Path:
-    """Write `to_circuit_tracer`'s JSON; atomic."""
+    """Write `to_circuit_tracer`'s JSON; atomic.
+
+    Example:
+        >>> from attlas.analyses.circuits import LogitTarget, TraceConfig, save_circuit_tracer, trace
+        >>> target = LogitTarget((int(task.right[0, 0]),))
+        >>> graph = trace(model, task.tokens[0], target, TraceConfig(top_n=4))
+        >>> save_circuit_tracer(graph, folder / "graph.ct.json").name
+        'graph.ct.json'
+    """
     path = Path(path)
     write_text_atomic(path, json.dumps(to_circuit_tracer(graph, slug), ensure_ascii=False) + "\n")
     return path

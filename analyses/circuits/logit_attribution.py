@@ -284,6 +284,14 @@ def dla(
     Raises:
         ConservationError: the parts do not add up to the model's own logits to 1e-4 of their size.
         ConfigError: by "feature" without SAEs.
+
+    Example:
+        >>> from attlas.analyses.circuits import dla
+        >>> result = dla(model, task)
+        >>> result.contributions.shape == (len(task), len(result.parts))  # logits
+        True
+        >>> sorted(result.tables())
+        ['dla', 'head_roles', 'logit_lens']
     """
     config = config or DLAConfig()
     if config.by == "feature" and not saes:

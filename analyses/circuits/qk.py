@@ -170,6 +170,12 @@ def qk_attribution(
     Raises:
         LayerRangeError, ConfigError: no such layer, head or position, or a source that the destination cannot see.
         ConservationError: the pairs do not add up to the score to 1e-4.
+
+    Example:
+        >>> from attlas.analyses.circuits import QKConfig, qk_attribution
+        >>> result = qk_attribution(model, task.tokens[0], QKConfig(layer=3, head=0, dest=-1, src=1))
+        >>> sorted(result.tables())
+        ['qk']
     """
     frozen = frozen or FrozenPass(model, tokens, saes)
     layer, head = _check_head(model, config.layer, config.head)
@@ -249,6 +255,13 @@ def key_contrast(frozen: FrozenPass, layer: int, head: int, dest: int, src: int)
 
     Raises:
         LayerRangeError, ConfigError: as `qk_attribution`.
+
+    Example:
+        >>> from attlas.analyses.circuits import FrozenPass, key_contrast
+        >>> frozen = FrozenPass(model, task.tokens[0])
+        >>> found = key_contrast(frozen, 3, 0, dest=5, src=2)
+        >>> found[0][0]  # what sets the two keys apart most; its logits are found[0][1]
+        'head 2.0'
     """
     layer, head = _check_head(frozen.model, layer, head)
     dest, src = frozen.at(dest), frozen.at(src)

@@ -132,6 +132,13 @@ def direct_attribution(frozen: FrozenPass, layer: int, feature: int, position: i
     """DFA of one feature at one position, float64 [head, src]: A[h, dest, src]·(v_src · row[h]).
 
     With the constant of `feature_row` its sum is the pre-activation.
+
+    Example:
+        >>> from attlas.analyses.circuits import FrozenPass, direct_attribution
+        >>> frozen = FrozenPass(model, task.tokens[0], {hook: sae})
+        >>> (feature, _), *_ = frozen.strongest(2, 1)[4]
+        >>> direct_attribution(frozen, 2, feature, 4).shape  # [head, source]
+        torch.Size([6, 5])
     """
     row, _, _ = feature_row(frozen, layer, feature, frozen.at(position), path)
     return frozen.back_through_attention(layer, frozen.at(position), row)[1]

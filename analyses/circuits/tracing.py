@@ -53,6 +53,13 @@ def trace(
         ConfigError: the target is not there; a feature that is not active has nothing to explain.
 
     Warns: when max_nodes was reached; says how many terms went to remainders.
+
+    Example:
+        >>> from attlas.analyses.circuits import LogitTarget, TraceConfig, trace
+        >>> target = LogitTarget((int(task.right[0, 0]),), (int(task.wrong[0, 0]),))
+        >>> graph = trace(model, task.tokens[0], target, TraceConfig(top_n=4), saes={hook: sae})
+        >>> graph.nodes[0].kind, graph.gap < 1e-3
+        ('logits', True)
     """
     config = config or TraceConfig()
     frozen = frozen or FrozenPass(model, tokens, saes)

@@ -212,6 +212,14 @@ def faithfulness(
         ConfigError: the graphs are neither one nor one a prompt, or have autoencoders on other layers.
 
     Warns: a layer's autoencoder is not the one of the trace; says both.
+
+    Example:
+        >>> from attlas.analyses.circuits import FaithfulnessConfig, LogitTarget, TraceConfig, faithfulness, trace
+        >>> target = LogitTarget((int(task.right[0, 0]),))
+        >>> graph = trace(model, task.tokens[0], target, TraceConfig(top_n=3))
+        >>> result = faithfulness(model, task, graph, FaithfulnessConfig(n_random=1))
+        >>> sorted(result.tables())
+        ['faithfulness']
     """
     config = config or FaithfulnessConfig()
     found = [graphs] * len(task) if isinstance(graphs, CircuitGraph) else list(graphs)

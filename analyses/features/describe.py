@@ -287,6 +287,15 @@ def features(
 
     Raises:
         ConfigError: the hook is unknown, or its width is not the SAE's d_in; or the checkpoint is of another pass.
+
+    Example:
+        >>> from attlas.analyses.features import FeaturesConfig, features
+        >>> small = FeaturesConfig(n_top=2, null_draws=5, n_scored=2, n_causal=1)
+        >>> result = features(model, sae, text, small)
+        >>> result.density.shape  # [features]
+        (32,)
+        >>> len(result.tables()["features"]) == sae.cfg.d_sae
+        True
     """
     config = config or FeaturesConfig()
     hook = check_sae(sae, model, hook)

@@ -70,6 +70,12 @@ def logit_effects(
         UnsupportedModelError: no classifier, or one that reads neither CLS nor means (see `readout_weight`).
 
     Returns: (promoted values [F, n], promoted ids, suppressed values, suppressed ids), sorted by size.
+
+    Example:
+        >>> from attlas.analyses.features import logit_effects
+        >>> top, ids, low, low_ids = logit_effects(model, sae.W_dec, hook, n=5)
+        >>> top.shape, ids.shape  # [features, n]
+        (torch.Size([32, 5]), torch.Size([32, 5]))
     """
     parts = []
     for effects in _effects(model, W_dec, hook, chunk):

@@ -165,6 +165,12 @@ def sae_matching(
 
     Raises:
         ConfigError: the two do not sit on the same hook, or differ in width.
+
+    Example:
+        >>> from attlas.analyses.features import sae_matching
+        >>> result = sae_matching(model, sae, sae, text)
+        >>> result.summary()["same"]
+        1.0
     """
     config = config or MatchingConfig()
     hook = hook or first.cfg.hook_name

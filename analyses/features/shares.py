@@ -7,7 +7,13 @@ from torch import Tensor
 
 
 def head_shares(W_dec: Tensor, n_heads: int) -> Tensor:
-    """h(f, i) = ‖W_dec[f, head i]‖₂ / Σ_j ‖W_dec[f, head j]‖₂: [F, n_heads·d_head] → float32 [F, n_heads], rows sum to 1."""
+    """h(f, i) = ‖W_dec[f, head i]‖₂ / Σ_j ‖W_dec[f, head j]‖₂: [F, n_heads·d_head] → float32 [F, n_heads], rows sum to 1.
+
+    Example:
+        >>> from attlas.analyses.features import head_shares
+        >>> head_shares(sae.W_dec, n_heads=6).shape  # [features, heads], rows add up to 1
+        torch.Size([32, 6])
+    """
     norms = W_dec.detach().float().unflatten(-1, (n_heads, -1)).norm(dim=-1)
     return norms / norms.sum(-1, keepdim=True).clamp_min(1e-30)
 

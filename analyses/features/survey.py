@@ -167,6 +167,12 @@ def head_survey(
     Raises:
         ConfigError: a hook is not an attention output (hook_z), where heads can be told apart.
         UnsupportedModelError: a vision model.
+
+    Example:
+        >>> from attlas.analyses.features import HeadSurveyConfig, head_survey
+        >>> result = head_survey(model, {hook: sae}, text, HeadSurveyConfig(n_draws=5, n_dictionaries=20))
+        >>> [row["head"] for row in result.heads]
+        [0, 1, 2, 3, 4, 5]
     """
     config = config or HeadSurveyConfig()
     if model.cfg.family == "vit":

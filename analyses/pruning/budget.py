@@ -89,6 +89,12 @@ def select(
 
     Raises:
         ConfigError: the budget asks for more than can be dropped, or no unit keeps the loss.
+
+    Example:
+        >>> from attlas.analyses.pruning import Budget, select
+        >>> order = [("attn", 2), ("attn", 1), ("attn", 0)]
+        >>> select(model, order, Budget(kv_bytes=0.5), text).units
+        (('attn', 2), ('attn', 1))
     """
     if budget.n is not None:
         if budget.n > len(order):

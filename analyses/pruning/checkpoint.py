@@ -144,6 +144,12 @@ def export(
         ConfigError: nothing or everything is dropped, or the folder is not empty.
         UnsupportedModelError: the model has no compact form, or shares KV layers.
         CheckpointError: the folder cannot be written, or a fresh process finds another model in it.
+
+    Example:
+        >>> from attlas.analyses.pruning import Drop, export
+        >>> written = export(model, Drop.parse(("attn:2",)), folder / "pruned", verify=False)
+        >>> written.format, written.kept_attention
+        ('compact', 3)
     """
     folder = Path(folder)
     check_prunable(model, drop, format)
@@ -268,6 +274,12 @@ def load_pruned(folder: str | Path) -> Any:
 
     Raises:
         CheckpointError: the folder is no compact checkpoint.
+
+    Example:
+        >>> from attlas.analyses.pruning import Drop, export, load_pruned
+        >>> written = export(model, Drop.parse(("attn:2",)), folder / "pruned", verify=False)
+        >>> load_pruned(written.folder)(text.tokens).logits.shape  # [B, T, vocabulary]
+        torch.Size([8, 24, 4096])
     """
     try:
         name = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["architectures"][0]

@@ -144,6 +144,13 @@ def drop_curve(
 
     Raises:
         ConfigError: a count is more than the target has.
+
+    Example:
+        >>> from attlas.analyses.pruning import DropCurveConfig, drop_curve
+        >>> config = DropCurveConfig(targets=("attn",), counts=(1, 2), orders=("ranked",))
+        >>> result = drop_curve(model, text, text, config)
+        >>> [(row["order"], row["n_dropped"]) for row in result.rows]
+        [('dense', 0), ('ranked', 1), ('ranked', 2)]
     """
     config = config or DropCurveConfig()
     cfg, n = model.cfg, len(evaluation)

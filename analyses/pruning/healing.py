@@ -118,6 +118,12 @@ def heal(
     Raises:
         NonFiniteError: the loss is no longer finite.
         ConfigError: images whose labels are not of the model's classes.
+
+    Example:
+        >>> from attlas.analyses.pruning import Drop, HealConfig, build, heal
+        >>> smaller, _ = build(model, Drop.parse(("attn:2",)))
+        >>> heal(smaller, model, text, text, HealConfig(steps=2)).table().num_rows
+        3
     """
     if dense.cfg.family != "vit":
         dense.require_head("loss to heal with")

@@ -29,17 +29,35 @@ def available(model: HookedModel, target: str) -> list[Unit]:
 
 
 def ranked(scores: dict[Unit, float]) -> list[Unit]:
-    """The most redundant first; ties to the later layer."""
+    """The most redundant first; ties to the later layer.
+
+    Example:
+        >>> from attlas.analyses.pruning import ranked
+        >>> ranked({("attn", 0): 0.3, ("attn", 1): 0.1, ("mlp", 0): 0.2})
+        [('attn', 1), ('mlp', 0), ('attn', 0)]
+    """
     return sorted(scores, key=lambda unit: (scores[unit], -unit[1]))
 
 
 def last_first(candidates: Sequence[Unit]) -> list[Unit]:
-    """Control: the last layers first (of a layer, the MLP before the attention)."""
+    """Control: the last layers first (of a layer, the MLP before the attention).
+
+    Example:
+        >>> from attlas.analyses.pruning import last_first
+        >>> last_first([("attn", 0), ("attn", 1), ("attn", 2)])
+        [('attn', 2), ('attn', 1), ('attn', 0)]
+    """
     return sorted(candidates, key=lambda unit: (-unit[1], unit[0] != "mlp"))
 
 
 def random_order(candidates: Sequence[Unit], seed: int) -> list[Unit]:
-    """Control: any order."""
+    """Control: any order.
+
+    Example:
+        >>> from attlas.analyses.pruning import random_order
+        >>> sorted(random_order([("attn", 0), ("attn", 1), ("mlp", 0)], seed=1))
+        [('attn', 0), ('attn', 1), ('mlp', 0)]
+    """
     return [candidates[i] for i in np.random.default_rng(seed).permutation(len(candidates))]
 
 

@@ -162,12 +162,9 @@ def prune(
 
     Example:
         >>> from attlas.analyses.pruning import PruneConfig, prune
-        >>> from attlas.data.text import load_tokens
-        >>> from attlas.interp import load_model
-        >>> model = load_model("gpt2-mini", device="cpu")
-        >>> text = load_tokens("embedded:val", model.tokenizer, seq_len=32, n_tokens=256)
-        >>> prune(model, text, PruneConfig(drop=("attn:2",))).names
-        ('attn.2',)
+        >>> result = prune(model, text, PruneConfig(drop=("attn:2",)))
+        >>> result.names, [row["order"] for row in result.rows]
+        (('attn.2',), ['dense', 'named'])
     """
     _check(model, data, config)
     if calibration is None and (config.target is not None or config.heal_steps):

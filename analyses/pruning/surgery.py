@@ -94,6 +94,12 @@ def build(model: HookedModel, drop: Drop, format: str = "compact") -> tuple[Any,
     Raises:
         ConfigError, LayerRangeError, UnsupportedModelError: see `check_prunable`.
         CheckpointError: the pruned model is another function than the masked one.
+
+    Example:
+        >>> from attlas.analyses.pruning import Drop, build
+        >>> smaller, form = build(model, Drop.parse(("block:2",)), format="stock")
+        >>> form, len(smaller.transformer.h)
+        ('stock', 3)
     """
     check_prunable(model, drop, format)
     whole = drop.with_silent(model)

@@ -166,6 +166,12 @@ def head_effects(
 
     Raises:
         ConfigError: a vision model without classifier, or images without labels that it knows.
+
+    Example:
+        >>> from attlas.analyses.redundancy import HeadEffectsConfig, head_effects
+        >>> result = head_effects(model, text, HeadEffectsConfig(ablations=("zero",), n_bootstrap=10))
+        >>> len(result.table())  # heads × ablations
+        24
     """
     config = config or HeadEffectsConfig()
     labels = loss_labels(model, data)

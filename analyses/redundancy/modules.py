@@ -109,6 +109,12 @@ def module_effects(
 
     Raises:
         ConfigError: a vision model without classifier, or images without labels that it knows.
+
+    Example:
+        >>> from attlas.analyses.redundancy import module_effects
+        >>> result = module_effects(model, text)
+        >>> len(result.table())  # layers × (attn, mlp, block)
+        12
     """
     config = config or RedundancyConfig()
     labels = loss_labels(model, data)

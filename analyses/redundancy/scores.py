@@ -121,7 +121,16 @@ def redundancy(
     config: RedundancyConfig | None = None,
     track: Track = no_track,
 ) -> RedundancyResult:
-    """Score every attention, MLP and block in one pass; cosines in float32, averaged per sequence, then over sequences."""
+    """Score every attention, MLP and block in one pass; cosines in float32, averaged per sequence, then over sequences.
+
+    Example:
+        >>> from attlas.analyses.redundancy import redundancy
+        >>> result = redundancy(model, text)
+        >>> result.scores.shape  # 1 − cosine, [layer, (attn, mlp, block)]
+        (4, 3)
+        >>> result.ranking()[0][1] in ("attn", "mlp")
+        True
+    """
     config = config or RedundancyConfig()
     n_layers = model.cfg.n_layers
     per_sequence: list[np.ndarray] = []

@@ -134,6 +134,12 @@ def redundancy_timeline(
 
     Raises:
         CheckpointError: a checkpoint's architecture differs from the first one's.
+
+    Example:
+        >>> from attlas.analyses.redundancy import redundancy_timeline
+        >>> result = redundancy_timeline(checkpoints, lambda model: text, device="cpu")
+        >>> len(result.tables()["redundancy_timeline"]) == len(checkpoints) * model.cfg.n_layers * 3
+        True
     """
     config = config or RedundancyConfig()
     results, losses = [], []

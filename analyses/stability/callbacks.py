@@ -22,6 +22,12 @@ def trainer_callback(**settings: Any) -> Any:
 
     Args:
         settings: of EntropyTracker, except model and optimizer.
+
+    Example:
+        >>> from attlas.analyses.stability import trainer_callback
+        >>> callback = trainer_callback(every=100)  # Trainer(model, args, callbacks=[callback])
+        >>> type(callback).__name__
+        'EntropyCallback'
     """
     from transformers import TrainerCallback
 
@@ -92,6 +98,14 @@ def lightning_callback(**settings: Any) -> Any:
 
     Raises:
         MissingExtraError: neither `lightning` nor `pytorch_lightning` is installed.
+
+    Example:
+        >>> from attlas.analyses.stability import lightning_callback
+        >>> from attlas.errors import MissingExtraError
+        >>> try:
+        ...     callback = lightning_callback(every=100)  # Trainer(callbacks=[callback])
+        ... except MissingExtraError:
+        ...     callback = None  # without Lightning
     """
     for name in ("lightning.pytorch", "pytorch_lightning"):
         try:

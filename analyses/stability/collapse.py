@@ -128,7 +128,14 @@ class CollapseResult(Result):
 
 
 def collapse_demo(config: CollapseConfig | None = None, track: Track = no_track) -> CollapseResult:
-    """Train every model, seed and method."""
+    """Train every model, seed and method.
+
+    Example:
+        >>> from attlas.analyses.stability import CollapseConfig, collapse_demo
+        >>> result = collapse_demo(CollapseConfig(models=("vit",), seeds=(0,), vit_steps=1, every=1))
+        >>> sorted(result.tables())
+        ['collapse', 'collapse_runs']
+    """
     config = config or CollapseConfig()
     arms = [(m, seed, method) for m in config.models for seed in config.seeds for method in config.methods]
     data = {name: _images() if name == "vit" else _bytes() for name in config.models}

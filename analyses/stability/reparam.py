@@ -183,7 +183,15 @@ def parametrize_names(module: nn.Module) -> list[str]:
 
 
 def merge_sigma(model: nn.Module) -> nn.Module:
-    """Fold σReparam into the weights wherever the model has it; see Reparametrized.merge."""
+    """Fold σReparam into the weights wherever the model has it; see Reparametrized.merge.
+
+    Example:
+        >>> from attlas.analyses.stability import merge_sigma, sigma_reparam
+        >>> layers = torch.nn.Sequential(torch.nn.Linear(4, 3))
+        >>> found = sigma_reparam(layers, init="preserve")
+        >>> len(list(layers.parameters())), len(list(merge_sigma(layers).parameters()))  # γ beside weight and bias
+        (3, 2)
+    """
     with hold_power_iteration():
         for module in list(model.modules()):
             for name in parametrize_names(module):
@@ -212,6 +220,12 @@ def sigma_reparam(
     Raises:
         ConfigError: nothing matches, a layer has it already, or a weight is tied to another module.
         UnsupportedModelError: the model is compiled or quantised, or wrapped in DistributedDataParallel.
+
+    Example:
+        >>> from attlas.analyses.stability import sigma_reparam
+        >>> layers = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2))
+        >>> sigma_reparam(layers, include="0").names
+        ('0',)
     """
     if init not in ("one", "preserve"):
         raise ConfigError(f"init '{init}' is not one or preserve")

@@ -41,7 +41,14 @@ class TaskScore:
 
 @torch.no_grad()
 def score_task(model: HookedModel, task: Task, batch_size: int = 16, seed: int = 0) -> TaskScore:
-    """The model's accuracy and mean metric on the clean prompts."""
+    """The model's accuracy and mean metric on the clean prompts.
+
+    Example:
+        >>> from attlas.analyses.tasks import score_task
+        >>> score = score_task(model, task)
+        >>> 0 <= score.accuracy <= 1
+        True
+    """
     model.require_language_model()
     values, top = [], []
     for start in range(0, len(task), batch_size):
@@ -72,6 +79,11 @@ def require_ability(model: HookedModel, task: Task, min_accuracy: float, batch_s
 
     Raises:
         TaskError: the accuracy is below min_accuracy; says it, with its interval.
+
+    Example:
+        >>> from attlas.analyses.tasks import require_ability
+        >>> require_ability(model, task, 0.0).accuracy >= 0
+        True
     """
     score = score_task(model, task, batch_size)
     if score.accuracy < min_accuracy:
@@ -90,6 +102,12 @@ def make_task(model: HookedModel, config: TaskConfig | None = None) -> Task:
         ConfigError: there is no such task.
         TaskError: the tokenizer lacks one-token words for it.
         UnsupportedModelError: the model has no tokenizer.
+
+    Example:
+        >>> from attlas.analyses.tasks import TaskConfig, make_task
+        >>> task = make_task(model, TaskConfig(task="induction", n_prompts=3, min_accuracy=0))
+        >>> task.tokens.shape[0], task.right.shape[0]  # prompts
+        (3, 3)
     """
     config = config or TaskConfig()
     if config.task not in BUILDERS:
@@ -106,5 +124,11 @@ def make_task(model: HookedModel, config: TaskConfig | None = None) -> Task:
 
 
 def task_names() -> tuple[str, ...]:
-    """Names of all tasks."""
+    """Names of all tasks.
+
+    Example:
+        >>> from attlas.analyses.tasks import task_names
+        >>> task_names()[:2]
+        ('ioi', 'induction')
+    """
     return tuple(BUILDERS)

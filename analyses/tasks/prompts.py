@@ -60,6 +60,12 @@ def task_from_prompts(
 
     Raises:
         PromptError: lengths differ, or an answer is not one token.
+
+    Example:
+        >>> from attlas.analyses.tasks import task_from_prompts
+        >>> task = task_from_prompts(model, "one two three one two", " three", " four")
+        >>> task.tokens.shape  # [prompts, tokens]
+        torch.Size([1, 6])
     """
     clean, other = align(model, prompt, corrupted if corrupted is not None else prompt)
     return Task(

@@ -233,6 +233,12 @@ def vit(
     Raises:
         UnsupportedModelError: the model is no vision model.
         ConfigError: the images do not fit the model.
+
+    Example:
+        >>> from attlas.analyses.vit import VitConfig, vit
+        >>> result = vit(vit_model, images, VitConfig(measure=("strength",), n_bootstrap=10))
+        >>> result.strength.per_image["cls_to_patch"].shape  # [images, layer, head]
+        (8, 4, 6)
     """
     config = config or VitConfig()
     require_vit(model, images)

@@ -77,6 +77,14 @@ def look(model: HookedModel, pixels: Tensor) -> Look:
 
     Raises:
         UnsupportedModelError: the model is no vision model.
+
+    Example:
+        >>> from attlas.analyses.vit import look
+        >>> found = look(vit_model, images.pixels[0])
+        >>> found.patterns.shape, found.grid  # [layer, head, query, source]
+        ((4, 6, 65, 65), (8, 8))
+        >>> found.maps(None).shape  # CLS over patches, [layer, head, rows, columns]
+        (4, 6, 8, 8)
     """
     _require_vit(model)
     batch = pixels[None].to(model.device, model.dtype)
@@ -163,6 +171,12 @@ def feature_heat(
 
     Raises:
         ConfigError: the autoencoder does not say where it sits, or sits elsewhere.
+
+    Example:
+        >>> from attlas.analyses.vit import feature_heat
+        >>> found = feature_heat(vit_model, vit_sae, images.pixels[0], n_top=3)
+        >>> found[0].heat.shape  # [rows, columns] of patches
+        (8, 8)
     """
     _require_vit(model)
     hook = check_sae(sae, model)

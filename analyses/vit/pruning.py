@@ -138,6 +138,13 @@ def vit_pruning(
     Raises:
         UnsupportedModelError: the model is no vision model.
         ConfigError: no images are left beside the search's.
+
+    Example:
+        >>> from attlas.analyses.vit import VitPruningConfig, vit_pruning
+        >>> small = VitPruningConfig(n_search=4, n_candidates=1, max_heads=1, n_random=1, n_bootstrap=10)
+        >>> result = vit_pruning(vit_model, images, small)
+        >>> sorted(result.tables())
+        ['pruning_curve']
     """
     config = config or VitPruningConfig()
     require_vit(model, images)

@@ -105,6 +105,11 @@ def load_images(
 
     Raises:
         ImageDataError: missing, empty, or half of the files or more unreadable.
+
+    Example:
+        >>> from attlas.data.images import load_images
+        >>> load_images("embedded:glyphs", vit_model.image_spec, n_images=8).pixels.shape  # [n, channels, height, width]
+        torch.Size([8, 1, 32, 32])
     """
     if spec is None:
         raise ImageDataError(
@@ -185,7 +190,13 @@ def _numbered(
 
 
 def shrink(thumbnails: np.ndarray, longest: int = 64) -> np.ndarray:
-    """uint8 [m, h, w, 3] averaged down to at most `longest` pixels a side."""
+    """uint8 [m, h, w, 3] averaged down to at most `longest` pixels a side.
+
+    Example:
+        >>> from attlas.data.images import shrink
+        >>> shrink(np.zeros((2, 128, 64, 3), np.uint8)).shape  # [n, height, width, 3]
+        (2, 64, 32, 3)
+    """
     step = -(-max(thumbnails.shape[1:3]) // longest)
     if step <= 1 or not len(thumbnails):
         return thumbnails

@@ -172,6 +172,11 @@ def to_array(image: bytes | Image.Image | np.ndarray | Path, spec: ImageSpec) ->
 
     Raises:
         ImageDataError: not an image, corrupt, of values that are no brightness, or of more than 100 million pixels.
+
+    Example:
+        >>> from attlas.data.images import to_array
+        >>> to_array(np.zeros((20, 30, 3), np.uint8), vit_model.image_spec).shape  # what the model sees, before normalisation
+        (32, 32, 1)
     """
     what = image if isinstance(image, Path) else "this upload"
     try:
@@ -201,7 +206,13 @@ def to_array(image: bytes | Image.Image | np.ndarray | Path, spec: ImageSpec) ->
 
 
 def to_pixels(image: bytes | Image.Image | np.ndarray | Path, spec: ImageSpec) -> Tensor:
-    """Any image as float32 [C, H, W], normalised for a model; raises as to_array does."""
+    """Any image as float32 [C, H, W], normalised for a model; raises as to_array does.
+
+    Example:
+        >>> from attlas.data.images import to_pixels
+        >>> to_pixels(np.zeros((20, 30, 3), np.uint8), vit_model.image_spec).shape  # [channels, height, width]
+        torch.Size([1, 32, 32])
+    """
     return spec.normalise(to_array(image, spec)[None])[0]
 
 

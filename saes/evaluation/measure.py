@@ -148,8 +148,12 @@ def evaluate(
         HookNameError: the model has no such hook.
 
     Example:
-        >>> result = evaluate(sae, model, load_tokens("embedded:val", model.tokenizer, n_tokens=65_536))
-        >>> result.value("ce_recovered")
+        >>> from attlas.saes import EvalConfig, evaluate
+        >>> result = evaluate(sae, model, text, EvalConfig(n_bootstrap=0))
+        >>> sorted({row["subject"] for row in result.rows})
+        ['pca', 'random_dictionary', 'sae', 'shuffled_weights']
+        >>> result.value("l0") <= sae.cfg.k  # active features a token
+        True
     """
     return evaluate_all([(sae, hook)], model, data, config, track=track)[0]
 
@@ -169,6 +173,13 @@ def evaluate_all(
         saes: each with its hook, or None for its own.
 
     Raises: as `evaluate`.
+
+    Example:
+        >>> from attlas.saes import EvalConfig, evaluate_all
+        >>> quick = EvalConfig(controls=(), n_bootstrap=0)
+        >>> results = evaluate_all([(sae, None), (sae, "blocks.2.attn.hook_z")], model, text, quick)
+        >>> [result.value("l0") <= sae.cfg.k for result in results]
+        [True, True]
     """
     config, model = config or EvalConfig(), as_hooked(model)
     if model.cfg.family != "vit":

@@ -31,7 +31,10 @@ def load_sae(path_or_release: str | Path, device: str = "cpu") -> SAE:
         WorkspaceError: it is a workspace's, and not the bytes that were written.
 
     Example:
-        >>> sae = attlas.load_sae("workspace/runs/sae-gpt2-mini-0a1b2c3d")
+        >>> from attlas import load_sae
+        >>> written = sae.save(folder / "sae")
+        >>> load_sae(written).W_dec.shape  # [features, d_in]
+        torch.Size([32, 192])
     """
     if str(path_or_release).startswith("saelens:"):
         from attlas.saes.formats.saelens_releases import load_release

@@ -163,7 +163,14 @@ def sweep_saes(
         track, progress: as in `train_sae`.
 
     Example:
-        >>> sweep_saes(SweepConfig(TrainConfig(n_tokens=500_000), k=(8, 16, 32), width=(768, 1536))).plot()
+        >>> from attlas.saes import SweepConfig, TrainConfig, sweep_saes
+        >>> from attlas.saes.inputs import Inputs
+        >>> small = TrainConfig(hooks=(hook,), d_sae=32, n_tokens=256, batch_size=64, buffer_tokens=256)
+        >>> result = sweep_saes(SweepConfig(small, k=(2, 4)), model=model, data=Inputs.of(text), val=Inputs.of(text))
+        >>> list(result.saes)
+        ['blocks.2.attn.hook_z-k2', 'blocks.2.attn.hook_z-k4']
+        >>> result.table().num_rows
+        2
     """
     config = dataclasses.replace(config, train=adopt_store(config.train))
     track = track or terminal_track(progress)

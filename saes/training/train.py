@@ -62,8 +62,15 @@ def train_sae(
         NonFiniteError: activations or a loss are NaN or infinite.
 
     Example:
-        >>> result = attlas.train_sae(TrainConfig(hooks=("blocks.*.attn.hook_z",), n_tokens=200_000))
-        >>> result.save("workspace")
+        >>> from attlas import train_sae
+        >>> from attlas.saes import TrainConfig
+        >>> small = {"k": 4, "d_sae": 64, "n_tokens": 256, "batch_size": 64, "buffer_tokens": 256}
+        >>> config = TrainConfig(hooks=("blocks.*.attn.hook_z",), **small)
+        >>> result = train_sae(config, model=model, data=text)
+        >>> result.saes["blocks.3.attn.hook_z"].W_dec.shape  # [features, heads · d_head]
+        torch.Size([64, 192])
+        >>> len(result.save(folder / "workspace"))  # a run a hook
+        4
     """
     config = adopt_store(config or TrainConfig())
     track = track or (notebook_curve() if progress else None) or terminal_track(progress)

@@ -30,7 +30,14 @@ def task_values(model: HookedModel, task: Task, batch_size: int = 16) -> Tensor:
 def task_losses(
     model: HookedModel, drop: Drop, tasks: tuple[str, ...] = TASKS, n_prompts: int = 32, seed: int = 0
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """(rows of the table behaviours_lost, task → why it was left out), both models on the same prompts."""
+    """(rows of the table behaviours_lost, task → why it was left out), both models on the same prompts.
+
+    Example:
+        >>> from attlas.analyses.pruning import Drop, task_losses
+        >>> rows, skipped = task_losses(model, Drop.parse(("attn:2",)), ("induction",), n_prompts=2)
+        >>> [row["task"] for row in rows]
+        ['induction']
+    """
     rows: list[dict[str, Any]] = []
     refused: dict[str, str] = {}
     for name in tasks:

@@ -272,6 +272,13 @@ def what_dies(
     Raises:
         ConfigError: an autoencoder does not fit, or nothing is dropped.
         LayerRangeError: see `Drop.check`.
+
+    Example:
+        >>> from attlas.analyses.pruning import Drop, WhatDiesConfig, what_dies
+        >>> config = WhatDiesConfig(tasks=("induction",), n_prompts=2, n_worst=1, n_examples=1)
+        >>> result = what_dies(model, Drop.parse(("attn:2",)), text, {hook: sae}, config)
+        >>> len(result.tables()["features_lost"])  # a row a feature
+        32
     """
     config = config or WhatDiesConfig()
     drop.check(model)

@@ -290,6 +290,13 @@ def vit_patterns(
     Raises:
         UnsupportedModelError: the model is no vision model.
         ConfigError: fewer than 5 images, or too few maps of held-out ones.
+
+    Example:
+        >>> from attlas.analyses.vit import VitPatternsConfig, vit_patterns
+        >>> small = VitPatternsConfig(n_maps=96, n_latent=2, n_clusters=2, n_epochs=1, n_seeds=2, layout="pca")
+        >>> result = vit_patterns(vit_model, images, small)
+        >>> result.plane.shape  # [maps, 2]
+        (96, 2)
     """
     config = config or VitPatternsConfig()
     require_vit(model, images)

@@ -177,6 +177,13 @@ def vit_tokens(
     Raises:
         UnsupportedModelError: the model is no vision model.
         ConfigError: a layer to remove at does not exist.
+
+    Example:
+        >>> from attlas.analyses.vit import VitTokensConfig, vit_tokens
+        >>> small = VitTokensConfig(remove_at=(1,), fractions=(0.0, 0.5), n_random=1, n_bootstrap=10)
+        >>> result = vit_tokens(vit_model, images, small)
+        >>> sorted(result.tables())
+        ['column_mass', 'leaf_tokens', 'removal', 'rollout', 'tokens']
     """
     config = config or VitTokensConfig()
     require_vit(model, images)
