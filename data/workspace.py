@@ -50,6 +50,16 @@ class Workspace:
     Raises:
         WorkspaceError: the folder exists, is not empty and has no manifest; or its manifest is of a newer schema,
             or cannot be parsed.
+
+    Example:
+        >>> from attlas import Workspace
+        >>> from attlas.analyses.redundancy import redundancy
+        >>> written = redundancy(model, text).save(folder / "workspace", model, text)
+        >>> workspace = Workspace(folder / "workspace")
+        >>> [run.kind for run in workspace.runs(model="gpt2-mini")]
+        ['redundancy']
+        >>> workspace.read_table(written, "redundancy").num_rows  # layers × (attn, mlp, block)
+        12
     """
 
     def __init__(self, path: str | Path, *, rescue: bool = False) -> None:

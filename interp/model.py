@@ -46,6 +46,19 @@ class HookedModel(Weights):
         name, weight_hash, ref: what the manifest records.
         tokenizer: the model's tokenizer, or None.
         image_spec: how images become pixels (vision models), or None.
+
+    Example:
+        >>> from attlas import HookedModel, load_model
+        >>> model: HookedModel = load_model("gpt2-mini", device="cpu")
+        >>> logits, cache = model.run_with_cache(text.tokens, ["blocks.*.attn.hook_z", "blocks.3.attn.hook_pattern"])
+        >>> cache["blocks.0.attn.hook_z"].shape  # [B, T, heads, d_head]
+        torch.Size([8, 24, 6, 32])
+        >>> cache["blocks.3.attn.hook_pattern"].shape  # [B, heads, T, T]
+        torch.Size([8, 6, 24, 24])
+        >>> with model.hooks({"blocks.3.attn.hook_z": lambda z, name: z * 0}):
+        ...     ablated = model(text.tokens)
+        >>> bool((model.cross_entropy(text.tokens, ablated) != model.cross_entropy(text.tokens, logits)).any())  # [B, T − 1]
+        True
     """
 
     def __init__(

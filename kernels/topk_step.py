@@ -61,6 +61,14 @@ class TopKStep:
 
     Attributes:
         W_enc ([D, F], a view), b_enc, W_dec, b_dec: the current parameters; n_steps.
+
+    Example:
+        >>> from attlas.kernels import StepOptions, TopKStep
+        >>> W_dec = torch.nn.functional.normalize(torch.randn(16, 8), dim=-1)  # [F, D]
+        >>> training = TopKStep(W_dec.T, torch.zeros(16), W_dec, torch.zeros(8), StepOptions(k=3, lr=1e-3))
+        >>> result = training.step(torch.randn(32, 8))  # [N, D]
+        >>> training.n_steps, training.W_dec.shape
+        (1, torch.Size([16, 8]))
     """
 
     def __init__(self, W_enc: Tensor, b_enc: Tensor, W_dec: Tensor, b_dec: Tensor, options: StepOptions) -> None:

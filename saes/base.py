@@ -55,6 +55,19 @@ class SAE(nn.Module):
     Make one with `create_sae(config)`, `SAE.load(folder)` or `attlas.load_sae(…)`; subclasses, one an architecture,
     implement `activate` and `loss`. Inputs are [..., D], or `hook_z` as it comes, [..., heads, d_head]; a
     reconstruction has the shape of its input.
+
+    Example:
+        >>> from attlas import SAE
+        >>> again = SAE.load(sae.save(folder / "sae"))
+        >>> z = model.capture(text.tokens, hook)[hook]  # [B, T, heads, d_head]
+        >>> again.encode(z).shape  # [B, T, features]
+        torch.Size([8, 24, 32])
+        >>> values, indices = again.encode_sparse(z)
+        >>> values.shape, again.decode_sparse(values, indices).shape  # [B, T, k], [B, T, d_in]
+        (torch.Size([8, 24, 4]), torch.Size([8, 24, 192]))
+        >>> with model.with_saes({hook: again}, use_error_term=False):
+        ...     model(text.tokens).shape  # with the reconstruction in place of z
+        torch.Size([8, 24, 4096])
     """
 
     arch: ClassVar[str]

@@ -98,6 +98,15 @@ class FrozenPass:
         UnsupportedModelError: not a language model.
         ConfigError: an autoencoder sits elsewhere, or two on one layer.
         PromptError: more than one prompt.
+
+    Example:
+        >>> from attlas.analyses.circuits import FrozenPass
+        >>> frozen = FrozenPass(model, task.tokens[0], {hook: sae})
+        >>> frozen.logits.shape == (task.tokens.shape[1], model.cfg.d_vocab)
+        True
+        >>> parts, vectors = frozen.parts(frozen.at(-1), model.cfg.n_layers)  # what the last residual stream is the sum of
+        >>> vectors.shape == (len(parts), model.cfg.d_model)
+        True
     """
 
     def __init__(self, model: HookedModel, tokens: Tensor, saes: SAEs | None = None) -> None:

@@ -88,6 +88,16 @@ class EntropyTracker(Result):
     Raises:
         ConfigError: bad settings, or the model has a tracker already.
         UnsupportedModelError: no attention that can be read.
+
+    Example:
+        >>> import copy
+        >>> from attlas.analyses.stability import EntropyTracker
+        >>> training = copy.deepcopy(model.hf).train()
+        >>> with EntropyTracker(training, every=1) as tracker:
+        ...     loss = training(input_ids=text.tokens, labels=text.tokens).loss
+        ...     tracker.step(loss=loss)
+        >>> tracker.table().num_rows  # layers × heads, each check
+        24
     """
 
     kind: ClassVar[str] = "tracker"

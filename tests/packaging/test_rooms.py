@@ -166,6 +166,11 @@ def test_files_stay_readable() -> None:
     assert not {path: n for path, n in lines.items() if n > MOST_LINES}
 
 
+def test_files_of_tests_stay_readable() -> None:
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "tests").rglob("*.py")}
+    assert not {str(path): n for path, n in lines.items() if n > MOST_LINES}
+
+
 def test_names_do_not_repeat_the_folder() -> None:
     for found in FOUND.values():
         folder, name = found.path.parent.name, found.path.stem
