@@ -19,6 +19,8 @@ if (_root / "pyproject.toml").is_file() and (_root / "interp").is_dir():
 
 if TYPE_CHECKING:
     from attlas import analyses
+    from attlas.analyses.stability.reparam import sigma_reparam
+    from attlas.analyses.stability.tracker import EntropyTracker
     from attlas.data.workspace import Workspace
     from attlas.interp import HookedModel, load_model
     from attlas.saes import SAE, load_sae, train_sae
@@ -37,12 +39,14 @@ _ROOMS = ("data", "kernels", "interp", "saes", "analyses", "dashboard")
 
 __all__ = [
     "SAE",
+    "EntropyTracker",
     "HookedModel",
     "Workspace",
     "__version__",
     "analyses",
     "load_model",
     "load_sae",
+    "sigma_reparam",
     "train_sae",
 ]
 

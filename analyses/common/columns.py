@@ -14,6 +14,7 @@ MODULES = ("attn", "mlp", "block")
 
 LAYER = column("layer", pa.int16(), "", "layer index, from 0")
 HEAD = column("head", pa.int16(), "", "head index, from 0")
+TARGET = column("target", pa.string(), "", "attn, mlp, joint (attn and mlp ranked together), block, head, or group")
 MODULE = column("module", pa.string(), "", "attn, mlp, or block (both)")
 CHECKPOINT = column("checkpoint", pa.string(), "", "its folder")
 CHECKPOINT_STEP = column("step", pa.int64(), "steps", "training step of the checkpoint")
@@ -48,6 +49,7 @@ REDUNDANCY = column("score", pa.float64(), "1 − cosine", "1 − mean cos(x, x 
 
 # -- features --------------------------------------------------------------------------------------------------------------
 
+FEATURE = column("feature", pa.int32(), "", "feature index, the row of W_dec")
 DENSITY = column("density", pa.float64(), "fraction", "share of tokens on which it is active")
 N_ACTIVE = column("n_active", pa.int64(), "tokens", "tokens on which it is active")
 PROMOTED = column("promoted", pa.string(), "", "tokens or classes it promotes most, joined by ' | '")

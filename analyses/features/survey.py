@@ -23,7 +23,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from attlas.analyses.common.columns import DENSITY, HEAD, LAYER, PROMOTED, RANK_BY_SHARE, TOP_TOKENS
+from attlas.analyses.common.columns import DENSITY, FEATURE, HEAD, LAYER, PROMOTED, RANK_BY_SHARE, TOP_TOKENS
 from attlas.analyses.features.config import HeadSurveyConfig
 from attlas.analyses.features.directions import encoder_directions, offsets, reading
 from attlas.analyses.features.logits import logit_effects
@@ -71,7 +71,7 @@ HEAD_FEATURES = TableSchema(
     (
         *_HEAD,
         RANK_BY_SHARE,
-        column("feature", pa.int32(), "", "feature index in the autoencoder of the layer"),
+        FEATURE,
         column("share", pa.float64(), "fraction", "the head's part of the decoder row's norm"),
         column("group", pa.int16(), "", "group within the head, the largest is 0"),
         column("induction", pa.bool_(), "", "an induction feature, where families are known"),

@@ -7,6 +7,7 @@ import pyarrow as pa
 from attlas.analyses.common.columns import (
     CONTEXT_START,
     DENSITY,
+    FEATURE,
     HEAD,
     N_ACTIVE,
     OTHER_FEATURE,
@@ -21,7 +22,6 @@ from attlas.analyses.features.directions import LOCAL_WINDOW, LONG_DISTANCE
 from attlas.data.schema import TableSchema, column
 
 _F = pa.float64()
-_FEATURE = column("feature", pa.int32(), "", "feature index, the row of W_dec")
 
 
 def _family(name: str, what: str) -> tuple[pa.Field, ...]:
@@ -54,7 +54,7 @@ FEATURES = TableSchema(
     "features",
     "one feature, dead ones too",
     (
-        _FEATURE,
+        FEATURE,
         DENSITY,
         N_ACTIVE,
         column("mean_act", pa.float64(), "activation", "mean activation where active"),
@@ -98,7 +98,7 @@ HEADS = TableSchema(
     "heads",
     "one feature and head",
     (
-        _FEATURE,
+        FEATURE,
         HEAD,
         column("share", pa.float64(), "fraction", "‖W_dec[f, head]‖ / Σ over heads"),
     ),
@@ -116,7 +116,7 @@ EXAMPLES = TableSchema(
     "examples",
     "one example of a feature",
     (
-        _FEATURE,
+        FEATURE,
         column("rank", pa.int16(), "", "place within the stratum, from 0"),
         column(
             "stratum", pa.string(), "", "top, or q75, q50, q25: the band of sampled activations above that quantile"
@@ -140,7 +140,7 @@ HISTOGRAM = TableSchema(
     "histogram",
     "one feature and bin with at least one activation",
     (
-        _FEATURE,
+        FEATURE,
         column("bin_left", pa.float64(), "activation", "lower edge; bins are equal in log₂"),
         column("bin_right", pa.float64(), "activation", "upper edge"),
         column("count", pa.int64(), "tokens", "activations within"),
@@ -150,7 +150,7 @@ LOGITS = TableSchema(
     "logits",
     "one feature and one of the tokens or classes it moves most",
     (
-        _FEATURE,
+        FEATURE,
         RANK_BY_STRENGTH,
         column("sign", pa.string(), "", "promoted or suppressed"),
         column("token", pa.string(), "", "token text or class name"),
@@ -163,7 +163,7 @@ TOKENS = TableSchema(
     "feature_tokens",
     "one feature and one of the tokens it is most active on",
     (
-        _FEATURE,
+        FEATURE,
         RANK_BY_SHARE,
         column("token", pa.string(), "", "token text"),
         column("share", pa.float64(), "fraction", "share of the feature's summed activation"),
@@ -175,7 +175,7 @@ NEIGHBOURS = TableSchema(
     "neighbours",
     "one feature and one whose decoder row points alike",
     (
-        _FEATURE,
+        FEATURE,
         _RANK,
         OTHER_FEATURE,
         column("cosine", pa.float64(), "", "cosine of the two decoder rows"),
@@ -185,7 +185,7 @@ COACTIVATION = TableSchema(
     "coactivation",
     "one feature and one that fires on the same tokens, three of them at least",
     (
-        _FEATURE,
+        FEATURE,
         _RANK,
         OTHER_FEATURE,
         column("phi", pa.float64(), "", "correlation of being active (φ)"),
@@ -199,7 +199,7 @@ NGRAMS = TableSchema(
     "ngrams",
     "one feature and a phrase that two or more of its kept examples share",
     (
-        _FEATURE,
+        FEATURE,
         _RANK,
         column("place", pa.string(), "", "ends here: the phrase ends where it fires; comes next: the token after"),
         column("text", pa.string(), "", "the phrase"),

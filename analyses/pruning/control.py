@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from attlas.analyses.common.columns import upper
+from attlas.analyses.common.columns import TARGET, upper
 from attlas.analyses.common.losses import Judged
 from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_mean
@@ -18,7 +18,7 @@ DROP_CONTROL = TableSchema(
     "drop_control",
     "one order at one count beside distinct random sets of as many modules, on the same sequences or images",
     (
-        column("target", pa.string(), "", "attn, mlp, joint, block, head, or group"),
+        TARGET,
         column("order", pa.string(), "", "ranked, iterative, last or reversed"),
         column("n_dropped", pa.int16(), "modules", "modules dropped"),
         column("delta", pa.float64(), _NATS, "Δ loss of the order on these sequences or images"),

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from attlas.analyses.common.columns import upper
+from attlas.analyses.common.columns import TARGET, upper
 from attlas.analyses.common.losses import Judged
 from attlas.analyses.pruning.control import DROP_CONTROL, control_row
 from attlas.analyses.pruning.curve_config import DropCurveConfig
@@ -32,7 +32,7 @@ DROP_CURVE = TableSchema(
     "drop_curve",
     "one pruned model: a target, an order, a draw, a number dropped",
     (
-        column("target", pa.string(), "", "attn, mlp, joint (attn and mlp ranked together), block, head, or group"),
+        TARGET,
         column(
             "order",
             pa.string(),

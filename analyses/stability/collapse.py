@@ -17,9 +17,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from attlas.analyses.common.columns import HEAD, LAYER, STEP
+from attlas.analyses.common.columns import ENTROPY, HEAD, LAYER, LOWER_BOUND, NORMALIZED, STEP
 from attlas.analyses.stability.alerts import AlertConfig
 from attlas.analyses.stability.config import METHODS, CollapseConfig
+from attlas.analyses.stability.log import SIGMA_QK, WEIGHT_BOUND
 from attlas.analyses.stability.reparam import sigma_reparam
 from attlas.analyses.stability.tracker import EntropyTracker
 from attlas.data.figures import LIGHT, new_grid
@@ -46,11 +47,11 @@ COLLAPSE = TableSchema(
         STEP,
         LAYER,
         HEAD,
-        column("entropy", _F, "nats", "mean over queries"),
-        column("normalized", _F, "fraction", "mean of entropy / log(attendable positions)"),
-        column("lower_bound", _F, "nats", "mean of Theorem 3.1's bound with s = ‖u − mean(u)‖"),
-        column("weight_bound", _F, "nats", "the same with the paper's s from the weights and inputs"),
-        column("sigma_qk", _F, "", "‖W_K·W_Qᵀ‖₂ of the head"),
+        ENTROPY,
+        NORMALIZED,
+        LOWER_BOUND,
+        WEIGHT_BOUND,
+        SIGMA_QK,
         column("loss", _F, "nats", "mean training loss over the steps since the last check"),
     ),
 )

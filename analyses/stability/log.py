@@ -23,19 +23,21 @@ from attlas.errors import StorageError
 
 log = logging.getLogger("attlas.tracker")
 _FLOAT = pa.float64()
+WEIGHT_BOUND = column("weight_bound", _FLOAT, "nats", "the same with the paper's s from ‖W_K·W_Qᵀ‖ and ‖X·Xᵀ‖")
+SIGMA_QK = column("sigma_qk", _FLOAT, "", "this head's ‖W_K·W_Qᵀ‖₂ (rotary: ‖W_K‖₂·‖W_Q‖₂)")
 _MEASURED = (
     column("entropy", _FLOAT, "nats", "mean over queries of −Σ a·log a; NaN where the layer was not seen"),
     NORMALIZED,
     *[column(f"q{int(100 * q):02d}", _FLOAT, "nats", f"{q:.0%} quantile over queries, to 0.008") for q in QUANTILES],
     LOWER_BOUND,
-    column("weight_bound", _FLOAT, "nats", "the same with the paper's s from ‖W_K·W_Qᵀ‖ and ‖X·Xᵀ‖"),
+    WEIGHT_BOUND,
     MAX_WEIGHT,
     SINK_MASS,
     column("nonfinite", _FLOAT, "fraction", "queries whose statistics are NaN or infinite"),
     column("n_queries", _FLOAT, "queries", "queries measured, over all ranks"),
 )
 _NORMS = (
-    column("sigma_qk", _FLOAT, "", "this head's ‖W_K·W_Qᵀ‖₂ (rotary: ‖W_K‖₂·‖W_Q‖₂)"),
+    SIGMA_QK,
     *[column(f"sigma_{n}", _FLOAT, "", f"largest singular value of the layer's W_{n.upper()}") for n in "qkvo"],
 )
 _LAYER = column("layer", pa.int16(), "", "attention layer, from 0")

@@ -15,7 +15,16 @@ import numpy as np
 import pyarrow as pa
 from torch import Tensor
 
-from attlas.analyses.common.columns import CONTEXT_START, HEAD, LAYER, N_TOKENS, SEQUENCE, TOKENS_SHOWN
+from attlas.analyses.common.columns import (
+    CONTEXT_START,
+    FEATURE,
+    HEAD,
+    LAYER,
+    N_PROMPTS,
+    N_TOKENS,
+    SEQUENCE,
+    TOKENS_SHOWN,
+)
 from attlas.analyses.features.examples import Example, fill
 from attlas.analyses.pruning.side_effects.behaviours import TASKS, head_losses, task_losses
 from attlas.analyses.pruning.side_effects.features import (
@@ -44,13 +53,12 @@ from attlas.saes.positions import positions_for
 
 _F = pa.float64()
 _HOOK = column("hook", pa.string(), "", "hook that the autoencoder reads")
-_FEATURE = column("feature", pa.int32(), "", "feature index in it")
 FEATURES_LOST = TableSchema(
     "features_lost",
     "one feature of one autoencoder, in the whole model and without the dropped parts",
     (
         _HOOK,
-        _FEATURE,
+        FEATURE,
         column(
             "state",
             pa.string(),
@@ -77,7 +85,7 @@ LOST_EXAMPLES = TableSchema(
     "one example of a feature that loses most",
     (
         _HOOK,
-        _FEATURE,
+        FEATURE,
         column("place", pa.int16(), "", "place of the feature among those that lose most, from 0"),
         column("rank", pa.int16(), "", "place of the example, the strongest before first"),
         SEQUENCE,
@@ -103,7 +111,7 @@ BEHAVIOURS_LOST = TableSchema(
         column("accuracy_before", _F, "fraction", "prompts on which right beats wrong, whole model"),
         column("accuracy_after", _F, "fraction", "the same without the dropped parts"),
         column("able", pa.bool_(), "", "the whole model is right on 70 % or more: there is something to lose"),
-        column("n_prompts", pa.int32(), "prompts", "prompts of the task"),
+        N_PROMPTS,
     ),
 )
 _SCORES = {
