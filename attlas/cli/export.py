@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ def as_today(argv: Sequence[str]) -> list[str]:
     """`--to` was the format once: before the name of one it still is (a folder of that name: --folder saelens)."""
     names = get_args(Format)
     words = list(argv)
-    for at, (word, following) in enumerate(zip(words, [*words[1:], ""], strict=True)):
+    for at, (word, following) in enumerate(itertools.zip_longest(words, words[1:], fillvalue="")):
         option, _, value = word.partition("=")
         if option == "--to" and (value or following) in names:
             words[at] = word.replace("--to", "--format", 1)
