@@ -19,6 +19,7 @@ import torch
 from attlas.analyses.attention.birth_null import null_scores
 from attlas.analyses.attention.config import EntropyConfig, TimelineConfig
 from attlas.analyses.attention.head_entropy import entropy
+from attlas.analyses.common.checkpoints import Shape, each_model
 from attlas.analyses.common.columns import CHECKPOINT, CHECKPOINT_STEP, HEAD, LAYER
 from attlas.analyses.common.repeats import SCORES, repeat_scores, repeated_tokens
 from attlas.data.checkpoints import Checkpoint
@@ -29,8 +30,7 @@ from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref
-from attlas.errors import CheckpointError
-from attlas.interp import HookedModel, load_model
+from attlas.interp import HookedModel
 
 _F = pa.float64()
 TIMELINE = TableSchema(
@@ -189,16 +189,13 @@ def timeline(
     config = config or TimelineConfig()
     rows: list[dict[str, np.ndarray]] = []
     losses: list[dict[str, float]] = []
-    shape, dataset = None, None
-    for checkpoint in track(checkpoints, "checkpoints"):
-        model = load_model(checkpoint.folder, device=device)
-        cfg = model.cfg
-        shape = shape or (cfg.family, cfg.n_layers, cfg.n_heads)
-        if shape != (cfg.family, cfg.n_layers, cfg.n_heads):
-            raise CheckpointError(
-                f"'{checkpoint.folder}' is {cfg.family}, {cfg.n_layers} × {cfg.n_heads} heads; the first is {shape}"
-            )
-        dataset = dataset if dataset is not None else data(model)
+
+    def told(shape: Shape) -> str:
+        return f"{shape[0]}, {shape[1]} × {shape[2]} heads"
+
+    for model, dataset in each_model(
+        checkpoints, data, lambda cfg: (cfg.family, cfg.n_layers, cfg.n_heads), told, track, device
+    ):
         row, loss = _measure(model, dataset, config)
         rows.append(row)
         losses.append(loss)

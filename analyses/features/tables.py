@@ -170,13 +170,12 @@ TOKENS = TableSchema(
         column("n", pa.int64(), "tokens", "times active on this token"),
     ),
 )
-_RANK = RANK_BY_STRENGTH
 NEIGHBOURS = TableSchema(
     "neighbours",
     "one feature and one whose decoder row points alike",
     (
         FEATURE,
-        _RANK,
+        RANK_BY_STRENGTH,
         OTHER_FEATURE,
         column("cosine", pa.float64(), "", "cosine of the two decoder rows"),
     ),
@@ -186,7 +185,7 @@ COACTIVATION = TableSchema(
     "one feature and one that fires on the same tokens, three of them at least",
     (
         FEATURE,
-        _RANK,
+        RANK_BY_STRENGTH,
         OTHER_FEATURE,
         column("phi", pa.float64(), "", "correlation of being active (φ)"),
         column("jaccard", pa.float64(), "fraction", "tokens with both / tokens with either"),
@@ -200,7 +199,7 @@ NGRAMS = TableSchema(
     "one feature and a phrase that two or more of its kept examples share",
     (
         FEATURE,
-        _RANK,
+        RANK_BY_STRENGTH,
         column("place", pa.string(), "", "ends here: the phrase ends where it fires; comes next: the token after"),
         column("text", pa.string(), "", "the phrase"),
         column("n_tokens", pa.int16(), "tokens", "its length"),

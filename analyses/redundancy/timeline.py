@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from attlas.analyses.common.checkpoints import Shape, each_model
 from attlas.analyses.common.columns import CHECKPOINT, CHECKPOINT_STEP, LAYER, MODULE, MODULES, REDUNDANCY, interval
 from attlas.analyses.common.losses import quality
 from attlas.analyses.redundancy.scores import RedundancyConfig, RedundancyResult, redundancy
@@ -24,8 +25,7 @@ from attlas.data.schema import TableSchema, column
 from attlas.data.stats import spearman
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref
-from attlas.errors import CheckpointError
-from attlas.interp import HookedModel, load_model
+from attlas.interp import HookedModel
 from attlas.interp.labels import classifier_labels
 
 REDUNDANCY_TIMELINE = TableSchema(
@@ -143,14 +143,13 @@ def redundancy_timeline(
     """
     config = config or RedundancyConfig()
     results, losses = [], []
-    shape, dataset = None, None
-    for checkpoint in track(checkpoints, "checkpoints"):
-        model = load_model(checkpoint.folder, device=device)
-        here = (model.cfg.family, model.cfg.n_layers, model.cfg.d_model)
-        shape = shape or here
-        if here != shape:
-            raise CheckpointError(f"'{checkpoint.folder}' is {here} (family, layers, width); the first is {shape}")
-        dataset = dataset if dataset is not None else data(model)
+
+    def told(shape: Shape) -> str:
+        return f"{shape} (family, layers, width)"
+
+    for model, dataset in each_model(
+        checkpoints, data, lambda cfg: (cfg.family, cfg.n_layers, cfg.d_model), told, track, device
+    ):
         results.append(redundancy(model, dataset, config))
         if isinstance(dataset, TokenDataset):
             measurable = model.has_head

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import math
 import os
@@ -190,6 +191,11 @@ def with_sub_verb(module: ModuleType, argv: Sequence[str]) -> list[str]:
         return words
     name = old.get(words[0], words[0])
     return [name, *_renamed(words[1:], getattr(module, "OLD_OPTIONS", {}).get(name, {}))]
+
+
+def sub_verb_module(verb: str, args: object) -> ModuleType:
+    """The module whose `run` does a sub-verb: the file named after the class of its options."""
+    return importlib.import_module(f"attlas.cli.{verb}.{type(args).__name__.lower()}")
 
 
 def _sub_verb_first(module: ModuleType, words: list[str], names: set[str]) -> list[str]:

@@ -8,6 +8,9 @@ from typing import Annotated
 
 import tyro
 
+FLAT = tyro.conf.arg(name="")
+"""Of a configuration: its fields are options of the verb."""
+
 
 @dataclass(frozen=True)
 class ModelArgs:

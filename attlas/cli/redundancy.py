@@ -6,12 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import tyro
-
 from attlas.analyses.redundancy.config import RedundancyConfig
-from attlas.cli.common import Output, open_model, open_workspace
+from attlas.cli.common import Output, done, open_model, open_workspace
 from attlas.cli.inputs import DataArgs, load_data
-from attlas.cli.options import ModelArgs, OutArgs
+from attlas.cli.options import FLAT, ModelArgs, OutArgs
 from attlas.data.checkpoints import find_checkpoints
 from attlas.errors import ConfigError
 
@@ -30,7 +28,7 @@ class Args(DataArgs, ModelArgs, OutArgs):
         attlas redundancy --checkpoints data/models/gpt2-mini/checkpoints
     """
 
-    config: Annotated[RedundancyConfig, tyro.conf.arg(name="")] = field(default_factory=RedundancyConfig)
+    config: Annotated[RedundancyConfig, FLAT] = field(default_factory=RedundancyConfig)
     alone: bool = False
     """Also measure the loss without each attention, MLP and block alone."""
     heads: bool = False
@@ -60,8 +58,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         ["module", "score"],
         [(f"{module} {layer}", score) for layer, module, score in ranking[:10]],
     )
-    out.say(f"wrote run {saved.id} to {workspace.path}")
-    found: dict[str, Any] = {"run": saved.id, **result.summary(), "ranking": ranking}
+    found = done(saved, workspace, {**result.summary(), "ranking": ranking}, out)
     if args.alone:
         found["alone"] = _alone(model, data, result, args, workspace, out)
     if args.heads:
@@ -82,8 +79,7 @@ def _alone(model: Any, data: Any, scores: Any, args: Args, workspace: Any, out: 
     )
     said = ", ".join(f"{module} {value:.2f}" for module, value in agreement.items())
     out.say(f"scores rank layers as the losses do, Spearman: {said}")
-    out.say(f"wrote run {saved.id} to {workspace.path}")
-    return {"run": saved.id, **result.summary(), "rank_correlation_with_score": agreement}
+    return done(saved, workspace, {**result.summary(), "rank_correlation_with_score": agreement}, out)
 
 
 def _heads(model: Any, data: Any, args: Args, workspace: Any, out: Output) -> dict[str, Any]:
@@ -105,8 +101,7 @@ def _heads(model: Any, data: Any, args: Args, workspace: Any, out: Output) -> di
     )
     summary = result.summary()
     out.say(f"first order ranks heads as zero ablation does: Spearman {summary['rank_correlation_taylor']:.2f}")
-    out.say(f"wrote run {saved.id} to {workspace.path}")
-    return {"run": saved.id, **summary}
+    return done(saved, workspace, summary, out)
 
 
 def _timeline(args: Args, folder: Path, out: Output) -> dict[str, Any]:
@@ -138,5 +133,4 @@ def _timeline(args: Args, folder: Path, out: Output) -> dict[str, Any]:
             for i, checkpoint in enumerate(checkpoints)
         ],
     )
-    out.say(f"wrote run {saved.id} to {workspace.path}")
-    return {"run": saved.id, **result.summary()}
+    return done(saved, workspace, result.summary(), out)

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-import tyro
-
 from attlas.analyses.circuits.config import DLAConfig
 from attlas.cli.circuit.prompts import PromptArgs, load_task
 from attlas.cli.common import Output, open_model, open_workspace
 from attlas.cli.inputs import SAEArgs, load_saes
-from attlas.cli.options import ModelArgs, OutArgs
+from attlas.cli.options import FLAT, ModelArgs, OutArgs
 
 _SHOWN = ("name", "contribution", "low", "high", "right", "wrong", "looks_at", "attention", "label")
 
@@ -25,7 +23,7 @@ class Dla(SAEArgs, PromptArgs, ModelArgs, OutArgs):
         attlas circuit dla --model smollm2-135m --task ioi --by head
     """
 
-    config: Annotated[DLAConfig, tyro.conf.arg(name="")] = field(default_factory=DLAConfig)
+    config: Annotated[DLAConfig, FLAT] = field(default_factory=DLAConfig)
 
 
 def run_dla(args: Dla, out: Output) -> dict[str, Any]:

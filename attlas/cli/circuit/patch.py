@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-import tyro
-
 from attlas.analyses.circuits.config import PatchingConfig
 from attlas.cli.circuit.prompts import PromptArgs, load_task
-from attlas.cli.common import Output, open_model, open_workspace
+from attlas.cli.common import Output, done, open_model, open_workspace
 from attlas.cli.inputs import SAEArgs, load_saes
-from attlas.cli.options import ModelArgs, OutArgs
+from attlas.cli.options import FLAT, ModelArgs, OutArgs
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Patch(SAEArgs, PromptArgs, ModelArgs, OutArgs):
         attlas circuit patch --prompt "Anna met Tom and" --corrupted "Anna met Ben and" --by position
     """
 
-    patching: Annotated[PatchingConfig, tyro.conf.arg(name="")] = field(default_factory=PatchingConfig)
+    patching: Annotated[PatchingConfig, FLAT] = field(default_factory=PatchingConfig)
 
 
 def _patch(args: Patch, out: Output) -> dict[str, Any]:
@@ -53,5 +51,4 @@ def _patch(args: Patch, out: Output) -> dict[str, Any]:
     )
     pearson, rank = summary["estimate_pearson"], summary["estimate_spearman"]
     out.say(f"estimate against exact over {summary['n_sites']} places: Pearson {pearson:.3f}, Spearman {rank:.3f}")
-    out.say(f"wrote run {saved.id} to {workspace.path}")
-    return {"run": saved.id, "task": task.name, **summary, "rows": table}
+    return done(saved, workspace, {"task": task.name, **summary, "rows": table}, out)

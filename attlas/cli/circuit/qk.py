@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from attlas.cli.circuit.prompts import PromptArgs, _one_prompt, load_task, prompt_row
-from attlas.cli.common import Output, open_model, open_workspace
+from attlas.cli.common import Output, done, open_model, open_workspace
 from attlas.cli.inputs import SAEArgs, load_saes
 from attlas.cli.options import ModelArgs, OutArgs
 from attlas.errors import LayerRangeError
@@ -87,6 +87,6 @@ def run_qk(args: Qk, out: Output) -> dict[str, Any]:
     )
     contrast = key_contrast(frozen, layer, head, dest, src)
     out.table("what sets the source apart from the others", ["source term", "score − mean"], contrast[:8])
-    out.say(f"wrote run {saved.id} to {workspace.path}")
     head_at = {"layer": layer, "head": head, "dest": dest, "src": frozen.at(src)}
-    return {"run": saved.id, "task": task.name, **head_at, **result.summary(), "contrast": contrast[:20]}
+    found = {"task": task.name, **head_at, **result.summary(), "contrast": contrast[:20]}
+    return done(saved, workspace, found, out)

@@ -6,13 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
-
 from attlas.analyses.circuits.config import TraceConfig
 from attlas.cli.circuit.prompts import PromptArgs, _one_prompt, load_task, prompt_row
 from attlas.cli.common import Output, open_model, open_workspace
 from attlas.cli.inputs import SAEArgs, load_saes
-from attlas.cli.options import ModelArgs, OutArgs
+from attlas.cli.options import FLAT, ModelArgs, OutArgs
 from attlas.data.disk import check_writable
 from attlas.errors import ConfigError
 
@@ -52,7 +50,7 @@ class Trace(SAEArgs, PromptArgs, ModelArgs, OutArgs):
     """Also write the graph here: .json, .graphml, or .ct.json for circuit-tracer's viewer."""
     seed: int = 0
     """Seed of the prompts, the random circuits and the intervals."""
-    config: Annotated[TraceConfig, tyro.conf.arg(name="")] = field(default_factory=TraceConfig)
+    config: Annotated[TraceConfig, FLAT] = field(default_factory=TraceConfig)
 
 
 def run_trace(args: Trace, out: Output) -> dict[str, Any]:

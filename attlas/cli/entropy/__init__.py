@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Annotated, Any
 
 from tyro.conf import subcommand
 
-from attlas.cli.common import Output
+from attlas.cli.common import Output, sub_verb_module
 from attlas.cli.entropy.args import Anatomy, Collapse, Cost, Heads, Selection, Timeline, Windows
 
 Args = (
@@ -31,5 +30,5 @@ OLD_OPTIONS = {
 
 def run(args: Heads | Anatomy | Timeline | Selection | Windows | Cost | Collapse, out: Output) -> dict[str, Any]:
     """Do what the sub-verb says."""
-    found: dict[str, Any] = importlib.import_module(f"attlas.cli.entropy.{type(args).__name__.lower()}").run(args, out)
+    found: dict[str, Any] = sub_verb_module("entropy", args).run(args, out)
     return found

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from attlas.analyses.attention.config import (
     AnatomyConfig,
     CostConfig,
@@ -18,9 +16,7 @@ from attlas.analyses.attention.config import (
 )
 from attlas.analyses.stability.config import CollapseConfig
 from attlas.cli.inputs import DataArgs
-from attlas.cli.options import ModelArgs, OutArgs
-
-_Flat = tyro.conf.arg(name="")  # the configuration's fields are options of the sub-verb
+from attlas.cli.options import FLAT, ModelArgs, OutArgs
 
 
 @dataclass(frozen=True)
@@ -39,7 +35,7 @@ class Heads(_Measured, ModelArgs, OutArgs):
         attlas entropy heads --model vit-mini --n-images 200
     """
 
-    config: Annotated[EntropyConfig, _Flat] = field(default_factory=EntropyConfig)
+    config: Annotated[EntropyConfig, FLAT] = field(default_factory=EntropyConfig)
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class Anatomy(_Measured, ModelArgs, OutArgs):
         attlas entropy anatomy --model gpt2-mini --windows 8 32
     """
 
-    config: Annotated[AnatomyConfig, _Flat] = field(default_factory=AnatomyConfig)
+    config: Annotated[AnatomyConfig, FLAT] = field(default_factory=AnatomyConfig)
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class Timeline(_Measured, OutArgs):
     """Step of the model in that folder or its parent, where its trainer_state.json or README does not say."""
     device: str = "auto"
     """cpu, cuda, cuda:1 …; auto takes CUDA when there is one."""
-    config: Annotated[TimelineConfig, _Flat] = field(default_factory=TimelineConfig)
+    config: Annotated[TimelineConfig, FLAT] = field(default_factory=TimelineConfig)
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,7 @@ class Selection(_Measured, ModelArgs, OutArgs):
 
     seed: int = 0
     """Seed of the order in which the data is drawn."""
-    config: Annotated[SelectionConfig, _Flat] = field(default_factory=SelectionConfig)
+    config: Annotated[SelectionConfig, FLAT] = field(default_factory=SelectionConfig)
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,7 @@ class Windows(_Measured, ModelArgs, OutArgs):
         attlas entropy windows --model gpt2-mini --windows 16 64 --sinks 2
     """
 
-    config: Annotated[WindowConfig, _Flat] = field(default_factory=WindowConfig)
+    config: Annotated[WindowConfig, FLAT] = field(default_factory=WindowConfig)
 
 
 @dataclass(frozen=True)
@@ -107,7 +103,7 @@ class Cost(ModelArgs, OutArgs):
         attlas entropy cost --model gpt2-mini --lengths 256 1024
     """
 
-    config: Annotated[CostConfig, _Flat] = field(default_factory=CostConfig)
+    config: Annotated[CostConfig, FLAT] = field(default_factory=CostConfig)
 
 
 @dataclass(frozen=True)
@@ -120,4 +116,4 @@ class Collapse(OutArgs):
         attlas entropy collapse --models lm --lm-steps 100 --qk-gain 2
     """
 
-    config: Annotated[CollapseConfig, _Flat] = field(default_factory=CollapseConfig)
+    config: Annotated[CollapseConfig, FLAT] = field(default_factory=CollapseConfig)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Annotated, Any
 
 from tyro.conf import subcommand
 
-from attlas.cli.common import Output
+from attlas.cli.common import Output, sub_verb_module
 from attlas.cli.features.args import Describe, Match, Survey
 
 Args = (
@@ -21,5 +20,5 @@ DEFAULT_ARGV = ["describe"]
 
 def run(args: Describe | Survey | Match, out: Output) -> dict[str, Any]:
     """Do what the sub-verb says."""
-    found: dict[str, Any] = importlib.import_module(f"attlas.cli.features.{type(args).__name__.lower()}").run(args, out)
+    found: dict[str, Any] = sub_verb_module("features", args).run(args, out)
     return found

@@ -6,13 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-
 from attlas.analyses.features.config import FeaturesConfig, HeadSurveyConfig, MatchingConfig
 from attlas.cli.inputs import DataArgs
-from attlas.cli.options import ModelArgs, OutArgs, TextArgs
-
-_Flat = tyro.conf.arg(name="")  # the configuration's fields are options of the sub-verb
+from attlas.cli.options import FLAT, ModelArgs, OutArgs, TextArgs
 
 
 @dataclass(frozen=True)
@@ -33,7 +29,7 @@ class Describe(DataArgs, ModelArgs, OutArgs):
     """Where it sits; by default the hook it was trained on."""
     checkpoint: Path | None = None
     """File to keep the state of a long pass in; the same command goes on from it."""
-    config: Annotated[FeaturesConfig, _Flat] = field(default_factory=FeaturesConfig)
+    config: Annotated[FeaturesConfig, FLAT] = field(default_factory=FeaturesConfig)
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class Survey(TextArgs, ModelArgs, OutArgs):
     """A run id of the workspace: the survey is of its model's autoencoders; by default the newest."""
     hook: str | None = None
     """Survey this hook alone, such as blocks.1.attn.hook_z."""
-    config: Annotated[HeadSurveyConfig, _Flat] = field(default_factory=HeadSurveyConfig)
+    config: Annotated[HeadSurveyConfig, FLAT] = field(default_factory=HeadSurveyConfig)
 
 
 @dataclass(frozen=True)
@@ -72,4 +68,4 @@ class Match(DataArgs, ModelArgs, OutArgs):
     """The autoencoder to compare with, named as --sae is."""
     hook: str | None = None
     """Where they sit; by default the hook that they were trained on."""
-    config: Annotated[MatchingConfig, _Flat] = field(default_factory=MatchingConfig)
+    config: Annotated[MatchingConfig, FLAT] = field(default_factory=MatchingConfig)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from attlas.analyses.features.matching import sae_matching
-from attlas.cli.common import Output, open_workspace
+from attlas.cli.common import Output, done, open_workspace
 from attlas.cli.inputs import find_sae, load_data, open_model_of
 from attlas.errors import ConfigError
 from attlas.saes.formats import load_sae
@@ -37,5 +37,4 @@ def run(args: Match, out: Output) -> dict[str, Any]:
         f"{summary['beyond_control'] or 0:.1%} have a cosine beyond {summary['cosine_control_q95'] or 0:.3f}, the 95th "
         "percentile of the random dictionary's"
     )
-    out.say(f"wrote run {saved.id} to {workspace.path}")
-    return {"run": saved.id, **summary}
+    return done(saved, workspace, summary, out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from attlas.analyses.features.survey import head_survey
-from attlas.cli.common import Output, open_workspace
+from attlas.cli.common import Output, done, open_workspace
 from attlas.cli.inputs import families_of, find_sae, load_text, open_model_of
 from attlas.data.stats import span
 from attlas.errors import ConfigError
@@ -58,5 +58,4 @@ def run(args: Survey, out: Output) -> dict[str, Any]:
     )
     if not all(families.values()):
         out.say("run `attlas features` for each autoencoder first, and induction features count as one group")
-    out.say(f"wrote run {saved.id} to {workspace.path}")
-    return {"run": saved.id, **result.summary()}
+    return done(saved, workspace, result.summary(), out)

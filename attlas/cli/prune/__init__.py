@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from attlas.cli.common import Output, open_model, open_workspace
+from attlas.cli.common import Output, done, open_model, open_workspace
 from attlas.cli.inputs import load_data
 from attlas.cli.prune.args import Args, check_budget
 from attlas.data.disk import check_writable
@@ -119,8 +119,7 @@ def _curve(
             ["dropped", "n", "random − ranked", "95 %", "sets that cost more", "sets there are"],
             [_beside(row) for row in result.control if row["order"] in ("ranked", "iterative")],
         )
-    out.say(f"wrote run {saved.id} to {workspace.path}")
-    return {"run": saved.id, **result.summary(), "rows": result.rows, "control": result.control}
+    return done(saved, workspace, {**result.summary(), "rows": result.rows, "control": result.control}, out)
 
 
 def _cell(value: float, low: float, high: float) -> str:

@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
-
 from attlas.analyses.pruning.curve_config import DropCurveConfig
 from attlas.cli.inputs import DataArgs
-from attlas.cli.options import ModelArgs, OutArgs
+from attlas.cli.options import FLAT, ModelArgs, OutArgs
 from attlas.errors import ConfigError
 
 BUDGETS = ("n", "max_delta_ce", "save_parameters", "save_kv", "save_time")
@@ -81,7 +79,7 @@ class Args(DataArgs, ModelArgs, OutArgs):
     """At most so many documents of each lm-eval task."""
     n_prompts: int = 32
     """Prompts of each task for --what-dies, and of attlas_ioi and attlas_induction."""
-    curve: Annotated[DropCurveConfig, tyro.conf.arg(name="")] = field(default_factory=DropCurveConfig)
+    curve: Annotated[DropCurveConfig, FLAT] = field(default_factory=DropCurveConfig)
 
 
 def check_budget(args: Args) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from attlas.analyses.pruning.side_effects.report import WhatDiesConfig, what_dies
-from attlas.cli.common import Output
+from attlas.cli.common import Output, done
 from attlas.cli.inputs import SAEArgs, find_sae, load_saes
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.text import TokenDataset
@@ -56,5 +56,4 @@ def tell_what_dies(
         out.say(f"induction scores that fall most: {', '.join(lost)}")
     for task, why in result.refused.items():
         out.say(f"{task}: {why}")
-    out.say(f"wrote run {saved.id} to {workspace.path}")
-    return {"run": saved.id, **result.summary()}
+    return done(saved, workspace, result.summary(), out)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Annotated, Any
 
 from tyro.conf import subcommand
 
-from attlas.cli.common import Output, open_model, open_workspace
+from attlas.cli.common import Output, done, open_model, open_workspace, sub_verb_module
 from attlas.cli.inputs import image_source
 from attlas.cli.vit.args import Heads, Patterns, Pruning, Tokens
 
@@ -31,7 +30,6 @@ def run(args: Heads | Pruning | Tokens | Patterns, out: Output) -> dict[str, Any
     images = load_images(
         image_source(model, args.images), model.image_spec, n_images=args.n_images, seed=args.config.seed
     )
-    measure = importlib.import_module(f"attlas.cli.vit.{type(args).__name__.lower()}").run
+    measure = sub_verb_module("vit", args).run
     saved, summary = measure(args, out, model, images, workspace)
-    out.say(f"wrote run {saved.id} to {workspace.path}")
-    return {"run": saved.id, **summary}
+    return done(saved, workspace, summary, out)

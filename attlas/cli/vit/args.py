@@ -8,9 +8,7 @@ from typing import Annotated
 import tyro
 
 from attlas.analyses.vit.config import VitConfig, VitPatternsConfig, VitPruningConfig, VitTokensConfig
-from attlas.cli.options import ModelArgs, OutArgs
-
-_Flat = tyro.conf.arg(name="")  # the configuration's fields are options of the sub-verb
+from attlas.cli.options import FLAT, ModelArgs, OutArgs
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Heads(_Seen, OutArgs):
         attlas vit heads --measure importance --ablations zero
     """
 
-    config: Annotated[VitConfig, _Flat] = field(default_factory=VitConfig)
+    config: Annotated[VitConfig, FLAT] = field(default_factory=VitConfig)
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Pruning(_Seen, OutArgs):
         attlas vit pruning --max-heads 8 --n-candidates 4
     """
 
-    config: Annotated[VitPruningConfig, _Flat] = field(default_factory=VitPruningConfig)
+    config: Annotated[VitPruningConfig, FLAT] = field(default_factory=VitPruningConfig)
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Tokens(_Seen, OutArgs):
         attlas vit tokens --remove-at 1 --fractions 0 0.5 0.9
     """
 
-    config: Annotated[VitTokensConfig, _Flat] = field(default_factory=VitTokensConfig)
+    config: Annotated[VitTokensConfig, FLAT] = field(default_factory=VitTokensConfig)
 
 
 @dataclass(frozen=True)
@@ -69,4 +67,4 @@ class Patterns(_Seen, OutArgs):
         attlas vit patterns --model vit-mini --n-maps 2400
     """
 
-    config: Annotated[VitPatternsConfig, _Flat] = field(default_factory=VitPatternsConfig)
+    config: Annotated[VitPatternsConfig, FLAT] = field(default_factory=VitPatternsConfig)
