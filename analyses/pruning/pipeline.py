@@ -34,6 +34,11 @@ from attlas.interp.drop import Drop, Unit, unit_name
 Data = TokenDataset | ImageDataset
 WHEN = {"before": 0, "after": -1}
 SCHEMAS = (DROP_CURVE, HEALING)
+# Settings that a run keeps.
+RECORDED = (
+    "drop", "target", "order", "n", "max_delta_ce", "format", "save_parameters", "save_kv", "save_time", "calibration",
+    "calibration_tokens", "heal_steps", "heal_objective", "heal_lr", "lm_eval", "lm_eval_limit", "n_prompts",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -125,10 +130,7 @@ class PruneResult(Result):
 
     def _recorded_config(self) -> dict[str, Any]:
         config = self.config
-        recorded = {name: getattr(config, name) for name in ("drop", "target", "order", "n", "max_delta_ce", "format")}
-        recorded |= {name: getattr(config, name) for name in ("save_parameters", "save_kv", "save_time", "calibration")}
-        recorded |= {name: getattr(config, name) for name in ("calibration_tokens", "heal_steps", "heal_objective")}
-        recorded |= {name: getattr(config, name) for name in ("heal_lr", "lm_eval", "lm_eval_limit", "n_prompts")}
+        recorded = {name: getattr(config, name) for name in RECORDED}
         if isinstance(config.drop, Drop):
             recorded["drop"] = config.drop.parts()
         if self.calibration is not None and config.calibration is None:
