@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,15 @@ def _tokens(length: int = 9) -> torch.Tensor:
     return torch.randint(101, (1, length), generator=torch.Generator().manual_seed(7))
 
 
+def _hidden_states(model: HookedModel, tokens: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Of a copy: transformers leaves its capturing hooks on the module for good, and other tests share the model."""
+    return copy.deepcopy(model.hf)(input_ids=tokens, output_hidden_states=True).hidden_states
+
+
 @torch.no_grad()
 def _literal_score(model: HookedModel, layer: int, head: int, dest: int, src: int) -> float:
     """The score from Hugging Face's own modules."""
-    states = model.hf(input_ids=_tokens(), output_hidden_states=True).hidden_states[layer]
+    states = _hidden_states(model, _tokens())[layer]
     if model.cfg.family == "gpt2":
         block = model.hf.transformer.h[layer]
         q, k, _ = block.attn.c_attn(block.ln_1(states)).chunk(3, -1)
@@ -71,7 +77,7 @@ def test_one_pair_is_the_bilinear_form_of_its_two_vectors(tiny_llama: HookedMode
     result = qk_attribution(model, tokens, QKConfig(layer, head, dest, src))
     i = [p.id for p in result.dest_parts].index("embed @8")
     j = [p.id for p in result.src_parts].index("embed @2")
-    states = model.hf(input_ids=tokens, output_hidden_states=True).hidden_states[layer].detach()
+    states = _hidden_states(model, tokens)[layer].detach()
     norm = model.hf.model.layers[layer].input_layernorm
     rms = (states.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
     x = (model.hf.model.embed_tokens(tokens) / rms * norm.weight).detach()
