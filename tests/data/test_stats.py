@@ -15,6 +15,7 @@ from attlas.data.stats import (
     reliability,
     spearman,
     student_mean,
+    without_noise,
 )
 
 REPEATS = 1500
@@ -93,21 +94,49 @@ def test_rank_correlation_is_that_of_scipy_ties_too() -> None:
     assert np.isnan(spearman(np.ones(5), np.arange(5)))
 
 
-@pytest.mark.parametrize(("noise", "n"), [(0.3, 16), (0.3, 40)])
-@pytest.mark.parametrize("strength", [0.3, 0.8])
-def test_rank_correlation_of_noisy_means_is_covered(strength: float, noise: float, n: int) -> None:
-    """Twelve columns of fixed effects, units with noise common to both measures: the ρ of the effects is covered."""
+def _two_measures(rng: np.random.Generator, rho: float, k: int) -> tuple[np.ndarray, np.ndarray]:
+    first = rng.normal(size=k)
+    return first, rho * first + np.sqrt(1 - rho**2) * rng.normal(size=k)
+
+
+def _noisy(rng: np.random.Generator, effects: np.ndarray, noise: float, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Units of each measure, half of their noise's variance common to both."""
+    common, own = rng.normal(size=(n, effects.shape[1])), rng.normal(size=(2, n, effects.shape[1]))
+    first, second = effects[:, None] + noise * (common + own) / np.sqrt(2)
+    return first, second
+
+
+@pytest.mark.parametrize("rho", [0, 0.5, 0.9, 0.95])
+@pytest.mark.parametrize(("n", "n_columns"), [(16, 12), (144, 12), (8, 72), (32, 72)])
+def test_rank_correlation_of_noisy_means_is_covered(rho: float, n: int, n_columns: int) -> None:
+    """Columns of fixed effects, units with noise as large, half of it common to both: the ρ of the effects is covered."""
     rng = np.random.default_rng(11)
-    first = rng.normal(size=12)
-    second = strength * first + np.sqrt(1 - strength**2) * rng.normal(size=12)
-    truth, held = float(spearman(first, second)), []
-    for _ in range(200):
-        common = rng.normal(size=(n, 12))
-        a, b = (x + noise * (common + rng.normal(size=common.shape)) / np.sqrt(2) for x in (first, second))
-        _, low, high = bootstrap_spearman(a, b, n_samples=200)
-        held += [low <= truth <= high] if np.isfinite(low) else []
-    assert len(held) > 50  # most of these samples tell the ranking of each measure
+    held = []
+    for _ in range(30):
+        effects = np.stack(_two_measures(rng, rho, n_columns))
+        truth = float(spearman(*effects))
+        for _ in range(3):
+            _, low, high = bootstrap_spearman(*_noisy(rng, effects, 1, n), n_samples=150)
+            held += [low <= truth <= high] if np.isfinite(low) else []
+    assert len(held) > 20  # most of these samples tell the ranking of each measure
     assert np.mean(held) >= 0.88
+
+
+def test_without_noise_is_nearer_to_the_effects_own_correlation() -> None:
+    rng = np.random.default_rng(5)
+    effects = np.stack(_two_measures(rng, 0.95, 72))
+    truth = float(spearman(*effects))
+    samples = [_noisy(rng, effects, 1, 12) for _ in range(40)]
+    seen = np.mean([spearman(a.mean(0), b.mean(0)) for a, b in samples])
+    assert seen < truth - 0.02
+    assert np.mean([without_noise(a, b) for a, b in samples]) == pytest.approx(truth, abs=0.01)
+    # Noise common to both measures of unrelated effects looks like agreement; across halves it does not.
+    effects = np.stack(_two_measures(rng, 0, 72))
+    truth = float(spearman(*effects))
+    common = [rng.normal(size=(12, 72)) * 3 for _ in range(60)]
+    samples = [(effects[0] + c, effects[1] + c) for c in common]
+    assert np.mean([spearman(a.mean(0), b.mean(0)) for a, b in samples]) > truth + 0.3
+    assert np.mean([without_noise(a, b) for a, b in samples]) == pytest.approx(truth, abs=0.06)
 
 
 def test_rank_correlation_has_no_interval_where_the_ranking_is_noise() -> None:
