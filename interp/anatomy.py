@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from attlas.errors import UnsupportedModelError
 from attlas.interp.config import ModelConfig
+from attlas.interp.fused import FusedQKV
 from attlas.kernels import AttentionRule
 
+QKNorm = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Rotary = Callable[[Tensor, Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
 
 
@@ -23,37 +25,42 @@ class LayerParts:
     Attributes:
         block: the layer itself; its input is resid_pre, its output resid_post.
         attn, mlp: the sub-layers. `attn` receives the attention mask.
-        ln1, ln2: the norms in front of them.
+        ln1, ln2: the norms in front of them; None where there is none (OLMo 2), or where one serves both (GPT-J: ln1).
         q, k, v: projections of separate families; with a fused one (GPT-2) all three are that module.
         out_proj: W_O; its input is hook_z with heads concatenated.
-        down_proj: W_out of the MLP; its input is mlp.hook_post.
-        attn_out, mlp_out: the modules whose output joins the residual stream (DINOv2: after the layer scale).
-        rule: which keys a query may attend to (causality, sliding window), and what scores are multiplied with.
+        down_proj: W_out of the MLP; its input is mlp.hook_post. None for a mixture of experts.
+        attn_out, mlp_out: the modules whose output joins the residual stream (DINOv2: after the layer scale; Gemma 2 and
+            OLMo 2: after a norm).
+        rule: which keys a query may attend to (causality, sliding window), what scores are multiplied with and capped by.
+        fused: layout of a fused projection, or None.
+        qk_norm: norms of (q, k), [B, T, head, d_head], before the rotary embedding, or None.
+        sinks: a learned logit a head [n_heads] that takes mass from the keys (gpt-oss), or None.
+        mid: the module whose input is resid_mid; None when attention and MLP read the same residual stream.
     """
 
     block: nn.Module
     attn: nn.Module
     mlp: nn.Module
-    ln1: nn.Module
-    ln2: nn.Module
+    ln1: nn.Module | None
+    ln2: nn.Module | None
     q: nn.Module
     k: nn.Module
     v: nn.Module
     out_proj: nn.Module
-    down_proj: nn.Module
+    down_proj: nn.Module | None
     attn_out: nn.Module
     mlp_out: nn.Module
     rule: AttentionRule
+    mid: nn.Module | None
+    fused: FusedQKV | None = None
+    qk_norm: QKNorm | None = None
+    sinks: Tensor | None = None
 
     @property
     def scale(self) -> float:
         """What scores are multiplied with, usually 1/√d_head."""
         assert self.rule.scale is not None
         return self.rule.scale
-
-    @property
-    def fused_qkv(self) -> bool:
-        return self.q is self.k
 
     @property
     def attn_dropout(self) -> float:
@@ -75,6 +82,7 @@ class Anatomy:
         final_norm: the norm after the last layer.
         unembed: Linear to vocabulary or classes, or None for a backbone.
         rotary: applies RoPE to (q, k) of [B, head, T, d_head], or None.
+        gain_offset: what is added to a norm's weight (Gemma: 1).
     """
 
     cfg: ModelConfig
@@ -84,6 +92,7 @@ class Anatomy:
     unembed: nn.Module | None = None
     pos_embed: nn.Module | None = None
     rotary: Rotary | None = None
+    gain_offset: float = 0.0
     notes: tuple[str, ...] = field(default=())
 
 

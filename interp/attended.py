@@ -46,7 +46,8 @@ class Attended:
         allowed = self.rule.allowed(at[block], at)
         if self.mask is not None:
             allowed = allowed & self.mask[sequence, 0, block]
-        logits = q @ k.repeat_interleave(q.shape[0] // k.shape[0], 0).mT * self.rule.scaled(q.shape[-1])
+        keys = k.repeat_interleave(q.shape[0] // k.shape[0], 0)
+        logits = self.rule.capped(q @ keys.mT * self.rule.scaled(q.shape[-1]))
         return logits.masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num(0.0), allowed
 
 
@@ -77,6 +78,7 @@ def attended(
             f"{model.name} lacks {len(model.absent_heads)} heads, such as {layer}.{head} (pruned), and maps of absent heads "
             "mean nothing; use the model it was pruned from, or attlas entropy, which leaves them out"
         )
+    model.require_plain("the statistics of attention", "sinks")
     kind = "rot_" if model.cfg.positional == "rotary" else ""
     inputs = inputs.to(model.device)
     options: dict[str, Any] = {}

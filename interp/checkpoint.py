@@ -116,7 +116,7 @@ def model_class(folder: Path, config: Mapping[str, Any], shapes: Shapes) -> Any:
         return (
             with_head
             if heads or (prefixed and with_head.__name__.endswith(("LMHeadModel", "CausalLM")))
-            else (transformers.AutoModel)
+            else getattr(transformers, str(MODEL_MAPPING_NAMES[str(config["model_type"])]))
         )
     if heads and known.__name__ == MODEL_MAPPING_NAMES.get(str(config["model_type"])):
         raise CheckpointError(
@@ -156,11 +156,11 @@ def check_sizes(folder: Path, cls: Any, shapes: Shapes) -> None:
         return
     try:
         compact = cls.__name__.startswith("Pruned")  # its config class is not registered; a layer may hold no weights
-        config: Any = (cls.config_class if compact else AutoConfig).from_pretrained(folder, local_files_only=True)
+        kind: Any = cls.config_class if compact else AutoConfig
+        config: Any = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         _check_layers(folder, config, shapes, compact)
         with torch.device("meta"):
-            # AutoModel has no constructor of its own
-            model = cls(config) if hasattr(cls, "config_class") and cls.config_class else cls.from_config(config)
+            model = cls(config)
     except CheckpointError:
         raise
     except Exception as error:  # constructors raise what they like: ValueError, TypeError, ZeroDivisionError, …

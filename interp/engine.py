@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp.anatomy import Anatomy, LayerParts, linear_bias, linear_weight
 from attlas.interp.compiled import Eager
+from attlas.interp.fused import FusedQKV
 
 HookFn = Callable[[Tensor, str], Tensor | None]
 Registration = tuple[str, HookFn]
@@ -95,12 +96,16 @@ class HookEngine:
         if not any(name.startswith(prefix) for name in self._fns):
             return
         self._on_input(parts.block, prefix + "hook_resid_pre")
-        self._on_norm(parts.ln1, prefix + "ln1.")
+        if parts.ln1 is not None:
+            self._on_norm(parts.ln1, prefix + "ln1.")
         self._install_attention(prefix + "attn.", parts)
         self._on_output(parts.attn_out, prefix + "hook_attn_out")
-        self._on_input(parts.ln2, prefix + "hook_resid_mid")
-        self._on_norm(parts.ln2, prefix + "ln2.")
-        self._on_input(parts.down_proj, prefix + "mlp.hook_post")
+        if parts.mid is not None:
+            self._on_resid_mid(parts, prefix + "hook_resid_mid")
+        if parts.ln2 is not None:
+            self._on_norm(parts.ln2, prefix + "ln2.")
+        if parts.down_proj is not None:
+            self._on_input(parts.down_proj, prefix + "mlp.hook_post")
         self._on_output(parts.mlp_out, prefix + "hook_mlp_out")
         self._on_output(parts.block, prefix + "hook_resid_post")
 
@@ -124,19 +129,17 @@ class HookEngine:
                 return (self._call(name, args[0])[0], *args[1:]), kwargs
             return args, {**kwargs, "hidden_states": self._call(name, kwargs["hidden_states"])[0]}
 
-        if name.endswith("hook_resid_mid"):
-            self._on_resid_mid(module, name)
-            return
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
-    def _on_resid_mid(self, ln2: nn.Module, name: str) -> None:
+    def _on_resid_mid(self, parts: LayerParts, name: str) -> None:
         """resid_mid feeds the norm and, past it, the sum with the MLP: a change must reach both.
 
         The norm's input alone is not enough, so the change is also added to the MLP's output's partner: the block's
         output, since resid_post = resid_mid + mlp_out.
         """
-        layer = int(name.split(".")[1])
-        block = self.anatomy.layers[layer].block
+        if name not in self._fns:
+            return
+        assert parts.mid is not None
         delta: list[Tensor] = []
 
         def before(_module: nn.Module, args: tuple[Any, ...]) -> Any:
@@ -152,8 +155,8 @@ class HookEngine:
             change = delta.pop()
             return (output[0] + change, *output[1:]) if isinstance(output, tuple) else output + change
 
-        self._handles.append(ln2.register_forward_pre_hook(before))
-        self._handles.append(block.register_forward_hook(after))
+        self._handles.append(parts.mid.register_forward_pre_hook(before))
+        self._handles.append(parts.block.register_forward_hook(after))
 
     def _on_norm(self, module: nn.Module, prefix: str) -> None:
         if prefix + "hook_scale" in self._fns:
@@ -177,7 +180,7 @@ class HookEngine:
                 return None
             x, scale, changed = state.pop()
             anew = (x / scale).to(output.dtype)
-            anew = anew if norm.weight is None else anew * norm.weight
+            anew = anew if norm.weight is None else anew * (norm.weight + self.anatomy.gain_offset)
             bias: Any = getattr(norm, "bias", None)
             anew = anew if bias is None else anew + bias
             return anew if changed else _graph_through(output, anew)
@@ -192,7 +195,7 @@ class HookEngine:
         state: dict[str, Any] = {}
         for kind, module in (("q", parts.q), ("k", parts.k), ("v", parts.v)):
             if derived or f"{prefix}hook_{kind}" in self._fns:
-                self._on_projection(prefix, kind, module, parts.fused_qkv, state)
+                self._on_projection(prefix, kind, module, parts.fused, state)
         if derived:
 
             def receive(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -239,24 +242,18 @@ class HookEngine:
         anew = of_heads.sum(-2) + linear_bias(parts.out_proj, of_heads.shape[-1])
         return anew if changed else _graph_through(output, anew)
 
-    def _on_projection(self, prefix: str, kind: str, module: nn.Module, fused: bool, state: dict[str, Any]) -> None:
-        cfg = self.anatomy.cfg
-        heads = cfg.n_heads if kind == "q" else cfg.n_kv_heads
-        name = f"{prefix}hook_{kind}"
-        slot = "qkv".index(kind)
+    def _on_projection(
+        self, prefix: str, kind: str, module: nn.Module, fused: FusedQKV | None, state: dict[str, Any]
+    ) -> None:
+        name, d_head = f"{prefix}hook_{kind}", self.anatomy.cfg.d_head
 
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> Any:
-            width = output.shape[-1] // 3 if fused else output.shape[-1]
-            part = output[..., slot * width : (slot + 1) * width] if fused else output
-            after, changed = self._call(name, part.reshape(*part.shape[:-1], heads, cfg.d_head))
+            part = output.unflatten(-1, (-1, d_head)) if fused is None else fused.take(output, kind)
+            after, changed = self._call(name, part)
             state[kind] = after
             if not changed and not (name in self._fns and _in_graph(after)):
                 return None
-            if not fused:
-                return after.reshape(output.shape)
-            pieces = list(output.split(width, dim=-1))
-            pieces[slot] = after.reshape(part.shape)
-            return torch.cat(pieces, dim=-1)
+            return after.reshape(output.shape) if fused is None else fused.put(output, kind, after)
 
         self._handles.append(module.register_forward_hook(hook))
 
@@ -267,7 +264,10 @@ class HookEngine:
         z made from it, so that z = pattern · v holds as in evaluation.
         """
         self._need_known_mask(parts, state["mask"])
-        q, k = state["q"].transpose(1, 2), state["k"].transpose(1, 2)  # [B, head, T, d_head]
+        q, k = state["q"], state["k"]
+        if parts.qk_norm is not None:
+            q, k = parts.qk_norm(q, k)
+        q, k = q.transpose(1, 2), k.transpose(1, 2)  # [B, head, T, d_head]
         changed = False
         if self.anatomy.rotary is not None:
             q, k = self.anatomy.rotary(q, k, state["rope"])
@@ -282,10 +282,12 @@ class HookEngine:
         v = state["v"].transpose(1, 2).repeat_interleave(group, 1)
         k = k.repeat_interleave(group, 1)
         dropout = parts.attn_dropout if parts.attn.training else 0.0
-        if maps:
-            raw = mask_scores(q @ k.transpose(-1, -2) * parts.scale, state["mask"], self.causal)
-            scores, scores_changed = self._call(prefix + "hook_attn_scores", raw)
-            soft = nn.functional.dropout(softmax_rows(scores).to(q.dtype), dropout)
+        if maps or parts.rule.softcap is not None or parts.sinks is not None:
+            logits = parts.rule.capped(q @ k.transpose(-1, -2) * parts.scale)
+            scores, scores_changed = self._call(
+                prefix + "hook_attn_scores", mask_scores(logits, state["mask"], self.causal)
+            )
+            soft = nn.functional.dropout(softmax_rows(scores, parts.sinks).to(q.dtype), dropout)
             pattern, pattern_changed = self._call(prefix + "hook_pattern", soft)
             changed |= scores_changed or pattern_changed or dropout > 0
             if not (changed or _in_graph(pattern)):
@@ -359,6 +361,13 @@ def mask_scores(scores: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     return torch.where(mask <= torch.finfo(mask.dtype).min / 2, -torch.inf, scores + mask)
 
 
-def softmax_rows(scores: Tensor) -> Tensor:
-    """Softmax in float32 or better; a row with nothing to attend to becomes zeros, not NaN."""
-    return torch.softmax(_precise(scores), dim=-1).nan_to_num(0.0)
+def softmax_rows(scores: Tensor, sinks: Tensor | None = None) -> Tensor:
+    """Softmax in float32 or better; a row with nothing to attend to becomes zeros, not NaN.
+
+    `sinks` [head]: a logit beside those of the keys, whose mass is left out, so that rows sum to less than 1.
+    """
+    scores = _precise(scores)
+    if sinks is None:
+        return torch.softmax(scores, dim=-1).nan_to_num(0.0)
+    beside = sinks.to(scores)[:, None, None].expand(*scores.shape[:-1], 1)
+    return torch.softmax(torch.cat([scores, beside], dim=-1), dim=-1)[..., :-1]

@@ -20,7 +20,7 @@ from attlas.data.models_catalog import resolve_model
 from attlas.errors import CheckpointError, ConfigError, ModelNotFoundError, UnsupportedModelError
 from attlas.interp.checkpoint import check_sizes, model_class, read_config, weight_shapes
 from attlas.interp.compiled import uncompiled
-from attlas.interp.families import FAMILIES
+from attlas.interp.families import supported, unsupported
 from attlas.interp.model import HookedModel
 
 # transformers takes weight tying off its base class while it loads; two loads at once could leave it off for good.
@@ -124,9 +124,8 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Any:
     config = read_config(folder)
     stated = config.get("model_type")
     model_type = stated.removeprefix(PREFIX) if isinstance(stated, str) else stated
-    if not isinstance(model_type, str) or model_type not in {t for family in FAMILIES for t in family.MODEL_TYPES}:
-        known = sorted(t for family in FAMILIES for t in family.MODEL_TYPES)
-        raise UnsupportedModelError(f"{name}: model type '{model_type}' has no adapter; supported: {', '.join(known)}")
+    if not isinstance(model_type, str) or model_type not in supported():
+        raise UnsupportedModelError(f"{name}: {unsupported(model_type)}")
     shapes = weight_shapes(folder)
     if model_type == stated:
         cls = model_class(folder, config, shapes)
@@ -143,7 +142,8 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Any:
                 dtype=dtype,
                 local_files_only=True,
                 use_safetensors=True,  # never a pickle
-                attn_implementation="sdpa",
+                attn_implementation="sdpa" if cls._supports_sdpa else "eager",
+                trust_remote_code=False,  # nor code that lies beside the weights
                 output_loading_info=True,
             )
     except Exception as error:  # safetensors, json and shape errors come in many classes
@@ -207,7 +207,7 @@ def _tokenizer(folder: Path) -> Any:
 
             try:
                 with quiet():
-                    return AutoTokenizer.from_pretrained(place, local_files_only=True)
+                    return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
             except Exception as error:  # json, sentencepiece, protobuf, missing packages: many classes
                 raise CheckpointError(
                     f"cannot read the tokenizer in '{place}' ({_first_line(error)}); mend or remove its files"

@@ -44,10 +44,23 @@ def hook_names(anatomy: Anatomy) -> tuple[str, ...]:
         names.append("hook_pos_embed")
     for layer in range(anatomy.cfg.n_layers):
         for part in _BLOCK:
-            if "hook_rot" in part and anatomy.rotary is None:
+            if _absent(part, anatomy, layer):
                 continue
             names.append(f"blocks.{layer}.{part}")
     return (*names, "ln_final.hook_scale", "ln_final.hook_normalized")
+
+
+def _absent(part: str, anatomy: Anatomy, layer: int) -> bool:
+    """Whether a layer of this family has no such place."""
+    parts = anatomy.layers[layer]
+    lacking = {
+        "attn.hook_rot_": anatomy.rotary is None,
+        "ln1.": parts.ln1 is None,
+        "ln2.": parts.ln2 is None,
+        "hook_resid_mid": parts.mid is None,
+        "mlp.hook_post": parts.down_proj is None,
+    }
+    return any(part.startswith(name) for name, missing in lacking.items() if missing)
 
 
 def layer_of(name: str) -> int | None:

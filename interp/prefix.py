@@ -76,7 +76,7 @@ def last_layer_for_prefix(model: HookedModel) -> Iterator[None]:
 
     handles = [
         parts.block.register_forward_pre_hook(shorten),
-        parts.ln1.register_forward_pre_hook(lambda _module, _args: (whole.pop(),)),
+        model.ln1(model.cfg.n_layers - 1).register_forward_pre_hook(lambda _module, _args: (whole.pop(),)),
         parts.out_proj.register_forward_pre_hook(lambda _module, args: (args[0][:, :n], *args[1:])),
     ]
     try:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from attlas.errors import LayerRangeError, UnsupportedModelError
 from attlas.interp.anatomy import Anatomy, LayerParts, linear_bias, linear_weight
 from attlas.interp.compiled import uncompiled
-from attlas.interp.config import ModelConfig
+from attlas.interp.config import TRAITS, ModelConfig
 
 
 class Weights:
@@ -77,8 +77,9 @@ class Weights:
         module = (parts.q, parts.k, parts.v)[slot]
         weight = linear_weight(module)
         bias = linear_bias(module, weight.shape[1])
-        if parts.fused_qkv:
-            weight, bias = weight.chunk(3, dim=1)[slot], bias.chunk(3)[slot]
+        if parts.fused is not None:
+            kind = "qkv"[slot]
+            return parts.fused.take(weight, kind).transpose(0, 1), parts.fused.take(bias, kind)
         heads = self.cfg.n_heads if slot == 0 else self.cfg.n_kv_heads
         return (
             weight.reshape(self.cfg.d_model, heads, self.cfg.d_head).transpose(0, 1),
@@ -110,12 +111,42 @@ class Weights:
         return self._projection(layer, 2)[1]
 
     def ln1(self, layer: int) -> nn.Module:
-        """The norm in front of attention."""
-        return self.layer(layer).ln1
+        """The norm in front of attention.
+
+        Raises:
+            UnsupportedModelError: there is none.
+        """
+        return self._norm(self.layer(layer).ln1, "attention")
 
     def ln2(self, layer: int) -> nn.Module:
-        """The norm in front of the MLP."""
-        return self.layer(layer).ln2
+        """The norm in front of the MLP (GPT-J: the one in front of both).
+
+        Raises:
+            UnsupportedModelError: there is none.
+        """
+        parts = self.layer(layer)
+        return self._norm(parts.ln1 if parts.ln2 is None else parts.ln2, "the MLP")
+
+    def _norm(self, norm: nn.Module | None, before: str) -> nn.Module:
+        if norm is None:
+            raise UnsupportedModelError(f"{self.name} ({self.cfg.model_type}) has no norm in front of {before}")
+        return norm
+
+    def require_plain(self, purpose: str, *traits: str) -> None:
+        """Refuse a model that does what `purpose` does not take into account.
+
+        Args:
+            traits: names of `attlas.interp.config.TRAITS`.
+
+        Raises:
+            UnsupportedModelError: the model has one of them.
+        """
+        found = [TRAITS[trait] for trait in traits if trait in self.cfg.traits]
+        if found:
+            raise UnsupportedModelError(
+                f"{self.name} ({self.cfg.model_type}) has {' and '.join(found)}, which {purpose} cannot take into account; "
+                "docs/models.md says what works for each family"
+            )
 
     @property
     def final_norm(self) -> nn.Module:

@@ -22,21 +22,28 @@ class AttentionRule:
         causal: position i attends to keys j ≤ i alone.
         sliding_window: besides, to |i − j| < sliding_window alone; None for no limit.
         scale: of the logits; None for 1/√d_head.
+        softcap: c of logits c·tanh(logit/c) (Gemma 2); None for logits as they are.
 
     Raises:
-        KernelError: sliding_window below 1.
+        KernelError: sliding_window below 1, or softcap not above 0.
     """
 
     causal: bool
     sliding_window: int | None = None
     scale: float | None = None
+    softcap: float | None = None
 
     def __post_init__(self) -> None:
         require(self.sliding_window is None or self.sliding_window > 0, f"sliding_window {self.sliding_window} below 1")
+        require(self.softcap is None or self.softcap > 0, f"softcap {self.softcap} is not above 0")
 
     def scaled(self, d_head: int) -> float:
         """The factor on q·k."""
         return d_head**-0.5 if self.scale is None else self.scale
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """Scaled logits as the softmax gets them; masks come after."""
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     def first_position(self, n_queries: int, n_keys: int) -> int:
         """Position of the first query: causal queries are the last positions, others the first."""

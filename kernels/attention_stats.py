@@ -70,7 +70,15 @@ def attention_stats(
     if token_ids is not None:
         token_ids = token_ids.expand(q.shape[0], k.shape[2])
     with torch.no_grad():
-        if use_triton(q) and mask is None and not tops and 0 < len(windows) <= 4 and q.shape[-1] <= 256 and q.numel():
+        if (
+            use_triton(q)
+            and rule.softcap is None
+            and mask is None
+            and not tops
+            and 0 < len(windows) <= 4
+            and q.shape[-1] <= 256
+            and q.numel()
+        ):
             from attlas.kernels.attention_stats_triton import attention_stats_triton
 
             return or_torch(
@@ -142,7 +150,7 @@ def _stats_torch(
             rows = slice(b, min(B, b + together))
             n = rows.stop - b
             queries = (q[rows, :, start:end].to(dtype) * rule.scaled(e)).reshape(n, K, H // K * (end - start), e)
-            logits = (queries @ k[rows, :, block.keys].to(dtype).mT).view(n, H, end - start, -1)
+            logits = rule.capped(queries @ k[rows, :, block.keys].to(dtype).mT).view(n, H, end - start, -1)
             part = None if full_mask is None else full_mask[rows, :, start:end, block.keys]
             tile = _Tile(logits, block, part)
             found = tile.raw | tile.masses(windows, tops)

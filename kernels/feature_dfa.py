@@ -105,7 +105,7 @@ def feature_dfa(
             for head in range(0, H, group):
                 span = slice(head, head + group)
                 keys, vals = k[b, head // group].to(dtype), v[b, head // group].to(dtype)  # [S, e]
-                logits = torch.einsum("gpe,se->gps", q[b, span][:, dest].to(dtype), keys) * sharpness
+                logits = rule.capped(torch.einsum("gpe,se->gps", q[b, span][:, dest].to(dtype), keys) * sharpness)
                 if full_mask is not None:
                     chosen_mask = full_mask[b, span][:, dest]
                     if chosen_mask.dtype == torch.bool:

@@ -5,7 +5,8 @@ sequences the score is read from:
 
 - **turned**: the head's queries turned at random in the head's space, all by one rotation a draw. Norms of queries and keys
   stay, what they say to each other is chance; in a model with random weights it is the score's own distribution. With
-  rotary positions each pair of coordinates turns by its own angle, which commutes with the positions' rotation.
+  rotary positions each pair of coordinates turns by its own angle, which commutes with the positions' rotation; those
+  that no position turns (Pythia, GPT-J) turn together.
 - **distances**: the same queries' mean weight at the ten nearest distances, where the token is no repeat: a head that looks
   far back, or near, whatever stands there, gives those as much.
 
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.common.repeats import SCORES, copy_scores, second_copy
-from attlas.interp import Attended, HookedModel, attended
+from attlas.interp import Attended, HookedModel, ModelConfig, attended
 
 LEVEL = 0.95
 # Distances whose weights a score is compared with, and sequences that draws read.
@@ -37,9 +38,8 @@ def null_scores(model: HookedModel, tokens: Tensor, n_draws: int = 50, seed: int
     generator = torch.Generator().manual_seed(seed)
     turned, distant = [], []
     for layer in attended(model, tokens):
-        rotary = model.cfg.positional == "rotary"
         few = second_copy(layer, N_TURNED)
-        draws = [copy_scores(_turned(few, rotary, generator)) for _ in range(n_draws)]
+        draws = [copy_scores(_turned(few, model.cfg, generator)) for _ in range(n_draws)]
         turned.append(np.stack(draws) if draws else np.zeros((0, len(SCORES), model.cfg.n_heads)))
         distant.append(_at_distances(layer, tokens))
     found = {}
@@ -56,17 +56,27 @@ def family_wise(draws: np.ndarray, level: float = LEVEL) -> np.ndarray:
     return np.asarray(mean + spread * np.quantile(z.reshape(len(z), -1).max(1), level))
 
 
-def _turned(layer: Attended, rotary: bool, generator: torch.Generator) -> Attended:
-    """The layer with each head's queries turned by one random rotation."""
-    heads, width = layer.q.shape[1], layer.q.shape[3]
-    if rotary:
-        angle = 2 * torch.pi * torch.rand(heads, 1, width // 2, dtype=torch.float64, generator=generator)
-        cos, sin = (f(angle).to(layer.q) for f in (torch.cos, torch.sin))
-        a, b = layer.q.chunk(2, dim=-1)
-        return replace(layer, q=torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1))
-    turn, upper = torch.linalg.qr(torch.randn(heads, width, width, dtype=torch.float64, generator=generator))
-    turn = turn * upper.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # else not uniform over rotations
-    return replace(layer, q=layer.q @ turn.to(layer.q))
+def _turned(layer: Attended, cfg: ModelConfig, generator: torch.Generator) -> Attended:
+    """The layer with each head's queries turned by one random rotation that commutes with that of the positions."""
+    by_position, still = layer.q[..., : cfg.n_rotating], layer.q[..., cfg.n_rotating :]
+    turned = []
+    if by_position.shape[-1]:
+        turned.append(_turned_pairs(by_position, cfg.rotary_pairs, generator))
+    if still.shape[-1]:
+        heads, width = still.shape[1], still.shape[3]
+        turn, upper = torch.linalg.qr(torch.randn(heads, width, width, dtype=torch.float64, generator=generator))
+        turn = turn * upper.diagonal(dim1=-2, dim2=-1).sign()[:, None]  # else not uniform over rotations
+        turned.append(still @ turn.to(still))
+    return replace(layer, q=torch.cat(turned, dim=-1))
+
+
+def _turned_pairs(q: Tensor, pairs: str, generator: torch.Generator) -> Tensor:
+    """Every pair of coordinates by its own angle."""
+    angle = 2 * torch.pi * torch.rand(q.shape[1], 1, q.shape[3] // 2, dtype=torch.float64, generator=generator)
+    cos, sin = (f(angle).to(q) for f in (torch.cos, torch.sin))
+    a, b = q.chunk(2, dim=-1) if pairs == "half" else (q[..., ::2], q[..., 1::2])
+    anew = (a * cos - b * sin, a * sin + b * cos)
+    return torch.cat(anew, dim=-1) if pairs == "half" else torch.stack(anew, dim=-1).flatten(-2)
 
 
 def _at_distances(layer: Attended, tokens: Tensor) -> np.ndarray:

@@ -150,9 +150,10 @@ def _attention_call(model: HookedModel, parts: LayerParts, x: Tensor) -> Callabl
     attn: Any = parts.attn
     if model.anatomy.rotary is None:
         return lambda: attn(x)
-    base = getattr(model.hf, "model", model.hf)
+    turn: Any = next(m for name, m in model.hf.named_modules() if name.endswith("rotary_emb"))
     positions = torch.arange(x.shape[1], device=x.device)[None]
-    rotation = base.rotary_emb(x, positions)
+    by_kind = {"layer_type": attn.layer_type} if isinstance(getattr(turn, "rope_type", ""), dict) else {}  # Gemma 3
+    rotation = turn(x, positions, **by_kind)
     return lambda: attn(hidden_states=x, position_embeddings=rotation, attention_mask=None)
 
 

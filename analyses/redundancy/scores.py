@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import torch
+from torch import Tensor
 
 from attlas.analyses.common.columns import LAYER, MODULE, MODULES, N_TOKENS, REDUNDANCY, interval
 from attlas.analyses.redundancy.block_runs import BLOCK_RUNS, BlockRuns, angles
@@ -20,13 +21,7 @@ from attlas.data.schema import TableSchema
 from attlas.data.stats import bootstrap_mean
 from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
-
-# module → residual stream before and after it
-_SPAN = {
-    "attn": ("hook_resid_pre", "hook_resid_mid"),
-    "mlp": ("hook_resid_mid", "hook_resid_post"),
-    "block": ("hook_resid_pre", "hook_resid_post"),
-}
+from attlas.interp.names import layer_of
 
 REDUNDANCY = TableSchema(
     "redundancy",
@@ -114,6 +109,16 @@ class RedundancyResult(Result):
         return found
 
 
+def _spans(stream: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Each module's residual stream before and after it; in parallel (Pythia, GPT-J) both start from the block's input."""
+    before, after = stream["hook_resid_pre"], stream["hook_resid_post"]
+    if "hook_resid_mid" in stream:
+        middle = stream["hook_resid_mid"]
+        return {"attn": (before, middle), "mlp": (middle, after), "block": (before, after)}
+    written = stream["hook_attn_out"]
+    return {"attn": (before, before + written), "mlp": (before, after - written), "block": (before, after)}
+
+
 @torch.no_grad()
 def redundancy(
     model: HookedModel,
@@ -137,13 +142,15 @@ def redundancy(
     turned: list[np.ndarray] = []
     n_tokens = 0
     token = 0 if model.cfg.family == "vit" else -1
-    names = ["*.hook_resid_pre", "*.hook_resid_mid", "*.hook_resid_post"]
+    parallel = "parallel" in model.cfg.traits
+    names = ["*.hook_resid_pre", "*.hook_attn_out" if parallel else "*.hook_resid_mid", "*.hook_resid_post"]
     for batch in track(data.batches(config.batch_size), "redundancy"):
         cache = model.capture(batch, names)
         scores = np.empty((batch.shape[0], n_layers, len(MODULES)))
         for layer in range(n_layers):
+            spans = _spans({name.split(".")[2]: cache[name].float() for name in cache if layer_of(name) == layer})
             for slot, module in enumerate(MODULES):
-                before, after = (cache[f"blocks.{layer}.{name}"].float() for name in _SPAN[module])
+                before, after = spans[module]
                 cosine = torch.nn.functional.cosine_similarity(before, after, dim=-1)
                 scores[:, layer, slot] = 1 - cosine.mean(-1).cpu().numpy()
         per_sequence.append(scores)

@@ -192,7 +192,7 @@ def _build(name: str, gain: float) -> nn.Module:
     model = _build_vit() if name == "vit" else _build_lm()
     with torch.no_grad():
         for layer in describe(model).layers:
-            if layer.fused_qkv:
+            if layer.fused is not None:
                 layer.q.weight[:, : 2 * 48] *= gain  # type: ignore[operator,index]
             else:
                 layer.q.weight.mul_(gain)  # type: ignore[operator]

@@ -15,9 +15,11 @@ from attlas.analyses.stability.site import Adapter, AttentionSite, HeadWeights, 
 from attlas.analyses.stability.sites_torch import multihead_site
 from attlas.errors import UnsupportedModelError
 from attlas.interp.anatomy import Anatomy, LayerParts, linear_weight
+from attlas.interp.config import TRAITS
 from attlas.interp.families import describe
 
 _ALIBI = ("bloom", "mpt", "falcon")
+_CACHES = ("past_key_values", "layer_past", "cache")  # what transformers has called it, by family and version
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -60,6 +62,10 @@ def attention_sites(model: nn.Module, adapter: Adapter | None = None) -> tuple[A
     except UnsupportedModelError:
         anatomy = None
     if anatomy is not None:
+        if "sinks" in anatomy.cfg.traits:
+            raise UnsupportedModelError(
+                f"model type '{model_type}' has {TRAITS['sinks']}, which are not read; pass adapter="
+            )
         return tuple(_family_site(anatomy, layer) for layer in range(len(anatomy.layers)))
     found = [(n, m) for n, m in inner.named_modules() if isinstance(m, nn.MultiheadAttention)]
     if found:
@@ -79,52 +85,49 @@ def _family_site(anatomy: Anatomy, layer: int) -> AttentionSite:
 
     def read(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], n_sequences: int) -> Reading | None:
         hidden = args[0] if args else kwargs["hidden_states"]
-        cached = kwargs.get("past_key_values")
+        cached = next((kwargs[name] for name in _CACHES if kwargs.get(name) is not None), None)
         if cached is not None and cached.get_seq_length(layer) > 0:
             return None  # generation: keys of earlier calls are not among the inputs
         x = hidden[:n_sequences].detach()
-        q, k = _project(parts, x, cfg.n_heads, cfg.n_kv_heads)
+        q, k = _project(parts, x, cfg.d_head)
         if anatomy.rotary is not None:
             cos, sin = kwargs["position_embeddings"]
             rows = slice(0, 1 if cos.shape[0] == 1 else n_sequences)
             q, k = anatomy.rotary(q, k, (cos[rows], sin[rows]))
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 and isinstance(args[1], Tensor) else None)
         allowed = boolean_mask(mask, n_sequences, k.shape[2])
-        return Reading(q, k, allowed, parts.rule, x)
+        # A bound from weights alone does not hold for normed queries and keys.
+        return Reading(q, k, allowed, parts.rule, x if parts.qk_norm is None else None)
 
     def weights() -> HeadWeights:
-        return _family_weights(parts, cfg.n_heads, cfg.n_kv_heads)
+        return _family_weights(parts, cfg.d_head)
 
     return AttentionSite(f"blocks.{layer}.attn", parts.attn, cfg.n_heads, read, weights, anatomy.rotary is not None)
 
 
-def _project(parts: LayerParts, x: Tensor, n_heads: int, n_kv: int) -> tuple[Tensor, Tensor]:
-    """q [B, H, T, e], k [B, K, T, e]; through `.forward`, past any hooks of others."""
-    if parts.fused_qkv:
-        q, k, _ = parts.q.forward(x).chunk(3, dim=-1)
+def _project(parts: LayerParts, x: Tensor, d_head: int) -> tuple[Tensor, Tensor]:
+    """q [B, H, T, e], k [B, K, T, e], normed where the family does; through `.forward`, past any hooks of others."""
+    if parts.fused is not None:
+        both = parts.q.forward(x)
+        q, k = parts.fused.take(both, "q"), parts.fused.take(both, "k")
     else:
-        q, k = parts.q.forward(x), parts.k.forward(x)
-    return (
-        q.reshape(*q.shape[:-1], n_heads, -1).transpose(1, 2),
-        k.reshape(*k.shape[:-1], n_kv, -1).transpose(1, 2),
+        q, k = (m.forward(x).unflatten(-1, (-1, d_head)) for m in (parts.q, parts.k))
+    if parts.qk_norm is not None:
+        q, k = parts.qk_norm(q, k)
+    return q.transpose(1, 2), k.transpose(1, 2)
+
+
+def _family_weights(parts: LayerParts, d_head: int) -> HeadWeights:
+    """W_Q, W_K, W_V, W_O and the biases of queries and keys."""
+
+    def part(tensor: Tensor, kind: str) -> Tensor:
+        return tensor.unflatten(-1, (-1, d_head)) if parts.fused is None else parts.fused.take(tensor, kind)
+
+    def bias(module: nn.Module, kind: str) -> Tensor | None:
+        found = getattr(module, "bias", None)
+        return None if found is None else part(found, kind)
+
+    q, k, v = (
+        part(linear_weight(m), kind).transpose(0, 1) for kind, m in (("q", parts.q), ("k", parts.k), ("v", parts.v))
     )
-
-
-def _family_weights(parts: LayerParts, n_heads: int, n_kv: int) -> HeadWeights:
-    q, k, v = (linear_weight(m) for m in (parts.q, parts.k, parts.v))  # [in, out]
-    b_q, b_k = (getattr(m, "bias", None) for m in (parts.q, parts.k))
-    if parts.fused_qkv:
-        q, k, v = q.chunk(3, dim=1)
-        b_q, b_k = (None, None) if b_q is None else b_q.chunk(3)[:2]
-
-    def heads(weight: Tensor, n: int) -> Tensor:
-        return weight.reshape(weight.shape[0], n, -1).transpose(0, 1)
-
-    return HeadWeights(
-        heads(q, n_heads),
-        heads(k, n_kv),
-        heads(v, n_kv),
-        linear_weight(parts.out_proj),
-        None if b_q is None else b_q.reshape(n_heads, -1),
-        None if b_k is None else b_k.reshape(n_kv, -1),
-    )
+    return HeadWeights(q, k, v, linear_weight(parts.out_proj), bias(parts.q, "q"), bias(parts.k, "k"))

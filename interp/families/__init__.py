@@ -4,11 +4,44 @@ from __future__ import annotations
 
 from typing import Any
 
-from attlas.errors import UnsupportedModelError
+from attlas.errors import UnsupportedModelError, nearest
 from attlas.interp.anatomy import Anatomy
-from attlas.interp.families import gpt2, llama, vit
+from attlas.interp.families import gpt2, llama, neox, vit
 
-FAMILIES = (gpt2, llama, vit)
+FAMILIES = (
+    gpt2,
+    llama,
+    neox,
+    vit,
+)
+# What some model types have that no adapter reads.
+_UNREAD = {
+    "bloom": "ALiBi biases",
+    "mpt": "ALiBi biases",
+    "falcon": "ALiBi biases, or keys fused by group",
+    "mamba": "no attention",
+    "mamba2": "no attention",
+    "t5": "cross-attention and biases by distance",
+    "bart": "cross-attention",
+    "whisper": "cross-attention",
+    "deepseek_v2": "keys and values from one compressed vector",
+    "deepseek_v3": "keys and values from one compressed vector",
+    "gemma3": "a vision tower beside the text model (its text model is gemma3_text)",
+}
+
+
+def supported() -> list[str]:
+    """Every `model_type` that has an adapter, in order."""
+    return sorted(t for family in FAMILIES for t in family.MODEL_TYPES)
+
+
+def unsupported(model_type: Any) -> UnsupportedModelError:
+    """The error for a model type without an adapter: the nearest that has one, and what is missing."""
+    name = str(model_type)
+    lack = f"{_UNREAD[name]}, which no adapter reads" if name in _UNREAD else "no adapter (interp/families/)"
+    return UnsupportedModelError(
+        f"model type '{name}' has {lack}{nearest(name, supported())}; supported are {', '.join(supported())}"
+    )
 
 
 def describe(hf: Any) -> Anatomy:
@@ -21,5 +54,4 @@ def describe(hf: Any) -> Anatomy:
     for family in FAMILIES:
         if model_type in family.MODEL_TYPES:
             return family.describe(hf)
-    known = sorted(t for family in FAMILIES for t in family.MODEL_TYPES)
-    raise UnsupportedModelError(f"model type '{model_type}' has no adapter; supported are {', '.join(known)}")
+    raise unsupported(model_type)

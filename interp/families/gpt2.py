@@ -6,6 +6,7 @@ from typing import Any
 
 from attlas.interp.anatomy import Anatomy, LayerParts
 from attlas.interp.config import ModelConfig
+from attlas.interp.fused import FusedQKV
 from attlas.kernels import AttentionRule
 
 MODEL_TYPES = ("gpt2",)
@@ -46,6 +47,8 @@ def describe(hf: Any) -> Anatomy:
                 attn_out=block.attn,
                 mlp_out=block.mlp,
                 rule=AttentionRule(causal=True, scale=float(block.attn.scaling)),
+                mid=block.ln_2,
+                fused=FusedQKV(config.n_head, config.n_head, d_head),
             )
         )
     return Anatomy(

@@ -4,26 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from attlas.interp.anatomy import Anatomy, LayerParts
 from attlas.interp.config import ModelConfig
+from attlas.interp.families.rotary import rotate
 from attlas.kernels import AttentionRule
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
-
-
-def rotate_half(x: Tensor) -> Tensor:
-    """[x1, x2] → [−x2, x1] over the two halves of d_head (the layout Hugging Face keeps RoPE in)."""
-    half = x.shape[-1] // 2
-    return torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-
-
-def rotate(q: Tensor, k: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Apply RoPE (Su et al. 2021, arXiv 2104.09864) to q, k of [B, head, T, d_head]; cos, sin are [B, T, d_head]."""
-    cos, sin = (t.unsqueeze(1) for t in position_embeddings)
-    return q * cos + rotate_half(q) * sin, k * cos + rotate_half(k) * sin
 
 
 def sliding_window(config: Any, attn: Any, layer: int) -> int | None:
@@ -74,6 +60,7 @@ def describe(hf: Any) -> Anatomy:
                 sliding_window=sliding_window(config, block.self_attn, index),
                 scale=float(block.self_attn.scaling),
             ),
+            mid=block.post_attention_layernorm,
         )
         for index, block in enumerate(base.layers)
     )

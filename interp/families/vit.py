@@ -38,7 +38,14 @@ def _layer(block: nn.Module) -> LayerParts:
         attn_out=find(block, "layer_scale1", "attention"),
         mlp_out=mlp if older else find(block, "layer_scale2", "mlp"),
         rule=AttentionRule(causal=False, scale=float(d_head) ** -0.5),
+        mid=find(block, "norm2", "layernorm_after"),
     )
+
+
+def _mlp_width(layer: LayerParts) -> int:
+    """Of the weights: DINOv2's SwiGLU takes two thirds of what its config says."""
+    assert layer.down_proj is not None
+    return int(linear_weight(layer.down_proj).shape[0])
 
 
 def describe(hf: Any) -> Anatomy:
@@ -65,7 +72,7 @@ def describe(hf: Any) -> Anatomy:
         n_kv_heads=heads,
         d_model=config.hidden_size,
         d_head=config.hidden_size // heads,
-        d_mlp=linear_weight(layers[0].down_proj).shape[0],  # DINOv2's SwiGLU takes two thirds of what its config says
+        d_mlp=_mlp_width(layers[0]),
         n_ctx=grid[0] * grid[1] + n_prefix,
         n_classes=head.out_features if isinstance(head, nn.Linear) else 0,
         causal=False,

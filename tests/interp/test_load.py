@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import warnings
@@ -200,3 +201,35 @@ def test_heads_of_other_kinds(tmp_path: Path) -> None:
     assert not judge.has_head
     with pytest.raises(UnsupportedModelError, match="GPT2ForSequenceClassification"):
         judge.cross_entropy(torch.zeros(1, 4, dtype=torch.long))
+
+
+def test_an_unknown_model_type_names_the_nearest_and_what_is_missing(honest: Path, tmp_path: Path) -> None:
+    shutil.copytree(honest, tmp_path / "it")
+    for kind, said in (
+        ("gpt_neo", "'gpt_neo' has no adapter .*did you mean 'gpt_neox'.*supported are"),
+        ("bloom", "'bloom' has ALiBi biases, which no adapter reads"),
+        ("zzzz", "'zzzz' has no adapter .*; supported are"),
+    ):
+        with pytest.raises(UnsupportedModelError, match=said) as caught:
+            load_model(_edit(tmp_path / "it", model_type=kind), device="cpu")
+        assert "\n" not in str(caught.value)
+
+
+def test_code_beside_the_weights_is_never_executed(honest: Path, tmp_path: Path) -> None:
+    """Neither a model's nor a tokenizer's, whatever config.json asks for; nor is anybody asked on the terminal."""
+    folder, proof = tmp_path / "it", tmp_path / "executed"
+    shutil.copytree(honest, folder)
+    for name in ("modeling_own", "tokenization_own"):
+        (folder / f"{name}.py").write_text(f"open({str(proof)!r}, 'w').close()\n")
+    own = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForCausalLM"), "modeling_own.Own")
+    for changes in ({}, {"model_type": "own"}, {"architectures": ["Own"]}):
+        shutil.copy(honest / "config.json", folder / "config.json")
+        with contextlib.suppress(UnsupportedModelError):
+            load_model(_edit(folder, auto_map=own, **changes), device="cpu")
+    shutil.copy(honest / "config.json", folder / "config.json")
+    (folder / "tokenizer.json").write_text("{}")
+    tokenizer = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["tokenization_own.Own", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(CheckpointError, match="tokenizer"):
+        load_model(folder, device="cpu")
+    assert not proof.exists()

@@ -22,7 +22,7 @@ from attlas.data.checkpoints import Checkpoint, find_checkpoints
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref
 from attlas.errors import ConfigError
-from attlas.interp import Attended, HookedModel, attended, load_model
+from attlas.interp import Attended, HookedModel, ModelConfig, attended, load_model
 from attlas.kernels import AttentionRule
 
 
@@ -107,24 +107,35 @@ def test_distances_are_those_of_the_attention_maps() -> None:
             np.testing.assert_allclose(found[layer][list(SCORES).index(name)], expected[layer], rtol=1e-4)
 
 
-def test_turns_keep_norms_and_commute_with_rotary_positions() -> None:
-    generator, q = torch.Generator().manual_seed(0), torch.randn(2, 3, 5, 8, dtype=torch.float64)
-    layer = Attended(0, q, q, AttentionRule(causal=True), torch.zeros(2, 5, dtype=torch.int64))
-    turned = _turned(layer, rotary=False, generator=generator).q
-    torch.testing.assert_close(turned.norm(dim=-1), q.norm(dim=-1))
-    assert (turned - q).abs().mean() > 0.1
-    angle = torch.arange(5.0, dtype=torch.float64)[:, None] * torch.tensor([1.0, 0.3, 0.1, 0.01], dtype=torch.float64)
+def _shape(rotary: int, pairs: str) -> ModelConfig:
+    positional = "rotary" if rotary else "learned"
+    return ModelConfig(
+        "llama", "llama", 1, 3, 3, 24, 8, 96, 64, positional=positional, rotary_dim=rotary, rotary_pairs=pairs
+    )
+
+
+@pytest.mark.parametrize(("rotary", "pairs"), [(0, "half"), (8, "half"), (4, "half"), (4, "next"), (8, "next")])
+def test_turns_keep_norms_and_commute_with_rotary_positions(rotary: int, pairs: str) -> None:
+    q = torch.randn(2, 3, 5, 8, dtype=torch.float64)
+    speed = torch.tensor([1.0, 0.3, 0.1, 0.01], dtype=torch.float64)[: rotary // 2]
+    phase = torch.polar(torch.ones(5, rotary // 2, dtype=torch.float64), torch.arange(5.0).double()[:, None] * speed)
 
     def rope(x: torch.Tensor) -> torch.Tensor:
-        z = torch.complex(x[..., :4], x[..., 4:]) * torch.polar(torch.ones_like(angle), angle)
-        return torch.cat([z.real, z.imag], -1)
+        moving, still = x[..., :rotary], x[..., rotary:]
+        if pairs == "next":
+            z = torch.view_as_complex(moving.unflatten(-1, (-1, 2)).contiguous()) * phase
+            return torch.cat([torch.view_as_real(z).flatten(-2), still], -1)
+        z = torch.complex(moving[..., : rotary // 2], moving[..., rotary // 2 :]) * phase
+        return torch.cat([z.real, z.imag, still], -1)
 
     def turn(x: torch.Tensor) -> torch.Tensor:
         same = torch.Generator().manual_seed(1)
-        return _turned(Attended(0, x, x, AttentionRule(causal=True)), rotary=True, generator=same).q
+        return _turned(Attended(0, x, x, AttentionRule(causal=True)), _shape(rotary, pairs), same).q
 
-    torch.testing.assert_close(turn(rope(q)), rope(turn(q)))
-    assert (turn(q) - q).abs().mean() > 0.1
+    turned = turn(q)
+    torch.testing.assert_close(turned.norm(dim=-1), q.norm(dim=-1))
+    assert ((turned - q).abs().mean((0, 1, 2)) > 0.1).all()
+    torch.testing.assert_close(turn(rope(q)), rope(turned))
 
 
 def test_one_in_twenty_draws_has_a_head_above_its_bar() -> None:
