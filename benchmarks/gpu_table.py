@@ -11,6 +11,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -69,31 +70,51 @@ def encode_rows(rows: list[dict]) -> None:
             x = torch.randn(N, D, device="cuda", dtype=torch.bfloat16)
             W = torch.randn(D, F, device="cuda", dtype=torch.bfloat16) / D**0.5
             b = torch.zeros(F, device="cuda", dtype=torch.bfloat16)
-            values, indices = topk_encode(x, W, b, k)
-            check = x[:64].float() @ W.float()
-            worst = (check.gather(1, indices[:64]) - check.topk(k).values).abs().max()
-            assert float(worst) < 1e-2, f"encode is wrong by {float(worst)}"
             gemm = timed(lambda x=x, W=W: x @ W)  # type: ignore[misc]
-            ours = timed(lambda x=x, W=W, b=b: topk_encode(x, W, b, k))  # type: ignore[misc]
-            show(rows, f"encode N {N} D {D} F {F} k {k} bf16", ours, "bf16 GEMM", gemm, "<= 1.15", 2.0 * N * D * F)
-            del x, W, b, values, indices
+            check, chosen = x[:64].float() @ W.float(), {}
+            # a GEMM in bfloat16 rounds its results; the choice in float32 does not, and writes twice the bytes
+            for select_dtype, near in (("bfloat16", 0.05), ("float32", 1e-2)):
+                encode = partial(topk_encode, x, W, b, k, select_dtype=select_dtype)  # type: ignore[arg-type]
+                chosen[select_dtype] = encode()[1]
+                worst = (check.gather(1, chosen[select_dtype][:64]) - check.topk(k).values).abs().max()
+                assert float(worst) < near, f"encode chosen in {select_dtype} is wrong by {float(worst)}"
+                job = f"encode N {N} D {D} F {F} k {k} bf16, chosen in {select_dtype}"
+                target = "<= 1.15" if D >= 2048 else "<= 1.3"
+                show(rows, job, timed(encode), "bf16 GEMM", gemm, target, 2.0 * N * D * F)
+            differ = (chosen["float32"].sort(1).values != chosen["bfloat16"].sort(1).values).any(1)
+            rows.append({"job": f"encode N {N} D {D} F {F} k {k}", "rows_that_differ": float(differ.float().mean())})
+            del x, W, b, chosen, encode
 
 
 def step_rows(rows: list[dict]) -> None:
-    """The training step in float32, with TF32 off and on, beside each peer that is installed."""
+    """The training step in float32, with TF32 off and on, and chosen in bfloat16, beside each peer that is installed.
+
+    A peer's precision is the one named first: float32 or TF32.
+    """
     from sae_step import contestants, step_flops
 
     targets = {"SAELens": "<= 0.20", "sparsify": "<= 0.67"}
     for D, F, k, N in ((768, 24576, 32, 4096), (2048, 65536, 64, 4096)):
         (_, fused), *peers = contestants(D, F, k, N, device="cuda").items()
-        for precision in ("highest", "high"):  # torch's names for float32 and TF32
-            torch.set_float32_matmul_precision(precision)
-            kind = "float32" if precision == "highest" else "TF32"
-            ours = timed(fused)
+        narrow = chosen_in_bfloat16(D, F, k, N)
+        for precision in ("highest", "high", "bfloat16"):  # torch's names for float32 and TF32; ours alone is narrower
+            torch.set_float32_matmul_precision("high" if precision == "bfloat16" else precision)
+            kind = {"highest": "float32", "high": "TF32", "bfloat16": "TF32, ours chosen in bfloat16"}[precision]
+            ours = timed(narrow if precision == "bfloat16" else fused)
             for name, peer in peers:
                 job = f"step N {N} D {D} F {F} k {k} {kind}"
                 show(rows, job, ours, name, timed(peer), targets.get(name, "-"), step_flops(D, F, k, N))
         torch.set_float32_matmul_precision("highest")
+
+
+def chosen_in_bfloat16(D: int, F: int, k: int, N: int) -> Callable[[], object]:
+    """Our step with the choice in bfloat16, on inputs like the contestants'."""
+    from attlas.kernels import StepOptions, TopKStep
+
+    x, W_dec = torch.randn(N, D, device="cuda"), torch.nn.functional.normalize(torch.randn(F, D, device="cuda"), dim=-1)
+    options = StepOptions(k=k, select_dtype="bfloat16")
+    step = TopKStep(W_dec.t(), torch.zeros(F, device="cuda"), W_dec, torch.zeros(D, device="cuda"), options)
+    return lambda: step.step(x)
 
 
 def stats_rows(rows: list[dict]) -> None:

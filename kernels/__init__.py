@@ -8,7 +8,7 @@ from attlas.kernels.feature_dfa import FeatureDFA, feature_dfa
 from attlas.kernels.results import AttentionStats, SparseCodes
 from attlas.kernels.sparse_decode import sparse_decode, sparse_decode_prefixes
 from attlas.kernels.threshold_encode import batch_topk_encode, threshold_encode
-from attlas.kernels.topk_encode import topk_encode
+from attlas.kernels.topk_encode import SelectDtype, topk_encode
 from attlas.kernels.topk_step import StepOptions, TopKStep, TopKStepResult
 from attlas.kernels.topk_torch import topk_rows
 
@@ -16,6 +16,7 @@ __all__ = [
     "AttentionRule",
     "AttentionStats",
     "FeatureDFA",
+    "SelectDtype",
     "SparseCodes",
     "StepOptions",
     "TopKStep",

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from attlas.kernels.attention_rule import AttentionRule
-from attlas.kernels.dispatch import interpreting
+from attlas.kernels.dispatch import interpreting, on_device
 from attlas.kernels.results import AttentionStats
 
 
@@ -215,18 +215,20 @@ def attention_stats_triton(
     four = (*windows, *(windows[-1:] * (4 - len(windows))))
     sizes, options = launch_shape(q.dtype, E)
     BQ, BS = sizes["BQ"], sizes["BS"]
-    _row_kernel[(triton.cdiv(T, BQ) * B * H,)](
-        q, k, tokens, out, H, K, T, S, E, scale, n_out, *q.stride(), *k.stride(), *four, max(2, *windows), reach,
-        CAUSAL=rule.causal, LIMITED=limited, TOKENS=token_ids is not None, WINDOWS=len(windows), **sizes, **options,
-    )  # fmt: skip
+    with on_device(q):
+        _row_kernel[(triton.cdiv(T, BQ) * B * H,)](
+            q, k, tokens, out, H, K, T, S, E, scale, n_out, *q.stride(), *k.stride(), *four, max(2, *windows), reach,
+            CAUSAL=rule.causal, LIMITED=limited, TOKENS=token_ids is not None, WINDOWS=len(windows), **sizes, **options,
+        )  # fmt: skip
     stat = out.unbind(2)
     columns = None
     if column:
         columns = torch.empty(B, H, S, dtype=torch.float32, device=q.device)
-        _column_kernel[(triton.cdiv(S, BS) * B * H,)](
-            q, k, stat[8].contiguous(), columns, H, K, T, S, E, scale, *q.stride(), *k.stride(), reach,
-            CAUSAL=rule.causal, LIMITED=limited, **sizes, **options,
-        )  # fmt: skip
+        with on_device(q):
+            _column_kernel[(triton.cdiv(S, BS) * B * H,)](
+                q, k, stat[8].contiguous(), columns, H, K, T, S, E, scale, *q.stride(), *k.stride(), reach,
+                CAUSAL=rule.causal, LIMITED=limited, **sizes, **options,
+            )  # fmt: skip
     n_keys = stat[6].long()
     return AttentionStats(
         entropy=stat[0],

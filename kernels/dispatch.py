@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import logging
@@ -46,6 +47,16 @@ def use_triton(tensor: Tensor) -> bool:
     return choice == "auto" and tensor.is_cuda and triton_present() and tensor.dtype != torch.float64
 
 
+def on_device(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Launch inside it: Triton launches on the current device, which need not be the tensors'."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def no_autocast(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Products in the tensors' own type, whatever autocast is on outside."""
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 @functools.cache
 def warn_once(message: str) -> None:
     """Log a fallback the first time it happens."""
@@ -53,7 +64,10 @@ def warn_once(message: str) -> None:
 
 
 def or_torch(kernel: Callable[[], T], plain: Callable[[], T]) -> T:
-    """Run `kernel`; where the device has too few resources (shared memory, registers) for its tiles, `plain` instead."""
+    """Run `kernel`; where the device has too few resources (shared memory, registers) for its tiles, `plain` instead.
+
+    Out of memory is no such case, and is raised.
+    """
     try:
         return kernel()
     except Exception as error:

@@ -34,7 +34,8 @@ def sparse_decode(values: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor 
         [..., D]. Gradients flow to values, W_dec and b_dec; rows of W_dec that no index names get zero.
 
     Raises:
-        KernelError: shapes, dtypes or devices do not fit, or an index lies outside [0, F).
+        KernelError: shapes, dtypes or devices do not fit, or an index lies outside [0, F). On CUDA, where looking would
+            wait for the device, such an index makes its row of the result NaN.
 
     Example:
         >>> from attlas.kernels import sparse_decode

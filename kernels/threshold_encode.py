@@ -7,9 +7,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attlas.kernels.dispatch import or_torch, require, require_encoder, use_triton
+from attlas.kernels.dispatch import no_autocast, or_torch, require, require_encoder, use_triton
 from attlas.kernels.results import SparseCodes, check_capacity
-from attlas.kernels.topk_encode import topk_encode
+from attlas.kernels.topk_encode import SelectDtype, topk_encode
 from attlas.kernels.topk_torch import TILE_COLUMNS, TILE_ROWS
 
 
@@ -27,7 +27,8 @@ def threshold_encode(
     Args:
         x: [..., D]; leading axes are flattened to N rows.
         W_enc, b_enc, b_dec: [D, F], [F], [D].
-        threshold: a number, or [F], one a feature. NaN pre-activations count as active, so they cannot go unseen.
+        threshold: a number, or [F], one a feature; compared in float32, or in x's type if that is wider. NaN
+            pre-activations and NaN thresholds count as active, so they cannot go unseen.
         capacity: most active entries in all; more raise an error, nothing is ever dropped. None means no bound.
 
     Raises:
@@ -41,12 +42,13 @@ def threshold_encode(
     """
     require_encoder(x, W_enc, b_enc, b_dec)
     F = W_enc.shape[1]
-    limit = torch.as_tensor(threshold, dtype=x.dtype, device=x.device)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    limit = torch.as_tensor(threshold, dtype=wide, device=x.device)
     require(
         limit.dim() == 0 or tuple(limit.shape) == (F,), f"threshold has shape {tuple(limit.shape)}, want () or ({F},)"
     )
     limit = limit.expand(F)
-    with torch.no_grad():
+    with torch.no_grad(), no_autocast(x):
         x_ND = x.reshape(-1, x.shape[-1])
         x_ND = x_ND if b_dec is None else x_ND - b_dec
         if use_triton(x_ND) and len(x_ND):
@@ -58,7 +60,7 @@ def threshold_encode(
             )
         else:
             values, indices, counts = _threshold_torch(x_ND, W_enc, b_enc, limit, capacity)
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    offsets = torch.cat([counts.new_zeros(1, dtype=torch.int64), counts.cumsum(0)])
     return SparseCodes(values, indices, offsets, F)
 
 
@@ -93,12 +95,20 @@ def _threshold_torch(
 
 
 def batch_topk_encode(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, *, b_dec: Tensor | None = None, k_row: int | None = None
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    k: int,
+    *,
+    b_dec: Tensor | None = None,
+    k_row: int | None = None,
+    select_dtype: SelectDtype = "float32",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """BatchTopK (arXiv 2412.06410): the N·k largest positive pre-activations of the whole batch.
 
     First the top `k_row` of each row (default 4·k, at most 512 and F), then the N·k largest among these. Exact: where a
     row would need more than k_row, the call is repeated with twice as many. Ties go to the lower row, then feature.
+    `select_dtype` is that of `topk_encode`; it chooses within rows, and the batch chooses by the values.
 
     Returns:
         values [N, k_row] with unchosen slots set to 0, indices [N, k_row], and the threshold: the least chosen value
@@ -115,7 +125,8 @@ def batch_topk_encode(
     require(0 <= k <= F, f"k = {k} is not within 0 and the {F} features")
     k_row = min(F, max(k, k_row if k_row is not None else min(4 * k, 512)))
     while True:
-        values, indices = topk_encode(x.reshape(-1, x.shape[-1]), W_enc, b_enc, k_row, b_dec=b_dec)
+        rows = x.reshape(-1, x.shape[-1])
+        values, indices = topk_encode(rows, W_enc, b_enc, k_row, b_dec=b_dec, select_dtype=select_dtype)
         N = values.shape[0]
         flat = values.detach().reshape(-1)
         ranked, order = flat.sort(dim=0, descending=True, stable=True)
@@ -125,5 +136,5 @@ def batch_topk_encode(
         if k_row == F or N * k_row == 0 or not bool(chosen[:, -1].any()):
             break
         k_row = min(F, 2 * k_row)
-    threshold = ranked[min(N * k, int(chosen.sum())) - 1] if bool(chosen.any()) else values.new_zeros(())
+    threshold = torch.cat([ranked.new_zeros(1), ranked]).index_select(0, chosen.sum().view(1)).squeeze(0)
     return torch.where(chosen, values, 0), indices, threshold

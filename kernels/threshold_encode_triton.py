@@ -1,5 +1,8 @@
-"""Triton threshold encode: one product counts active entries per row and column block, a scan places them, a second product
-writes them. No atomics, so the order (row, then feature) and the result are the same each time; nothing is dropped."""
+"""Triton threshold encode: the product of sparse encode, once, with the maxima of pre-activation − threshold.
+
+One program a row reads the blocks whose maximum exceeds 0: a first pass counts, a scan places, a second pass writes, from
+the workspace. No atomics, so the order (row, then feature) and the result are the same each time; nothing is dropped.
+"""
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
@@ -9,72 +12,105 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from attlas.kernels.dispatch import interpreting
+from attlas.kernels.block_product_triton import Tiling, block_product, tiling
+from attlas.kernels.dispatch import interpreting, on_device
 from attlas.kernels.results import check_capacity
-from attlas.kernels.topk_encode_triton import launch_options, precision, tile_sizes
 
 
 @triton.jit
-def _threshold_kernel(
-    x_ptr, w_ptr, b_ptr, limit_ptr, count_ptr, value_ptr, index_ptr,
-    N, D, F, n_n,
-    stride_xn, stride_xd, stride_wd, stride_wf,
-    WRITE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+def _active_kernel(
+    pre_ptr, max_ptr, limit_ptr, count_ptr, offset_ptr, value_ptr, index_ptr,
+    n_blocks, C, P, low,
+    WRITE: tl.constexpr, G: tl.constexpr, PB: tl.constexpr,
 ):  # fmt: skip
-    pid_m, pid_n = tl.program_id(0), tl.program_id(1)
-    rows = pid_m * BM + tl.arange(0, BM)
-    columns = pid_n * BN + tl.arange(0, BN)
-    row_ok, column_ok = rows < N, columns < F
-    d = tl.arange(0, BK)
-    x_at = x_ptr + rows.to(tl.int64)[:, None] * stride_xn + d[None, :] * stride_xd
-    w_at = w_ptr + d.to(tl.int64)[:, None] * stride_wd + columns.to(tl.int64)[None, :] * stride_wf
-    acc = tl.zeros((BM, BN), dtype=tl.float32)
-    for start in range(0, D, BK):
-        d_ok = d < D - start
-        x = tl.load(x_at, mask=row_ok[:, None] & d_ok[None, :], other=0.0)
-        w = tl.load(w_at, mask=d_ok[:, None] & column_ok[None, :], other=0.0)
-        acc = tl.dot(x, w, acc, input_precision=PRECISION)
-        x_at += BK * stride_xd
-        w_at += BK * stride_wd
-    acc += tl.load(b_ptr + columns, mask=column_ok, other=0.0).to(tl.float32)[None, :]
-    limit = tl.load(limit_ptr + columns, mask=column_ok, other=float("inf")).to(tl.float32)
-    keep = ((acc > limit[None, :]) | (acc != acc)) & row_ok[:, None] & column_ok[None, :]
-    at = count_ptr + rows.to(tl.int64) * n_n + pid_n
+    row = tl.program_id(0).to(tl.int64)
+    base = tl.zeros((), tl.int64)
     if WRITE:
-        base = tl.load(at, mask=row_ok, other=0)
-        slot = base[:, None] + tl.cumsum(keep.to(tl.int32), axis=1) - 1
-        tl.store(value_ptr + slot, acc, mask=keep)
-        tl.store(index_ptr + slot, columns.to(tl.int64)[None, :] + tl.zeros((BM, BN), tl.int64), mask=keep)
-    else:
-        tl.store(at, tl.sum(keep.to(tl.int32), axis=1).to(tl.int64), mask=row_ok)
+        base = tl.load(offset_ptr + row)
+    n = 0
+    for start in range(0, n_blocks, PB):
+        block = start + tl.arange(0, PB)
+        maximum = tl.load(max_ptr + row * n_blocks + block, mask=block < n_blocks, other=-1.0)
+        live = ~(maximum <= 0)  # NaN is active
+        if tl.sum(live.to(tl.int32), axis=0) > 0:
+            inside = tl.reshape(live[:, None] & (tl.arange(0, G)[None, :] >= 0), (PB * G,))
+            columns = start * G + tl.arange(0, PB * G)
+            inside = inside & (columns < C)
+            value = tl.load(pre_ptr + row * P + columns, mask=inside, other=0.0)
+            limit = tl.load(limit_ptr + columns, mask=inside, other=0.0)
+            keep = inside & ~(value <= limit)
+            if WRITE:
+                at = base + n + tl.cumsum(keep.to(tl.int32), axis=0) - 1
+                tl.store(value_ptr + at, value, mask=keep)
+                tl.store(index_ptr + at, (columns + low).to(tl.int64), mask=keep)
+            n += tl.sum(keep.to(tl.int32), axis=0)
+    if not WRITE:
+        tl.store(count_ptr + row, n)
+
+
+def piece(block: int) -> int:
+    """Blocks the kernel looks at together: 1,024 columns."""
+    return max(1, (32 if interpreting() else 1024) // block)
 
 
 def threshold_triton(
-    x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, limit_F: Tensor, capacity: int | None
+    x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, limit_F: Tensor, capacity: int | None, tiles: Tiling | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(values [nnz], indices [nnz], counts [N]) in row order."""
-    (N, D), F, dtype = x_ND.shape, W_enc.shape[1], x_ND.dtype
-    if interpreting():
-        x_ND, W_enc, b_enc, limit_F = x_ND.float(), W_enc.float(), b_enc.float(), limit_F.float()
-    sizes = {name: size for name, size in tile_sizes(x_ND.dtype).items() if name != "GROUP"}
-    n_n = triton.cdiv(F, sizes["BN"])
-    grid = (triton.cdiv(N, sizes["BM"]), n_n)
-    counts = torch.zeros(N, n_n, dtype=torch.int64, device=x_ND.device)
-    limit_F = limit_F.contiguous()
+    """(values [nnz], indices [nnz], counts int32 [N]) in row order; limit_F is float32."""
+    N, F = x_ND.shape[0], W_enc.shape[1]
+    b_enc, limit_F = b_enc.contiguous(), limit_F.contiguous()
+    tiles = tiles or tiling(N, F, 1, 4)
+    values, indices = [x_ND.new_zeros(0)], [torch.zeros(0, dtype=torch.int64, device=x_ND.device)]
+    counts = torch.zeros(N, dtype=torch.int32, device=x_ND.device)
+    total = 0
+    for start in range(0, N, tiles.rows):
+        rows = slice(start, min(N, start + tiles.rows))
+        parts = []
+        for low in range(0, F, tiles.columns):
+            high = min(F, low + tiles.columns)
+            part = _chunk(x_ND[rows], W_enc[:, low:high], b_enc[low:high], limit_F[low:high], tiles.block, low)
+            total += part[0].numel()
+            check_capacity(total, capacity, rows.stop)
+            parts.append(part)
+        value, feature, counts[rows] = _joined(parts)
+        values.append(value.to(x_ND.dtype))
+        indices.append(feature)
+    return torch.cat(values), torch.cat(indices), counts
 
-    def launch(table: Tensor, values: Tensor, indices: Tensor, write: bool) -> None:
-        _threshold_kernel[grid](
-            x_ND, W_enc, b_enc, limit_F, table, values, indices, N, D, F, n_n, *x_ND.stride(), *W_enc.stride(),
-            WRITE=write, PRECISION=precision(x_ND.dtype), **sizes, **launch_options(),
-        )  # fmt: skip
 
-    unused = x_ND.new_zeros(1, dtype=torch.float32)
-    launch(counts, unused, counts, False)
-    flat = counts.view(-1)
-    ends = flat.cumsum(0)
+def _chunk(
+    x_ND: Tensor, W_DC: Tensor, b_C: Tensor, limit_C: Tensor, block: int, low: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, features and counts of one chunk."""
+    N, C = x_ND.shape[0], W_DC.shape[1]
+    pre, maxima = block_product(x_ND, W_DC, b_C, limit_C, block, torch.float32)
+    counts = torch.empty(N, dtype=torch.int32, device=x_ND.device)
+    sizes = {"G": block, "PB": piece(block)}
+
+    def launch(offsets: Tensor, values: Tensor, indices: Tensor, write: bool) -> None:
+        with on_device(x_ND):
+            _active_kernel[(N,)](
+                pre, maxima, limit_C, counts, offsets, values, indices,
+                maxima.shape[1], C, pre.shape[1], low, WRITE=write, **sizes,
+            )  # fmt: skip
+
+    nothing = torch.empty(1, dtype=torch.int64, device=x_ND.device)
+    launch(nothing, pre, nothing, False)
+    ends = counts.cumsum(0)
     total = int(ends[-1])
-    check_capacity(total, capacity, N)
     values = torch.empty(total, dtype=torch.float32, device=x_ND.device)
     indices = torch.empty(total, dtype=torch.int64, device=x_ND.device)
-    launch((ends - flat).contiguous(), values, indices, True)
-    return values.to(dtype), indices, counts.sum(1)
+    if total:
+        launch(ends - counts, values, indices, True)
+    return values, indices, counts
+
+
+def _joined(parts: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Chunks of columns of the same rows, put together row by row."""
+    if len(parts) == 1:
+        return parts[0]
+    values, indices, counts = (torch.cat(column) for column in zip(*parts, strict=True))
+    n_rows = parts[0][2].numel()
+    row = torch.arange(n_rows, device=counts.device).repeat(len(parts))
+    order = torch.repeat_interleave(row, counts.long()).sort(stable=True).indices
+    return values[order], indices[order], counts.view(len(parts), n_rows).sum(0, dtype=torch.int32)

@@ -17,7 +17,7 @@ from torch import Tensor
 from attlas.kernels.dispatch import require, require_like, use_triton
 from attlas.kernels.row_adam import RowAdam, RowGradient, fused_adam
 from attlas.kernels.sparse_decode import GATHER_ELEMENTS, FeatureOrder, decode_rows, gather_dot
-from attlas.kernels.topk_encode import select
+from attlas.kernels.topk_encode import SelectDtype, require_select_dtype, select
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,8 @@ class StepOptions:
     aux_weight: float = 1 / 32
     lazy: bool = False
     """Leave rows alone that dense Adam would not move: those without a gradient whose momentum has faded (row_adam)."""
+    select_dtype: SelectDtype = "float32"
+    """What features are chosen in, as in `topk_encode`; values, gradients and weights are float32 in any case."""
 
 
 class TopKStep:
@@ -77,6 +79,7 @@ class TopKStep:
         require(tuple(b_enc.shape) == (F,) and tuple(b_dec.shape) == (D,), "b_enc must be [F], b_dec [D]")
         require(0 < options.k <= F, f"k = {options.k} is not within 1 and the {F} features")
         require_like(W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec)
+        require_select_dtype(options.select_dtype)
         self.options = options
         self.lr = options.lr
         self.n_steps = 0
@@ -107,7 +110,8 @@ class TopKStep:
                 zero, zero, x.new_zeros(0, k), empty, torch.zeros(F, dtype=torch.int64, device=x.device)
             )
         centred = x - self.b_dec
-        values, indices = select(centred, self.W_enc, self.b_enc, k)
+        grid = getattr(torch, self.options.select_dtype)
+        values, indices = select(centred, self.W_enc, self.b_enc, k, grid)
         values = values.relu_()
         grad_x_hat, d_values = residual_gradients(values, indices, self.W_dec, centred)
         loss = grad_x_hat.square().sum() * (N / 4)  # grad = 2 (x̂ − x) / N

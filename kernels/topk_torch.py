@@ -26,14 +26,20 @@ BLOCK = 64
 ROWS_ELEMENTS = 1 << 22
 
 
-def select_torch(x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Tiles of rows and columns; the top k of a column tile merge with those of the tiles before it."""
+def select_torch(
+    x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, grid: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Tiles of rows and columns; the top k of a column tile merge with those of the tiles before it.
+
+    With the bfloat16 grid, inputs and pre-activations are rounded to it for the choice, and the chosen computed again.
+    """
+    coarse = grid == torch.bfloat16
     N, F = x_ND.shape[0], W_enc.shape[1]
     columns = max(min(F, TILE_COLUMNS), min(F, 2 * k))
     rows = min(N, TILE_ROWS)
     values = x_ND.new_empty(N, k)
     indices = torch.empty(N, k, dtype=torch.int64, device=x_ND.device)
-    buffer = x_ND.new_empty(rows, columns)
+    buffer = x_ND.new_empty(rows, columns, dtype=torch.promote_types(x_ND.dtype, torch.float32) if coarse else None)
     for start in range(0, N, rows):
         x = x_ND[start : start + rows]
         best: tuple[Tensor, Tensor] | None = None
@@ -41,7 +47,13 @@ def select_torch(x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Te
             high = min(F, low + columns)
             tile = buffer.view(-1)[: x.shape[0] * (high - low)].view(x.shape[0], high - low)
             wanted = min(k, high - low)
-            maxima = pre_activations(x, W_enc[:, low:high], b_enc[low:high], tile, blocks=_in_blocks(tile, wanted))
+            if coarse:
+                rounded = _on_grid(x)
+                bias = b_enc[low:high].to(rounded.dtype)
+                tile.copy_(_on_grid(torch.addmm(bias, rounded, _on_grid(W_enc[:, low:high]))))
+                maxima = None
+            else:
+                maxima = pre_activations(x, W_enc[:, low:high], b_enc[low:high], tile, blocks=_in_blocks(tile, wanted))
             top_values, top_indices = topk_stable(tile, wanted, maxima)
             top_indices += low
             if best is not None:
@@ -51,8 +63,31 @@ def select_torch(x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, k: int) -> tuple[Te
                 top_indices = torch.cat([best[1], top_indices], 1).gather(1, position)
             best = (top_values, top_indices)
         assert best is not None
+        if coarse and x_ND.dtype != torch.bfloat16:
+            best = _evaluated(x, W_enc, b_enc, best[1])
         values[start : start + rows], indices[start : start + rows] = best
     return values, indices
+
+
+def _on_grid(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.bfloat16).to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _evaluated(x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Pre-activations of the features named, from the inputs as they are; descending, equal ones by index."""
+    indices = indices.sort(-1).values
+    dtype = torch.promote_types(x_ND.dtype, torch.float32)
+    (N, D), k = x_ND.shape, indices.shape[1]
+    values = torch.empty(N, k, dtype=dtype, device=x_ND.device)
+    rows = max(1, ROWS_ELEMENTS // max(1, k * D))
+    for start in range(0, N, rows):
+        tile = slice(start, start + rows)
+        chosen = W_enc.t().index_select(0, indices[tile].reshape(-1)).view(-1, k, D).to(dtype)
+        values[tile] = torch.bmm(chosen, x_ND[tile].to(dtype).unsqueeze(-1)).squeeze(-1) + b_enc[indices[tile]].to(
+            dtype
+        )
+    values, order = values.sort(dim=-1, descending=True, stable=True)
+    return values.to(x_ND.dtype), indices.gather(1, order)
 
 
 def pre_activations(x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, out: Tensor, *, blocks: bool) -> Tensor | None:

@@ -102,6 +102,9 @@ class TrainConfig:
     """TopK: one fused kernel step in place of autograd and Adam; the results differ by rounding only."""
     lazy_adam: bool = False
     """With the fused step: leave rows alone that Adam would not move. Same result; faster where most features are rare."""
+    select_dtype: Literal["float32", "bfloat16"] = "float32"
+    """With the fused step: what features are chosen in. bfloat16 is for GPUs, meant to be faster there, and takes
+    another feature at the k-th place in one row of twenty (docs/performance.md); on a CPU it is slower."""
     log_every: int = 10
     """Steps between rows of the training curve."""
     checkpoint_every: int = 500
@@ -123,6 +126,10 @@ class TrainConfig:
         if self.skip_positions is not None and not 0 <= self.skip_positions < self.seq_len:
             raise ConfigError(
                 f"skip_positions={self.skip_positions} must be from 0 to seq_len − 1 = {self.seq_len - 1}"
+            )
+        if self.select_dtype != "float32" and not (self.arch == "topk" and self.fused and not self.grad_clip):
+            raise ConfigError(
+                f"select_dtype={self.select_dtype} needs the fused step (arch=topk, fused, no grad_clip); use float32"
             )
         for name in ("lr_warmup", "lr_decay", "sparsity_warmup"):
             if not 0 <= getattr(self, name) <= 1:

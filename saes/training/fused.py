@@ -11,7 +11,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from attlas.kernels import StepOptions, TopKStep
+from attlas.kernels import SelectDtype, StepOptions, TopKStep
 from attlas.saes.base import SAE, LossTerms
 
 
@@ -22,13 +22,21 @@ class FusedTopK:
         sae: architecture "topk"; its parameters become views of this step's.
         eps: of Adam.
         lazy: leave rows alone that Adam would not move (attlas.kernels.row_adam).
+        select_dtype: what features are chosen in (attlas.kernels.topk_encode).
     """
 
-    def __init__(self, sae: SAE, eps: float, lazy: bool = False) -> None:
+    def __init__(self, sae: SAE, eps: float, lazy: bool = False, select_dtype: SelectDtype = "float32") -> None:
         cfg = sae.cfg
         self.sae = sae
         self.k_aux = cfg.k_aux or max(1, cfg.d_in // 2)
-        self.options = StepOptions(k=cfg.k, eps=eps, k_aux=self.k_aux, aux_weight=cfg.aux_coefficient, lazy=lazy)
+        self.options = StepOptions(
+            k=cfg.k,
+            eps=eps,
+            k_aux=self.k_aux,
+            aux_weight=cfg.aux_coefficient,
+            lazy=lazy,
+            select_dtype=select_dtype,
+        )
         self._kernel = TopKStep(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, self.options)
         self._share()
 

@@ -146,6 +146,7 @@ def start_trainer(
         encoder_scale=config.encoder_scale,
         fused=config.fused and config.clip is None,
         lazy_adam=config.lazy_adam,
+        select_dtype=config.select_dtype,
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attlas.errors import CheckpointError
+from attlas.kernels import SelectDtype
 from attlas.saes.architectures import create_sae
 from attlas.saes.base import SAE
 from attlas.saes.config import SAEConfig
@@ -61,6 +62,7 @@ class SAETrainer:
         encoder_scale: float = 0.5,
         fused: bool = False,
         lazy_adam: bool = False,
+        select_dtype: SelectDtype = "float32",
     ) -> SAETrainer:
         """A new SAE, initialised from a sample of the activations it will see."""
         scale = math.sqrt(cfg.d_in) / max(float(sample_ND.norm(dim=-1).mean()), 1e-12) if normalise else 1.0
@@ -80,7 +82,8 @@ class SAETrainer:
         ]
         optimizer = torch.optim.Adam(groups, lr=learning_rate, betas=(0.9, 0.999), eps=ADAM_EPS)
         silent = torch.zeros(cfg.d_sae, dtype=torch.int64, device=sample_ND.device)
-        kernel = FusedTopK(sae, ADAM_EPS, lazy=lazy_adam) if fused and FusedTopK.fits(sae) else None
+        fits = fused and FusedTopK.fits(sae)
+        kernel = FusedTopK(sae, ADAM_EPS, lazy_adam, select_dtype) if fits else None
         return cls(name, hook, sae, optimizer, learning_rate, scale, silent, rank, kernel)
 
     def set_learning_rate(self, factor: float) -> None:

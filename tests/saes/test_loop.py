@@ -72,6 +72,7 @@ def start(config: TrainConfig, source: object = planted) -> tuple[list[SAETraine
             variance=config.subspace_variance,
             fused=config.fused,
             lazy_adam=config.lazy_adam,
+            select_dtype=config.select_dtype,
         )
         for hook in HOOKS
     ]
@@ -104,6 +105,20 @@ def test_lazy_adam_trains_the_same_sae() -> None:
         trained.append(trainers[0].sae.state_dict())
     for name, tensor in trained[0].items():
         torch.testing.assert_close(trained[1][name], tensor, atol=1e-5, rtol=1e-4)
+
+
+def test_choosing_in_bfloat16_trains_as_good_an_sae() -> None:
+    last = {}
+    for select_dtype in ("float32", "bfloat16"):
+        config = small(select_dtype=select_dtype)
+        trainers, buffer = start(config)
+        last[select_dtype] = train_loop(trainers, buffer, config).of(HOOKS[0])[-1]
+    assert last["bfloat16"]["mse"] != last["float32"]["mse"]  # it is another choice
+    assert last["bfloat16"]["mse"] == pytest.approx(last["float32"]["mse"], rel=0.02)
+    assert last["bfloat16"]["explained_variance"] == pytest.approx(last["float32"]["explained_variance"], abs=0.01)
+    for wrong in ({"arch": "jumprelu"}, {"fused": False}, {"grad_clip": 1.0}):
+        with pytest.raises(ConfigError, match="select_dtype=bfloat16 needs the fused step"):
+            small(select_dtype="bfloat16", **wrong)
 
 
 @pytest.mark.parametrize("arch", [*sorted(ARCHITECTURES), "topk without fusing"])
