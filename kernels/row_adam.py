@@ -80,13 +80,17 @@ class RowAdam:
         """Step number n_steps + 1. Returns how many rows were touched."""
         F, D = self.matrix.shape
         height = F if self.matrix.is_cuda else max(1, GATHER_ELEMENTS // D)
-        features = self._moving(gradient, n_steps) if self.lazy else None
+        features = self.due(gradient.active_F, n_steps)
         for places, grad in gradient.tiles(height, features):
-            if features is None:
-                self._move(self.matrix[places], grad, self.exp_avg[places], self.exp_avg_sq[places], n_steps, lr)
-            else:
-                self._move_some(features[places], grad, n_steps, lr)
+            self.move(places, features, grad, n_steps, lr)
         return F if features is None else features.numel()
+
+    def move(self, places: slice, features: Tensor | None, grad: Tensor, n_steps: int, lr: float) -> None:
+        """Update the rows at these places, or at these places of `features`, which `due` gave."""
+        if features is None:
+            self._move(self.matrix[places], grad, self.exp_avg[places], self.exp_avg_sq[places], n_steps, lr)
+        else:
+            self._move_some(features[places], grad, n_steps, lr)
 
     def settle(self, n_steps: int) -> None:
         """Bring the moments of resting rows to this step, so that they can be saved or read."""
@@ -100,9 +104,11 @@ class RowAdam:
         self._moments_of.fill_(n_steps)
         self._moving_until.fill_(n_steps + self.horizon)
 
-    def _moving(self, gradient: RowGradient, n_steps: int) -> Tensor | None:
-        """The rows [M] that dense Adam would move, with moments brought up to date; None if that is all of them."""
-        active = gradient.active_F
+    def due(self, active: Tensor, n_steps: int) -> Tensor | None:
+        """The rows [M] to update at this step, their moments brought up to date, where bool [F] `active` have a gradient;
+        None if that is all of them, as it always is without `lazy`."""
+        if not self.lazy:
+            return None
         self._moving_until[active] = n_steps + 1 + self.horizon
         self._decay((active & (self._moments_of < n_steps)).nonzero().squeeze(1), n_steps)
         moving = self._moving_until > n_steps

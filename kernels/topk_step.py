@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from attlas.kernels.cpu.step import SparseStep, TopKOnCPU
 from attlas.kernels.dispatch import require, require_like, use_triton
-from attlas.kernels.row_adam import RowAdam, RowGradient, fused_adam
+from attlas.kernels.row_adam import RowGradient, fused_adam
 from attlas.kernels.sparse_decode import GATHER_ELEMENTS, FeatureOrder, decode_rows, gather_dot
-from attlas.kernels.topk_encode import SelectDtype, require_select_dtype, select
+from attlas.kernels.step_options import StepOptions
+from attlas.kernels.topk_encode import require_select_dtype, select
 
 
 @dataclass(frozen=True)
@@ -34,24 +36,6 @@ class TopKStepResult:
     """[N, k]."""
     fired: Tensor
     """[F] int64: rows in which each feature was above 0."""
-
-
-@dataclass(frozen=True)
-class StepOptions:
-    """Optimiser and loss of `TopKStep`."""
-
-    k: int
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    unit_norm: bool = True
-    """Rescale decoder rows to norm 1 after the update, and take the radial part out of their gradient before it."""
-    k_aux: int = 0
-    aux_weight: float = 1 / 32
-    lazy: bool = False
-    """Leave rows alone that dense Adam would not move: those without a gradient whose momentum has faded (row_adam)."""
-    select_dtype: SelectDtype = "float32"
-    """What features are chosen in, as in `topk_encode`; values, gradients and weights are float32 in any case."""
 
 
 class TopKStep:
@@ -83,15 +67,14 @@ class TopKStep:
         self.options = options
         self.lr = options.lr
         self.n_steps = 0
-        self.encoder = W_enc.detach().t().clone(memory_format=torch.contiguous_format)
-        self.b_enc, self.b_dec = b_enc.detach().clone(), b_dec.detach().clone()
-        self.W_dec = W_dec.detach().clone(memory_format=torch.contiguous_format)
-        betas, eps, lazy = options.betas, options.eps, options.lazy
-        self._encoder_adam = RowAdam(self.encoder, betas, eps, lazy=lazy)
-        self._decoder_adam = RowAdam(self.W_dec, betas, eps, lazy=lazy, unit_norm=options.unit_norm)
-        self._biases = [self.b_enc, self.b_dec]
-        self._bias_avg = [torch.zeros_like(b) for b in self._biases]
-        self._bias_avg_sq = [torch.zeros_like(b) for b in self._biases]
+        here = not W_enc.is_cuda and not use_triton(W_enc) and options.select_dtype == "float32"
+        self._cpu = TopKOnCPU(W_enc, b_enc, W_dec, b_dec, options) if here else None
+        state = self._cpu or SparseStep(W_enc, b_enc, W_dec, b_dec, options)
+        self.encoder, self.W_dec = state.encoder, state.W_dec
+        self.b_enc, self.b_dec = state.b_enc, state.b_dec
+        self._encoder_adam, self._decoder_adam = state.adams["encoder"], state.adams["W_dec"]
+        self._biases = list(state.vectors.values())
+        self._bias_avg, self._bias_avg_sq = list(state.vector_avg.values()), list(state.vector_avg_sq.values())
 
     @property
     def W_enc(self) -> Tensor:
@@ -109,6 +92,8 @@ class TopKStep:
             return TopKStepResult(
                 zero, zero, x.new_zeros(0, k), empty, torch.zeros(F, dtype=torch.int64, device=x.device)
             )
+        if self._cpu is not None:
+            return self._on_cpu(self._cpu, x, dead)
         centred = x - self.b_dec
         grid = getattr(torch, self.options.select_dtype)
         values, indices = select(centred, self.W_enc, self.b_enc, k, grid)
@@ -131,6 +116,13 @@ class TopKStep:
         self.n_steps += 1
         fired = torch.bincount(indices[values > 0], minlength=F)
         return TopKStepResult(loss, aux_loss, values, indices, fired)
+
+    def _on_cpu(self, cpu: TopKOnCPU, x: Tensor, dead: Tensor | None) -> TopKStepResult:
+        cpu.n_steps = self.n_steps
+        found = cpu.step(x, dead, lr=self.lr, aux_weight=self.options.aux_weight)
+        self.n_steps += 1
+        values, indices = (part.view(len(x), self.options.k) for part in (found.pairs.values, found.pairs.features))
+        return TopKStepResult(found.errors[0], found.aux_loss, values, indices, found.fired)
 
     def _aux(self, centred: Tensor, residual: Tensor, dead: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """AuxK (arXiv 2406.04093, §A.2): α·mean ‖e − ê‖²; the dead features it chose [E], ascending; and its gradients

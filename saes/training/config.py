@@ -99,7 +99,8 @@ class TrainConfig:
     dtype: str = "float32"
     """Type of the model's weights."""
     fused: bool = True
-    """TopK: one fused kernel step in place of autograd and Adam; the results differ by rounding only."""
+    """TopK, and on the CPU batchtopk, matryoshka and jumprelu: one fused kernel step in place of autograd and Adam; the
+    results differ by rounding only."""
     lazy_adam: bool = False
     """With the fused step: leave rows alone that Adam would not move. Same result; faster where most features are rare."""
     select_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -62,7 +62,7 @@ def train_loop(
             x_BD = batch[trainer.hook] * trainer.scale
             dead_F = trainer.dead(config.dead_tokens)
             if trainer.fused is not None:
-                terms = trainer.fused.step(x_BD, dead_F, trainer.learning_rate * lr_factor)
+                terms = trainer.fused.step(x_BD, dead_F, trainer.learning_rate * lr_factor, penalty_scale)
                 _require_finite(trainer, terms, step, saved, folder)
             else:
                 terms = trainer.sae.loss(x_BD, StepContext(dead_F=dead_F, penalty_scale=penalty_scale))

@@ -144,9 +144,10 @@ def start_trainer(
         active_subspace=config.active_subspace,
         variance=config.subspace_variance,
         encoder_scale=config.encoder_scale,
-        fused=config.fused and config.clip is None,
+        fused=config.fused,
         lazy_adam=config.lazy_adam,
         select_dtype=config.select_dtype,
+        clip=config.clip,
     )
 
 

@@ -14,7 +14,7 @@ from attlas.kernels import SelectDtype
 from attlas.saes.architectures import create_sae
 from attlas.saes.base import SAE
 from attlas.saes.config import SAEConfig
-from attlas.saes.training.fused import FusedTopK
+from attlas.saes.training.fused import FusedStep
 from attlas.saes.training.init import initialise
 
 ADAM_EPS = 6.25e-10  # of Gao et al. 2024
@@ -44,7 +44,7 @@ class SAETrainer:
     scale: float
     tokens_since_fired_F: Tensor
     rank: int
-    fused: FusedTopK | None = None
+    fused: FusedStep | None = None
 
     @classmethod
     def start(
@@ -63,6 +63,7 @@ class SAETrainer:
         fused: bool = False,
         lazy_adam: bool = False,
         select_dtype: SelectDtype = "float32",
+        clip: float | None = None,
     ) -> SAETrainer:
         """A new SAE, initialised from a sample of the activations it will see."""
         scale = math.sqrt(cfg.d_in) / max(float(sample_ND.norm(dim=-1).mean()), 1e-12) if normalise else 1.0
@@ -82,8 +83,8 @@ class SAETrainer:
         ]
         optimizer = torch.optim.Adam(groups, lr=learning_rate, betas=(0.9, 0.999), eps=ADAM_EPS)
         silent = torch.zeros(cfg.d_sae, dtype=torch.int64, device=sample_ND.device)
-        fits = fused and FusedTopK.fits(sae)
-        kernel = FusedTopK(sae, ADAM_EPS, lazy_adam, select_dtype) if fits else None
+        fits = fused and FusedStep.fits(sae, clip)
+        kernel = FusedStep(sae, ADAM_EPS, lazy_adam, clip, select_dtype) if fits else None
         return cls(name, hook, sae, optimizer, learning_rate, scale, silent, rank, kernel)
 
     def set_learning_rate(self, factor: float) -> None:

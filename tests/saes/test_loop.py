@@ -73,6 +73,7 @@ def start(config: TrainConfig, source: object = planted) -> tuple[list[SAETraine
             fused=config.fused,
             lazy_adam=config.lazy_adam,
             select_dtype=config.select_dtype,
+            clip=config.clip,
         )
         for hook in HOOKS
     ]

@@ -1,0 +1,1 @@
+"""What the kernels do on a CPU that they do nowhere else: tiles over threads, and the sparse training step."""
