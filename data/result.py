@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import singledispatch
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
@@ -66,7 +67,7 @@ class Result:
     def save(
         self,
         workspace: Workspace | str | Path,
-        model: HasRef | Ref | None = None,
+        model: Any = None,
         data: HasRef | Ref | None = None,
         parents: Sequence[str] = (),
     ) -> Run:
@@ -74,7 +75,8 @@ class Result:
 
         Args:
             workspace: an open one, or its folder.
-            model: what was measured, or its reference. Only where the result does not know it.
+            model: what was measured (whatever the analysis took as a model), or its reference. Only where the result
+                does not know it.
             data: the text or images it was measured on, likewise.
             parents: ids of the runs it was made from, such as the autoencoder's.
 
@@ -83,13 +85,13 @@ class Result:
             NonFiniteError: a table holds NaN or infinity alone.
         """
         known_model, known_data = self._origin()
-        model_ref = _ref(model) or known_model
+        model_ref = reference(model) or known_model
         if model_ref is None:
             raise WorkspaceError(f"{type(self).__name__}.save needs the model: save(workspace, model, data)")
         begun = (workspace if isinstance(workspace, Workspace) else Workspace(workspace)).begin(
             self.kind,
             model=model_ref,
-            data=_ref(data) or known_data,
+            data=reference(data) or known_data,
             config=self._recorded_config(),
             seed=self._seed,
             parents=tuple(parents),
@@ -110,5 +112,15 @@ class Result:
         return getattr(self.config, "seed", None)
 
 
-def _ref(of: HasRef | Ref | None) -> Ref | None:
-    return of if of is None or isinstance(of, Ref) else of.ref
+@singledispatch
+def reference(of: Any) -> Ref | None:
+    """What a run records of a model or a data set; `attlas.interp` registers modules and names of models.
+
+    Raises:
+        WorkspaceError: it is neither.
+    """
+    if of is None or isinstance(of, Ref):
+        return of
+    if not isinstance(of, HasRef):
+        raise WorkspaceError(f"{type(of).__name__} is neither a model nor a data set; give what was measured")
+    return of.ref

@@ -2,7 +2,17 @@
 
 from attlas.interp.attended import Attended, attended
 from attlas.interp.config import ModelConfig
-from attlas.interp.load import load_model
+from attlas.interp.load import AnyModel, as_hooked, load_model
 from attlas.interp.model import Cache, HookedModel, require_finite
 
-__all__ = ["Attended", "Cache", "HookedModel", "ModelConfig", "attended", "load_model", "require_finite"]
+__all__ = [
+    "AnyModel",
+    "Attended",
+    "Cache",
+    "HookedModel",
+    "ModelConfig",
+    "as_hooked",
+    "attended",
+    "load_model",
+    "require_finite",
+]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attlas.errors import UnsupportedModelError
-from attlas.interp.model import HookedModel
+from attlas.interp.load import AnyModel, as_hooked
 from attlas.kernels import AttentionRule, AttentionStats, attention_stats
 
 
@@ -52,7 +52,7 @@ class Attended:
 
 
 def attended(
-    model: HookedModel, inputs: Tensor, attention_mask: Tensor | None = None, *, absent_too: bool = False
+    model: AnyModel, inputs: Tensor, attention_mask: Tensor | None = None, *, absent_too: bool = False
 ) -> Iterator[Attended]:
     """One forward pass, then every layer in order.
 
@@ -72,6 +72,7 @@ def attended(
         >>> layers[3].stats(window=4).entropy.shape  # nats, [B, heads, T]
         torch.Size([8, 6, 24])
     """
+    model = as_hooked(model)
     if model.absent_heads and not absent_too:
         layer, head = model.absent_heads[0]
         raise UnsupportedModelError(

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attlas.errors import ConfigError, LayerRangeError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.anatomy import linear_weight
 from attlas.interp.config import ModelConfig
 
@@ -192,7 +192,7 @@ def unit_name(unit: Unit, cfg: ModelConfig | int) -> str:
 
 
 @contextlib.contextmanager
-def masked(model: HookedModel, drop: Drop) -> Iterator[HookedModel]:
+def masked(model: AnyModel, drop: Drop) -> Iterator[HookedModel]:
     """The model with parts silenced in memory: their outputs are zero, nothing is removed.
 
     Raises:
@@ -205,6 +205,7 @@ def masked(model: HookedModel, drop: Drop) -> Iterator[HookedModel]:
         >>> logits.shape  # [B, T, vocabulary]
         torch.Size([8, 24, 4096])
     """
+    model = as_hooked(model)
     drop.check(model)
     heads: dict[int, list[int]] = {}
     for layer, head in drop.heads:

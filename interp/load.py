@@ -17,7 +17,10 @@ from torch import nn
 from attlas.data.files import sha256_file
 from attlas.data.images.dataset import ImageSpec
 from attlas.data.models_catalog import resolve_model
+from attlas.data.result import reference
+from attlas.data.workspace import Ref
 from attlas.errors import CheckpointError, ConfigError, ModelNotFoundError, UnsupportedModelError
+from attlas.interp.bridge import unbridged
 from attlas.interp.checkpoint import check_sizes, model_class, read_config, weight_shapes
 from attlas.interp.compiled import uncompiled
 from attlas.interp.families import supported, unsupported
@@ -30,9 +33,22 @@ PREFIX = "attlas_pruned_"  # of model types; see modeling_attlas_pruned, which i
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",), ("spiece.model",))
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
+AnyModel = str | Path | nn.Module | HookedModel
+"""What is taken wherever a model is: a name, folder or hub id, a Hugging Face model, a TransformerBridge, a HookedModel."""
+
+
+def as_hooked(model: AnyModel) -> HookedModel:
+    """A HookedModel as it is; anything else opened by `load_model`.
+
+    A module is wrapped (and its weights hashed) anew by every call; for many calls, open it once with `load_model`.
+
+    Raises: as `load_model`.
+    """
+    return model if isinstance(model, HookedModel) else load_model(model)
+
 
 def load_model(
-    name_or_path: str | Path | nn.Module,
+    name_or_path: AnyModel,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "float32",
 ) -> HookedModel:
@@ -42,7 +58,8 @@ def load_model(
 
     Args:
         name_or_path: an embedded or fetched model's name, a Hugging Face folder, a hub id, or a loaded module
-            (a Hugging Face model, or TransformerLens's TransformerBridge, whose original model is taken).
+            (a Hugging Face model, or TransformerLens's TransformerBridge, whose Hugging Face model is taken: the same
+            weights, without the bridge's hooks). A HookedModel comes back as it is.
         device: "cpu", "cuda", "auto" (CUDA when there is one).
         dtype: weights and activations.
 
@@ -62,6 +79,8 @@ def load_model(
         if dtype not in _DTYPES:
             raise ConfigError(f"dtype '{dtype}' is not one of {', '.join(_DTYPES)}")
         dtype = _DTYPES[dtype]
+    if isinstance(name_or_path, HookedModel):
+        return name_or_path
     if not isinstance(name_or_path, (str, Path)):
         return wrap_module(name_or_path)
     found = resolve_model(str(name_or_path))
@@ -99,7 +118,7 @@ def wrap_module(module: Any) -> HookedModel:
         raise UnsupportedModelError(
             "a HookedTransformer holds rewritten weights; pass a TransformerBridge or the model's name"
         )
-    hf = getattr(module, "original_model", module)
+    hf = unbridged(module)
     plain = uncompiled(hf)
     digest = hashlib.sha256()
     for key, tensor in sorted(plain.state_dict().items()):
@@ -115,6 +134,13 @@ def wrap_module(module: Any) -> HookedModel:
     return HookedModel(
         hf, name=Path(name).name or type(plain).__name__, weight_hash=digest.hexdigest()[:16], tokenizer=tokenizer
     )
+
+
+@reference.register(nn.Module)
+@reference.register(str)
+@reference.register(Path)
+def _reference(model: AnyModel) -> Ref:
+    return as_hooked(model).ref
 
 
 def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Any:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from attlas.data.images.dataset import load_images
 from attlas.data.text import TokenDataset, load_tokens
 from attlas.data.workspace import Ref
-from attlas.interp import HookedModel, load_model
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.saes.training.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -46,11 +46,6 @@ class Inputs:
         if hasattr(data, "tokens"):
             return cls(data.tokens, data.ref)
         return cls(data.pixels, data.ref, data.labels, data.class_names)
-
-
-def as_hooked(model: Any) -> HookedModel:
-    """A HookedModel as it is; a Hugging Face module or a TransformerLens model wrapped as one."""
-    return model if isinstance(model, HookedModel) else load_model(model)
 
 
 def default_images(model: HookedModel) -> str:
@@ -112,7 +107,7 @@ def _default_split(model: HookedModel, *, held_out: bool, n_images: int | None =
 
 
 def held_out(
-    model: HookedModel,
+    model: AnyModel,
     text: str = "embedded:val",
     images: str | None = None,
     *,
@@ -132,6 +127,7 @@ def held_out(
         >>> held_out(vit_model, n_images=8).ref.name
         'embedded:glyphs (held out)'
     """
+    model = as_hooked(model)
     if model.cfg.family == "vit":
         if images is None:
             return _default_split(model, held_out=True, n_images=n_images)

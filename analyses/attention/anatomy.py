@@ -39,7 +39,7 @@ from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
-from attlas.interp import HookedModel, attended
+from attlas.interp import AnyModel, as_hooked, attended
 from attlas.kernels import AttentionStats
 
 _F = pa.float64()
@@ -182,7 +182,7 @@ class AnatomyResult(Result):
 
 @torch.no_grad()
 def map_anatomy(
-    model: HookedModel,
+    model: AnyModel,
     data: TokenDataset | ImageDataset,
     config: AnatomyConfig | None = None,
     track: Track = no_track,
@@ -195,6 +195,7 @@ def map_anatomy(
         >>> len(result.tables()["map_anatomy"])  # a row a head
         24
     """
+    model = as_hooked(model)
     config = config or AnatomyConfig()
     cfg = model.cfg
     skip = config.skip_first if cfg.causal else 0

@@ -29,7 +29,7 @@ from attlas.data.figures import new_figure
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.anatomy import LayerParts
 
 _F = pa.float64()
@@ -107,7 +107,7 @@ class CostResult(Result):
 
 
 @torch.no_grad()
-def cost_profile(model: HookedModel, config: CostConfig | None = None, track: Track = no_track) -> CostResult:
+def cost_profile(model: AnyModel, config: CostConfig | None = None, track: Track = no_track) -> CostResult:
     """Time attention and FFN of every layer at every length.
 
     Example:
@@ -116,6 +116,7 @@ def cost_profile(model: HookedModel, config: CostConfig | None = None, track: Tr
         >>> len(result.tables()["cost"])  # layers × (attn, mlp) × lengths
         16
     """
+    model = as_hooked(model)
     config = config or CostConfig()
     cfg = model.cfg
     layers = range(min(config.n_layers, cfg.n_layers) or cfg.n_layers)

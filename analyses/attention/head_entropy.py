@@ -35,7 +35,7 @@ from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_mean
 from attlas.data.text import TokenDataset
-from attlas.interp import HookedModel, attended
+from attlas.interp import AnyModel, as_hooked, attended
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -122,7 +122,7 @@ class EntropyResult(Result):
 
 @torch.no_grad()
 def entropy(
-    model: HookedModel,
+    model: AnyModel,
     data: TokenDataset | ImageDataset,
     config: EntropyConfig | None = None,
     track: Track = no_track,
@@ -140,6 +140,7 @@ def entropy(
         >>> entropy(vit_model, images).columns["mean_distance"].shape
         (4, 6)
     """
+    model = as_hooked(model)
     config = config or EntropyConfig()
     cfg = model.cfg
     skip = config.skip_first if cfg.causal else 0

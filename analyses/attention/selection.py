@@ -28,7 +28,7 @@ from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError
-from attlas.interp import HookedModel, attended
+from attlas.interp import AnyModel, as_hooked, attended
 
 # Weights of all layers and heads held at a time: one block of queries of one sequence.
 _BLOCK_ELEMENTS = 1 << 23
@@ -195,7 +195,7 @@ def best_partition(coverage: np.ndarray, n_full: int) -> Partition:
 
 @torch.no_grad()
 def selection_layers(
-    model: HookedModel,
+    model: AnyModel,
     data: TokenDataset | ImageDataset,
     config: SelectionConfig | None = None,
     track: Track = no_track,
@@ -210,6 +210,7 @@ def selection_layers(
         >>> result.share.shape  # [layer, head]
         (4, 6)
     """
+    model = as_hooked(model)
     config = config or SelectionConfig()
     cfg = model.cfg
     covered = {k: torch.zeros(cfg.n_layers, cfg.n_layers, dtype=torch.float64) for k in config.top_k}

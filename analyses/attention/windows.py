@@ -27,7 +27,7 @@ from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_mean
 from attlas.data.text import TokenDataset
 from attlas.errors import UnsupportedModelError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.labels import loss_labels
 
 ALL_LAYERS = -1
@@ -115,7 +115,7 @@ class WindowResult(Result):
 
 @torch.no_grad()
 def window_loss(
-    model: HookedModel,
+    model: AnyModel,
     data: TokenDataset | ImageDataset,
     config: WindowConfig | None = None,
     track: Track = no_track,
@@ -132,6 +132,7 @@ def window_loss(
         >>> result.delta[4].shape  # nats, [layer + 1]; the last is all layers at once
         (5,)
     """
+    model = as_hooked(model)
     config = config or WindowConfig()
     cfg = model.cfg
     model.require_head("loss to compare")

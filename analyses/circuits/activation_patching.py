@@ -28,7 +28,7 @@ from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_mean, pearson, spearman
 from attlas.errors import ConfigError, PromptError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, as_hooked
 from attlas.saes.decompose import SAEs, check_saes
 
 PATCHING = TableSchema(
@@ -162,7 +162,7 @@ class PatchingResult(Result):
 
 
 def patching(
-    model: HookedModel,
+    model: AnyModel,
     task: Task,
     config: PatchingConfig | None = None,
     *,
@@ -191,6 +191,7 @@ def patching(
         >>> result.effects.shape  # [places, prompts]
         (24, 2)
     """
+    model = as_hooked(model)
     config = config or PatchingConfig()
     model.require_language_model()
     checked = check_saes(model, saes or {})

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from attlas.errors import ConfigError, PromptError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, as_hooked
 from attlas.saes.base import SAE
 from attlas.saes.decompose import SAEs, check_saes, decompose
 
@@ -109,7 +109,8 @@ class FrozenPass:
         True
     """
 
-    def __init__(self, model: HookedModel, tokens: Tensor, saes: SAEs | None = None) -> None:
+    def __init__(self, model: AnyModel, tokens: Tensor, saes: SAEs | None = None) -> None:
+        model = as_hooked(model)
         model.require_language_model()
         tokens = tokens[None] if tokens.ndim == 1 else tokens
         if tokens.shape[0] != 1:

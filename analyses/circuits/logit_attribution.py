@@ -28,7 +28,7 @@ from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_mean
 from attlas.errors import ConfigError, ConservationError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, as_hooked
 from attlas.saes.decompose import SAEs
 
 TOLERANCE = 1e-4
@@ -272,7 +272,7 @@ def strongest_head(
 
 
 def dla(
-    model: HookedModel,
+    model: AnyModel,
     task: Task,
     config: DLAConfig | None = None,
     *,
@@ -293,6 +293,7 @@ def dla(
         >>> sorted(result.tables())
         ['dla', 'head_roles', 'logit_lens']
     """
+    model = as_hooked(model)
     config = config or DLAConfig()
     if config.by == "feature" and not saes:
         raise ConfigError("attribution to features needs SAEs; give saes={hook: sae}, or use by='head'")

@@ -22,7 +22,7 @@ from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.workspace import Ref
 from attlas.errors import ConfigError, ConservationError, LayerRangeError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.saes.decompose import SAEs
 
 TOLERANCE = 1e-4
@@ -153,7 +153,7 @@ class QKResult(Result):
 
 @torch.no_grad()
 def qk_attribution(
-    model: HookedModel,
+    model: AnyModel,
     tokens: Tensor,
     config: QKConfig,
     *,
@@ -177,6 +177,7 @@ def qk_attribution(
         >>> sorted(result.tables())
         ['qk']
     """
+    model = as_hooked(model)
     frozen = frozen or FrozenPass(model, tokens, saes)
     layer, head = _check_head(model, config.layer, config.head)
     dest, src = frozen.at(config.dest), frozen.at(config.src)

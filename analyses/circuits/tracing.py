@@ -22,7 +22,7 @@ from attlas.analyses.circuits.graph import CircuitGraph
 from attlas.analyses.circuits.terms import FeatureTarget, LogitTarget, direct_attribution
 from attlas.analyses.circuits.tracer import TraceConfig, Tracer
 from attlas.data.progress import Track, no_track
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, as_hooked
 from attlas.saes.decompose import SAEs
 
 __all__ = ["FeatureTarget", "LogitTarget", "TraceConfig", "direct_attribution", "trace"]
@@ -30,7 +30,7 @@ __all__ = ["FeatureTarget", "LogitTarget", "TraceConfig", "direct_attribution", 
 
 @torch.no_grad()
 def trace(
-    model: HookedModel,
+    model: AnyModel,
     tokens: Tensor,
     target: LogitTarget | FeatureTarget,
     config: TraceConfig | None = None,
@@ -61,6 +61,7 @@ def trace(
         >>> graph.nodes[0].kind, graph.gap < 1e-3
         ('logits', True)
     """
+    model = as_hooked(model)
     config = config or TraceConfig()
     frozen = frozen or FrozenPass(model, tokens, saes)
     tracer = Tracer(frozen, config)

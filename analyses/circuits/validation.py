@@ -30,7 +30,7 @@ from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_ratio
 from attlas.errors import ConfigError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.saes.base import SAE
 from attlas.saes.decompose import SAEs, check_saes, decompose
 
@@ -191,7 +191,7 @@ def recovered(
 
 @torch.no_grad()
 def faithfulness(
-    model: HookedModel,
+    model: AnyModel,
     task: Task,
     graphs: CircuitGraph | Sequence[CircuitGraph],
     config: FaithfulnessConfig | None = None,
@@ -221,6 +221,7 @@ def faithfulness(
         >>> sorted(result.tables())
         ['faithfulness']
     """
+    model = as_hooked(model)
     config = config or FaithfulnessConfig()
     found = [graphs] * len(task) if isinstance(graphs, CircuitGraph) else list(graphs)
     if len(found) != len(task):

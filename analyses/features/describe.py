@@ -43,7 +43,7 @@ from attlas.data.images.dataset import ImageDataset, shrink
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.text import TokenDataset
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.labels import class_names
 from attlas.interp.require import patch_grid
 from attlas.saes.base import SAE
@@ -264,7 +264,7 @@ class FeaturesResult(Result):
 
 @torch.no_grad()
 def features(
-    model: HookedModel,
+    model: AnyModel,
     sae: SAE,
     data: TokenDataset | ImageDataset,
     config: FeaturesConfig | None = None,
@@ -297,6 +297,7 @@ def features(
         >>> len(result.tables()["features"]) == sae.cfg.d_sae
         True
     """
+    model = as_hooked(model)
     config = config or FeaturesConfig()
     hook = check_sae(sae, model, hook)
     is_text = isinstance(data, TokenDataset)

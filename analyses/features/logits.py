@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attlas.errors import UnsupportedModelError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.anatomy import linear_weight
 
 
@@ -55,7 +55,7 @@ def readout_weight(model: HookedModel) -> Tensor:
 
 @torch.no_grad()
 def logit_effects(
-    model: HookedModel, W_dec: Tensor, hook: str, n: int = 10, chunk: int = 512
+    model: AnyModel, W_dec: Tensor, hook: str, n: int = 10, chunk: int = 512
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The most promoted and most suppressed tokens (or classes) of every feature.
 
@@ -77,6 +77,7 @@ def logit_effects(
         >>> top.shape, ids.shape  # [features, n]
         (torch.Size([32, 5]), torch.Size([32, 5]))
     """
+    model = as_hooked(model)
     parts = []
     for effects in _effects(model, W_dec, hook, chunk):
         n = min(n, effects.shape[1])

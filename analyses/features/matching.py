@@ -32,7 +32,7 @@ from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.saes.base import SAE
 from attlas.saes.identity import check_sae
 from attlas.saes.positions import positions_for
@@ -150,7 +150,7 @@ def _unit(W: Tensor) -> Tensor:
 
 @torch.no_grad()
 def sae_matching(
-    model: HookedModel,
+    model: AnyModel,
     first: SAE,
     second: SAE,
     data: TokenDataset | ImageDataset,
@@ -172,6 +172,7 @@ def sae_matching(
         >>> result.summary()["same"]
         1.0
     """
+    model = as_hooked(model)
     config = config or MatchingConfig()
     hook = hook or first.cfg.hook_name
     if not hook:

@@ -38,7 +38,7 @@ from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_mean, count_mean
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError, UnsupportedModelError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.saes.base import SAE
 from attlas.saes.identity import check_sae
 from attlas.saes.positions import positions_for
@@ -149,7 +149,7 @@ class HeadSurveyResult(Result):
 
 @torch.no_grad()
 def head_survey(
-    model: HookedModel,
+    model: AnyModel,
     saes: Mapping[str, SAE],
     data: TokenDataset,
     config: HeadSurveyConfig | None = None,
@@ -174,6 +174,7 @@ def head_survey(
         >>> [row["head"] for row in result.heads]
         [0, 1, 2, 3, 4, 5]
     """
+    model = as_hooked(model)
     config = config or HeadSurveyConfig()
     if model.cfg.family == "vit":
         raise UnsupportedModelError(f"{model.name} is a vision model; the survey reads features by their tokens")

@@ -17,7 +17,7 @@ from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset
 from attlas.errors import AttlasError, ConfigError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.drop import Drop, Unit, masked
 
 
@@ -72,7 +72,7 @@ class Selection:
 
 
 def select(
-    model: HookedModel,
+    model: AnyModel,
     order: Sequence[Unit],
     budget: Budget,
     evaluation: TokenDataset | ImageDataset,
@@ -96,6 +96,7 @@ def select(
         >>> select(model, order, Budget(kv_bytes=0.5), text).units
         (('attn', 2), ('attn', 1))
     """
+    model = as_hooked(model)
     if budget.n is not None:
         if budget.n > len(order):
             raise ConfigError(f"cannot drop {budget.n} of {len(order)} in {model.name}")

@@ -34,7 +34,7 @@ from attlas.analyses.pruning.surgery import (
 from attlas.data.disk import as_storage_error
 from attlas.data.folders import replace_folder
 from attlas.errors import CheckpointError, ConfigError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.drop import Drop
 from attlas.interp.load import LOADING, quiet
 from attlas.interp.pruned import modeling_attlas_pruned
@@ -117,7 +117,7 @@ class Check:
 
 
 def export(
-    model: HookedModel,
+    model: AnyModel,
     drop: Drop,
     folder: str | Path,
     *,
@@ -151,6 +151,7 @@ def export(
         >>> written.format, written.kept_attention
         ('compact', 3)
     """
+    model = as_hooked(model)
     folder = Path(folder)
     check_prunable(model, drop, format)
     check_folder(folder, force, source)

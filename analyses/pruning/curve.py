@@ -25,7 +25,7 @@ from attlas.data.schema import TableSchema, column
 from attlas.data.stats import MIN_UNITS, bootstrap_mean, count_mean
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.drop import Drop, Unit, unit_name
 
 DROP_CURVE = TableSchema(
@@ -130,7 +130,7 @@ class DropCurveResult(Result):
 
 
 def drop_curve(
-    model: HookedModel,
+    model: AnyModel,
     calibration: TokenDataset | ImageDataset,
     evaluation: TokenDataset | ImageDataset,
     config: DropCurveConfig | None = None,
@@ -152,6 +152,7 @@ def drop_curve(
         >>> [(row["order"], row["n_dropped"]) for row in result.rows]
         [('dense', 0), ('ranked', 1), ('ranked', 2)]
     """
+    model = as_hooked(model)
     config = config or DropCurveConfig()
     cfg, n = model.cfg, len(evaluation)
     few = min(n, max(MIN_UNITS, math.ceil(n * config.random_share)))

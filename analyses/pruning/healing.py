@@ -22,7 +22,7 @@ from attlas.data.progress import Track, no_track
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError, NonFiniteError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.anatomy import linear_weight
 from attlas.interp.labels import classifier_labels, loss_labels
 
@@ -98,7 +98,7 @@ class HealResult:
 
 def heal(
     hf: Any,
-    dense: HookedModel,
+    dense: AnyModel,
     data: TokenDataset | ImageDataset,
     held_out: TokenDataset | ImageDataset,
     config: HealConfig,
@@ -125,6 +125,7 @@ def heal(
         >>> heal(smaller, model, text, text, HealConfig(steps=2)).table().num_rows
         3
     """
+    dense = as_hooked(dense)
     if dense.cfg.family != "vit":
         dense.require_head("loss to heal with")
     zeros = {id(p) for p in frozen}

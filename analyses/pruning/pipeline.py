@@ -28,7 +28,7 @@ from attlas.data.result import Result
 from attlas.data.runs.record import Ref
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.drop import Drop, Unit, unit_name
 
 Data = TokenDataset | ImageDataset
@@ -141,7 +141,7 @@ class PruneResult(Result):
 
 
 def prune(
-    model: HookedModel,
+    model: AnyModel,
     data: Data,
     config: PruneConfig,
     calibration: Data | None = None,
@@ -168,6 +168,7 @@ def prune(
         >>> result.names, [row["order"] for row in result.rows]
         (('attn.2',), ['dense', 'named'])
     """
+    model = as_hooked(model)
     _check(model, data, config)
     if calibration is None and (config.target is not None or config.heal_steps):
         calibration, data = data.split(1 / 2, config.seed)

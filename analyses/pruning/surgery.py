@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from attlas.analyses.pruning.head_surgery import HeadPlan, narrow, plan_heads, silence_heads
 from attlas.analyses.pruning.layer_fields import check_layer_fields, drop_layers, silent_layer_types
 from attlas.errors import CheckpointError, ConfigError, UnsupportedModelError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.anatomy import LayerParts
 from attlas.interp.drop import Drop, last_linear, masked
 from attlas.interp.families import describe
@@ -85,7 +85,7 @@ def kept_attention(model: HookedModel, drop: Drop, format: str) -> int:
     return model.cfg.n_layers - len(drop.blocks) - (len(drop.with_silent(model).attn) if format == "compact" else 0)
 
 
-def build(model: HookedModel, drop: Drop, format: str = "compact") -> tuple[Any, str]:
+def build(model: AnyModel, drop: Drop, format: str = "compact") -> tuple[Any, str]:
     """(pruned Hugging Face module, its format); the dense model is not changed.
 
     The format comes back as "stock" where stock code can express the drop in full (whole blocks, say). The outputs are
@@ -101,6 +101,7 @@ def build(model: HookedModel, drop: Drop, format: str = "compact") -> tuple[Any,
         >>> form, len(smaller.transformer.h)
         ('stock', 3)
     """
+    model = as_hooked(model)
     check_prunable(model, drop, format)
     whole = drop.with_silent(model)
     hf = _shortened(model.hf, drop.blocks)

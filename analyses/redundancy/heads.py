@@ -29,7 +29,7 @@ from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_mean, spearman
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.labels import loss_labels
 from attlas.interp.prefix import Prefix, attend_once
 
@@ -157,7 +157,7 @@ class HeadEffectsResult(Result):
 
 
 def head_effects(
-    model: HookedModel,
+    model: AnyModel,
     data: TokenDataset | ImageDataset,
     config: HeadEffectsConfig | None = None,
     track: Track = no_track,
@@ -173,6 +173,7 @@ def head_effects(
         >>> len(result.table())  # heads × ablations
         24
     """
+    model = as_hooked(model)
     config = config or HeadEffectsConfig()
     labels = loss_labels(model, data)
     fills = HeadFills(

@@ -23,7 +23,7 @@ from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_mean, spearman
 from attlas.data.text import TokenDataset
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, as_hooked
 from attlas.interp.drop import Drop, Unit, masked
 from attlas.interp.labels import loss_labels
 from attlas.interp.prefix import Prefix
@@ -100,7 +100,7 @@ class ModuleEffectsResult(Result):
 
 @torch.no_grad()
 def module_effects(
-    model: HookedModel,
+    model: AnyModel,
     data: TokenDataset | ImageDataset,
     config: RedundancyConfig | None = None,
     track: Track = no_track,
@@ -116,6 +116,7 @@ def module_effects(
         >>> len(result.table())  # layers × (attn, mlp, block)
         12
     """
+    model = as_hooked(model)
     config = config or RedundancyConfig()
     labels = loss_labels(model, data)
     parts: list[np.ndarray] = []

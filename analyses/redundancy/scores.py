@@ -20,7 +20,7 @@ from attlas.data.result import Result
 from attlas.data.schema import TableSchema
 from attlas.data.stats import bootstrap_mean
 from attlas.data.text import TokenDataset
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.names import layer_of
 
 REDUNDANCY = TableSchema(
@@ -121,7 +121,7 @@ def _spans(stream: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
 
 @torch.no_grad()
 def redundancy(
-    model: HookedModel,
+    model: AnyModel,
     data: TokenDataset | ImageDataset,
     config: RedundancyConfig | None = None,
     track: Track = no_track,
@@ -136,6 +136,7 @@ def redundancy(
         >>> result.ranking()[0][1] in ("attn", "mlp")
         True
     """
+    model = as_hooked(model)
     config = config or RedundancyConfig()
     n_layers = model.cfg.n_layers
     per_sequence: list[np.ndarray] = []

@@ -12,7 +12,7 @@ from attlas.analyses.tasks.metrics import at_positions
 from attlas.analyses.tasks.task import TaskConfig
 from attlas.data.stats import bootstrap_mean, count_mean, span
 from attlas.errors import ConfigError, TaskError, nearest
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, as_hooked
 
 if TYPE_CHECKING:
     from attlas.analyses.tasks.task import Task
@@ -40,7 +40,7 @@ class TaskScore:
 
 
 @torch.no_grad()
-def score_task(model: HookedModel, task: Task, batch_size: int = 16, seed: int = 0) -> TaskScore:
+def score_task(model: AnyModel, task: Task, batch_size: int = 16, seed: int = 0) -> TaskScore:
     """The model's accuracy and mean metric on the clean prompts.
 
     Example:
@@ -49,6 +49,7 @@ def score_task(model: HookedModel, task: Task, batch_size: int = 16, seed: int =
         >>> 0 <= score.accuracy <= 1
         True
     """
+    model = as_hooked(model)
     model.require_language_model()
     values, top = [], []
     for start in range(0, len(task), batch_size):
@@ -74,7 +75,7 @@ def score_task(model: HookedModel, task: Task, batch_size: int = 16, seed: int =
     )
 
 
-def require_ability(model: HookedModel, task: Task, min_accuracy: float, batch_size: int = 16) -> TaskScore:
+def require_ability(model: AnyModel, task: Task, min_accuracy: float, batch_size: int = 16) -> TaskScore:
     """The model's score, or a refusal: a circuit for something a model cannot do is a story about noise.
 
     Raises:
@@ -85,6 +86,7 @@ def require_ability(model: HookedModel, task: Task, min_accuracy: float, batch_s
         >>> require_ability(model, task, 0.0).accuracy >= 0
         True
     """
+    model = as_hooked(model)
     score = score_task(model, task, batch_size)
     if score.accuracy < min_accuracy:
         raise TaskError(
@@ -95,7 +97,7 @@ def require_ability(model: HookedModel, task: Task, min_accuracy: float, batch_s
     return score
 
 
-def make_task(model: HookedModel, config: TaskConfig | None = None) -> Task:
+def make_task(model: AnyModel, config: TaskConfig | None = None) -> Task:
     """Prompts of a task in the model's own tokens.
 
     Raises:
@@ -109,6 +111,7 @@ def make_task(model: HookedModel, config: TaskConfig | None = None) -> Task:
         >>> task.tokens.shape[0], task.right.shape[0]  # prompts
         (3, 3)
     """
+    model = as_hooked(model)
     config = config or TaskConfig()
     if config.task not in BUILDERS:
         raise ConfigError(

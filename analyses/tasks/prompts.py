@@ -10,7 +10,7 @@ from torch import Tensor
 from attlas.analyses.tasks.task import Task
 from attlas.analyses.tasks.words import token_ids
 from attlas.errors import PromptError, UnsupportedModelError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 
 
 def align(model: HookedModel, clean: str, corrupted: str) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ def one_token(model: HookedModel, word: str) -> int:
 
 
 def task_from_prompts(
-    model: HookedModel, prompt: str, answer: str, wrong: str | None = None, corrupted: str | None = None
+    model: AnyModel, prompt: str, answer: str, wrong: str | None = None, corrupted: str | None = None
 ) -> Task:
     """A task of one prompt.
 
@@ -67,6 +67,7 @@ def task_from_prompts(
         >>> task.tokens.shape  # [prompts, tokens]
         torch.Size([1, 6])
     """
+    model = as_hooked(model)
     clean, other = align(model, prompt, corrupted if corrupted is not None else prompt)
     return Task(
         name="prompt",

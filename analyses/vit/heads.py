@@ -30,7 +30,7 @@ from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.stats import bootstrap_mean
 from attlas.errors import ConfigError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, as_hooked
 from attlas.interp.require import require_vit
 
 __all__ = ["SCHEMAS", "VitConfig", "VitResult", "vit"]
@@ -226,7 +226,7 @@ def _row(entry: Agreement | Trend) -> dict[str, Any]:
 
 
 def vit(
-    model: HookedModel, images: ImageDataset, config: VitConfig | None = None, track: Track = no_track
+    model: AnyModel, images: ImageDataset, config: VitConfig | None = None, track: Track = no_track
 ) -> VitResult:
     """Importance of every head, and how far it looks.
 
@@ -240,6 +240,7 @@ def vit(
         >>> result.strength.per_image["cls_to_patch"].shape  # [images, layer, head]
         (8, 4, 6)
     """
+    model = as_hooked(model)
     config = config or VitConfig()
     require_vit(model, images)
     importance: list[HeadImportance] = []

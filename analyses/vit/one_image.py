@@ -13,7 +13,7 @@ from torch import Tensor
 from attlas.analyses.vit.readout import jensen_shannon
 from attlas.analyses.vit.rollout import of_patches, rollout_step
 from attlas.errors import ConfigError, UnsupportedModelError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.require import patch_grid
 from attlas.saes.base import SAE
 from attlas.saes.identity import check_sae
@@ -72,7 +72,7 @@ class Look:
 
 
 @torch.no_grad()
-def look(model: HookedModel, pixels: Tensor) -> Look:
+def look(model: AnyModel, pixels: Tensor) -> Look:
     """Every head's attention on an image float [C, H, W].
 
     Raises:
@@ -86,6 +86,7 @@ def look(model: HookedModel, pixels: Tensor) -> Look:
         >>> found.maps(None).shape  # CLS over patches, [layer, head, rows, columns]
         (4, 6, 8, 8)
     """
+    model = as_hooked(model)
     _require_vit(model)
     batch = pixels[None].to(model.device, model.dtype)
     cache = model.capture(batch, "blocks.*.attn.hook_pattern")
@@ -162,7 +163,7 @@ class FeatureHeat:
 
 @torch.no_grad()
 def feature_heat(
-    model: HookedModel, sae: SAE, pixels: Tensor, *, n_top: int = 12, features: Sequence[int] = ()
+    model: AnyModel, sae: SAE, pixels: Tensor, *, n_top: int = 12, features: Sequence[int] = ()
 ) -> list[FeatureHeat]:
     """The features that fire most strongly on patches of an image float [C, H, W], the strongest first.
 
@@ -178,6 +179,7 @@ def feature_heat(
         >>> found[0].heat.shape  # [rows, columns] of patches
         (8, 8)
     """
+    model = as_hooked(model)
     _require_vit(model)
     hook = check_sae(sae, model)
     x = sae.flatten_heads(model.capture(pixels[None].to(model.device, model.dtype), hook)[hook])

@@ -26,7 +26,7 @@ from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.splits import stratified_order
 from attlas.errors import ConfigError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.prefix import Suffix
 from attlas.interp.require import require_vit
 
@@ -131,7 +131,7 @@ class VitPruningResult(Result):
 
 @torch.no_grad()
 def vit_pruning(
-    model: HookedModel, images: ImageDataset, config: VitPruningConfig | None = None, track: Track = no_track
+    model: AnyModel, images: ImageDataset, config: VitPruningConfig | None = None, track: Track = no_track
 ) -> VitPruningResult:
     """Remove heads in groups: greedily, by one-shot ranking, and at random.
 
@@ -146,6 +146,7 @@ def vit_pruning(
         >>> sorted(result.tables())
         ['pruning_curve']
     """
+    model = as_hooked(model)
     config = config or VitPruningConfig()
     require_vit(model, images)
     if len(images) <= config.n_search:

@@ -21,6 +21,7 @@ from attlas.data.result import Result
 from attlas.data.stats import bootstrap_ratio, count_mean
 from attlas.data.workspace import Ref
 from attlas.errors import ConfigError, NonFiniteError
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.labels import classifier_labels
 from attlas.saes.base import SAE
 from attlas.saes.evaluation.behaviour import CleanRun
@@ -28,7 +29,7 @@ from attlas.saes.evaluation.config import EvalConfig
 from attlas.saes.evaluation.controls import Reconstructor, encode_once, make_control, sae_reconstructor
 from attlas.saes.evaluation.tables import DENSITY, EVALUATION, METRICS
 from attlas.saes.identity import check_sae
-from attlas.saes.inputs import Inputs, as_hooked
+from attlas.saes.inputs import Inputs
 from attlas.saes.plots import evaluation_figure
 from attlas.saes.positions import Positions, positions_for
 from attlas.saes.splice import put_rows
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     from attlas.data.images.dataset import ImageDataset
     from attlas.data.text import TokenDataset
-    from attlas.interp import HookedModel
 
 SAMPLE_ROWS = 8_192
 COUNTED = ("accuracy_clean", "accuracy_spliced", "accuracy_zero")  # of images answered rightly
@@ -126,7 +126,7 @@ class EvalResult(Result):
 @torch.no_grad()
 def evaluate(
     sae: SAE,
-    model: HookedModel,
+    model: AnyModel,
     data: Inputs | TokenDataset | ImageDataset,
     config: EvalConfig | None = None,
     *,
@@ -137,7 +137,7 @@ def evaluate(
 
     Args:
         sae: any SAE that Attlas reads.
-        model: the model it belongs to; a TransformerBridge or a Hugging Face module will do.
+        model: the model it belongs to.
         data: tokens or images it was not trained on.
         config: what to measure.
         hook: where to splice it in; None takes the SAE's own.
@@ -161,7 +161,7 @@ def evaluate(
 @torch.no_grad()
 def evaluate_all(
     saes: Sequence[tuple[SAE, str | None]],
-    model: HookedModel,
+    model: AnyModel,
     data: Inputs | TokenDataset | ImageDataset,
     config: EvalConfig | None = None,
     *,
@@ -181,7 +181,8 @@ def evaluate_all(
         >>> [result.value("l0") <= sae.cfg.k for result in results]
         [True, True]
     """
-    config, model = config or EvalConfig(), as_hooked(model)
+    model = as_hooked(model)
+    config = config or EvalConfig()
     if model.cfg.family != "vit":
         model.require_head("loss to recover")
     inputs = Inputs.of(data)

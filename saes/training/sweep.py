@@ -16,7 +16,7 @@ from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.workspace import Ref
 from attlas.errors import ConfigError
-from attlas.interp import load_model
+from attlas.interp import AnyModel, as_hooked, load_model
 from attlas.saes.activations import match_hooks
 from attlas.saes.architectures import architecture
 from attlas.saes.base import SAE
@@ -142,7 +142,7 @@ class SweepResult(Result):
 def sweep_saes(
     config: SweepConfig,
     *,
-    model: HookedModel | None = None,
+    model: AnyModel | None = None,
     data: Inputs | None = None,
     val: Inputs | None = None,
     evaluation: EvalConfig | None = None,
@@ -178,6 +178,7 @@ def sweep_saes(
     variants = config.variants()
     if model is None:
         model = load_model(train.model, device=train.device, dtype=train.dtype)
+    model = as_hooked(model)
     hooks = match_hooks(model, train.hooks)
     inputs = data or stored_inputs(train)
     if inputs is None and val is None:

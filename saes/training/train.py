@@ -11,10 +11,10 @@ import torch
 
 from attlas.data.progress import Track, no_track, terminal_track
 from attlas.data.workspace import Ref
-from attlas.interp import load_model
+from attlas.interp import AnyModel, as_hooked, load_model
 from attlas.saes.activations import head_shape, match_hooks
 from attlas.saes.identity import identity
-from attlas.saes.inputs import Inputs, as_hooked, load_inputs
+from attlas.saes.inputs import Inputs, load_inputs
 from attlas.saes.positions import positions_for
 from attlas.saes.training.buffer import MixingBuffer
 from attlas.saes.training.config import TrainConfig
@@ -38,7 +38,7 @@ SAMPLE_TOKENS = 16_384  # for b_dec, the input scale and the active subspace
 def train_sae(
     config: TrainConfig | None = None,
     *,
-    model: HookedModel | None = None,
+    model: AnyModel | None = None,
     data: Inputs | TokenDataset | ImageDataset | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
@@ -49,7 +49,7 @@ def train_sae(
 
     Args:
         config: what to train; its defaults train a TopK SAE on layer 2 of `gpt2-mini`.
-        model: a loaded model, in place of config.model; a TransformerBridge or a Hugging Face module will do.
+        model: in place of config.model.
         data: tokens or images, in place of config.text or config.images.
         folder: where to keep the live curve (`training.jsonl`) and checkpoints; None keeps neither.
         resume: go on from the folder's checkpoint; the finished SAEs equal those of an uninterrupted run.

@@ -13,7 +13,7 @@ from attlas.analyses.tasks.catalog import make_task
 from attlas.analyses.tasks.task import Task, TaskConfig
 from attlas.data.stats import bootstrap_mean
 from attlas.errors import TaskError, UnsupportedModelError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.drop import Drop, masked
 
 TASKS = ("ioi", "induction", "induction-natural")
@@ -28,7 +28,7 @@ def task_values(model: HookedModel, task: Task, batch_size: int = 16) -> Tensor:
 
 
 def task_losses(
-    model: HookedModel, drop: Drop, tasks: tuple[str, ...] = TASKS, n_prompts: int = 32, seed: int = 0
+    model: AnyModel, drop: Drop, tasks: tuple[str, ...] = TASKS, n_prompts: int = 32, seed: int = 0
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """(rows of the table behaviours_lost, task → why it was left out), both models on the same prompts.
 
@@ -38,6 +38,7 @@ def task_losses(
         >>> [row["task"] for row in rows]
         ['induction']
     """
+    model = as_hooked(model)
     rows: list[dict[str, Any]] = []
     refused: dict[str, str] = {}
     for name in tasks:

@@ -44,7 +44,7 @@ from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.drop import Drop, masked
 from attlas.interp.labels import classifier_labels
 from attlas.saes.base import SAE
@@ -264,7 +264,7 @@ class WhatDiesResult(Result):
 
 
 def what_dies(
-    model: HookedModel,
+    model: AnyModel,
     drop: Drop,
     data: TokenDataset | ImageDataset,
     saes: Mapping[str, SAE] | None = None,
@@ -288,6 +288,7 @@ def what_dies(
         >>> len(result.tables()["features_lost"])  # a row a feature
         32
     """
+    model = as_hooked(model)
     config = config or WhatDiesConfig()
     drop.check(model)
     if not drop:

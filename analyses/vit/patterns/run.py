@@ -21,7 +21,7 @@ from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.splits import stratified_order
 from attlas.errors import ConfigError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, as_hooked
 from attlas.interp.require import require_vit
 
 _CLUSTER = column("cluster", pa.int16(), "", "cluster, the largest is 0")
@@ -280,7 +280,7 @@ def _held_out(image: np.ndarray, images: ImageDataset, seed: int) -> np.ndarray:
 
 
 def vit_patterns(
-    model: HookedModel, images: ImageDataset, config: VitPatternsConfig | None = None, track: Track = no_track
+    model: AnyModel, images: ImageDataset, config: VitPatternsConfig | None = None, track: Track = no_track
 ) -> VitPatternsResult:
     """Draw single-query maps of all heads, code them, cluster them, lay them out.
 
@@ -298,6 +298,7 @@ def vit_patterns(
         >>> result.plane.shape  # [maps, 2]
         (96, 2)
     """
+    model = as_hooked(model)
     config = config or VitPatternsConfig()
     require_vit(model, images)
     drawn = sample_patterns(model, images, n_maps=config.n_maps * config.n_seeds, seed=config.seed, track=track)

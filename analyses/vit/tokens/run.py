@@ -25,7 +25,7 @@ from attlas.data.result import Result
 from attlas.data.splits import stratified_order
 from attlas.data.stats import Interval
 from attlas.errors import ConfigError
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, as_hooked
 from attlas.interp.require import require_vit
 
 __all__ = ["SCHEMAS", "VitTokensResult", "vit_tokens"]
@@ -167,7 +167,7 @@ class VitTokensResult(Result):
 
 
 def vit_tokens(
-    model: HookedModel, images: ImageDataset, config: VitTokensConfig | None = None, track: Track = no_track
+    model: AnyModel, images: ImageDataset, config: VitTokensConfig | None = None, track: Track = no_track
 ) -> VitTokensResult:
     """Attention received, removal of the patches that receive least, and attention rollout against chance.
 
@@ -185,6 +185,7 @@ def vit_tokens(
         >>> sorted(result.tables())
         ['column_mass', 'leaf_tokens', 'removal', 'rollout', 'tokens']
     """
+    model = as_hooked(model)
     config = config or VitTokensConfig()
     require_vit(model, images)
     last = model.cfg.n_layers - 1
