@@ -35,6 +35,7 @@ def unbridged(module: Any) -> Any:
         return module
     original = module.original_model
     plain = _plain(original, {})
+    _use_own_config(plain)
     _drop_added(plain)
     probe = _probe(plain)
     with torch.no_grad():
@@ -61,6 +62,16 @@ def _plain(module: nn.Module, seen: dict[int, nn.Module]) -> nn.Module:
             name: None if child is None else _plain(child, seen) for name, child in module._modules.items()
         }
     return seen[id(module)]
+
+
+def _use_own_config(plain: Any) -> None:
+    """A copy of the configuration without what the bridge set in it: eager attention that returns its maps."""
+    shared, own = plain.config, copy.deepcopy(plain.config)
+    own.output_attentions = False
+    own._attn_implementation = "sdpa"
+    for module in plain.modules():
+        if getattr(module, "config", None) is shared:
+            module.config = own
 
 
 def _drop_added(plain: Any) -> None:

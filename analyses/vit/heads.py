@@ -225,9 +225,7 @@ def _row(entry: Agreement | Trend) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in vars(entry).items()}
 
 
-def vit(
-    model: AnyModel, images: ImageDataset, config: VitConfig | None = None, track: Track = no_track
-) -> VitResult:
+def vit(model: AnyModel, images: ImageDataset, config: VitConfig | None = None, track: Track = no_track) -> VitResult:
     """Importance of every head, and how far it looks.
 
     Raises:

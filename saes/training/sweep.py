@@ -180,7 +180,7 @@ def sweep_saes(
         model = load_model(train.model, device=train.device, dtype=train.dtype)
     model = as_hooked(model)
     hooks = match_hooks(model, train.hooks)
-    inputs = data or stored_inputs(train)
+    inputs = Inputs.of(data) if data is not None else stored_inputs(train)
     if inputs is None and val is None:
         inputs, val = train_and_held_out(model, train)
     inputs = inputs or load_inputs(model, train)

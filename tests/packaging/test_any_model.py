@@ -23,7 +23,7 @@ from attlas.saes.architectures import create_sae
 from attlas.saes.config import SAEConfig
 
 WINGS = ("attention", "circuits", "features", "pruning", "redundancy", "tasks", "vit")
-FACES = ("attlas", "attlas.interp", "attlas.saes", *[f"attlas.analyses.{wing}" for wing in WINGS])
+FACES = ("attlas.interp", "attlas.saes", *[f"attlas.analyses.{wing}" for wing in WINGS])
 HOOK = "blocks.0.attn.hook_z"
 IN_TRAINING = {"merge_sigma", "sigma_reparam"}  # of attlas.analyses.stability: these change modules, of any kind
 SHORT = TrainConfig(
@@ -76,9 +76,7 @@ def text_calls(sae: Any, few: TokenDataset, gpt2_mini: HookedModel, tmp_path_fac
         "module_effects": lambda m: redundancy.module_effects(m, few.take(2), quick),
         "redundancy": lambda m: redundancy.redundancy(m, few, quick),
         "build": lambda m: pruning.build(m, drop),
-        "drop_curve": lambda m: pruning.drop_curve(
-            m, few, few, pruning.DropCurveConfig(("attn",), (1,), ("ranked",))
-        ),
+        "drop_curve": lambda m: pruning.drop_curve(m, few, few, pruning.DropCurveConfig(("attn",), (1,), ("ranked",))),
         "export": lambda m: pruning.export(m, drop, folder, force=True, verify=False),
         "masked": lambda m: pruning.masked(m, drop).__enter__(),
         "prune": lambda m: pruning.prune(m, few, pruning.PruneConfig(drop=drop)),
@@ -130,7 +128,7 @@ def text_kinds() -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = str(EMBEDDED_DIR / "gpt2-mini")
-    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     plain.tokenizer = AutoTokenizer.from_pretrained(folder)
     return {"bridge": TransformerBridge.boot_transformers(folder, device="cpu", dtype=torch.float32), "plain": plain}
 
@@ -139,11 +137,11 @@ def _functions() -> Iterator[str]:
     """Public functions and classes with a parameter `model` that is a whole model (`dense` of heal)."""
     for face in FACES:
         module = importlib.import_module(face)
-        for name in dir(module) if face == "attlas" else module.__all__:
+        for name in module.__all__:
             found = getattr(module, name)
             if not (inspect.isfunction(found) or name == "FrozenPass"):
                 continue
-            if {"model", "dense"} & set(inspect.signature(found).parameters):
+            if name != "as_hooked" and {"model", "dense"} & set(inspect.signature(found).parameters):
                 yield name
 
 
@@ -171,7 +169,7 @@ def test_text_functions_take_it(kind: str, text_kinds: dict[str, Any], text_call
 def test_vision_functions_take_a_plain_model(image_calls: dict[str, Call]) -> None:
     from transformers import ViTForImageClassification
 
-    plain = ViTForImageClassification.from_pretrained(str(EMBEDDED_DIR / "vit-mini")).eval()
+    plain = ViTForImageClassification.from_pretrained(str(EMBEDDED_DIR / "vit-mini"), dtype=torch.float32).eval()
     for name, call in image_calls.items():
         assert call(plain) is not None, name
 
