@@ -43,6 +43,11 @@ def as_hooked(model: AnyModel) -> HookedModel:
     A module is wrapped (and its weights hashed) anew by every call; for many calls, open it once with `load_model`.
 
     Raises: as `load_model`.
+
+    Example:
+        >>> from attlas.interp import as_hooked
+        >>> as_hooked(model) is model, as_hooked("gpt2-mini").name
+        (True, 'gpt2-mini')
     """
     return model if isinstance(model, HookedModel) else load_model(model)
 
