@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from attlas.errors import ConfigError, nearest
-from attlas.interp.compiled import uncompiled
+from attlas.interp.wrappers.compiled import uncompiled
 
 # Names of TransformerLens and Hugging Face for which there is another way here.
 ADVICE = {

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp.anatomy import Anatomy, LayerParts, linear_bias, linear_weight
-from attlas.interp.compiled import Eager
 from attlas.interp.fused import FusedQKV
+from attlas.interp.wrappers.compiled import Eager
 
 HookFn = Callable[[Tensor, str], Tensor | None]
 Registration = tuple[str, HookFn]

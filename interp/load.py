@@ -20,11 +20,11 @@ from attlas.data.models_catalog import resolve_model
 from attlas.data.result import reference
 from attlas.data.workspace import Ref
 from attlas.errors import CheckpointError, ConfigError, ModelNotFoundError, UnsupportedModelError
-from attlas.interp.bridge import unbridged
 from attlas.interp.checkpoint import check_sizes, model_class, read_config, weight_shapes
-from attlas.interp.compiled import uncompiled
 from attlas.interp.families import supported, unsupported
 from attlas.interp.model import HookedModel
+from attlas.interp.wrappers.bridge import unbridged
+from attlas.interp.wrappers.compiled import uncompiled
 
 # transformers takes weight tying off its base class while it loads; two loads at once could leave it off for good.
 LOADING = threading.RLock()

@@ -20,7 +20,6 @@ from attlas.errors import (
     UnsupportedModelError,
 )
 from attlas.interp.arguments import check_arguments, padded_positions
-from attlas.interp.compiled import Eager, has_hooks, uncompiled
 from attlas.interp.engine import HookEngine, HookFn, Registration, StopForward
 from attlas.interp.families import describe
 from attlas.interp.finite import is_finite, require_finite
@@ -28,6 +27,7 @@ from attlas.interp.names import NameFilter, hook_names, layer_of, resolve
 from attlas.interp.splice import splice
 from attlas.interp.tokens import token_texts
 from attlas.interp.weights import Weights
+from attlas.interp.wrappers.compiled import Eager, has_hooks, uncompiled
 
 Cache = dict[str, Tensor]
 

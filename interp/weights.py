@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from attlas.errors import LayerRangeError, UnsupportedModelError
 from attlas.interp.anatomy import Anatomy, LayerParts, linear_bias, linear_weight
-from attlas.interp.compiled import uncompiled
 from attlas.interp.config import TRAITS, ModelConfig
+from attlas.interp.wrappers.compiled import uncompiled
 
 
 class Weights:

@@ -20,7 +20,7 @@ from attlas.data.result import Result
 from attlas.data.schema import TableSchema
 from attlas.data.stats import bootstrap_mean
 from attlas.data.text import TokenDataset
-from attlas.interp import AnyModel, HookedModel, as_hooked
+from attlas.interp import AnyModel, as_hooked
 from attlas.interp.names import layer_of
 
 REDUNDANCY = TableSchema(
