@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from attlas.data.images.dataset import load_images
+from attlas.data.images.dataset import default_images, load_images
 from attlas.data.models_catalog import resolve_model
 from attlas.interp import HookedModel, load_model
 
@@ -91,8 +91,7 @@ def main(names: list[str]) -> int:
     for name in names:
         model = load_model(name, device="cpu")
         if model.cfg.family == "vit":
-            source = "embedded:glyphs" if model.cfg.n_classes else "sklearn:samples"
-            inputs = load_images(source, model.image_spec, n_images=4).pixels
+            inputs = load_images(default_images(model.image_spec), model.image_spec, n_images=4).pixels
         else:
             inputs = model.to_tokens(SENTENCE)
             good &= show(f"{name} against TransformerBridge", worst(against_bridge(model, inputs)))

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 import attlas
+from attlas.data.dataset import Dataset
 from attlas.data.workspace import Ref
 from attlas.saes import SAE, TrainConfig, load_sae
 from attlas.saes.activations import capture_rows
-from attlas.saes.inputs import Inputs, held_out, load_inputs
+from attlas.saes.inputs import held_out, load_inputs
 from attlas.saes.positions import positions_for
 from attlas.saes.training.buffer import MixingBuffer
 from attlas.saes.training.loop import train_loop
@@ -89,7 +90,7 @@ class Activations:
         model = attlas.load_model(case.model)
         positions = positions_for(model)
 
-        def rows(inputs: Inputs, n: int) -> Tensor:
+        def rows(inputs: Dataset, n: int) -> Tensor:
             order = torch.randperm(len(inputs.tensor), generator=torch.Generator().manual_seed(0))
             parts: list[Tensor] = []
             for picked in order.split(32):

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from attlas.data.splits import stratified_order
+from attlas.data.dataset import Dataset, content_hash
 from attlas.data.text_files import Document, Skipped, read_file
 from attlas.data.text_folders import refuse_split, split_files
-from attlas.data.workspace import Ref
-from attlas.errors import ConfigError, TextDataError
+from attlas.errors import AttlasError, ConfigError, TextDataError
 
 TEXT_DIR = Path(__file__).resolve().parent / "text"
 EMBEDDED = {"embedded:train": "train.jsonl", "embedded:val": "val.jsonl"}
@@ -25,60 +23,86 @@ _CHUNK = 256  # documents tokenised at a time
 
 
 @dataclass(frozen=True)
-class TokenDataset:
-    """Packed token sequences.
+class TokenDataset(Dataset):
+    """Token sequences: packed, or one document a row and padding behind it.
 
     Attributes:
         tokens: int64 [n_seqs, seq_len]; column 0 is BOS where the tokenizer has one.
         name: where they came from.
-        hash: 16 hex digits over the tokens.
+        hash: 16 hex digits over the tokens (and the mask).
+        mask: bool [n_seqs, seq_len], True where a token is text; None of packed rows, which are all text. Padding follows
+            the text, so that no text token of a causal model sees it and its numbers are those of the document alone.
     """
+
+    _THINGS: ClassVar[str] = "sequences"
+    _ERROR: ClassVar[type[AttlasError]] = TextDataError
 
     tokens: Tensor
     name: str
     hash: str
+    mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask is None:
+            return
+        if self.mask.shape != self.tokens.shape or self.mask.dtype != torch.bool:
+            raise TextDataError(
+                f"the mask of '{self.name}' is {self.mask.dtype} {tuple(self.mask.shape)}, its tokens are "
+                f"{tuple(self.tokens.shape)}; give one bool a token"
+            )
+        if not bool(self.mask[:, 0].all()) or bool((self.mask[:, 1:] & ~self.mask[:, :-1]).any()):
+            raise TextDataError(f"'{self.name}' has padding in front of text; put the padding behind it")
 
     @classmethod
-    def from_tokens(cls, tokens: Tensor, name: str) -> TokenDataset:
-        """Wrap a tensor int64 [n_seqs, seq_len], hashing it."""
-        tokens = tokens.contiguous()
-        shape = str(tuple(tokens.shape)).encode()
-        return cls(tokens, name, hashlib.sha256(shape + tokens.numpy().tobytes()).hexdigest()[:16])
+    def from_tokens(cls, tokens: Tensor, name: str, mask: Tensor | None = None) -> TokenDataset:
+        """Wrap a tensor int64 [n_seqs, seq_len], hashing it; a mask without padding is none.
+
+        Raises:
+            TextDataError: the mask does not fit, or padding stands in front of text.
+        """
+        mask = None if mask is None or bool(mask.all()) else mask.contiguous()
+        return cls(tokens.contiguous(), name, content_hash(tokens, mask), mask)
+
+    @classmethod
+    def padded(cls, documents: Sequence[Sequence[int]], name: str, pad: int = 0) -> TokenDataset:
+        """One document of token ids a row, padded behind to the longest.
+
+        Raises:
+            TextDataError: no document, or an empty one.
+
+        Example:
+            >>> from attlas.data.text import TokenDataset
+            >>> data = TokenDataset.padded([[0, 5, 6], [0, 7]], "two documents")
+            >>> data.tokens.tolist(), data.n_tokens
+            ([[0, 5, 6], [0, 7, 0]], 5)
+        """
+        if not documents or not all(documents):
+            raise TextDataError(f"'{name}' holds no document, or an empty one; leave empty documents out")
+        longest = max(map(len, documents))
+        tokens = torch.tensor([[*d, *[pad] * (longest - len(d))] for d in documents], dtype=torch.long)
+        lengths = torch.tensor([len(d) for d in documents])
+        return cls.from_tokens(tokens, name, torch.arange(longest) < lengths[:, None])
 
     @property
-    def ref(self) -> Ref:
-        return Ref(self.name, self.hash)
+    def tensor(self) -> Tensor:
+        return self.tokens
+
+    @property
+    def labels(self) -> None:
+        """None: text is its own target."""
+        return
+
+    @property
+    def class_names(self) -> None:
+        return
 
     @property
     def n_tokens(self) -> int:
-        return self.tokens.numel()
+        """Tokens of text, BOS included, padding not."""
+        return self.tokens.numel() if self.mask is None else int(self.mask.sum())
 
-    def __len__(self) -> int:
-        return self.tokens.shape[0]
-
-    def take(self, n_seqs: int) -> TokenDataset:
-        """The first sequences, of documents in the order that `load_tokens` drew."""
-        return TokenDataset.from_tokens(self.tokens[:n_seqs], self.name)
-
-    def split(self, share: float, seed: int = 0) -> tuple[TokenDataset, TokenDataset]:
-        """Two disjoint parts, sequences drawn by the seed.
-
-        Raises:
-            TextDataError: a part would be empty.
-        """
-        cut = round(len(self) * share)
-        if not 0 < cut < len(self):
-            raise TextDataError(f"{len(self)} sequences of '{self.name}' cannot be split {share:.0%}; use more tokens")
-        order = torch.from_numpy(stratified_order(len(self), seed=seed))
-        first, second = (TokenDataset.from_tokens(self.tokens[rows], self.name) for rows in (order[:cut], order[cut:]))
-        return first, second
-
-    def batches(self, batch_size: int, shuffle_seed: int | None = None) -> Sequence[Tensor]:
-        """Tokens [≤ batch_size, seq_len] each, in order, or in the order a seed gives."""
-        rows = self.tokens
-        if shuffle_seed is not None:
-            rows = rows[torch.randperm(len(self), generator=torch.Generator().manual_seed(shuffle_seed))]
-        return rows.split(batch_size)
+    def _part(self, rows: Tensor) -> TokenDataset:
+        return TokenDataset.from_tokens(self.tokens[rows], self.name, None if self.mask is None else self.mask[rows])
 
 
 def load_tokens(

@@ -54,7 +54,13 @@ def flat_rows(activation: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def capture_rows(model: HookedModel, inputs: Tensor, hooks: Sequence[str], positions: Positions = EVERYWHERE) -> Rows:
+def capture_rows(
+    model: HookedModel,
+    inputs: Tensor,
+    hooks: Sequence[str],
+    positions: Positions = EVERYWHERE,
+    text: Tensor | None = None,
+) -> Rows:
     """One forward pass, which stops after the last layer needed.
 
     Args:
@@ -62,6 +68,7 @@ def capture_rows(model: HookedModel, inputs: Tensor, hooks: Sequence[str], posit
         inputs: tokens [B, T] or pixels [B, C, H, W].
         hooks: hook names.
         positions: which positions to take.
+        text: bool [B, T], False in padding, which is never taken; None where there is none.
 
     Raises:
         NonFiniteError: an activation is NaN or infinite; the layer and hook are named.
@@ -71,8 +78,8 @@ def capture_rows(model: HookedModel, inputs: Tensor, hooks: Sequence[str], posit
     rows: Rows = {}
     for hook in hooks:
         x = flat_rows(cache[hook])
-        if not positions.everything:
-            x = x[positions.mask(inputs, cache[hook].shape[1]).flatten()]
+        if text is not None or not positions.everything:
+            x = x[positions.mask(inputs, cache[hook].shape[1], text).flatten()]
         if not bool(torch.isfinite(x).all()):
             raise NonFiniteError(f"'{hook}' of '{model.name}' holds NaN or infinity; load the model in float32")
         rows[hook] = x

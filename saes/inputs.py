@@ -3,79 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from attlas.data.images.dataset import load_images
-from attlas.data.text import TokenDataset, load_tokens
-from attlas.data.workspace import Ref
+from attlas.data.dataset import Dataset
+from attlas.data.images.dataset import default_images, load_images
+from attlas.data.text import load_tokens
 from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.saes.training.config import TrainConfig
-
-if TYPE_CHECKING:
-    from attlas.data.images.dataset import ImageDataset
-
 
 HELD_OUT = (32_768, 500)
 """Tokens, or images, that a sweep measures on."""
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What a model is run on.
-
-    Attributes:
-        tensor: tokens int64 [n, T], or pixels float32 [n, C, H, W].
-        ref: name and hash of the data.
-        labels: int64 [n] for labelled images, else None.
-        class_names: of the labels, where they have names.
-    """
-
-    tensor: Tensor
-    ref: Ref
-    labels: Tensor | None = None
-    class_names: tuple[str, ...] | None = None
-
-    @classmethod
-    def of(cls, data: Inputs | TokenDataset | ImageDataset) -> Inputs:
-        """The inputs a data set of Attlas holds."""
-        if isinstance(data, Inputs):
-            return data
-        if hasattr(data, "tokens"):
-            return cls(data.tokens, data.ref)
-        return cls(data.pixels, data.ref, data.labels, data.class_names)
-
-
-def default_images(model: HookedModel) -> str:
-    """The image source that suits a vision model where none is named."""
-    return "embedded:glyphs" if model.image_spec is not None and model.image_spec.n_channels == 1 else "sklearn:samples"
-
-
-def load_inputs(model: HookedModel, config: TrainConfig) -> Inputs:
+def load_inputs(model: HookedModel, config: TrainConfig) -> Dataset:
     """The text or images that a training configuration names."""
     if model.cfg.family == "vit":
         if config.images is None:
             return _default_split(model, held_out=False)
-        return Inputs.of(load_images(config.images, model.image_spec, seed=config.seed))
+        return load_images(config.images, model.image_spec, seed=config.seed)
     seq_len = model.cfg.sequence_length(config.seq_len)
-    return Inputs.of(
-        load_tokens(
-            config.text,
-            model.tokenizer,
-            seq_len=seq_len,
-            n_tokens=config.n_tokens,
-            seed=config.seed,
-            column=config.column,
-            split=config.split,
-            prefer="train",
-            d_vocab=model.cfg.d_vocab,
-        )
+    return load_tokens(
+        config.text,
+        model.tokenizer,
+        seq_len=seq_len,
+        n_tokens=config.n_tokens,
+        seed=config.seed,
+        column=config.column,
+        split=config.split,
+        prefer="train",
+        d_vocab=model.cfg.d_vocab,
     )
 
 
-def train_and_held_out(model: HookedModel, config: TrainConfig) -> tuple[Inputs, Inputs]:
+def train_and_held_out(model: HookedModel, config: TrainConfig) -> tuple[Dataset, Dataset]:
     """What a training configuration names, and data of the same source that training then does not see.
 
     The shipped text and a model's default images have held-out parts of their own; of any other source, 32,768 tokens or
@@ -86,24 +45,23 @@ def train_and_held_out(model: HookedModel, config: TrainConfig) -> tuple[Inputs,
             return _default_split(model, held_out=False), _default_split(model, held_out=True, n_images=HELD_OUT[1])
         images = load_images(config.images, model.image_spec, seed=config.seed)
         first, second = images.split(1 - min(1 / 5, HELD_OUT[1] / len(images)), config.seed)
-        return Inputs.of(first), Inputs.of(second)
+        return first, second
     if config.text == "embedded:train":
         return load_inputs(model, config), held_out(
             model, n_tokens=HELD_OUT[0], seq_len=config.seq_len, seed=config.seed
         )
     more = dataclasses.replace(config, n_tokens=config.n_tokens + HELD_OUT[0])
-    tokens = TokenDataset.from_tokens(load_inputs(model, more).tensor, config.text)
-    parts = tokens.split(1 - min(1 / 5, HELD_OUT[0] / tokens.n_tokens), config.seed)
-    return Inputs.of(parts[0]), Inputs.of(parts[1])
+    tokens = load_inputs(model, more)
+    return tokens.split(1 - min(1 / 5, HELD_OUT[0] / tokens.tensor.numel()), config.seed)
 
 
-def _default_split(model: HookedModel, *, held_out: bool, n_images: int | None = None) -> Inputs:
+def _default_split(model: HookedModel, *, held_out: bool, n_images: int | None = None) -> Dataset:
     """The model's default images: four fifths of every class for training, the rest to evaluate on, always the same."""
-    train, rest = load_images(default_images(model), model.image_spec).split(4 / 5)
+    train, rest = load_images(default_images(model.image_spec), model.image_spec).split(4 / 5)
     part = dataclasses.replace(train, name=f"{train.name} (train)")
     if held_out:
         part = dataclasses.replace(rest, name=f"{rest.name} (held out)")
-    return Inputs.of(part if n_images is None else part.take(n_images))
+    return part if n_images is None else part.take(n_images)
 
 
 def held_out(
@@ -117,7 +75,7 @@ def held_out(
     n_images: int | None = None,
     seq_len: int = 256,
     seed: int = 0,
-) -> Inputs:
+) -> Dataset:
     """Text, or images for a vision model, to evaluate on; by default images that training by default does not see.
 
     Example:
@@ -131,17 +89,15 @@ def held_out(
     if model.cfg.family == "vit":
         if images is None:
             return _default_split(model, held_out=True, n_images=n_images)
-        return Inputs.of(load_images(images, model.image_spec, n_images=n_images, seed=seed))
+        return load_images(images, model.image_spec, n_images=n_images, seed=seed)
     seq_len = model.cfg.sequence_length(seq_len)
-    return Inputs.of(
-        load_tokens(
-            text,
-            model.tokenizer,
-            seq_len=seq_len,
-            n_tokens=n_tokens,
-            seed=seed,
-            column=column,
-            split=split,
-            d_vocab=model.cfg.d_vocab,
-        )
+    return load_tokens(
+        text,
+        model.tokenizer,
+        seq_len=seq_len,
+        n_tokens=n_tokens,
+        seed=seed,
+        column=column,
+        split=split,
+        d_vocab=model.cfg.d_vocab,
     )

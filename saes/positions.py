@@ -17,6 +17,7 @@ from torch import Tensor
 from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
+    from attlas.data.dataset import Dataset
     from attlas.interp import HookedModel
     from attlas.saes.config import SAEConfig
 
@@ -37,12 +38,13 @@ class Positions:
     exclude: tuple[int, ...] = ()
     names: tuple[str, ...] = ()
 
-    def mask(self, inputs: Tensor, n_positions: int | None = None) -> Tensor:
+    def mask(self, inputs: Tensor, n_positions: int | None = None, text: Tensor | None = None) -> Tensor:
         """True where a position counts, bool [B, T], on the device of `inputs`.
 
         Args:
             inputs: tokens int64 [B, T], or pixels [B, C, H, W].
             n_positions: T, needed for pixels.
+            text: bool [B, T], False in padding, which never counts; None where there is none.
         """
         if inputs.ndim == 2:
             keep = torch.ones_like(inputs, dtype=torch.bool)
@@ -52,20 +54,21 @@ class Positions:
             assert n_positions is not None
             keep = torch.ones(len(inputs), n_positions, dtype=torch.bool, device=inputs.device)
         keep[:, : self.skip] = False
-        return keep
+        return keep if text is None else keep & text.to(keep.device)
 
     @property
     def everything(self) -> bool:
         """Whether nothing is left out."""
         return self.skip == 0 and not self.exclude
 
-    def require_some(self, inputs: Tensor) -> None:
+    def require_some(self, data: Dataset) -> None:
         """Raise when no position of any sequence counts.
 
         Raises:
             ConfigError: says what is left out.
         """
-        if inputs.ndim == 2 and len(inputs) and not bool(self.mask(inputs).any()):
+        rows = data.tensor
+        if rows.ndim == 2 and len(rows) and not bool(self.mask(rows, text=data.mask).any()):
             raise ConfigError(
                 f"no position is left with skip_positions={self.skip} and exclude_tokens={list(self.names)}; leave out less"
             )

@@ -143,9 +143,8 @@ class _Demo:
 
     def evaluate(self) -> Run:
         from attlas.saes.evaluation.measure import evaluate
-        from attlas.saes.inputs import Inputs
 
-        result = evaluate(self.sae, self.model, Inputs.of(self.few), track=self.out.track)
+        result = evaluate(self.sae, self.model, self.few, track=self.out.track)
         shown = ("l0", "explained_variance", "ce_recovered")
         for row in result.rows:
             if row["subject"] == "sae" and row["metric"] in shown:

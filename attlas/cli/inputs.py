@@ -64,8 +64,9 @@ def image_source(model: HookedModel, source: str) -> str:
         raise UnsupportedModelError(f"{model.name} is a language model ({model.cfg.family}); give a vision model")
     if source != "auto":
         return source
-    grey = model.image_spec is not None and model.image_spec.n_channels == 1
-    return "embedded:glyphs" if grey else "sklearn:samples"
+    from attlas.data.images.dataset import default_images
+
+    return default_images(model.image_spec)
 
 
 def find_sae(workspace: Workspace, name: str | None) -> tuple[str, Run | None]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from attlas.lazy import face
 
 if TYPE_CHECKING:
-    from attlas.data.images.dataset import GLYPHS, ImageDataset, load_images, shrink
+    from attlas.data.images.dataset import GLYPHS, ImageDataset, default_images, load_images, shrink
     from attlas.data.images.processor import MAX_PIXELS, ImageSpec, to_array, to_pixels
 
 _PUBLIC = {
@@ -15,6 +15,7 @@ _PUBLIC = {
     "MAX_PIXELS": "processor",
     "ImageDataset": "dataset",
     "ImageSpec": "processor",
+    "default_images": "dataset",
     "load_images": "dataset",
     "shrink": "dataset",
     "to_array": "processor",
@@ -26,6 +27,7 @@ __all__ = [
     "MAX_PIXELS",
     "ImageDataset",
     "ImageSpec",
+    "default_images",
     "load_images",
     "shrink",
     "to_array",

@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import warnings
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from attlas.data.dataset import Dataset, content_hash
 from attlas.data.images.files import Found, read_folder, read_npz, sample_tiles, shorten
 from attlas.data.images.labels import match_classes
 from attlas.data.images.processor import MAX_PIXELS, ImageSpec, to_array, to_pixels
 from attlas.data.splits import stratified_order
-from attlas.data.workspace import Ref
-from attlas.errors import ImageDataError
+from attlas.errors import AttlasError, ImageDataError
 
-__all__ = ["GLYPHS", "MAX_PIXELS", "ImageDataset", "ImageSpec", "load_images", "shrink", "to_array", "to_pixels"]
+__all__ = [
+    "GLYPHS",
+    "MAX_PIXELS",
+    "ImageDataset",
+    "ImageSpec",
+    "default_images",
+    "load_images",
+    "shrink",
+    "to_array",
+    "to_pixels",
+]
 
 GLYPHS = Path(__file__).resolve().parents[1] / "models" / "vit-mini" / "glyphs-test.npz"
 
 
 @dataclass(frozen=True)
-class ImageDataset:
+class ImageDataset(Dataset):
     """Images ready for a model.
 
     Attributes:
@@ -36,7 +44,7 @@ class ImageDataset:
         labels: int64 [n], or None.
         class_names: name of each label, or None. Labels are in a model's numbering where these are its classifier's
             names; `attlas.interp.labels` asks.
-        name, hash: where they came from, and 16 hex digits over pixels, labels and names.
+        name, hash: where they came from, and 16 hex digits over what the model sees, labels and names.
     """
 
     pixels: Tensor
@@ -46,45 +54,39 @@ class ImageDataset:
     name: str
     hash: str
 
+    _THINGS: ClassVar[str] = "images"
+    _ERROR: ClassVar[type[AttlasError]] = ImageDataError
+
     @property
-    def ref(self) -> Ref:
-        return Ref(self.name, self.hash)
+    def tensor(self) -> Tensor:
+        return self.pixels
 
-    def __len__(self) -> int:
-        return self.pixels.shape[0]
+    @property
+    def mask(self) -> None:
+        """None: every position of an image counts."""
+        return
 
-    def batches(self, batch_size: int) -> Sequence[Tensor]:
-        """Pixels [≤ batch_size, C, H, W] each, in order."""
-        return self.pixels.split(batch_size)
-
-    def select(self, rows: Iterable[int] | Tensor | np.ndarray) -> ImageDataset:
-        """The images of these numbers, in that order."""
-        chosen = torch.as_tensor(rows if isinstance(rows, (Tensor, np.ndarray)) else list(rows), dtype=torch.long)
-        digest = hashlib.sha256(self.hash.encode() + chosen.numpy().tobytes()).hexdigest()[:16]
+    def _part(self, rows: Tensor) -> ImageDataset:
+        shown = self.thumbnails[rows.numpy()]
+        labels = None if self.labels is None else self.labels[rows]
         return dataclasses.replace(
             self,
-            pixels=self.pixels[chosen],
-            thumbnails=self.thumbnails[chosen.numpy()],
-            labels=None if self.labels is None else self.labels[chosen],
-            hash=digest,
+            pixels=self.pixels[rows],
+            thumbnails=shown,
+            labels=labels,
+            hash=content_hash(shown, labels, self.class_names),
         )
 
-    def take(self, n: int) -> ImageDataset:
-        """The first images; `load_images` set them in an order of which any piece is a stratified sample."""
-        return self if n >= len(self) else self.select(range(n))
 
-    def split(self, share: float, seed: int = 0) -> tuple[ImageDataset, ImageDataset]:
-        """Two disjoint parts, the first with this share of every class, drawn by the seed.
+def default_images(spec: ImageSpec | None) -> str:
+    """The image source that suits a vision model where none is named: glyphs for one channel, else sample pictures.
 
-        Raises:
-            ImageDataError: a part would be empty.
-        """
-        cut = round(len(self) * share)
-        if not 0 < cut < len(self):
-            raise ImageDataError(f"{len(self)} images of '{self.name}' cannot be split {share:.0%}; give more images")
-        labels = None if self.labels is None else self.labels.numpy()
-        order = stratified_order(len(self), labels, seed)
-        return self.select(order[:cut]), self.select(order[cut:])
+    Example:
+        >>> from attlas.data.images import default_images
+        >>> default_images(vit_model.image_spec)
+        'embedded:glyphs'
+    """
+    return "embedded:glyphs" if spec is not None and spec.n_channels == 1 else "sklearn:samples"
 
 
 def load_images(
@@ -124,10 +126,7 @@ def load_images(
     shown = pictures if pictures.shape[-1] == 3 else np.repeat(pictures, 3, axis=-1)
     picked = None if labels is None else torch.from_numpy(labels[chosen])
     picked, names = _numbered(picked, names, spec.classes)
-    digest = hashlib.sha256(str(pictures.shape).encode() + pictures.tobytes())
-    if picked is not None:
-        digest.update(picked.numpy().tobytes() + "\0".join(names or ()).encode())
-    return ImageDataset(spec.normalise(pictures), shown, picked, names, str(source), digest.hexdigest()[:16])
+    return ImageDataset(spec.normalise(pictures), shown, picked, names, str(source), content_hash(shown, picked, names))
 
 
 def _read(source: str) -> Found:

@@ -18,6 +18,7 @@ from attlas.interp.prefix import Prefix
 from attlas.saes.splice import HookFn
 
 if TYPE_CHECKING:
+    from attlas.data.dataset import Batch
     from attlas.interp import HookedModel
 
 Sums = dict[str, np.ndarray]
@@ -37,8 +38,8 @@ class CleanRun:
 
     Args:
         model: the model.
-        batch: tokens [B, T] or pixels [B, C, H, W].
-        labels: of images, or None.
+        batch: tokens or pixels; what is predicted in padding counts for nothing.
+        labels: of images, on the model's device, or None.
         hooks: activations to keep.
 
     Attributes:
@@ -47,8 +48,9 @@ class CleanRun:
         sums: the sums over each sequence that do not depend on what is spliced in.
     """
 
-    def __init__(self, model: HookedModel, batch: Tensor, labels: Tensor | None, hooks: Sequence[str]) -> None:
-        self.model, self.batch, self.labels = model, batch, labels
+    def __init__(self, model: HookedModel, batch: Batch, labels: Tensor | None, hooks: Sequence[str]) -> None:
+        self.model, self.batch, self.labels = model, batch.inputs.to(model.device), labels
+        self.lengths = _lengths(batch)
         self.kind = kind_of(model, labels is not None)
         self.cache: dict[str, Tensor] = {}
         self.prefix: Prefix | None = None
@@ -59,10 +61,10 @@ class CleanRun:
 
         with model.hooks(dict.fromkeys(hooks, keep)):
             if self.kind == "language":
-                self.prefix = Prefix(model, batch)
+                self.prefix = Prefix(model, self.batch)
                 self.clean = self.prefix.output
             else:
-                self.clean = self._output(model(batch))
+                self.clean = self._output(model(self.batch))
         self.sums = self._clean_sums()
 
     def _output(self, output: Tensor) -> Tensor:
@@ -73,10 +75,10 @@ class CleanRun:
 
     def _clean_sums(self) -> Sums:
         ones = torch.ones(len(self.batch))
-        n = self.batch.shape[1] if self.kind == "language" else 1
-        sums: Sums = {"outputs": _numpy(ones * n)}
+        n = torch.tensor(self.lengths) if self.kind == "language" else ones
+        sums: Sums = {"outputs": _numpy(n)}
         if self.kind == "language":
-            sums |= {"predictions": _numpy(ones * (n - 1)), "ce_clean": self._language(None)[0]}
+            sums |= {"predictions": _numpy(n - 1), "ce_clean": self._language(None)[0]}
         elif self.kind == "classifier":
             assert self.labels is not None
             sums |= {"predictions": _numpy(ones), "ce_clean": self._label_loss(self.clean)}
@@ -122,9 +124,9 @@ class CleanRun:
         is read once, and no log-softmax is written.
         """
         losses, divergences = [], []
-        for row, tokens in enumerate(self.batch):
-            clean = self.clean[row].float()
-            logits = clean if other is None else other[row].float()
+        for row, n in enumerate(self.lengths):
+            tokens, clean = self.batch[row, :n], self.clean[row, :n].float()
+            logits = clean if other is None else other[row, :n].float()
             Z = logits.logsumexp(-1)
             right = logits[:-1].gather(-1, tokens[1:, None]).squeeze(-1)
             losses.append(float((Z[:-1] - right).double().sum()))
@@ -134,6 +136,13 @@ class CleanRun:
                 expected = torch.linalg.vecdot(p, clean - logits)
                 divergences.append(float((expected - Z_clean + Z).double().sum()))
         return np.array(losses), np.array(divergences)
+
+
+def _lengths(batch: Batch) -> list[int]:
+    """Tokens of text in each row; padding follows them."""
+    if batch.mask is None:
+        return [batch.inputs.shape[1]] * len(batch)
+    return [int(n) for n in batch.mask.sum(1)]
 
 
 def kl_sums(clean: Tensor, other: Tensor) -> np.ndarray:

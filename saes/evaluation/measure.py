@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.data.dataset import Batch, Dataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.stats import bootstrap_ratio, count_mean
@@ -29,16 +30,12 @@ from attlas.saes.evaluation.config import EvalConfig
 from attlas.saes.evaluation.controls import Reconstructor, encode_once, make_control, sae_reconstructor
 from attlas.saes.evaluation.tables import DENSITY, EVALUATION, METRICS
 from attlas.saes.identity import check_sae
-from attlas.saes.inputs import Inputs
 from attlas.saes.plots import evaluation_figure
 from attlas.saes.positions import Positions, positions_for
 from attlas.saes.splice import put_rows
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-
-    from attlas.data.images.dataset import ImageDataset
-    from attlas.data.text import TokenDataset
 
 SAMPLE_ROWS = 8_192
 COUNTED = ("accuracy_clean", "accuracy_spliced", "accuracy_zero")  # of images answered rightly
@@ -127,7 +124,7 @@ class EvalResult(Result):
 def evaluate(
     sae: SAE,
     model: AnyModel,
-    data: Inputs | TokenDataset | ImageDataset,
+    data: Dataset,
     config: EvalConfig | None = None,
     *,
     hook: str | None = None,
@@ -162,7 +159,7 @@ def evaluate(
 def evaluate_all(
     saes: Sequence[tuple[SAE, str | None]],
     model: AnyModel,
-    data: Inputs | TokenDataset | ImageDataset,
+    data: Dataset,
     config: EvalConfig | None = None,
     *,
     track: Track = no_track,
@@ -185,29 +182,27 @@ def evaluate_all(
     config = config or EvalConfig()
     if model.cfg.family != "vit":
         model.require_head("loss to recover")
-    inputs = Inputs.of(data)
     places = [
         Place(check_sae(sae, model, hook), positions_for(model, config.skip_positions, config.exclude_tokens, sae.cfg))
         for sae, hook in saes
     ]
     for place in places:
-        place.positions.require_some(inputs.tensor)
-    batches = _batches(inputs, model, config)
-    truth = classifier_labels(model, inputs, warn=True)  # in the classifier's numbering
-    moments = _moments(model, inputs, batches, list(dict.fromkeys(places)), track)
+        place.positions.require_some(data)
+    batches = _batches(data, model, config)
+    truth = classifier_labels(model, data, warn=True)  # in the classifier's numbering
+    moments = _moments(model, batches, list(dict.fromkeys(places)), track)
     trials = [_Trial(sae, place, moments[place], config) for (sae, _), place in zip(saes, places, strict=True)]
     hooks = list(dict.fromkeys(place.hook for place in places))
-    for picked in track(batches, "evaluating"):
-        batch = inputs.tensor[picked].to(model.device)
-        labels = truth[picked].to(model.device) if truth is not None else None
+    for batch in track(batches, "evaluating"):
+        labels = truth[batch.rows].to(model.device) if truth is not None else None
         run = CleanRun(model, batch, labels, hooks) if config.functional else None
-        cache = run.cache if run is not None else model.capture(batch, hooks)
+        cache = run.cache if run is not None else model.capture(batch.inputs, hooks)
         ablated: dict[Place, dict[str, np.ndarray]] = {}
         for trial in trials:
             if run is not None and trial.place not in ablated:
-                ablated[trial.place] = _ablations(run, trial.place, trial.mean_D)
+                ablated[trial.place] = _ablations(run, batch, trial.place, trial.mean_D)
             trial.add(batch, cache[trial.place.hook], run, ablated.get(trial.place, {}))
-    return [trial.result(model.ref, inputs.ref, len(inputs.tensor)) for trial in trials]
+    return [trial.result(model.ref, data.ref, len(data)) for trial in trials]
 
 
 @dataclass(frozen=True)
@@ -217,9 +212,9 @@ class Place:
     hook: str
     positions: Positions
 
-    def rows(self, batch: Tensor, activation: Tensor) -> tuple[Tensor, Tensor]:
+    def rows(self, batch: Batch, activation: Tensor) -> tuple[Tensor, Tensor]:
         """Activations float32 [N, D] at the positions that count, and those positions, bool [B, T]."""
-        keep_BT = self.positions.mask(batch, activation.shape[1])
+        keep_BT = self.positions.mask(batch.inputs, activation.shape[1], batch.mask).to(activation.device)
         if not bool(torch.isfinite(activation).all()):
             raise NonFiniteError(f"'{self.hook}' holds NaN or infinity; load the model in float32")
         return activation.flatten(2)[keep_BT].float(), keep_BT
@@ -238,7 +233,7 @@ class _Trial:
             self.subjects.append(make_control(name, sae, self.mean_D, covariance_DD, sample_ND, k, config.eval_seed))
         self.collected: dict[str, list[dict[str, np.ndarray]]] = {subject.name: [] for subject in self.subjects}
 
-    def add(self, batch: Tensor, activation: Tensor, run: CleanRun | None, ablated: dict[str, np.ndarray]) -> None:
+    def add(self, batch: Batch, activation: Tensor, run: CleanRun | None, ablated: dict[str, np.ndarray]) -> None:
         """One batch; what is spliced in is the reconstruction that was measured."""
         x_ND, keep_BT = self.place.rows(batch, activation)
         for subject in self.subjects:
@@ -263,9 +258,9 @@ class _Trial:
         return EvalResult(rows, density_F, self.config, model, data, self.sae.hash)
 
 
-def _ablations(run: CleanRun, place: Place, mean_D: Tensor) -> dict[str, np.ndarray]:
+def _ablations(run: CleanRun, batch: Batch, place: Place, mean_D: Tensor) -> dict[str, np.ndarray]:
     """Sums with 0, and with the mean, at the positions that count."""
-    _, keep_BT = place.rows(run.batch, run.cache[place.hook])
+    _, keep_BT = place.rows(batch, run.cache[place.hook])
     sums: dict[str, np.ndarray] = {}
     for name, row_D in (("zero", torch.zeros_like(mean_D)), ("mean", mean_D)):
         patch = put_rows(row_D.expand(int(keep_BT.sum()), -1), keep_BT)
@@ -273,18 +268,18 @@ def _ablations(run: CleanRun, place: Place, mean_D: Tensor) -> dict[str, np.ndar
     return sums
 
 
-def _batches(inputs: Inputs, model: HookedModel, config: EvalConfig) -> list[Tensor]:
-    """Index batches, smaller where one batch's logits would be large."""
-    n, size = len(inputs.tensor), config.eval_batch
+def _batches(data: Dataset, model: HookedModel, config: EvalConfig) -> Sequence[Batch]:
+    """Batches, smaller where one batch's logits would be large."""
+    size = config.eval_batch
     if model.cfg.family != "vit" and config.functional:
-        size = max(1, min(size, LOGIT_BUDGET // (inputs.tensor.shape[1] * model.cfg.d_vocab)))
+        size = max(1, min(size, LOGIT_BUDGET // (data.tensor.shape[1] * model.cfg.d_vocab)))
     elif model.cfg.family == "vit":
         size *= 8
-    return list(torch.arange(n).split(size))
+    return data.minibatches(size)
 
 
 def _moments(
-    model: HookedModel, inputs: Inputs, batches: Sequence[Tensor], places: Sequence[Place], track: Track
+    model: HookedModel, batches: Sequence[Batch], places: Sequence[Place], track: Track
 ) -> dict[Place, tuple[Tensor, Tensor, Tensor]]:
     """Mean [D], covariance [D,D] (float64) and a sample of rows of every place, from one pass that stops after the last."""
     if not batches:
@@ -292,9 +287,8 @@ def _moments(
     hooks = list(dict.fromkeys(place.hook for place in places))
     totals: dict[Place, list[Tensor]] = {}
     samples: dict[Place, list[Tensor]] = {place: [] for place in places}
-    for picked in track(batches, "measuring activations"):
-        batch = inputs.tensor[picked].to(model.device)
-        cache = model.capture(batch, hooks)
+    for batch in track(batches, "measuring activations"):
+        cache = model.capture(batch.inputs, hooks)
         for place in places:
             rows_ND, _ = place.rows(batch, cache[place.hook])
             double = rows_ND.double()

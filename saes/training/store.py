@@ -22,14 +22,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load, save_file
 
+from attlas.data.dataset import Dataset
 from attlas.data.disk import check_writable, disk_errors
 from attlas.data.files import atomic_path, check_name, sha256_file, write_text_atomic
 from attlas.data.models_catalog import lasting_name
 from attlas.data.progress import Track, no_track
-from attlas.data.workspace import Ref
 from attlas.errors import CheckpointError, ConfigError, WorkspaceError
 from attlas.saes.activations import Rows, capture_rows
-from attlas.saes.inputs import Inputs
 from attlas.saes.positions import positions_for
 from attlas.saes.training.buffer import Source
 from attlas.saes.training.config import TrainConfig
@@ -42,7 +41,7 @@ _PLAN, _DONE, _MANIFEST = "capture.json", "shards.jsonl", "manifest.json"
 
 
 def store_source(
-    model: HookedModel, inputs: Inputs, hooks: Sequence[str], config: TrainConfig, track: Track = no_track
+    model: HookedModel, inputs: Dataset, hooks: Sequence[str], config: TrainConfig, track: Track = no_track
 ) -> Source:
     """Chunks read from the folder `config.store`, which is written first where it is not there.
 
@@ -141,7 +140,7 @@ def _is_shard(path: Path) -> bool:
     )
 
 
-def _wanted(model: HookedModel, inputs: Inputs, hooks: Sequence[str], config: TrainConfig) -> dict[str, Any]:
+def _wanted(model: HookedModel, inputs: Dataset, hooks: Sequence[str], config: TrainConfig) -> dict[str, Any]:
     """What a store must hold so that training on it equals training on the model itself."""
     positions = positions_for(model, config.skip_positions, config.exclude_tokens)
     return {
@@ -152,7 +151,7 @@ def _wanted(model: HookedModel, inputs: Inputs, hooks: Sequence[str], config: Tr
         "dtype": config.activation_dtype,
         "skip_positions": positions.skip,
         "exclude_tokens": list(positions.names),
-        "inputs": len(inputs.tensor),
+        "inputs": len(inputs),
     }
 
 
@@ -168,7 +167,7 @@ def _agree(folder: Path, manifest: dict[str, Any], wanted: dict[str, Any]) -> No
 def _write(
     folder: Path,
     model: HookedModel,
-    inputs: Inputs,
+    inputs: Dataset,
     hooks: Sequence[str],
     config: TrainConfig,
     wanted: dict[str, Any],
@@ -177,14 +176,14 @@ def _write(
     """Capture everything once. The size is known, stated and compared with the free disk before the first shard."""
     check_store(folder)
     positions = positions_for(model, config.skip_positions, config.exclude_tokens)
-    positions.require_some(inputs.tensor)
+    positions.require_some(inputs)
     dtype = getattr(torch, config.activation_dtype)
-    batches = inputs.tensor.split(config.capture_batch)
+    batches = inputs.minibatches(config.capture_batch)
     plan = {**wanted, "capture_batch": config.capture_batch}
     done = _finished(folder, plan)
-    probe = capture_rows(model, batches[0], hooks, positions)
-    a_row = sum(rows.shape[-1] for rows in probe.values()) * dtype.itemsize
-    needed = a_row * len(next(iter(probe.values()))) // len(batches[0]) * len(inputs.tensor)
+    first = capture_rows(model, batches[0].inputs, hooks, positions)
+    a_row = sum(rows.shape[-1] for rows in first.values()) * dtype.itemsize  # padding counted in: at most so much
+    needed = a_row * len(next(iter(first.values()))) // len(batches[0]) * len(inputs)
     left = needed * (len(batches) - len(done)) // len(batches)
     existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     free = shutil.disk_usage(existing).free
@@ -198,7 +197,7 @@ def _write(
     for number, batch in enumerate(track(batches, f"writing {needed / 1e9:.2f} GB of activations", len(batches))):
         if number < len(done):
             continue
-        rows = capture_rows(model, batch, hooks, positions)
+        rows = capture_rows(model, batch.inputs, hooks, positions, batch.mask)
         path = folder / f"shard-{number:05d}.safetensors"
         with atomic_path(path) as temporary:
             save_file({name: r.to(dtype).cpu().contiguous() for name, r in rows.items()}, temporary)
@@ -240,7 +239,7 @@ def _finished(folder: Path, plan: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _settings(inputs: Inputs, config: TrainConfig) -> dict[str, Any]:
+def _settings(inputs: Dataset, config: TrainConfig) -> dict[str, Any]:
     """What was asked for, so that a training takes it over (see `adopt_store`)."""
     names = ("text", "column", "split", "images", "n_tokens", "seq_len", "seed")
     kept = {name: getattr(config, name) for name in names}
@@ -292,10 +291,39 @@ def _typed(value: Any) -> str:
     return " ".join(value) if isinstance(value, tuple) else str(value)
 
 
-def stored_inputs(config: TrainConfig) -> Inputs | None:
-    """What the finished store of a configuration was captured on, by name alone; None without such a store."""
+@dataclasses.dataclass(frozen=True)
+class StoredInputs(Dataset):
+    """What a finished store was captured on: its name, hash and number of rows; the rows themselves are not in the store.
+
+    Attributes:
+        name, hash: of the text or images.
+        n: sequences or images.
+        folder: the store.
+    """
+
+    name: str
+    hash: str
+    n: int
+    folder: Path
+
+    labels = mask = class_names = targets = None
+
+    def __len__(self) -> int:
+        return self.n
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """Raises ConfigError: only their activations are stored."""
+        raise ConfigError(f"'{self.folder}' holds activations of '{self.name}', not the data; give the data itself")
+
+    def _part(self, rows: torch.Tensor) -> StoredInputs:
+        raise ConfigError(f"'{self.folder}' is one store of '{self.name}' and cannot be divided; give the data itself")
+
+
+def stored_inputs(config: TrainConfig) -> StoredInputs | None:
+    """What the finished store of a configuration was captured on; None without such a store."""
     manifest = read_manifest(config.store) if config.store is not None else None
-    if manifest is None:
+    if manifest is None or config.store is None:
         return None
     name = manifest.get("settings", {}).get("data_name", config.text)
-    return Inputs(torch.empty(0, 1, dtype=torch.int64), Ref(str(name), manifest["data"]))
+    return StoredInputs(str(name), manifest["data"], manifest["inputs"], config.store)

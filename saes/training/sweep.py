@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
+from attlas.data.dataset import Dataset
 from attlas.data.progress import Track, terminal_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
@@ -22,7 +23,7 @@ from attlas.saes.architectures import architecture
 from attlas.saes.base import SAE
 from attlas.saes.evaluation.measure import EvalConfig, evaluate
 from attlas.saes.identity import identity
-from attlas.saes.inputs import HELD_OUT, Inputs, held_out, load_inputs, train_and_held_out
+from attlas.saes.inputs import HELD_OUT, held_out, load_inputs, train_and_held_out
 from attlas.saes.plots import pareto_figure
 from attlas.saes.training.config import TrainConfig
 from attlas.saes.training.history import SWEEP_TRAINING, History
@@ -143,8 +144,8 @@ def sweep_saes(
     config: SweepConfig,
     *,
     model: AnyModel | None = None,
-    data: Inputs | None = None,
-    val: Inputs | None = None,
+    data: Dataset | None = None,
+    val: Dataset | None = None,
     evaluation: EvalConfig | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
@@ -164,9 +165,8 @@ def sweep_saes(
 
     Example:
         >>> from attlas.saes import SweepConfig, TrainConfig, sweep_saes
-        >>> from attlas.saes.inputs import Inputs
         >>> small = TrainConfig(hooks=(hook,), d_sae=32, n_tokens=256, batch_size=64, buffer_tokens=256)
-        >>> result = sweep_saes(SweepConfig(small, k=(2, 4)), model=model, data=Inputs.of(text), val=Inputs.of(text))
+        >>> result = sweep_saes(SweepConfig(small, k=(2, 4)), model=model, data=text, val=text)
         >>> list(result.saes)
         ['blocks.2.attn.hook_z-k2', 'blocks.2.attn.hook_z-k4']
         >>> result.table().num_rows
@@ -180,34 +180,37 @@ def sweep_saes(
         model = load_model(train.model, device=train.device, dtype=train.dtype)
     model = as_hooked(model)
     hooks = match_hooks(model, train.hooks)
-    inputs = Inputs.of(data) if data is not None else stored_inputs(train)
-    if inputs is None and val is None:
-        inputs, val = train_and_held_out(model, train)
-    inputs = inputs or load_inputs(model, train)
-    buffer = make_buffer(model, inputs, hooks, train, track)
+    if data is None:
+        data = stored_inputs(train)
+    if data is None and val is None:
+        data, val = train_and_held_out(model, train)
+    if data is None:
+        data = load_inputs(model, train)
+    buffer = make_buffer(model, data, hooks, train, track)
     sample = buffer.peek(SAMPLE_TOKENS)
     variant_of: dict[str, TrainConfig] = {}
     trainers = []
     for hook, (name, variant) in itertools.product(hooks, variants):
         full = f"{hook}-{name}"
         variant_of[full] = variant
-        trainers.append(start_trainer(full, hook, model, sample[hook], variant, inputs.ref))
+        trainers.append(start_trainer(full, hook, model, sample[hook], variant, data.ref))
 
     kept = Path(folder) if folder is not None else None
-    same = identity(model, inputs.ref) if kept is not None else None
+    same = identity(model, data.ref) if kept is not None else None
     history = train_loop(trainers, buffer, train, folder=kept, resume=resume, identity=same, track=track)
     saes = {trainer.name: trainer.finish() for trainer in trainers}
-    val = val or held_out(model, n_tokens=HELD_OUT[0], n_images=HELD_OUT[1], seq_len=train.seq_len, seed=train.seed)
+    if val is None:
+        val = held_out(model, n_tokens=HELD_OUT[0], n_images=HELD_OUT[1], seq_len=train.seq_len, seed=train.seed)
     evaluation = evaluation or EvalConfig(controls=(), n_bootstrap=0)
     rows = [
         _measure(name, sae, variant_of[name], model, val, evaluation)
         for name, sae in track(list(saes.items()), "measuring")
     ]
-    return SweepResult(saes, mark_front(rows), config, model.ref, inputs.ref, history)
+    return SweepResult(saes, mark_front(rows), config, model.ref, data.ref, history)
 
 
 def _measure(
-    name: str, sae: SAE, variant: TrainConfig, model: HookedModel, val: Inputs, evaluation: EvalConfig
+    name: str, sae: SAE, variant: TrainConfig, model: HookedModel, val: Dataset, evaluation: EvalConfig
 ) -> dict[str, Any]:
     summary = evaluate(sae, model, val, evaluation).summary()
     return {

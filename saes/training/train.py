@@ -14,7 +14,7 @@ from attlas.data.workspace import Ref
 from attlas.interp import AnyModel, as_hooked, load_model
 from attlas.saes.activations import head_shape, match_hooks
 from attlas.saes.identity import identity
-from attlas.saes.inputs import Inputs, load_inputs
+from attlas.saes.inputs import load_inputs
 from attlas.saes.positions import positions_for
 from attlas.saes.training.buffer import MixingBuffer
 from attlas.saes.training.config import TrainConfig
@@ -26,8 +26,7 @@ from attlas.saes.training.store import adopt_store, store_source, stored_inputs
 from attlas.saes.training.trainer import SAETrainer
 
 if TYPE_CHECKING:
-    from attlas.data.images.dataset import ImageDataset
-    from attlas.data.text import TokenDataset
+    from attlas.data.dataset import Dataset
     from attlas.interp import HookedModel
 
 __all__ = ["TrainConfig", "train_sae"]
@@ -39,7 +38,7 @@ def train_sae(
     config: TrainConfig | None = None,
     *,
     model: AnyModel | None = None,
-    data: Inputs | TokenDataset | ImageDataset | None = None,
+    data: Dataset | None = None,
     folder: str | Path | None = None,
     resume: bool = False,
     track: Track | None = None,
@@ -78,10 +77,11 @@ def train_sae(
         model = load_model(config.model, device=config.device, dtype=config.dtype)
     model = as_hooked(model)
     hooks = match_hooks(model, config.hooks)
-    inputs = Inputs.of(data) if data is not None else stored_inputs(config) or load_inputs(model, config)
-    buffer = make_buffer(model, inputs, hooks, config, track)
+    if data is None and (data := stored_inputs(config)) is None:
+        data = load_inputs(model, config)
+    buffer = make_buffer(model, data, hooks, config, track)
     sample = buffer.peek(SAMPLE_TOKENS)
-    trainers = [start_trainer(hook, hook, model, sample[hook], config, inputs.ref) for hook in hooks]
+    trainers = [start_trainer(hook, hook, model, sample[hook], config, data.ref) for hook in hooks]
 
     kept = Path(folder) if folder is not None else None
     history = train_loop(
@@ -90,14 +90,14 @@ def train_sae(
         config,
         folder=kept,
         resume=resume,
-        identity=identity(model, inputs.ref) if kept is not None else None,
+        identity=identity(model, data.ref) if kept is not None else None,
         track=track,
     )
     return TrainResult(
         saes={trainer.hook: trainer.finish() for trainer in trainers},
         config=config,
         model_ref=model.ref,
-        data_ref=inputs.ref,
+        data_ref=data.ref,
         history=history,
         ranks={trainer.hook: trainer.rank for trainer in trainers},
         rates={trainer.hook: trainer.learning_rate for trainer in trainers},
@@ -105,12 +105,13 @@ def train_sae(
 
 
 def make_buffer(
-    model: HookedModel, inputs: Inputs, hooks: Sequence[str], config: TrainConfig, track: Track = no_track
+    model: HookedModel, data: Dataset, hooks: Sequence[str], config: TrainConfig, track: Track = no_track
 ) -> MixingBuffer:
     """The mixing buffer over the model itself, or over the on-disk store that the configuration names."""
-    source = model_source(model, inputs, hooks, config)
     if config.store is not None:
-        source = store_source(model, inputs, hooks, config, track)
+        source = store_source(model, data, hooks, config, track)
+    else:
+        source = model_source(model, data, hooks, config)
     return MixingBuffer(source, config.buffer_tokens, config.seed, getattr(torch, config.activation_dtype))
 
 

@@ -24,7 +24,6 @@ from attlas.data.text import TokenDataset
 from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
 from attlas.saes import SAE, EvalConfig, SweepConfig, TrainConfig, TrainResult, evaluate, sweep_saes, train_sae
-from attlas.saes.inputs import Inputs
 
 HOOK = "blocks.2.attn.hook_z"
 SMALL = TrainConfig(hooks=(HOOK,), n_tokens=512, d_sae=32, k=4, batch_size=128, buffer_tokens=512, capture_batch=4)
@@ -46,10 +45,6 @@ class Bench:
     @property
     def sae(self) -> SAE:
         return self.trained.saes[HOOK]
-
-    @property
-    def inputs(self) -> Inputs:
-        return Inputs.of(self.text)
 
     @cached_property
     def checkpoints(self) -> Any:
@@ -104,7 +99,7 @@ MAKERS: dict[str, Callable[[Bench], tuple[Any, ...]]] = {
     "sae": lambda b: (b.trained.of(HOOK),),
     "sae_eval": lambda b: (evaluate(b.sae, b.gpt2, b.text, EvalConfig(controls=(), n_bootstrap=0)),),
     "sae_sweep": lambda b: tuple(
-        sweep_saes(SweepConfig(SMALL, seed=seeds), model=b.gpt2, data=b.inputs, val=b.inputs, progress=False)
+        sweep_saes(SweepConfig(SMALL, seed=seeds), model=b.gpt2, data=b.text, val=b.text, progress=False)
         for seeds in ((0,), (0, 1))
     ),
     "features": lambda b: (

@@ -50,7 +50,6 @@ from attlas.data.text import TokenDataset
 from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
 from attlas.saes import EvalConfig, TrainConfig, evaluate, train_sae
-from attlas.saes.inputs import Inputs
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -85,7 +84,7 @@ def workspace(
     trained = train_sae(TrainConfig(model="gpt2-mini", hooks=(HOOK,), k=8, d_sae=256, n_tokens=20_000))
     (run,) = trained.save(found)
     sae = trained.saes[HOOK]
-    evaluated = evaluate(sae, gpt2_mini, Inputs.of(val_tokens), EvalConfig(n_bootstrap=50))
+    evaluated = evaluate(sae, gpt2_mini, val_tokens, EvalConfig(n_bootstrap=50))
     evaluated.save(found, parents=(run.id,))
     told = features(gpt2_mini, sae, val_tokens, FeaturesConfig(null_draws=10))
     told.save(found, gpt2_mini.ref, val_tokens.ref, parents=(run.id,))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from attlas.analyses.common.losses import quality
+from attlas.analyses.redundancy import redundancy
 from attlas.dashboard.app import create_app
 from attlas.dashboard.pages.prune.page import on_curve, parse_units, ranking, sample
 from attlas.dashboard.pages.prune.view import series
+from attlas.data.images.dataset import load_images
 from attlas.data.workspace import Workspace
-from attlas.interp import HookedModel
+from attlas.interp import HookedModel, load_model
 from attlas.interp.drop import Drop, masked
 
 
@@ -109,3 +112,32 @@ def test_lines_between_points() -> None:
     assert parse_units(["attn.3", "head.2.4", "block.1", "attn.0"]) == Drop((0, 3), (), (1,), ((2, 4),))
     tied = [{"target": "attn", "unit": f"attn.{i}", "layer": i, "score": 0.1} for i in range(2)]
     assert [r["unit"] for r in ranking(tied, "attn")] == ["attn.1", "attn.0"]
+
+
+def test_a_colour_model_is_measured_on_colour_pictures(tmp_path: Path) -> None:
+    """Also without a classifier: 1 − cosine of features then, by transformers alone."""
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    hf = ViTModel(ViTConfig(**sizes, image_size=16, patch_size=8), add_pooling_layer=False).eval()
+    hf.save_pretrained(tmp_path / "colour")
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "colour")
+    model = load_model(tmp_path / "colour", device="cpu")
+    images = load_images("sklearn:samples", model.image_spec, n_images=64, seed=0)
+    workspace = Workspace(tmp_path / "w")
+    redundancy(model, images.take(4)).save(workspace, model, images)
+    client = create_app(workspace.path, {"colour": str(tmp_path / "colour")}).server.test_client()
+    url = "/api/prune?model=colour&target=attn&n=1&measure=1&wait=60"
+    measured = _get(client, url)["what_if"]["measured"]
+    assert (measured["data"], measured["hash"]) == ("sklearn:samples", images.hash)
+    assert measured["accuracy"] is None
+    (unit,) = _get(client, url)["what_if"]["units"]
+    with torch.no_grad():
+        whole = hf(images.pixels).last_hidden_state
+        hf.layers[int(unit[-1])].attention.register_forward_hook(lambda *_: (torch.zeros_like(whole), None))
+        less = hf(images.pixels).last_hidden_state
+    ends = [torch.cat([x[:, 0], x[:, 1:].mean(1)], dim=-1) for x in (whole, less)]
+    expected = (1 - torch.nn.functional.cosine_similarity(*ends, dim=-1)).mean().item()
+    assert measured["delta"] == pytest.approx(expected, rel=1e-3)
+    assert measured["unit"] == "1 − cosine of features"

@@ -31,7 +31,6 @@ from attlas.saes import SAEConfig, evaluate
 from attlas.saes.architectures import create_sae
 from attlas.saes.base import SAE
 from attlas.saes.evaluation.measure import EvalConfig
-from attlas.saes.inputs import Inputs
 
 NAMES = ("zebra", "Apple", "mouse, house mouse", "cup", "bear")  # far from alphabetical
 
@@ -101,7 +100,7 @@ def truth(folder: Path) -> tuple[float, float]:
 def test_labels_are_the_classifiers(model: HookedModel, data: ImageDataset) -> None:
     assert data.class_names == NAMES
     assert torch.equal(classifier_labels(model, data), data.labels)  # type: ignore[arg-type]
-    assert torch.equal(loss_labels(model, Inputs.of(data)), data.labels)  # type: ignore[arg-type]
+    assert torch.equal(loss_labels(model, data), data.labels)  # type: ignore[arg-type]
     mixed = dataclasses.replace(data, labels=torch.tensor([0, 1] * 8), class_names=("bear", "apple"))
     assert classifier_labels(model, mixed).tolist() == [4, 1] * 8  # type: ignore[union-attr]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from attlas.data.text import load_tokens
+from attlas.data.text import TokenDataset, load_tokens
 from attlas.data.workspace import Ref, Workspace
 from attlas.errors import ConfigError, HookNameError
 from attlas.saes import SAE, EvalConfig, EvalResult, SAEConfig, evaluate
@@ -18,7 +18,6 @@ from attlas.saes.architectures import create_sae
 from attlas.saes.base import StepContext
 from attlas.saes.evaluation.measure import _intervals
 from attlas.saes.evaluation.tables import METRICS
-from attlas.saes.inputs import Inputs
 from attlas.saes.splice import sae_hook
 from attlas.saes.training.init import initialise
 
@@ -55,7 +54,7 @@ def sae(gpt2_mini: HookedModel, tokens: torch.Tensor) -> SAE:
 
 @pytest.fixture(scope="module")
 def result(gpt2_mini: HookedModel, tokens: torch.Tensor, sae: SAE) -> EvalResult:
-    return evaluate(sae, gpt2_mini, Inputs(tokens, REF), EvalConfig(eval_batch=5, n_bootstrap=200))
+    return evaluate(sae, gpt2_mini, TokenDataset(tokens, REF.name, REF.hash), EvalConfig(eval_batch=5, n_bootstrap=200))
 
 
 def loss_with(model: HookedModel, tokens: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor] | None) -> float:
@@ -180,7 +179,9 @@ def test_a_perfect_sae_recovers_everything(gpt2_mini: HookedModel, tokens: torch
         eye = torch.eye(192)
         identity.W_enc.copy_(torch.cat([eye, -eye], 1))
         identity.W_dec.copy_(torch.cat([eye, -eye], 0))
-    found = evaluate(identity, gpt2_mini, Inputs(tokens, REF), EvalConfig(controls=(), n_bootstrap=0))
+    found = evaluate(
+        identity, gpt2_mini, TokenDataset(tokens, REF.name, REF.hash), EvalConfig(controls=(), n_bootstrap=0)
+    )
     assert found.value("explained_variance") == pytest.approx(1, abs=1e-6)
     assert found.value("ce_recovered") == pytest.approx(1, abs=1e-4)
     assert found.value("kl") == pytest.approx(0, abs=1e-5)
@@ -200,12 +201,12 @@ def test_saving(result: EvalResult, tmp_path: Path) -> None:
 def test_wrong_width_and_hook(gpt2_mini: HookedModel, tokens: torch.Tensor) -> None:
     narrow = create_sae(SAEConfig(d_in=96, d_sae=64, k=4, hook_name=HOOK, model_name="other"))
     with pytest.raises(ConfigError, match="d_in=96 and the activations have 192"):
-        evaluate(narrow, gpt2_mini, Inputs(tokens, REF))
+        evaluate(narrow, gpt2_mini, TokenDataset(tokens, REF.name, REF.hash))
     nameless = create_sae(SAEConfig(d_in=192, d_sae=64, k=4))
     with pytest.raises(ConfigError, match="does not say which hook"):
-        evaluate(nameless, gpt2_mini, Inputs(tokens, REF))
+        evaluate(nameless, gpt2_mini, TokenDataset(tokens, REF.name, REF.hash))
     with pytest.raises(HookNameError, match=r"no hook 'blocks\.9\.attn\.hook_z'; did you mean"):
-        evaluate(nameless, gpt2_mini, Inputs(tokens, REF), hook="blocks.9.attn.hook_z")
+        evaluate(nameless, gpt2_mini, TokenDataset(tokens, REF.name, REF.hash), hook="blocks.9.attn.hook_z")
     with pytest.raises(ConfigError, match="control 'pcb' is unknown"):
         EvalConfig(controls=("pcb",))
 

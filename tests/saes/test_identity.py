@@ -45,11 +45,8 @@ def test_resume_on_other_data_or_weights_is_refused(sweep: bool, own_model: Hook
     def run(data: TokenDataset, resume: bool, track: Track = no_track) -> object:
         how = {"model": own_model, "folder": tmp_path, "resume": resume, "track": track}
         if sweep:
-            from attlas.saes.inputs import Inputs
-
             quick = EvalConfig(controls=(), functional=False, n_bootstrap=0)
-            val = Inputs.of(data)
-            return sweep_saes(SweepConfig(SMALL, k=(1, 2)), data=Inputs.of(data), val=val, evaluation=quick, **how)
+            return sweep_saes(SweepConfig(SMALL, k=(1, 2)), data=data, val=data, evaluation=quick, **how)
         return train_sae(SMALL, data=data, **how)
 
     first, second = texts(own_model, 0), texts(own_model, 1)

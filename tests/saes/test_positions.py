@@ -18,7 +18,6 @@ from attlas.data.text import TokenDataset, load_tokens
 from attlas.errors import ConfigError
 from attlas.saes import SAE, EvalConfig, SAEConfig, TrainConfig, evaluate, load_sae, train_sae
 from attlas.saes.architectures import create_sae
-from attlas.saes.inputs import Inputs
 from attlas.saes.positions import Positions, positions_for
 from attlas.saes.training.sources import model_source
 from attlas.saes.training.store import store_source
@@ -77,7 +76,7 @@ def random_sae(**more: object) -> SAE:
 def test_training_and_capture_take_exactly_the_kept_rows(
     gpt2_mini: HookedModel, packed: TokenDataset, tmp_path: Path
 ) -> None:
-    inputs, eos = Inputs.of(packed), gpt2_mini.tokenizer.eos_token_id
+    inputs, eos = packed, gpt2_mini.tokenizer.eos_token_id
     z = gpt2_mini.capture(packed.tokens, [HOOK])[HOOK].flatten(2)
     expected = torch.stack([z[row, at] for row, at in kept_by_hand(packed, eos)])
     config = dataclasses.replace(SMALL, exclude_tokens=("eos",), capture_batch=12, store=tmp_path / "store")

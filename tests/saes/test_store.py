@@ -14,7 +14,6 @@ from attlas.data.text import TokenDataset
 from attlas.errors import AttlasError, CheckpointError, ConfigError
 from attlas.interp import HookedModel
 from attlas.saes import TrainConfig, train_sae
-from attlas.saes.inputs import Inputs
 from attlas.saes.training import store as module
 from attlas.saes.training.store import adopt_store, store_source
 
@@ -23,8 +22,8 @@ CONFIG = TrainConfig(hooks=HOOKS, capture_batch=2, n_tokens=512, batch_size=128,
 
 
 @pytest.fixture(scope="module")
-def inputs(val_tokens: TokenDataset) -> Inputs:
-    return Inputs.of(val_tokens)
+def inputs(val_tokens: TokenDataset) -> TokenDataset:
+    return val_tokens
 
 
 def config_of(folder: Path) -> TrainConfig:
@@ -49,7 +48,7 @@ def test_a_strangers_folder_is_refused(name: str, tmp_path: Path, capsys: pytest
 
 
 def test_an_interrupted_capture_goes_on(
-    gpt2_mini: HookedModel, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpt2_mini: HookedModel, inputs: TokenDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store_source(gpt2_mini, inputs, HOOKS, config_of(tmp_path / "whole"))
     calls: list[Path] = []
@@ -72,7 +71,7 @@ def test_an_interrupted_capture_goes_on(
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
-def test_a_training_takes_the_store_over(gpt2_mini: HookedModel, inputs: Inputs, tmp_path: Path) -> None:
+def test_a_training_takes_the_store_over(gpt2_mini: HookedModel, inputs: TokenDataset, tmp_path: Path) -> None:
     asked = dataclasses.replace(config_of(tmp_path / "s"), skip_positions=1, activation_dtype="bfloat16", seq_len=128)
     store_source(gpt2_mini, inputs, HOOKS, asked)
     plain = dataclasses.replace(CONFIG, hooks=TrainConfig().hooks, store=tmp_path / "s")
@@ -103,7 +102,9 @@ def test_a_training_takes_the_store_over(gpt2_mini: HookedModel, inputs: Inputs,
         {"model": None},
     ],
 )
-def test_a_damaged_manifest_is_one_line(change: dict, gpt2_mini: HookedModel, inputs: Inputs, tmp_path: Path) -> None:
+def test_a_damaged_manifest_is_one_line(
+    change: dict, gpt2_mini: HookedModel, inputs: TokenDataset, tmp_path: Path
+) -> None:
     config = config_of(tmp_path)
     manifest = {"format": 1, "model": "m", "data": "d", "hooks": list(HOOKS), "inputs": 8, "bytes": 1}
     manifest |= {"dtype": "float32", "skip_positions": 0, "shards": [{"file": "a", "rows": 1, "sha256": ""}]}

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from attlas.data.text import load_tokens
-from attlas.data.workspace import Ref, Workspace
+from attlas.data.text import TokenDataset, load_tokens
+from attlas.data.workspace import Workspace
 from attlas.errors import CheckpointError, ConfigError, HookNameError, NonFiniteError
 from attlas.saes import SweepConfig, TrainConfig, TrainResult, load_sae, sweep_saes, train_sae
-from attlas.saes.inputs import Inputs
 from attlas.saes.training.sources import model_source
 from attlas.saes.training.store import store_source
 from attlas.saes.training.sweep import mark_front
@@ -37,12 +36,12 @@ SMALL = TrainConfig(
 
 
 @pytest.fixture(scope="module")
-def inputs(gpt2_mini: HookedModel) -> Inputs:
-    return Inputs.of(load_tokens("embedded:val", gpt2_mini.tokenizer, seq_len=128, n_tokens=32 * 128))
+def inputs(gpt2_mini: HookedModel) -> TokenDataset:
+    return load_tokens("embedded:val", gpt2_mini.tokenizer, seq_len=128, n_tokens=32 * 128)
 
 
 @pytest.fixture(scope="module")
-def result(gpt2_mini: HookedModel, inputs: Inputs) -> TrainResult:
+def result(gpt2_mini: HookedModel, inputs: TokenDataset) -> TrainResult:
     return train_sae(SMALL, model=gpt2_mini, data=inputs)
 
 
@@ -61,7 +60,9 @@ def test_all_layers_from_one_pass(result: TrainResult, gpt2_mini: HookedModel) -
     assert result.plot().data
 
 
-def test_hooks_together_or_alone_give_the_same_sae(result: TrainResult, gpt2_mini: HookedModel, inputs: Inputs) -> None:
+def test_hooks_together_or_alone_give_the_same_sae(
+    result: TrainResult, gpt2_mini: HookedModel, inputs: TokenDataset
+) -> None:
     """Sharing a forward pass changes nothing: each SAE equals the one trained on its hook alone."""
     alone = train_sae(dataclasses.replace(SMALL, hooks=("blocks.2.attn.hook_z",)), model=gpt2_mini, data=inputs)
     (sae,) = alone.saes.values()
@@ -69,7 +70,7 @@ def test_hooks_together_or_alone_give_the_same_sae(result: TrainResult, gpt2_min
     torch.testing.assert_close(sae.W_dec, together.W_dec, atol=1e-3, rtol=1e-3)
 
 
-def test_normalisation_is_folded(result: TrainResult, gpt2_mini: HookedModel, inputs: Inputs) -> None:
+def test_normalisation_is_folded(result: TrainResult, gpt2_mini: HookedModel, inputs: TokenDataset) -> None:
     """The finished SAE takes activations as they come."""
     hook = "blocks.2.attn.hook_z"
     x = gpt2_mini.capture(inputs.tensor, [hook])[hook]
@@ -97,7 +98,7 @@ def test_runs_in_the_workspace(result: TrainResult, tmp_path: Path) -> None:
     assert len(workspace.runs("sae")) == 4
 
 
-def test_epochs_cover_every_sequence_once(gpt2_mini: HookedModel, inputs: Inputs) -> None:
+def test_epochs_cover_every_sequence_once(gpt2_mini: HookedModel, inputs: TokenDataset) -> None:
     config = dataclasses.replace(SMALL, capture_batch=10)
     source = model_source(gpt2_mini, inputs, ["blocks.0.attn.hook_z"], config)
     whole = gpt2_mini.capture(inputs.tensor, ["blocks.0.attn.hook_z"])["blocks.0.attn.hook_z"].flatten(2).flatten(0, 1)
@@ -108,20 +109,20 @@ def test_epochs_cover_every_sequence_once(gpt2_mini: HookedModel, inputs: Inputs
     assert not torch.allclose(epochs[0], epochs[1])
 
 
-def test_bos_can_be_left_out(gpt2_mini: HookedModel, inputs: Inputs) -> None:
+def test_bos_can_be_left_out(gpt2_mini: HookedModel, inputs: TokenDataset) -> None:
     config = dataclasses.replace(SMALL, skip_positions=1, capture_batch=4)
     rows = model_source(gpt2_mini, inputs, ["blocks.0.attn.hook_z"], config)(0)["blocks.0.attn.hook_z"]
     assert len(rows) == 4 * 127
 
 
-def test_a_hugging_face_module_will_do(gpt2_mini: HookedModel, inputs: Inputs) -> None:
+def test_a_hugging_face_module_will_do(gpt2_mini: HookedModel, inputs: TokenDataset) -> None:
     config = dataclasses.replace(SMALL, hooks=("blocks.0.attn.hook_z",), n_tokens=1024)
     found = train_sae(config, model=gpt2_mini.hf, data=inputs)
     expected = train_sae(config, model=gpt2_mini, data=inputs)
     torch.testing.assert_close(*(next(iter(r.saes.values())).W_dec for r in (found, expected)), atol=1e-4, rtol=1e-3)
 
 
-def test_store_on_disk(gpt2_mini: HookedModel, inputs: Inputs, tmp_path: Path) -> None:
+def test_store_on_disk(gpt2_mini: HookedModel, inputs: TokenDataset, tmp_path: Path) -> None:
     """Same activations from disk as from the model; a second run only reads; other data and damage are refused."""
     hook = "blocks.2.attn.hook_z"
     config = dataclasses.replace(SMALL, hooks=(hook,), store=tmp_path / "store", capture_batch=8, n_tokens=5_000)
@@ -134,7 +135,7 @@ def test_store_on_disk(gpt2_mini: HookedModel, inputs: Inputs, tmp_path: Path) -
     again = train_sae(config, model=gpt2_mini, data=inputs)
     assert again.saes[hook].hash == first.saes[hook].hash
     assert (tmp_path / "store" / "shard-00000.safetensors").stat().st_mtime_ns == written
-    other = Inputs(inputs.tensor, Ref("other", "1" * 16))
+    other = TokenDataset(inputs.tokens, "other", "1" * 16)
     with pytest.raises(ConfigError, match=r"has data=.*this run needs '1111111111111111'"):
         train_sae(config, model=gpt2_mini, data=other)
     shard = tmp_path / "store" / "shard-00001.safetensors"
@@ -144,7 +145,7 @@ def test_store_on_disk(gpt2_mini: HookedModel, inputs: Inputs, tmp_path: Path) -
 
 
 def test_store_refuses_a_full_disk(
-    gpt2_mini: HookedModel, inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    gpt2_mini: HookedModel, inputs: TokenDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("attlas.saes.training.store.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
     config = dataclasses.replace(SMALL, store=tmp_path / "store", activation_dtype="bfloat16")
@@ -153,9 +154,9 @@ def test_store_refuses_a_full_disk(
     assert not (tmp_path / "store").exists()
 
 
-def test_sweep_marks_the_front(gpt2_mini: HookedModel, inputs: Inputs, tmp_path: Path) -> None:
+def test_sweep_marks_the_front(gpt2_mini: HookedModel, inputs: TokenDataset, tmp_path: Path) -> None:
     config = SweepConfig(dataclasses.replace(SMALL, hooks=("blocks.2.attn.hook_z",)), k=(4, 16), seed=(0, 1))
-    val = Inputs(inputs.tensor[:8], inputs.ref)
+    val = inputs.take(8)
     found = sweep_saes(config, model=gpt2_mini, data=inputs, val=val)
     assert {(r["k"], r["d_sae"], r["seed"]) for r in found.rows} == {(k, 256, s) for k in (4, 16) for s in (0, 1)}
     by_k = {k: max(r["explained_variance"] for r in found.rows if r["k"] == k) for k in (4, 16)}
@@ -183,14 +184,14 @@ def test_sweep_refuses_axes_without_effect() -> None:
         SweepConfig(dataclasses.replace(SMALL, arch="gated"), k=(4,)).variants()
 
 
-def test_unknown_hooks_and_hooks_without_vectors(gpt2_mini: HookedModel, inputs: Inputs) -> None:
+def test_unknown_hooks_and_hooks_without_vectors(gpt2_mini: HookedModel, inputs: TokenDataset) -> None:
     with pytest.raises(HookNameError, match=r"no hook 'blocks\.7\.attn\.hook_z'; did you mean"):
         train_sae(dataclasses.replace(SMALL, hooks=("blocks.7.attn.hook_z",)), model=gpt2_mini, data=inputs)
     with pytest.raises(ConfigError, match="holds no vector a token"):
         train_sae(dataclasses.replace(SMALL, hooks=("blocks.0.attn.hook_pattern",)), model=gpt2_mini, data=inputs)
 
 
-def test_nan_in_activations_names_the_hook(gpt2_mini: HookedModel, inputs: Inputs) -> None:
+def test_nan_in_activations_names_the_hook(gpt2_mini: HookedModel, inputs: TokenDataset) -> None:
     def poison(z: torch.Tensor, name: str) -> torch.Tensor:
         return z * float("nan")
 

@@ -12,7 +12,7 @@ from attlas.analyses.vit.one_image import answer, feature_heat, look
 from attlas.analyses.vit.relevance import class_relevance
 from attlas.dashboard.jobs import Job
 from attlas.dashboard.store import Store
-from attlas.data.images.dataset import ImageDataset, load_images, shrink, to_array
+from attlas.data.images.dataset import ImageDataset, default_images, load_images, shrink, to_array
 from attlas.data.models_catalog import catalog
 from attlas.data.workspace import Run
 from attlas.errors import ConfigError, ImageDataError, UnsupportedModelError
@@ -65,9 +65,10 @@ def _open(store: Store, name: str) -> HookedModel:
 
 
 def _samples(store: Store, name: str, model: HookedModel) -> ImageDataset:
-    grey = model.image_spec.n_channels == 1
-    source = "embedded:glyphs" if grey else "sklearn:samples"
-    return store.live.kept(("samples", name), lambda: load_images(source, model.image_spec, n_images=N_SAMPLES, seed=0))
+    spec = model.image_spec
+    return store.live.kept(
+        ("samples", name), lambda: load_images(default_images(spec), spec, n_images=N_SAMPLES, seed=0)
+    )
 
 
 def _caption(images: ImageDataset, index: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from attlas.dashboard.jobs import Job
@@ -189,11 +190,11 @@ def parse_units(units: list[str]) -> Any:
 
 
 def sample(model: Any) -> Any:
-    """What live losses are measured on: 8 sequences of embedded held-out text, or 64 embedded glyphs."""
+    """What live losses are measured on: 8 sequences of embedded held-out text, or 64 images that suit the model."""
     if model.cfg.family == "vit":
-        from attlas.data.images.dataset import load_images
+        from attlas.data.images.dataset import default_images, load_images
 
-        return load_images("embedded:glyphs", model.image_spec, n_images=64, seed=0)
+        return load_images(default_images(model.image_spec), model.image_spec, n_images=64, seed=0)
     from attlas.data.text import load_tokens
 
     seq_len = model.cfg.sequence_length(128)
@@ -209,19 +210,22 @@ def _measure_job(
 
     def work(job: Job) -> dict[str, Any]:
         from attlas.analyses.pruning.curve import drop_row
-        from attlas.analyses.pruning.measure import measure_drops
+        from attlas.analyses.pruning.measure import Judge, measure_drops
 
         hooked = store.live.model(model)
         held_out = store.live.kept(("prune-data", model), lambda: sample(hooked))
         job.note = f"without {len(units)}, and each alone"
         drops = [units, *([unit] for unit in units), *(names for _, names in around)]
-        whole, found, _ = measure_drops(hooked, held_out, [parse_units(names) for names in drops])
+        whole, found, kind = measure_drops(hooked, held_out, [parse_units(names) for names in drops])
         rows = [drop_row("", "ranked", 0, names, one, whole) for names, one in zip(drops, found, strict=True)]
         together, alone, curve = rows[0], rows[1 : 1 + len(units)], rows[1 + len(units) :]
+        _, whole_accuracy, _ = whole.total
         return {
-            **{key: together[key] for key in ("delta", "low", "high", "loss", "accuracy")},
+            **{key: together[key] for key in ("delta", "low", "high", "loss")},
+            "unit": "nats" if kind == Judge.LOSS else kind,
+            "accuracy": None if math.isnan(whole_accuracy) else together["accuracy"],
             "whole_loss": whole.total[0],
-            "whole_accuracy": whole.total[1],
+            "whole_accuracy": None if math.isnan(whole_accuracy) else whole_accuracy,
             "predictions": together["n_predictions"],
             "data": held_out.name,
             "hash": held_out.hash,

@@ -90,18 +90,20 @@ def _what_if(data: Data) -> Any:
     if it["order"] == "angular":
         note = "Choose how many go: the run of so many blocks that turns the last token least (Gromov et al. 2024)."
     note += f" Predicted from runs: {', '.join(runs)}." if runs else ""
-    spread = "nats, all dropped together"
+    unit = measured["unit"] if measured else "nats"
+    spread = f"{unit}, all dropped together"
     if measured:
+        right = f"; right {measured['whole_accuracy']:.1%} → {measured['accuracy']:.1%}" if unit == "nats" else ""
         note = (
             f"All three on the same {measured['n_sequences']} sequences or images of {measured['data']} "
-            f"({measured['hash']}), {measured['predictions']:,} predictions: {short(measured['whole_loss'])} nats whole, "
-            f"{short(measured['loss'])} without; right {measured['whole_accuracy']:.1%} → {measured['accuracy']:.1%}."
+            f"({measured['hash']}), {measured['predictions']:,} predictions: {short(measured['whole_loss'])} {unit} whole, "
+            f"{short(measured['loss'])} without{right}."
         )
         if measured["low"] is not None:
-            spread = f"nats, 95 % {short(measured['low'])} to {short(measured['high'])}"
+            spread = f"{unit}, 95 % {short(measured['low'])} to {short(measured['high'])}"
     numbers = [
-        ("Predicted: sum of single costs", it["sum_alone"], "nats, each dropped alone" if it["n"] else ""),
-        ("Predicted: measured curve", it["on_curve"], "nats, between its points"),
+        ("Predicted: sum of single costs", it["sum_alone"], f"{unit}, each dropped alone" if it["n"] else ""),
+        ("Predicted: measured curve", it["on_curve"], f"{unit}, between its points"),
         ("Measured here", measured["delta"] if measured else None, spread),
     ]
     missing = None
