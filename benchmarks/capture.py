@@ -1,6 +1,7 @@
 """Capture of every layer's hook_z: HookedModel.capture against TransformerBridge.run_with_cache.
 
 python benchmarks/capture.py
+python benchmarks/capture.py --busy 2    idle, and beside two spinning processes
 """
 
 from __future__ import annotations
@@ -9,25 +10,26 @@ import sys
 from typing import Any
 
 import torch
+from busy import asked, compare_busy, report_busy
 from common import compare, main, report
 
 # model → (sequences, tokens each)
 SHAPES = {"gpt2-mini": (8, 256), "smollm2-135m": (2, 256)}
 
 
-def run(rounds: int = 7) -> dict:
+def run(rounds: int = 7, spinning: int = 0) -> dict:
     from attlas.errors import ModelNotFoundError
 
     results = []
     for name, (n, length) in SHAPES.items():
         try:
-            results.append(_measure(name, n, length, rounds))
+            results.append(_measure(name, n, length, rounds, spinning))
         except ModelNotFoundError as error:
             print(f"{name}: {error}", file=sys.stderr)
     return {"results": results}
 
 
-def _measure(name: str, n: int, length: int, rounds: int) -> dict:
+def _measure(name: str, n: int, length: int, rounds: int, spinning: int) -> dict:
     from transformer_lens.model_bridge import TransformerBridge
 
     from attlas.data.models_catalog import resolve_model
@@ -50,8 +52,10 @@ def _measure(name: str, n: int, length: int, rounds: int) -> dict:
     attention = 2.0 * model.cfg.n_layers * length * model.cfg.n_heads * model.cfg.d_head
     flops = tokens.numel() * (2.0 * _weights_to_last_z(model) + attention)
     contestants = {"attlas capture": ours, "TransformerBridge.run_with_cache": peer}
-    timings = compare(contestants, rounds)
-    return report(f"all hook_z of {name}, {tokens.numel()} tokens", timings, flops)
+    title = f"all hook_z of {name}, {tokens.numel()} tokens"
+    if spinning:
+        return report_busy(title, compare_busy(contestants, spinning, rounds), spinning)
+    return report(title, compare(contestants, rounds), flops)
 
 
 def _weights_to_last_z(model: Any) -> int:
@@ -66,4 +70,4 @@ def _weights_to_last_z(model: Any) -> int:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(lambda: run(spinning=asked()))

@@ -1,6 +1,8 @@
-"""One TopK SAE training step (forward, backward, Adam): ours against SAELens and dense torch.
+"""One SAE training step (forward, backward, Adam): every architecture against SAELens's class of the same name, and TopK
+at more sizes against other libraries and dense torch.
 
-python benchmarks/sae_step.py
+python benchmarks/sae_step.py             every table
+python benchmarks/sae_step.py --busy 2    idle, and beside two spinning processes: every architecture, and TopK's peers
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ import sys
 from collections.abc import Callable
 
 import torch
+from busy import asked, compare_busy, report_busy
 from common import compare, main, report
+from sae_architectures import ARCHITECTURES, pair
 
 from attlas.kernels import StepOptions, TopKStep
 
@@ -101,8 +105,14 @@ def _dictionary_learning(x: torch.Tensor, F: int, k: int) -> dict[str, Callable[
     return {"dictionary_learning": lambda: trainer.update(1, x)}
 
 
-def run(rounds: int = 7) -> dict:
-    results = []
+def run(rounds: int = 7, spinning: int = 0) -> dict:
+    if spinning:
+        return {"results": busy(spinning, rounds)}
+    results = [
+        report(f"{arch} step, D {D}, F {F}, k {k}, N {N}, float32", compare(pair(arch, D, F, k, N), rounds))
+        for arch in ARCHITECTURES
+        for D, F, k, N in SHAPES[:1]
+    ]
     for D, F, k, N in SHAPES:
         timings = compare(contestants(D, F, k, N), rounds)
         size = 4.0 * (N * D + 6 * 2 * D * F)  # x; each matrix and its two moments, read and written
@@ -110,5 +120,15 @@ def run(rounds: int = 7) -> dict:
     return {"results": results}
 
 
+def busy(n: int, rounds: int) -> list[dict]:
+    """Every architecture beside SAELens, and TopK beside all peers, on a machine with n spinning processes."""
+    D, F, k, N = SHAPES[0]
+    sets = {arch: pair(arch, D, F, k, N) for arch in ARCHITECTURES} | {"topk, all peers": contestants(D, F, k, N)}
+    return [
+        report_busy(f"{name} step, D {D}, F {F}, k {k}, N {N}, float32", compare_busy(each, n, rounds), n)
+        for name, each in sets.items()
+    ]
+
+
 if __name__ == "__main__":
-    main(run)
+    main(lambda: run(spinning=asked()))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -28,6 +30,7 @@ from attlas.interp.splice import splice
 from attlas.interp.tokens import token_texts
 from attlas.interp.weights import Weights
 from attlas.interp.wrappers.compiled import Eager, has_hooks, uncompiled
+from attlas.kernels.cpu.crew import crew, share
 
 Cache = dict[str, Tensor]
 
@@ -307,10 +310,17 @@ class HookedModel(Weights):
         self, inputs: Tensor, wanted: tuple[str, ...], layer: int, check_finite: bool, kwargs: dict[str, Any]
     ) -> Cache:
         """Capture that ends inside the last layer's attention: its output projection and MLP are not computed."""
-        cache: Cache = {}
+        parts = self._parts(inputs, wanted, kwargs)
+        caches: list[Cache] = [{} for _ in parts]
+        here = threading.local()
 
         def keep(tensor: Tensor, name: str) -> None:
-            cache[name] = tensor
+            caches[here.part][name] = tensor
+
+        def run(part: int) -> None:
+            here.part = part
+            with contextlib.suppress(StopForward):
+                self._forward(parts[part], dict(kwargs))
 
         def stop(_tensor: Tensor, _name: str) -> None:
             raise StopForward
@@ -320,13 +330,26 @@ class HookedModel(Weights):
         registrations.append((end if end in wanted else f"blocks.{layer}.attn.hook_z", stop))
         self._engine.add(registrations)
         try:
-            with contextlib.suppress(StopForward):
-                self._forward(inputs, dict(kwargs))
+            if len(parts) == 1:
+                run(0)
+            else:
+                share(range(len(parts)), run, math.inf)
         finally:
             self._engine.remove(registrations)
+        cache = caches[0] if len(parts) == 1 else {name: torch.cat([c[name] for c in caches]) for name in caches[0]}
         if check_finite:
             require_finite(cache)
         return cache
+
+    def _parts(self, inputs: Tensor, wanted: tuple[str, ...], kwargs: dict[str, Any]) -> Sequence[Tensor]:
+        """Sequences to run on threads of their own on the CPU (see attlas.kernels.cpu.crew), of 256 tokens or more: where
+        nothing but z is read, since the hooks of other names keep what one pass needs. Else the inputs as one part."""
+        threads = self.device.type == "cpu" and not self.hf.training and not torch.is_autocast_enabled("cpu")
+        alone = not kwargs and not self._engine.registrations and all(name.endswith("hook_z") for name in wanted)
+        n_parts = min(16, inputs.shape[0], inputs.numel() // 256) if inputs.dim() == 2 else 1
+        if not (threads and alone) or n_parts < 2 or crew() is None or has_hooks(uncompiled(self.hf)):
+            return (inputs,)
+        return self._check(inputs).tensor_split(n_parts)
 
     # -- text ------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from attlas.kernels.cpu.choose import select_tiles
 from attlas.kernels.dispatch import no_autocast, or_torch, require, require_encoder, use_triton
 from attlas.kernels.sparse_decode import FeatureOrder, decode_rows
 from attlas.kernels.topk_torch import select_torch
@@ -132,4 +133,6 @@ def select(
             lambda: select_triton(x_ND, W_enc, b_enc, k, grid, shadow=shadow),
             lambda: select_torch(x_ND, W_enc, b_enc, k, grid),
         )
+    if x_ND.device.type == "cpu" and grid != torch.bfloat16:
+        return select_tiles(x_ND, W_enc, b_enc, k)
     return select_torch(x_ND, W_enc, b_enc, k, grid)

@@ -24,6 +24,8 @@ NAMES = (
 )
 # What takes a quarter of an hour and measures no speed: run when named alone.
 ON_REQUEST = ("feature_labels",)
+# What can be measured beside spinning processes.
+BUSY = ("sae_step", "capture")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Args:
     feature_labels (families of trained, random and shuffled dictionaries, 15 minutes) when it is named."""
     rounds: int = 7
     """How often each contestant runs."""
+    busy: int = 0
+    """sae_step and capture: measure idle, and beside so many processes that spin."""
     json: bool = False
     """Print the numbers as JSON on stdout."""
 
@@ -56,11 +60,15 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         raise ConfigError(f"no benchmark '{unknown[0]}'{nearest(unknown[0], known)} (there are {', '.join(known)})")
     if args.rounds < 1:
         raise ConfigError(f"rounds is {args.rounds}; it must be at least 1")
+    names = args.names or (BUSY if args.busy else NAMES)
+    if args.busy < 0 or (args.busy and set(names) - set(BUSY)):
+        raise ConfigError(f"busy is {args.busy}; it must be at least 0, and measures {' and '.join(BUSY)} alone")
     folder = _folder()
     sys.path.insert(0, str(folder))
     try:
         environment = importlib.import_module("common").environment()
-        results = {name: importlib.import_module(name).run(args.rounds) for name in args.names or NAMES}
+        more = (args.busy,) if args.busy else ()
+        results = {name: importlib.import_module(name).run(args.rounds, *more) for name in names}
     finally:
         sys.path.remove(str(folder))
     return {"environment": environment, **results}

@@ -10,6 +10,7 @@ import pytest
 
 from attlas.cli import main
 from attlas.interp import load_model
+from attlas.saes import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -72,6 +73,8 @@ def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean 'encode'" in capsys.readouterr().err
     assert main(["bench", "capture", "--rounds", "0"]) == 2
     assert "at least 1" in capsys.readouterr().err
+    assert main(["bench", "encode", "--busy", "2"]) == 2
+    assert "measures sae_step and capture alone" in capsys.readouterr().err
 
 
 def test_every_contestant_of_the_step_runs_and_ours_learns(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,6 +85,28 @@ def test_every_contestant_of_the_step_runs_and_ours_learns(monkeypatch: pytest.M
         run()
     losses = [float(found["attlas TopKStep"]().loss) for _ in range(40)]
     assert losses[-1] < losses[0]
+
+
+def test_every_architecture_beside_its_peer_and_beside_spinning_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    architectures, busy = importlib.import_module("sae_architectures"), importlib.import_module("busy")
+    assert set(architectures.ARCHITECTURES) == set(ARCHITECTURES)
+    for arch in architectures.ARCHITECTURES:
+        pair = architectures.pair(arch, 16, 128, 4, 64)
+        assert list(pair) == [f"attlas {arch}", f"SAELens {arch}"]
+        for run in pair.values():
+            run()
+        terms = [pair[f"attlas {arch}"]() for _ in range(2)][-1]
+        if arch == "jumprelu":
+            assert 2 < float(terms.l0) < 8  # about k
+    timings = busy.compare_busy({"ours": lambda: sum(range(10**4)), "theirs": lambda: sum(range(10**5))}, 1, rounds=3)
+    assert timings[0].idle_ratio == timings[0].busy_ratio == 1
+    assert timings[1].idle_ratio > 1
+    assert timings[1].idle < 1
+    report = busy.report_busy("sums", timings, 1)
+    assert [row["name"] for row in report["rows"]] == ["ours", "theirs"]
+    assert busy.asked(["x", "--busy", "2"]) == 2
+    assert busy.asked(["x"]) == 0
 
 
 def test_a_pruned_model_beside_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
