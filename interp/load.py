@@ -79,7 +79,7 @@ def load_model(
         >>> model(model.to_tokens("one two one")).shape  # [batch, tokens, vocabulary]
         torch.Size([1, 4, 4096])
     """
-    device = _device(device)
+    device = find_device(device)
     if isinstance(dtype, str):
         if dtype not in _DTYPES:
             raise ConfigError(f"dtype '{dtype}' is not one of {', '.join(_DTYPES)}")
@@ -99,7 +99,17 @@ def load_model(
     )
 
 
-def _device(device: str | torch.device) -> torch.device:
+def find_device(device: str | torch.device) -> torch.device:
+    """A device by name, one that works here; "auto" is CUDA where there is one.
+
+    Raises:
+        ConfigError: there is no such device here.
+
+    Example:
+        >>> from attlas.interp.load import find_device
+        >>> find_device("cpu")
+        device(type='cpu')
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

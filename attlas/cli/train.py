@@ -68,7 +68,9 @@ def _begin(config: TrainConfig, folder: Path, out: Output) -> HookedModel:
     if config.store is not None:
         check_store(config.store)
     out.how_to_go_on = lambda: _go_on(folder, out)
-    return open_model(ModelArgs(model=config.model, device=config.device, dtype=config.dtype), out)
+    return open_model(
+        ModelArgs(model=config.model, device=config.model_device or config.device, dtype=config.dtype), out
+    )
 
 
 def _tell_what_resumes(args: Args, folder: Path, workspace: Workspace, out: Output) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attlas.errors import ConfigError
 from attlas.saes.activations import Rows
+from attlas.saes.training.clock import Clock
 
 Source = Callable[[int], Rows]
 """Chunk number (0, 1, 2 …, without end) → activations of that chunk; the same number gives the same rows."""
@@ -27,14 +28,26 @@ class MixingBuffer:
         capacity: tokens held; memory is capacity × Σ d_in × bytes of dtype.
         seed: of the shuffling.
         dtype: of the rows held, such as torch.bfloat16; batches are float32.
+        device: where rows are held and batches come from; None leaves them where the source has them.
+        clock: the one that the source charges the model's time to.
     """
 
-    def __init__(self, source: Source, capacity: int, seed: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        source: Source,
+        capacity: int,
+        seed: int,
+        dtype: torch.dtype = torch.float32,
+        *,
+        device: torch.device | None = None,
+        clock: Clock | None = None,
+    ) -> None:
         if capacity < 2:
             raise ConfigError(f"a buffer of {capacity} tokens cannot mix anything; give buffer_tokens ≥ 2")
         self.source = source
         self.capacity = capacity
-        self.dtype = dtype
+        self.dtype, self.device = dtype, device
+        self.clock = clock or Clock()
         self.generator = torch.Generator().manual_seed(seed)
         self.next_chunk = 0
         self.rows: Rows = {}
@@ -52,7 +65,7 @@ class MixingBuffer:
             chunk = self.source(self.next_chunk)
             self.next_chunk += 1
             for hook, rows in chunk.items():
-                parts.setdefault(hook, []).append(rows.to(self.dtype))
+                parts.setdefault(hook, []).append(rows.to(self.device or rows.device, self.dtype))
             held += len(next(iter(chunk.values())))
         order = torch.randperm(held, generator=self.generator)
         self.rows = {hook: torch.cat(pieces)[order.to(pieces[0].device)] for hook, pieces in parts.items()}

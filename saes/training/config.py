@@ -95,7 +95,10 @@ class TrainConfig:
     activation_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of activations in the buffer and the store; weights and sums are float32 in any case."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 …; auto takes CUDA when there is one."""
+    """cpu, cuda, cuda:1 …; auto takes CUDA when there is one. Of the autoencoders, and of the model unless model_device
+    names another."""
+    model_device: str | None = None
+    """Device of the model, where it is not that of the autoencoders."""
     dtype: str = "float32"
     """Type of the model's weights."""
     fused: bool = True

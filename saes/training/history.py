@@ -33,6 +33,9 @@ TRAINING = TableSchema(
         column("dead_fraction", pa.float64(), "fraction", "features silent for the last `dead_after` tokens, of d_sae"),
         column("learning_rate", pa.float64(), "", "of the step"),
         column("tokens_per_second", pa.float64(), "tokens/s", "since the previous row, capture included, all SAEs"),
+        column("data_fraction", pa.float64(), "fraction", "time since the previous row in the data: reading, mixing"),
+        column("model_fraction", pa.float64(), "fraction", "time since the previous row in the model"),
+        column("sae_fraction", pa.float64(), "fraction", "time since the previous row in the steps of all SAEs"),
     ),
 )
 
@@ -41,6 +44,9 @@ SWEEP_TRAINING = TableSchema(
     "one logged step of one SAE of the sweep",
     (column("sae", pa.string(), "", "its name in table pareto"), *TRAINING.columns),
 )
+
+TIMES = ("data_fraction", "model_fraction", "sae_fraction")
+"""Columns that curves of earlier versions lack."""
 
 LIVE_FILE = "training.jsonl"
 
@@ -89,7 +95,7 @@ def live_folder(workspace: Path, key: str) -> Path:
 def live_runs(workspace: str | Path) -> list[LiveRun]:
     """Unfinished training runs of a workspace, the newest first; a half-written last line is left out."""
     found = []
-    needed = {column.name for column in TRAINING.columns}
+    needed = {column.name for column in TRAINING.columns if not column.name.endswith(TIMES)}
     for path in Path(workspace).glob(f".training/*/{LIVE_FILE}"):
         rows = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -16,6 +16,7 @@ from attlas.errors import NonFiniteError
 from attlas.saes.base import LossTerms, StepContext
 from attlas.saes.training.buffer import MixingBuffer
 from attlas.saes.training.checkpoint import restore_checkpoint, save_checkpoint
+from attlas.saes.training.clock import PARTS
 from attlas.saes.training.config import TrainConfig
 from attlas.saes.training.history import History
 from attlas.saes.training.trainer import SAETrainer
@@ -51,31 +52,35 @@ def train_loop(
     history = History(folder, rows)
     saved = start
     since, since_step = time.perf_counter(), start
+    clock = buffer.clock
+    clock.restart()
 
     for step in track(range(start, config.n_steps), "training", config.n_steps - start):
-        batch = buffer.next_batch(config.batch_size)
+        with clock.on("data"):
+            batch = buffer.next_batch(config.batch_size)
         lr_factor, penalty_scale = config.lr_factor(step), config.penalty_scale(step)
         logged = (step + 1) % config.log_every == 0 or step + 1 == config.n_steps
         new_rows = []
 
         for trainer in trainers:
-            x_BD = batch[trainer.hook] * trainer.scale
-            dead_F = trainer.dead(config.dead_tokens)
-            if trainer.fused is not None:
-                terms = trainer.fused.step(x_BD, dead_F, trainer.learning_rate * lr_factor, penalty_scale)
-                _require_finite(trainer, terms, step, saved, folder)
-            else:
-                terms = trainer.sae.loss(x_BD, StepContext(dead_F=dead_F, penalty_scale=penalty_scale))
-                _require_finite(trainer, terms, step, saved, folder)
-                trainer.optimizer.zero_grad(set_to_none=True)
-                terms.total.backward()
-                trainer.sae.before_step()
-                if config.clip is not None:
-                    torch.nn.utils.clip_grad_norm_(trainer.sae.parameters(), config.clip)
-                trainer.set_learning_rate(lr_factor)
-                trainer.optimizer.step()
-                trainer.sae.after_step()
-            trainer.count(terms.fired_F, len(x_BD))
+            with clock.on("sae"):
+                x_BD = batch[trainer.hook] * trainer.scale
+                dead_F = trainer.dead(config.dead_tokens)
+                if trainer.fused is not None:
+                    terms = trainer.fused.step(x_BD, dead_F, trainer.learning_rate * lr_factor, penalty_scale)
+                    _require_finite(trainer, terms, step, saved, folder)
+                else:
+                    terms = trainer.sae.loss(x_BD, StepContext(dead_F=dead_F, penalty_scale=penalty_scale))
+                    _require_finite(trainer, terms, step, saved, folder)
+                    trainer.optimizer.zero_grad(set_to_none=True)
+                    terms.total.backward()
+                    trainer.sae.before_step()
+                    if config.clip is not None:
+                        torch.nn.utils.clip_grad_norm_(trainer.sae.parameters(), config.clip)
+                    trainer.set_learning_rate(lr_factor)
+                    trainer.optimizer.step()
+                    trainer.sae.after_step()
+                trainer.count(terms.fired_F, len(x_BD))
 
             if logged:
                 new_rows.append(_row(trainer, terms, x_BD, dead_F, step, config))
@@ -83,9 +88,10 @@ def train_loop(
         if logged:
             now = time.perf_counter()
             rate = (step + 1 - since_step) * config.batch_size / max(now - since, 1e-9)
-            since, since_step = now, step + 1
+            since, since_step, shares = now, step + 1, clock.shares()
+            clock.restart()
             for row in new_rows:
-                row["tokens_per_second"] = rate
+                row |= {"tokens_per_second": rate, **shares}
                 history.add(row)
         due = config.checkpoint_every and (step + 1) % config.checkpoint_every == 0
         if folder is not None and due and save_checkpoint(folder, step + 1, trainers, buffer, record, history.rows):
@@ -96,9 +102,10 @@ def train_loop(
 
 
 def _news(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Tokens a second, and means over SAEs of explained variance and L0."""
+    """Tokens a second, means over SAEs of explained variance and L0, and where the time went."""
     ev, l0 = (sum(row[key] for row in rows) / len(rows) for key in ("explained_variance", "l0"))
-    return f"{rows[0]['tokens_per_second']:,.0f} tokens/s, EV {ev:.3f}, L0 {l0:.1f}"
+    time_in = " ".join(f"{part} {rows[0][f'{part}_fraction']:.0%}" for part in PARTS)
+    return f"{rows[0]['tokens_per_second']:,.0f} tokens/s, EV {ev:.3f}, L0 {l0:.1f}, {time_in}"
 
 
 def _row(

@@ -12,11 +12,13 @@ import torch
 from attlas.data.progress import Track, no_track, terminal_track
 from attlas.data.workspace import Ref
 from attlas.interp import AnyModel, as_hooked, load_model
+from attlas.interp.load import find_device
 from attlas.saes.activations import head_shape, match_hooks
 from attlas.saes.identity import identity
 from attlas.saes.inputs import load_inputs
 from attlas.saes.positions import positions_for
 from attlas.saes.training.buffer import MixingBuffer
+from attlas.saes.training.clock import Clock
 from attlas.saes.training.config import TrainConfig
 from attlas.saes.training.loop import train_loop
 from attlas.saes.training.notebook_curve import notebook_curve
@@ -74,7 +76,7 @@ def train_sae(
     config = adopt_store(config or TrainConfig())
     track = track or (notebook_curve() if progress else None) or terminal_track(progress)
     if model is None:
-        model = load_model(config.model, device=config.device, dtype=config.dtype)
+        model = load_model(config.model, device=config.model_device or config.device, dtype=config.dtype)
     model = as_hooked(model)
     hooks = match_hooks(model, config.hooks)
     if data is None and (data := stored_inputs(config)) is None:
@@ -108,11 +110,14 @@ def make_buffer(
     model: HookedModel, data: Dataset, hooks: Sequence[str], config: TrainConfig, track: Track = no_track
 ) -> MixingBuffer:
     """The mixing buffer over the model itself, or over the on-disk store that the configuration names."""
+    clock = Clock()
     if config.store is not None:
         source = store_source(model, data, hooks, config, track)
     else:
-        source = model_source(model, data, hooks, config)
-    return MixingBuffer(source, config.buffer_tokens, config.seed, getattr(torch, config.activation_dtype))
+        source = model_source(model, data, hooks, config, clock)
+    dtype = getattr(torch, config.activation_dtype)
+    device = find_device(config.device) if config.model_device is not None else None
+    return MixingBuffer(source, config.buffer_tokens, config.seed, dtype, device=device, clock=clock)
 
 
 def start_trainer(

@@ -20,7 +20,7 @@ from attlas.saes import ARCHITECTURES, SAEConfig, TrainConfig
 from attlas.saes.activations import Rows
 from attlas.saes.training.buffer import MixingBuffer
 from attlas.saes.training.checkpoint import NAME, read_checkpoint
-from attlas.saes.training.history import live_runs
+from attlas.saes.training.history import TIMES, live_runs
 from attlas.saes.training.init import principal_subspace
 from attlas.saes.training.loop import train_loop
 from attlas.saes.training.trainer import SAETrainer
@@ -138,7 +138,10 @@ def test_resume_is_bit_equal(arch: str, tmp_path: Path) -> None:
             assert torch.equal(x, y), name
         assert torch.equal(a.tokens_since_fired_F, b.tokens_since_fired_F)
         assert a.sae.hash == b.sae.hash
-    timeless = [[{k: v for k, v in r.items() if k != "tokens_per_second"} for r in h.rows] for h in (history, resumed)]
+    timeless = [
+        [{k: v for k, v in r.items() if k not in ("tokens_per_second", *TIMES)} for r in h.rows]
+        for h in (history, resumed)
+    ]
     assert timeless[0] == timeless[1]
 
 

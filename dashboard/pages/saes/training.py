@@ -20,6 +20,9 @@ METRICS = {
     "l0": "L0, features a token",
     "dead_fraction": "dead features, fraction",
     "tokens_per_second": "tokens/s",
+    "data_fraction": "share of time in the data",
+    "model_fraction": "share of time in the model",
+    "sae_fraction": "share of time in the autoencoders",
     "learning_rate": "learning rate",
 }
 
