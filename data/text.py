@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from attlas.errors import AttlasError, ConfigError, TextDataError
 TEXT_DIR = Path(__file__).resolve().parent / "text"
 EMBEDDED = {"embedded:train": "train.jsonl", "embedded:val": "val.jsonl"}
 _CHUNK = 256  # documents tokenised at a time
+KEPT = 1 << 26  # characters, or token ids, of documents that may be in memory
+CHARACTERS = 6  # of text looked up for each token wanted, at first
 
 
 @dataclass(frozen=True)
@@ -143,42 +146,90 @@ def load_tokens(
         raise ConfigError(f"seq_len {seq_len} is too short; use 2 or more")
     if n_tokens is not None and n_tokens < 1:
         raise ConfigError(f"n_tokens {n_tokens} must be 1 or more")
-    documents = list(read_documents(source, column=column, split=split, prefer=prefer))
-    order = np.random.default_rng(seed).permutation(len(documents))
     name = str(source) if split is None else f"{source} ({split})"
-    if isinstance(documents[0], list):
-        _check_ids(documents, name, len(tokenizer) if d_vocab is None and tokenizer is not None else d_vocab)
-        if len({len(d) for d in documents}) == 1 and len(documents) > 1:
-            return TokenDataset.from_tokens(_packed([documents[i] for i in order], seq_len, n_tokens, name), name)
+    drawn = _Drawn(source, seed, column=column, split=split, prefer=prefer)
+    if drawn.ids is not None:
+        _check_ids(drawn.ids, name, len(tokenizer) if d_vocab is None and tokenizer is not None else d_vocab)
+        if len(set(drawn.sizes)) == 1 and len(drawn.sizes) > 1:
+            return TokenDataset.from_tokens(_packed(drawn, seq_len, n_tokens, name), name)
     elif tokenizer is None:
         raise TextDataError(f"'{name}' is text and the model has no tokenizer; give token ids in a column input_ids")
-    tokens = _packed_stream([documents[i] for i in order], tokenizer, seq_len, n_tokens, name)
-    return TokenDataset.from_tokens(tokens, name)
+    return TokenDataset.from_tokens(_packed_stream(drawn, tokenizer, seq_len, n_tokens, name), name)
 
 
-def _packed_stream(
-    documents: Sequence[Document], tokenizer: Any, seq_len: int, n_tokens: int | None, name: str
-) -> Tensor:
+class _Drawn:
+    """Documents in the order that a seed draws, of which no more than asked for are in memory.
+
+    The source is read once for how many and how long they are; then the first of the order are picked out of it, in as many
+    passes as it takes. A source of few characters is kept from the first pass.
+
+    Attributes:
+        sizes: characters, or token ids, of each document in file order.
+        ids: the least and the largest token id; None of text.
+    """
+
+    def __init__(self, source: str | Path, seed: int, **where: Any) -> None:
+        self._read = lambda warn: read_documents(source, warn=warn, **where)
+        self._name = str(source)
+        self.sizes: array[int] = array("q")
+        self.ids: tuple[int, int] | None = None
+        self._kept: list[Document] | None = []
+        total = 0
+        for document in self._read(True):
+            self.sizes.append(len(document))
+            total += len(document)
+            if isinstance(document, list):
+                low, high = self.ids or (document[0], document[0])
+                self.ids = min(low, min(document)), max(high, max(document))
+            if self._kept is not None:
+                self._kept.append(document)
+                self._kept = self._kept if total <= KEPT else None
+        self.order = np.random.default_rng(seed).permutation(len(self.sizes))
+
+    def portions(self, size: int) -> Iterator[list[Document]]:
+        """The documents in order, about `size` characters or ids at a time."""
+        sizes, start = np.frombuffer(self.sizes, dtype=np.int64)[self.order], 0
+        ends = sizes.cumsum()
+        while start < len(sizes):
+            stop = int(np.searchsorted(ends, ends[start] - sizes[start] + size)) + 1
+            yield self._pick(self.order[start:stop])
+            start = stop
+
+    def _pick(self, which: np.ndarray) -> list[Document]:
+        if self._kept is not None:
+            return [self._kept[i] for i in which]
+        place, found = {int(i): at for at, i in enumerate(which)}, {}
+        for i, document in enumerate(self._read(False)):
+            if i in place:
+                found[place[i]] = document
+                if len(found) == len(place):
+                    return [found[at] for at in range(len(found))]
+        raise TextDataError(f"'{self._name}' changed while it was read; read it again")
+
+
+def _packed_stream(drawn: _Drawn, tokenizer: Any, seq_len: int, n_tokens: int | None, name: str) -> Tensor:
     """Rows [n, seq_len] of BOS and the stream of all documents, each ended by EOS."""
     bos, eos = getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None)
     body = seq_len - (bos is not None)
     n_rows = None if n_tokens is None else max(1, n_tokens // seq_len)
-    stream: list[int] = []
-    for start in range(0, len(documents), _CHUNK):
-        for ids in _ids(documents[start : start + _CHUNK], tokenizer, bos):
-            stream.extend(ids)
-            if eos is not None and (not ids or ids[-1] != eos or isinstance(documents[0], str)):
-                stream.append(eos)
+    stream: array[int] = array("q")
+    for documents in drawn.portions(KEPT if n_rows is None else min(KEPT, n_rows * body * CHARACTERS)):
+        for start in range(0, len(documents), _CHUNK):
+            for ids in _ids(documents[start : start + _CHUNK], tokenizer, bos):
+                stream.extend(ids)
+                if eos is not None and (not ids or ids[-1] != eos or drawn.ids is None):
+                    stream.append(eos)
+            if n_rows is not None and len(stream) >= n_rows * body:
+                break
         if n_rows is not None and len(stream) >= n_rows * body:
             break
     available = len(stream) // body
     if available == 0:
         raise TextDataError(f"'{name}' has {len(stream)} tokens, fewer than one sequence of {seq_len}; lower seq_len")
     rows = available if n_rows is None else min(n_rows, available)
-    tokens = torch.tensor(stream[: rows * body], dtype=torch.long).view(rows, body)
-    if bos is not None:
-        tokens = torch.cat([torch.full((rows, 1), bos, dtype=torch.long), tokens], dim=1)
-    return tokens
+    tokens = torch.frombuffer(stream, dtype=torch.long)[: rows * body].view(rows, body)
+    front = [torch.full((rows, 1), bos, dtype=torch.long)] if bos is not None else []
+    return torch.cat([*front, tokens], dim=1)
 
 
 def _ids(documents: Sequence[Document], tokenizer: Any, bos: int | None) -> list[list[int]]:
@@ -188,30 +239,40 @@ def _ids(documents: Sequence[Document], tokenizer: Any, bos: int | None) -> list
     return [d[1:] if d[0] == bos else d for d in documents if isinstance(d, list)]  # rows begin with BOS anyway
 
 
-def _packed(rows: Sequence[Document], seq_len: int, n_tokens: int | None, name: str) -> Tensor:
+def _packed(drawn: _Drawn, seq_len: int, n_tokens: int | None, name: str) -> Tensor:
     """Rows of token ids of one length cut into sequences [n, seq_len]; what is left of each row is dropped."""
-    tokens = torch.tensor(rows, dtype=torch.long)
-    pieces = tokens.shape[1] // seq_len
+    pieces = drawn.sizes[0] // seq_len
     if not pieces:
-        raise TextDataError(f"'{name}' has rows of {tokens.shape[1]} token ids; lower seq_len {seq_len} to that")
-    tokens = tokens[:, : pieces * seq_len].reshape(-1, seq_len)
-    return tokens if n_tokens is None else tokens[: max(1, n_tokens // seq_len)]
+        raise TextDataError(f"'{name}' has rows of {drawn.sizes[0]} token ids; lower seq_len {seq_len} to that")
+    wanted = len(drawn.sizes) * pieces if n_tokens is None else max(1, n_tokens // seq_len)
+    found: list[Tensor] = []
+    for rows in drawn.portions(min(KEPT, -(-wanted // pieces) * drawn.sizes[0])):
+        tokens = torch.tensor(rows, dtype=torch.long)[:, : pieces * seq_len].reshape(-1, seq_len)
+        found.append(tokens)
+        if sum(map(len, found)) >= wanted:
+            break
+    return torch.cat(found)[:wanted]
 
 
-def _check_ids(documents: Sequence[Document], name: str, d_vocab: int | None) -> None:
-    low, high = min(min(d) for d in documents), max(max(d) for d in documents)
-    if low < 0 or (d_vocab is not None and high >= d_vocab):  # type: ignore[operator]
+def _check_ids(ids: tuple[int, int], name: str, d_vocab: int | None) -> None:
+    low, high = ids
+    if low < 0 or (d_vocab is not None and high >= d_vocab):
         raise TextDataError(
             f"'{name}' holds token ids {low}–{high}, the model knows 0–{(d_vocab or 0) - 1}; it is of another tokenizer"
         )
 
 
 def read_documents(
-    source: str | Path, *, column: str | None = None, split: str | None = None, prefer: str | None = None
+    source: str | Path,
+    *,
+    column: str | None = None,
+    split: str | None = None,
+    prefer: str | None = None,
+    warn: bool = True,
 ) -> Iterator[Document]:
-    """Documents of a source, in file order: text, or token ids; arguments as in load_tokens.
+    """Documents of a source, in file order, as they are read: text, or token ids; arguments as in load_tokens.
 
-    Rows without text (null) are left out, with one warning that counts them.
+    Rows without text (null) are left out, with one warning (unless not to `warn`) that counts them.
 
     Raises:
         TextDataError: missing, empty, damaged, not UTF-8, or without the column or split; or text and token ids mixed.
@@ -227,7 +288,7 @@ def read_documents(
             yield document
     if not kinds:
         raise TextDataError(f"'{source}' holds no text" + (f" in {skipped.rows} rows" if skipped.rows else ""))
-    if skipped.nulls:
+    if skipped.nulls and warn:
         warnings.warn(
             f"{skipped.nulls} of {skipped.rows} rows of '{source}' have no text and are left out", stacklevel=2
         )

@@ -17,6 +17,7 @@ from attlas.errors import TextDataError, nearest
 STRUCTURED = ("arrow", "parquet", "jsonl", "json", "csv", "tsv")
 TEXT_COLUMN, IDS_COLUMNS = "text", ("input_ids", "tokens")
 COMPRESSED = (".gz", ".zst")
+PIECE = 1 << 20  # characters of a text file read at a time
 _SHOWN = 12  # columns named in a message
 
 Document = str | list[int]
@@ -62,31 +63,57 @@ def read_file(path: Path, column: str | None, skipped: Skipped) -> Iterator[Docu
         return _records(_csv_records(path, "," if kind == "csv" else "\t"), path, column, skipped)
     if column is not None:
         raise TextDataError(f"'{path}' is plain text, without columns; leave --column out")
-    return (part.strip() for part in read_utf8(path).split("\n\n"))
+    return _paragraphs(path)
 
 
-def read_utf8(path: Path) -> str:
-    """A text file, unpacked, without a byte order mark, with \\n for every kind of line end.
+def _open_text(path: Path) -> io.TextIOWrapper:
+    """A text file, unpacked, without a byte order mark, with \\n for every kind of line end."""
+    packed = path.suffix.lower()
+    raw: Any
+    if packed == ".gz":
+        raw = gzip.open(path)
+    elif packed == ".zst":
+        import pyarrow as pa
+
+        raw = pa.input_stream(str(path), compression="zstd")
+    else:
+        raw = open(path, "rb")
+    return io.TextIOWrapper(raw, encoding="utf-8-sig", newline=None)
+
+
+def _pieces(path: Path) -> Iterator[str]:
+    """A text file piece by piece.
 
     Raises:
         TextDataError: damaged or not UTF-8.
     """
     try:
-        content = path.read_bytes()
-        if path.suffix.lower() == ".gz":
-            content = gzip.decompress(content)
-        elif path.suffix.lower() == ".zst":
-            import pyarrow as pa
-
-            content = pa.input_stream(pa.BufferReader(content), compression="zstd").read()
+        with _open_text(path) as file:
+            while piece := file.read(PIECE):
+                yield piece
     except (OSError, EOFError, zlib.error) as error:
         raise TextDataError(f"'{path}' cannot be read ({first_line(error)}); it is cut off or damaged") from error
-    try:
-        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
-        raise TextDataError(
-            f"'{path}' is not UTF-8 (byte {error.start}); convert it, for example with iconv"
-        ) from error
+        raise TextDataError(f"'{path}' is not UTF-8 ({error.reason}); convert it, for example with iconv") from error
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Lines with their ends."""
+    rest = ""
+    for piece in _pieces(path):
+        *whole, rest = (rest + piece).split("\n")
+        yield from (line + "\n" for line in whole)
+    if rest:
+        yield rest
+
+
+def _paragraphs(path: Path) -> Iterator[str]:
+    """What blank lines divide."""
+    rest = ""
+    for piece in _pieces(path):
+        *whole, rest = (rest + piece).split("\n\n")
+        yield from (part.strip() for part in whole)
+    yield rest.strip()
 
 
 def first_line(error: Exception) -> str:
@@ -97,31 +124,52 @@ def first_line(error: Exception) -> str:
 
 
 def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, value) of JSON values one after another (a line each, or spread over lines), or of one array."""
-    text = read_utf8(path)
-    decoder, at, last = json.JSONDecoder(), 0, len(text)
-    line, counted = 1, 0
+    """(place, value) of JSON values one after another (a line each, or spread over lines), or of one array.
+
+    A value is in memory, and the piece of the file that it stands in; an array of a whole file is one value.
+    """
+    decoder, pieces = json.JSONDecoder(), _pieces(path)
+    text, at, line, ended, more = "", 0, 1, False, 1
     while True:
-        while at < last and text[at] in " \t\n":
+        start = at
+        while at < len(text) and text[at] in " \t\n":
             at += 1
-        if at == last:
+        line += text.count("\n", start, at)
+        value, end, problem = None, len(text), None
+        if at < len(text):
+            try:
+                value, end = decoder.raw_decode(text, at)
+            except json.JSONDecodeError as error:
+                problem = error
+            except RecursionError as error:
+                raise TextDataError(f"'{path}' is nested too deeply to be text") from error
+        # what reaches to the end of the text may go on in the file: a string, a number, an object
+        cut = end == len(text) if problem is None else _may_be_cut(problem, len(text))
+        if cut and not ended:
+            fresh = [piece for _, piece in zip(range(more), pieces, strict=False)]
+            ended, more = len(fresh) < more, 2 * more  # pieces double, so that a long value is not begun too often
+            text, at = text[at:] + "".join(fresh), 0
+            continue
+        if problem is not None:
+            where = line + problem.lineno - 1 - text.count("\n", 0, at)
+            raise TextDataError(f"'{path}' line {where} is not JSON ({problem.msg})") from problem
+        if at == len(text):
             return
-        line, counted = line + text.count("\n", counted, at), at
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            raise TextDataError(f"'{path}' line {error.lineno} is not JSON ({error.msg})") from error
-        except RecursionError as error:
-            raise TextDataError(f"'{path}' is nested too deeply to be text") from error
         if isinstance(value, list):
             yield from ((f"element {i}", element) for i, element in enumerate(value))
         else:
             yield f"line {line}", value
+        line, at, more = line + text.count("\n", at, end), end, 1
+
+
+def _may_be_cut(error: json.JSONDecodeError, length: int) -> bool:
+    """Whether an error in a piece of a file may come from its end: \\uD83D and `false` are cut six characters before."""
+    return error.msg.startswith("Unterminated string") or error.pos >= length - 6
 
 
 def _csv_records(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(2**31 - 1)
-    reader = csv.DictReader(io.StringIO(read_utf8(path), newline=""), delimiter=delimiter)
+    reader = csv.DictReader(_lines(path), delimiter=delimiter)
     try:
         for row in reader:
             row.pop(None, None)  # more cells than the header has
