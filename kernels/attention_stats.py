@@ -9,12 +9,13 @@ Shapes: B batch, H heads, K kv heads, T queries, S keys, e head width.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from attlas.kernels.attention_rule import AttentionRule
+from attlas.kernels.cpu.crew import share
 from attlas.kernels.dispatch import or_torch, require, require_like, use_triton
 from attlas.kernels.results import AttentionStats
 
@@ -144,22 +145,32 @@ def _stats_torch(
     tokens = None if token_ids is None else token_ids.to(torch.int32)
     room = TILE_ELEMENTS * (1 if q.device.type == "cpu" else DEVICE_TILES)
     together = min(B, max(1, room // max(1, H * T * S)))  # short sequences, several at a time
-    for start, end in _blocks(together * H, T, S, rule, room):
-        block = _Block(rule, start, end, T, S, windows, dtype, q.device)
-        for b in range(0, B, together):
-            rows = slice(b, min(B, b + together))
-            n = rows.stop - b
-            queries = (q[rows, :, start:end].to(dtype) * rule.scaled(e)).reshape(n, K, H // K * (end - start), e)
-            logits = rule.capped(queries @ k[rows, :, block.keys].to(dtype).mT).view(n, H, end - start, -1)
-            part = None if full_mask is None else full_mask[rows, :, start:end, block.keys]
-            tile = _Tile(logits, block, part)
-            found = tile.raw | tile.masses(windows, tops)
-            if tokens is not None:
-                found |= tile.token_masses(tokens[rows])
-            for name, value in found.items():
-                raw[name][rows, :, start:end] = value
-            if columns is not None:
-                columns[rows, :, block.keys] += tile.column_mass()
+
+    def work(blocks: Iterable[tuple[int, int]], batches: Iterable[int]) -> None:
+        for start, end in blocks:
+            block = _Block(rule, start, end, T, S, windows, dtype, q.device)
+            for b in batches:
+                rows = slice(b, min(B, b + together))
+                n = rows.stop - b
+                queries = (q[rows, :, start:end].to(dtype) * rule.scaled(e)).reshape(n, K, H // K * (end - start), e)
+                logits = rule.capped(queries @ k[rows, :, block.keys].to(dtype).mT).view(n, H, end - start, -1)
+                part = None if full_mask is None else full_mask[rows, :, start:end, block.keys]
+                tile = _Tile(logits, block, part)
+                found = tile.raw | tile.masses(windows, tops)
+                if tokens is not None:
+                    found |= tile.token_masses(tokens[rows])
+                for name, value in found.items():
+                    raw[name][rows, :, start:end] = value
+                if columns is not None:
+                    columns[rows, :, block.keys] += tile.column_mass()
+
+    blocks, batches = list(_blocks(together * H, T, S, rule, room)), range(0, B, together)
+    if q.device.type != "cpu":
+        work(blocks, batches)
+    elif columns is None:
+        share(blocks, lambda block: work([block], batches), float(B) * H * T * S * e)
+    else:  # blocks add to the same columns
+        share(batches, lambda b: work(blocks, [b]), float(B) * H * T * S * e)
     empty = raw["n_keys"] == 0
     inverse = torch.where(empty, 0, 1 / raw["z"])
     scaled = {name: raw[name] * inverse for name in masses}

@@ -116,8 +116,9 @@ def lead(work: Callable[[], T], size: float) -> T:
 
 
 def share(tiles: Iterable[T], work: Callable[[T], object], size: float) -> None:
-    """`work` for every tile, shared when `size` multiplications are worth it."""
-    found = crew() if size >= SMALL else None
+    """`work` for every tile, shared when `size` multiplications are worth it; a single tile is for all of torch's threads."""
+    tiles = list(tiles)
+    found = crew() if size >= SMALL and len(tiles) > 1 else None
     if found is not None:
         return found.share(tiles, work)
     for tile in tiles:
