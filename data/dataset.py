@@ -150,6 +150,19 @@ class Dataset:
         ]
 
 
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean over the last dimension where the mask holds (everywhere without one); NaN where it never does.
+
+    Args:
+        values: [B, ..., T].
+        mask: bool [B, T], or None.
+    """
+    if mask is None:
+        return values.mean(-1)
+    keep = mask.view(len(mask), *[1] * (values.ndim - 2), -1).to(values.device)
+    return values.masked_fill(~keep, 0).sum(-1) / keep.sum(-1)
+
+
 def _slices(n: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 

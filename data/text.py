@@ -53,8 +53,12 @@ class TokenDataset(Dataset):
                 f"the mask of '{self.name}' is {self.mask.dtype} {tuple(self.mask.shape)}, its tokens are "
                 f"{tuple(self.tokens.shape)}; give one bool a token"
             )
-        if not bool(self.mask[:, 0].all()) or bool((self.mask[:, 1:] & ~self.mask[:, :-1]).any()):
+        if bool((self.mask[:, 1:] & ~self.mask[:, :-1]).any()):
             raise TextDataError(f"'{self.name}' has padding in front of text; put the padding behind it")
+        if not bool(self.mask[:, :2].all()):
+            raise TextDataError(
+                f"'{self.name}' has a row of fewer than two tokens, which predicts nothing; leave it out"
+            )
 
     @classmethod
     def from_tokens(cls, tokens: Tensor, name: str, mask: Tensor | None = None) -> TokenDataset:
@@ -71,7 +75,7 @@ class TokenDataset(Dataset):
         """One document of token ids a row, padded behind to the longest.
 
         Raises:
-            TextDataError: no document, or an empty one.
+            TextDataError: no document, or one of fewer than two tokens.
 
         Example:
             >>> from attlas.data.text import TokenDataset
@@ -79,8 +83,8 @@ class TokenDataset(Dataset):
             >>> data.tokens.tolist(), data.n_tokens
             ([[0, 5, 6], [0, 7, 0]], 5)
         """
-        if not documents or not all(documents):
-            raise TextDataError(f"'{name}' holds no document, or an empty one; leave empty documents out")
+        if not documents:
+            raise TextDataError(f"'{name}' holds no document; give one or more")
         longest = max(map(len, documents))
         tokens = torch.tensor([[*d, *[pad] * (longest - len(d))] for d in documents], dtype=torch.long)
         lengths = torch.tensor([len(d) for d in documents])

@@ -28,13 +28,13 @@ from attlas.analyses.common.columns import (
     SINK_MASS,
     interval,
 )
+from attlas.data.dataset import Dataset, masked_mean
 from attlas.data.figures import new_figure
-from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_mean
-from attlas.data.text import TokenDataset
+from attlas.errors import ConfigError
 from attlas.interp import AnyModel, as_hooked, attended
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -123,14 +123,17 @@ class EntropyResult(Result):
 @torch.no_grad()
 def entropy(
     model: AnyModel,
-    data: TokenDataset | ImageDataset,
+    data: Dataset,
     config: EntropyConfig | None = None,
     track: Track = no_track,
 ) -> EntropyResult:
     """Entropy, bound and masses of every head over a data set.
 
     Queries and keys are taken after rotary embedding. For a vision model the queries are all tokens, and `induction`
-    is NaN.
+    is NaN. Of padded text each document's mean counts once, whatever its length.
+
+    Raises:
+        ConfigError: a padded row is not longer than `skip_first`.
 
     Example:
         >>> from attlas.analyses.attention import entropy
@@ -147,22 +150,28 @@ def entropy(
     per_unit: dict[str, list[np.ndarray]] = {}  # name → [units, layer, head]
     pooled: list[list[Tensor]] = [[] for _ in range(cfg.n_layers)]
     n_queries = 0
-    for batch in track(data.batches(config.batch_size), "attention entropy"):
+    for batch in track(data.minibatches(config.batch_size), "attention entropy"):
         rows: dict[str, list[Tensor]] = {}
-        for layer in attended(model, batch, absent_too=True):
+        keep = None if batch.mask is None else batch.mask[:, skip:]
+        if keep is not None and not bool(keep.any(1).all()):
+            raise ConfigError(f"'{data.name}' has a row without a query after the first {skip}; lower skip_first")
+        for layer in attended(model, batch.inputs, absent_too=True):
             stats = layer.stats(window=config.window)
             ent = stats.entropy[:, :, skip:].cpu()
-            pooled[layer.layer].append(ent.transpose(0, 1).flatten(1))
-            rows.setdefault("entropy", []).append(ent.mean(-1))
-            rows.setdefault("normalized", []).append(stats.normalized_entropy[:, :, skip:].nanmean(-1).cpu())
-            rows.setdefault("local_mass", []).append(stats.window_mass[:, :, skip:].mean(-1).cpu())
+            pooled[layer.layer].append(ent.transpose(0, 1).flatten(1) if keep is None else ent.transpose(0, 1)[:, keep])
+            rows.setdefault("entropy", []).append(masked_mean(ent, keep))
+            normalized = stats.normalized_entropy[:, :, skip:].cpu()
+            if keep is not None:
+                normalized = normalized.masked_fill(~keep[:, None], torch.nan)
+            rows.setdefault("normalized", []).append(normalized.nanmean(-1))
+            rows.setdefault("local_mass", []).append(masked_mean(stats.window_mass[:, :, skip:], keep).cpu())
             for name, attribute in _MEANS.items():
-                rows.setdefault(name, []).append(getattr(stats, attribute)[:, :, skip:].mean(-1).cpu())
-            induction = stats.induction[:, :, skip:].mean(-1).cpu() if stats.induction is not None else None
+                rows.setdefault(name, []).append(masked_mean(getattr(stats, attribute)[:, :, skip:], keep).cpu())
+            induction = masked_mean(stats.induction[:, :, skip:], keep).cpu() if stats.induction is not None else None
             rows.setdefault("induction", []).append(
                 torch.full_like(ent[..., 0], torch.nan) if induction is None else induction
             )
-        n_queries += ent.shape[0] * ent.shape[2]
+        n_queries += ent.shape[0] * ent.shape[2] if keep is None else int(keep.sum())
         for name, values in rows.items():
             per_unit.setdefault(name, []).append(torch.stack(values, dim=1).numpy())
     stacked = {name: np.concatenate(values).astype(np.float64) for name, values in per_unit.items()}

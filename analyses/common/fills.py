@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attlas.data.images.dataset import ImageDataset
-from attlas.data.text import TokenDataset
+from attlas.data.dataset import Dataset
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
 
@@ -24,19 +23,21 @@ Fill = Tensor | float
 
 
 @torch.no_grad()
-def mean_z(
-    model: HookedModel, data: TokenDataset | ImageDataset, batch_size: int, *, per_position: bool = False
-) -> Tensor:
+def mean_z(model: HookedModel, data: Dataset, batch_size: int, *, per_position: bool = False) -> Tensor:
     """Mean of hook_z over sequences (images) and positions [layer, head, d_head], or at each position
-    [layer, T, head, d_head]; summed in float64."""
+    [layer, T, head, d_head]; summed in float64, padding left out."""
     total: Tensor | None = None
-    for batch in data.batches(batch_size):
-        cache = model.capture(batch, "blocks.*.attn.hook_z")
-        layers = [cache[f"blocks.{layer}.attn.hook_z"].double().sum(0).cpu() for layer in range(model.cfg.n_layers)]
-        total = torch.stack(layers) if total is None else total + torch.stack(layers)
+    for batch in data.minibatches(batch_size):
+        cache = model.capture(batch.inputs, "blocks.*.attn.hook_z")
+        layers = [cache[f"blocks.{layer}.attn.hook_z"].double().cpu() for layer in range(model.cfg.n_layers)]
+        if batch.mask is not None:
+            layers = [z * batch.mask[..., None, None] for z in layers]
+        sums = torch.stack([z.sum(0) for z in layers])
+        total = sums if total is None else total + sums
     assert total is not None  # data sets are not empty
-    mean = total / len(data)
-    return (mean if per_position else mean.mean(1)).to(model.device, model.dtype)
+    n_T = torch.full(total.shape[1:2], len(data)) if data.mask is None else data.mask.sum(0)
+    mean = total / n_T.clamp_min(1)[:, None, None] if per_position else total.sum(1) / n_T.sum()
+    return mean.to(model.device, model.dtype)
 
 
 def donors(n: int, n_draws: int, seed: int) -> Tensor:
@@ -61,13 +62,13 @@ class HeadFills:
         seed: of these draws.
 
     Raises:
-        ConfigError: "resample" with one input.
+        ConfigError: "resample" with one input, or with padded text (another row may be shorter).
     """
 
     def __init__(
         self,
         model: HookedModel,
-        data: TokenDataset | ImageDataset,
+        data: Dataset,
         ablations: Sequence[str],
         *,
         batch_size: int,
@@ -75,7 +76,11 @@ class HeadFills:
         seed: int,
     ) -> None:
         self.model = model
-        self._inputs = data.pixels if isinstance(data, ImageDataset) else data.tokens
+        if "resample" in ablations and data.mask is not None:
+            raise ConfigError(
+                f"ablation 'resample' needs rows of one length, and '{data.name}' is padded; choose another"
+            )
+        self._inputs = data.tensor
         self._means: dict[str, Tensor] = {}
         for name in {"mean", "mean_per_position"} & set(ablations):
             self._means[name] = mean_z(model, data, batch_size, per_position=name == "mean_per_position")

@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attlas.data.images.dataset import ImageDataset
+from attlas.data.dataset import NO_TARGET, Dataset
 from attlas.data.progress import Track, no_track
-from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
 from attlas.interp.labels import loss_labels
 
@@ -19,10 +18,11 @@ Measured = tuple[float, float, int]
 
 
 def sequence_loss(model: HookedModel, target: Tensor, logits: Tensor) -> Tensor:
-    """Loss of each sequence or image, nats, [B]."""
+    """Loss of each sequence or image, nats, [B]; of text the mean over its next tokens, padding (NO_TARGET) left out."""
     if model.cfg.family == "vit":
         return torch.nn.functional.cross_entropy(logits.float(), target, reduction="none")
-    return model.cross_entropy(target, logits).mean(-1)
+    losses = model.cross_entropy(target, logits)  # 0 where there is no target
+    return losses.sum(-1) / (target[:, 1:] != NO_TARGET).sum(-1).to(losses.device)
 
 
 @dataclass(frozen=True)
@@ -32,21 +32,23 @@ class Judged:
     Attributes:
         loss: float64 [n]: mean cross-entropy in nats, or how far features turn (see `Judge`).
         right: share of right predictions, float64 [n]; NaN of a backbone.
-        n_predictions: of each sequence or image.
+        n_predictions: of each sequence or image: one number, or int64 [n] of padded text.
     """
 
     loss: np.ndarray
     right: np.ndarray
-    n_predictions: int
+    n_predictions: int | np.ndarray
 
     @property
     def total(self) -> Measured:
-        """(mean loss, accuracy, predictions) over all; every sequence has as many predictions."""
-        return float(self.loss.mean()), float(self.right.mean()), self.n_predictions * len(self.loss)
+        """(mean loss, accuracy, predictions in all); a mean over sequences or images, long or short."""
+        n = int(np.broadcast_to(self.n_predictions, self.loss.shape).sum())
+        return float(self.loss.mean()), float(self.right.mean()), n
 
     def first(self, n: int) -> Judged:
         """The first n sequences or images."""
-        return Judged(self.loss[:n], self.right[:n], self.n_predictions)
+        each = self.n_predictions if isinstance(self.n_predictions, int) else self.n_predictions[:n]
+        return Judged(self.loss[:n], self.right[:n], each)
 
 
 def judge_rows(logits: Tensor, target: Tensor, per_token: bool) -> Tensor:
@@ -54,22 +56,33 @@ def judge_rows(logits: Tensor, target: Tensor, per_token: bool) -> Tensor:
 
     Args:
         logits: [B, T, vocabulary] of a text model, [B, classes] of a classifier.
-        target: the tokens [B, T] themselves, or classes [B].
+        target: the tokens [B, T] themselves, NO_TARGET in the padding behind them, or classes [B].
     """
     if not per_token:
         loss = torch.nn.functional.cross_entropy(logits.float(), target, reduction="none")
         return torch.stack([loss.double(), (logits.argmax(-1) == target).double()], dim=-1)
     rows = []
     for row, tokens in zip(logits, target, strict=True):  # one sequence at a time, to save memory
-        loss = torch.nn.functional.cross_entropy(row[:-1].float(), tokens[1:], reduction="sum").double()
-        rows.append(torch.stack([loss, (row[:-1].argmax(-1) == tokens[1:]).sum().double()]) / (len(tokens) - 1))
+        n = int((tokens != NO_TARGET).sum())
+        loss = torch.nn.functional.cross_entropy(row[: n - 1].float(), tokens[1:n], reduction="sum").double()
+        rows.append(torch.stack([loss, (row[: n - 1].argmax(-1) == tokens[1:n]).sum().double()]) / (n - 1))
     return torch.stack(rows)
+
+
+def n_predictions(data: Dataset) -> int | np.ndarray:
+    """Predictions of each sequence or image: T − 1 of packed text, one fewer than its tokens of a padded row, 1 of images."""
+    if data.tensor.ndim != 2:
+        return 1
+    if data.mask is None:
+        return int(data.tensor.shape[1]) - 1
+    found: np.ndarray = data.mask.sum(1).numpy() - 1
+    return found
 
 
 @torch.no_grad()
 def judged(
     model: HookedModel,
-    data: TokenDataset | ImageDataset,
+    data: Dataset,
     batch_size: int = 8,
     forward: Callable[[Tensor], Tensor] | None = None,
     track: Track = no_track,
@@ -87,19 +100,17 @@ def judged(
         model.require_head("loss that says what dropping costs")
     labels = loss_labels(model, data)
     found: list[Tensor] = []
-    start = 0
-    for batch in track(data.batches(batch_size), "loss"):
-        logits = forward(batch)
-        target = batch if labels is None else labels[start : start + len(batch)]
-        found.append(judge_rows(logits, target.to(logits.device), labels is None).cpu())
-        start += len(batch)
+    for batch in track(data.minibatches(batch_size, labels), "loss"):
+        logits = forward(batch.inputs)
+        assert batch.targets is not None
+        found.append(judge_rows(logits, batch.targets.to(logits.device), labels is None).cpu())
     loss, right = torch.cat(found).numpy().T
-    return Judged(loss, right, 1 if labels is not None else data.batches(1)[0].shape[1] - 1)
+    return Judged(loss, right, n_predictions(data))
 
 
 def quality(
     model: HookedModel,
-    data: TokenDataset | ImageDataset,
+    data: Dataset,
     batch_size: int = 8,
     forward: Callable[[Tensor], Tensor] | None = None,
     track: Track = no_track,

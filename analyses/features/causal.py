@@ -34,12 +34,14 @@ Change = Callable[[np.ndarray, int, np.random.Generator], np.ndarray]
 
 
 class Tokens:
-    """Replacements for tokens, of like frequency in a text, int64 [S, T]."""
+    """Replacements for tokens, of like frequency in a text, int64 [S, T]; padding (not `text`, bool [S, T]) is none."""
 
-    def __init__(self, tokens: np.ndarray) -> None:
+    def __init__(self, tokens: np.ndarray, text: Tensor | None = None) -> None:
         self.tokens = tokens
         self.skip = 1  # the first position, BOS where there is one, stays
-        ids, counts = np.unique(tokens[:, self.skip :], return_counts=True)
+        self.lengths = np.full(len(tokens), tokens.shape[1]) if text is None else text.sum(1).numpy()
+        body = tokens[:, self.skip :]
+        ids, counts = np.unique(body if text is None else body[text[:, self.skip :].numpy()], return_counts=True)
         self._ranked = ids[np.argsort(-counts, kind="stable")]
         self._rank = {int(token): rank for rank, token in enumerate(self._ranked)}
 
@@ -73,8 +75,9 @@ class Tokens:
 
     def far(self, row: np.ndarray, position: int, generator: np.random.Generator) -> np.ndarray:
         """All but the last `LOCAL_WINDOW` positions from another sequence."""
-        changed, other = row.copy(), self.tokens[generator.integers(len(self.tokens))]
         end = max(self.skip, position + 1 - LOCAL_WINDOW)
+        long_enough = np.flatnonzero(self.lengths >= end)
+        changed, other = row.copy(), self.tokens[long_enough[generator.integers(len(long_enough))]]
         changed[self.skip : end] = other[self.skip : end]
         return changed
 

@@ -308,12 +308,12 @@ def features(
     if checkpoint is not None:
         key = f"{model.weight_hash}/{fingerprint(model)}/{sae.hash}/{data.hash}/{hook}/{config}/{positions}"
     done = load_pass(checkpoint, key, stream, coactivation) if checkpoint is not None else 0
-    for n, batch in enumerate(track(data.batches(config.batch_size), "features"), 1):
+    for n, batch in enumerate(track(data.minibatches(config.batch_size), "features"), 1):
         if n <= done:
             continue
-        values, indices = sae.encode_sparse(sae.flatten_heads(model.capture(batch, hook)[hook]))
-        keep = positions.mask(batch, values.shape[1]).to(values.device)
-        stream.add(values, indices, batch if is_text else None, keep)
+        values, indices = sae.encode_sparse(sae.flatten_heads(model.capture(batch.inputs, hook)[hook]))
+        keep = positions.mask(batch.inputs, values.shape[1], batch.mask).to(values.device)
+        stream.add(values, indices, batch.inputs if is_text else None, keep)
         coactivation.add(values[keep], indices[keep])
         if checkpoint is not None and n % SAVE_EVERY == 0:
             save_pass(checkpoint, key, n, stream, coactivation)

@@ -46,12 +46,14 @@ class Sample:
         x: float32 [S, T, D], what the encoder reads (any per-token normalisation done).
         bar: float32 [S, T]; infinite at positions left out.
         stream: the features' own counts and examples on the same tokens.
+        text: bool [S, T], False in padding; None of packed rows.
     """
 
     tokens: Tensor
     x: Tensor
     bar: Tensor
     stream: FeatureStream
+    text: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -90,20 +92,18 @@ def sample(
     track: Track = no_track,
 ) -> Sample:
     """Read the first `n_tokens` tokens of the data (whole sequences, one at least)."""
-    rows = data.tokens[: max(1, n_tokens // data.tokens.shape[1])]
+    part = data.take(max(1, n_tokens // data.tokens.shape[1]))
     stream = FeatureStream(sae.cfg.d_sae, n_top, 1)
     xs, bars = [], []
-    starts = range(0, len(rows), batch_size)
-    for start in track(starts, "null: activations", len(starts)):
-        batch = rows[start : start + batch_size]
-        z = sae.flatten_heads(model.capture(batch, hook)[hook])
+    for batch in track(part.minibatches(batch_size), "null: activations"):
+        z = sae.flatten_heads(model.capture(batch.inputs, hook)[hook])
         values, indices = sae.encode_sparse(z)
-        keep = positions.mask(batch)
+        keep = positions.mask(batch.inputs, text=batch.mask)
         stream.add(values, indices, keep=keep)
         x, bar = reading(sae, z, values)
         xs.append(x)
         bars.append(bar.masked_fill(~keep.cpu(), torch.inf))
-    return Sample(rows.cpu(), torch.cat(xs), torch.cat(bars), stream)
+    return Sample(part.tokens.cpu(), torch.cat(xs), torch.cat(bars), stream, part.mask)
 
 
 def reading(sae: SAE, z: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:

@@ -97,8 +97,9 @@ def fill(
     for example in examples:
         by_sequence.setdefault(example.sequence, []).append(example)
     wanted = sorted(by_sequence)
-    inputs = data.tokens if isinstance(data, TokenDataset) else data.pixels
+    inputs = data.tensor
     text: dict[int, str] = {}
+    is_text = isinstance(data, TokenDataset)
     names = attribution_hooks(model, hook) if attribute else [hook]
     starts = range(0, len(wanted), batch_size)
     for start in track(starts, "examples", len(starts)):
@@ -107,21 +108,22 @@ def fill(
         cache = model.capture(batch, names)
         values, indices = sae.encode_sparse(sae.flatten_heads(cache[hook]))
         here = [(row, example) for row, sequence in enumerate(rows) for example in by_sequence[sequence]]
-        _fill_activations(here, values.cpu(), indices.cpu(), context if isinstance(data, TokenDataset) else None)
-        if isinstance(data, TokenDataset):
+        lengths = [values.shape[1]] * len(rows) if data.mask is None else data.mask[rows].sum(1).tolist()
+        _fill_activations(here, values.cpu(), indices.cpu(), lengths, context if is_text else None)
+        if is_text:
             _fill_tokens(here, batch, model, text)
         if attribute:
             _fill_attribution([(row, e) for row, e in here if e.stratum == "top"], cache, model, sae, hook)
 
 
-def _fill_activations(here: list[tuple[int, Example]], values: Tensor, indices: Tensor, context: int | None) -> None:
-    T = values.shape[1]
+def _fill_activations(
+    here: list[tuple[int, Example]], values: Tensor, indices: Tensor, lengths: list[int], context: int | None
+) -> None:
+    """What is shown ends with the text of a row; padding is not shown."""
     for row, example in here:
-        low, high = (
-            (0, T)
-            if context is None
-            else (max(0, example.position - context), min(T, example.position + context // 3 + 1))
-        )
+        low, high = 0, lengths[row]
+        if context is not None:
+            low, high = max(0, example.position - context), min(high, example.position + context // 3 + 1)
         hit = indices[row, low:high] == example.feature
         example.start = low
         example.activations = (values[row, low:high] * hit).sum(-1).clamp_min(0).float().numpy()

@@ -188,7 +188,7 @@ def _induction(
     examples = _strongest(rerun.found, specific, n_causal)
     if not len(examples):
         return specific
-    changes = Tokens(rerun.found.tokens.numpy())
+    changes = Tokens(rerun.found.tokens.numpy(), rerun.found.text)
     directions = encoder_directions(rerun.sae)
     broken = rerun.kept(examples, directions, changes.copies, track=track)
     control = rerun.kept(examples, directions, changes.control, n_repeats=2, track=track)
@@ -214,7 +214,7 @@ def _reach(
     examples = _strongest(rerun.found, chosen, n_causal)
     if not len(examples):
         return passed
-    changes = Tokens(rerun.found.tokens.numpy())
+    changes = Tokens(rerun.found.tokens.numpy(), rerun.found.text)
     groups = null.profiles.of
     generator = np.random.default_rng(rerun.seed)
     R = null.directions.shape[1]

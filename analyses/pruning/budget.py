@@ -104,7 +104,7 @@ def select(
     if budget.max_delta_ce is not None:
         return _within_loss(model, order, budget.max_delta_ce, evaluation, batch_size, track)
     if budget.latency is not None:
-        sample = evaluation.batches(batch_size)[0]
+        sample = evaluation.tensor[:batch_size]
         saving, wanted, what = _time_saving(model, sample), budget.latency, "time"
     elif budget.kv_bytes is not None:
         saving, wanted, what = _kv_saving(model), budget.kv_bytes, "KV cache"
@@ -136,7 +136,7 @@ def _within_loss(
 ) -> Selection:
     judge = Judge(model, evaluation, batch_size)
     tried: list[tuple[int, float]] = []
-    for n in track(range(1, len(order)), "loss kept"):
+    for n in track(range(1, max(2, len(order))), "loss kept"):
         with masked(model, Drop.of(order[:n], model.cfg.n_heads, model.cfg.n_kv_heads)):
             tried.append((n, judge.measure().total[0] - judge.whole.total[0]))
         if tried[-1][1] > limit:

@@ -228,7 +228,7 @@ def drop_row(target: str, order: str, draw: int, names: list[str], measured: Jud
     row |= dict(zip(("delta", "low", "high"), paired(measured.loss - base.loss), strict=True))
     row |= {"accuracy": accuracy, "accuracy_change": float("nan"), "accuracy_low": None, "accuracy_high": None}
     if not math.isnan(accuracy):
-        answers = measured.n_predictions == 1
+        answers = isinstance(measured.n_predictions, int) and measured.n_predictions == 1
         change = paired(measured.right - base.right, count_mean if answers else bootstrap_mean)
         row |= dict(zip(("accuracy_change", "accuracy_low", "accuracy_high"), change, strict=True))
     if order == "dense":  # nothing is compared

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from attlas.analyses.pruning.surgery import forward_logits
+from attlas.data.dataset import NO_TARGET
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
@@ -140,9 +141,9 @@ def heal(
         rate = config.learning_rate * _schedule(step, config.steps)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        inputs, labels = next(batches)
+        inputs, targets = next(batches)
         with torch.enable_grad():
-            loss = _objective(hf, dense, inputs, labels, config.objective)
+            loss = _objective(hf, dense, inputs, targets, config.objective)
             optimiser.zero_grad()
             loss.backward()
         if not math.isfinite(loss.item()):
@@ -164,40 +165,42 @@ def _schedule(step: int, steps: int) -> float:
 def _forever(
     dense: HookedModel, data: TokenDataset | ImageDataset, config: HealConfig
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Batches in an order that each pass draws anew."""
-    inputs: Tensor = data.tokens if isinstance(data, TokenDataset) else data.pixels
-    labels = None if isinstance(data, TokenDataset) else classifier_labels(dense, data)
+    """(inputs, targets) in an order that each pass draws anew."""
+    targets = data.targets if data.tensor.ndim == 2 else classifier_labels(dense, data)
     generator = torch.Generator().manual_seed(config.seed)
     while True:
-        for rows in torch.randperm(len(inputs), generator=generator).split(config.batch_size):
-            yield inputs[rows], None if labels is None else labels[rows]
+        for rows in torch.randperm(len(data), generator=generator).split(config.batch_size):
+            yield data.tensor[rows], None if targets is None else targets[rows]
 
 
-def _objective(hf: Any, dense: HookedModel, inputs: Tensor, labels: Tensor | None, objective: str) -> Tensor:
+def _objective(hf: Any, dense: HookedModel, inputs: Tensor, targets: Tensor | None, objective: str) -> Tensor:
+    """Mean over all predictions; those in padding, which have no target, count for nothing."""
     inputs = inputs.to(dense.device)
     logits = forward_logits(hf, inputs).float()
     if objective == "distill":
         with torch.no_grad():
             teacher = dense(inputs).float().log_softmax(-1)
         student = logits.log_softmax(-1)
-        return (teacher.exp() * (teacher - student)).sum(-1).mean()
-    if inputs.is_floating_point():
-        if labels is None:
-            raise ConfigError("objective ce needs labelled images; choose distill")
-        return nn.functional.cross_entropy(logits, labels.to(logits.device))
-    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), inputs[:, 1:].flatten())
+        divergence = (teacher.exp() * (teacher - student)).sum(-1)
+        if targets is not None and targets.ndim == 2:
+            divergence = divergence[(targets != NO_TARGET).to(divergence.device)]
+        return divergence.mean()
+    if targets is None:
+        raise ConfigError("objective ce needs labelled images; choose distill")
+    targets = targets.to(logits.device)
+    if targets.ndim == 1:
+        return nn.functional.cross_entropy(logits, targets)
+    return nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
 
 
 @torch.no_grad()
 def _loss(hf: Any, dense: HookedModel, data: TokenDataset | ImageDataset, batch_size: int) -> float:
     total = count = 0.0
     labels = loss_labels(dense, data)
-    start = 0
-    for batch in data.batches(batch_size):
-        target = None if labels is None else labels[start : start + len(batch)]
-        start += len(batch)
-        weight = batch[:, 1:].numel() if labels is None else len(batch)
-        total += _objective(hf, dense, batch, target, "ce").item() * weight
+    for batch in data.minibatches(batch_size, labels):
+        assert batch.targets is not None
+        weight = int((batch.targets[:, 1:] != NO_TARGET).sum()) if labels is None else len(batch)
+        total += _objective(hf, dense, batch.inputs, batch.targets, "ce").item() * weight
         count += weight
     return total / count
 

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attlas.analyses.common.losses import Judged, judge_rows
+from attlas.analyses.common.losses import Judged, judge_rows, n_predictions
 from attlas.analyses.pruning.scores import Judge
-from attlas.data.images.dataset import ImageDataset
+from attlas.data.dataset import Batch, Dataset
 from attlas.data.progress import Track, no_track
-from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
 from attlas.interp.drop import Drop, masked
 from attlas.interp.labels import loss_labels
@@ -23,7 +22,7 @@ from attlas.interp.pruned.modeling_attlas_pruned import AbsentAttention, AbsentM
 
 def measure_drops(
     model: HookedModel,
-    data: TokenDataset | ImageDataset,
+    data: Dataset,
     drops: Sequence[Drop],
     batch_size: int = 8,
     track: Track = no_track,
@@ -47,48 +46,46 @@ def measure_drops(
             with masked(model, drop):
                 found[drop] = judge.measure()
         return judge.whole, [found[drop].first(n) for drop, n in zip(drops, wanted, strict=True)], judge.kind
-    rows, n_predictions = _rows(model, data, needed, batch_size, track)
-    whole, *measured = (Judged(loss, right, n_predictions) for loss, right in rows)
+    rows, each = _rows(model, data, needed, batch_size, track)
+    whole, *measured = (Judged(loss, right, each) for loss, right in rows)
     by_drop = dict(zip(needed, measured, strict=True))
     return whole, [by_drop[drop].first(n) for drop, n in zip(drops, wanted, strict=True)], Judge.LOSS
 
 
 @torch.no_grad()
 def _rows(
-    model: HookedModel, data: TokenDataset | ImageDataset, needed: Mapping[Drop, int], batch_size: int, track: Track
-) -> tuple[np.ndarray, int]:
+    model: HookedModel, data: Dataset, needed: Mapping[Drop, int], batch_size: int, track: Track
+) -> tuple[np.ndarray, int | np.ndarray]:
     """(loss and share right of each sequence or image, float64 [1 + drops, 2, n], the whole model first and NaN where a
     drop was not asked for; predictions of each).
     """
     labels = loss_labels(model, data)
-    length = data.batches(1)[0].shape[1]
     if labels is None:  # logits of 16 MB at most: larger blocks are fetched from the system, and cleared, each time
-        batch_size = max(1, min(batch_size, 2**22 // (length * model.cfg.d_vocab)))
+        batch_size = max(1, min(batch_size, 2**22 // (data.tensor.shape[1] * model.cfg.d_vocab)))
     found = np.full((1 + len(needed), 2, len(data)), np.nan)
     drops = [None, *needed]
-    work: list[tuple[int, Tensor, int]] = []
-    start = 0
-    for batch in data.batches(batch_size):
-        work += [(start, batch, row) for row, n in enumerate([len(data), *needed.values()]) if n > start]
-        start += len(batch)
+    work: list[tuple[Batch, int]] = []
+    for batch in data.minibatches(batch_size, labels):
+        work += [(batch, row) for row, n in enumerate([len(data), *needed.values()]) if n > int(batch.rows[0])]
     prefix, target = None, torch.empty(0)
 
     def read(logits: Tensor) -> Tensor:
         return judge_rows(logits, target, labels is None)
 
-    for start, batch, row in track(work, "drop curves"):
+    for batch, row in track(work, "drop curves"):
         drop = drops[row]
         if drop is None:
-            target = (batch if labels is None else labels[start : start + len(batch)]).to(model.device)
-            prefix = Prefix(model, batch)
+            assert batch.targets is not None
+            target = batch.targets.to(model.device)
+            prefix = Prefix(model, batch.inputs)
             values = read(prefix.output)
         else:
             assert prefix is not None
             first = min([*drop.attn, *drop.mlp, *drop.blocks, *(layer for layer, _ in drop.heads)])
             with without(model, drop):
                 values = prefix.run_from(first, prefix.residual[first], read)[0]
-        found[row, :, start : start + len(batch)] = values.cpu().numpy().T
-    return found, 1 if labels is not None else length - 1
+        found[row, :, batch.rows] = values.cpu().numpy()
+    return found, n_predictions(data)
 
 
 @contextlib.contextmanager

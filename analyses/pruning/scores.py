@@ -13,9 +13,8 @@ from attlas.analyses.pruning.orders import available, ranked
 from attlas.analyses.redundancy.block_runs import AngularOrder
 from attlas.analyses.redundancy.heads import HeadEffectsConfig, head_effects
 from attlas.analyses.redundancy.scores import RedundancyConfig, redundancy
-from attlas.data.images.dataset import ImageDataset
+from attlas.data.dataset import Dataset
 from attlas.data.progress import Track, no_track
-from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
 from attlas.interp.drop import Drop, Unit, group_heads, masked
 
@@ -35,15 +34,13 @@ class Judge:
     FEATURES = "1 − cosine of features"
 
     @staticmethod
-    def has_loss(model: HookedModel, data: TokenDataset | ImageDataset) -> bool:
+    def has_loss(model: HookedModel, data: Dataset) -> bool:
         """Whether predictions can be judged: a head, and for images labels."""
         if model.cfg.family == "vit":
             return bool(model.cfg.n_classes) and getattr(data, "labels", None) is not None
         return model.anatomy.unembed is not None
 
-    def __init__(
-        self, model: HookedModel, data: TokenDataset | ImageDataset, batch_size: int = 8, track: Track = no_track
-    ) -> None:
+    def __init__(self, model: HookedModel, data: Dataset, batch_size: int = 8, track: Track = no_track) -> None:
         self.model, self.data, self.batch_size, self.track = model, data, batch_size, track
         self.kind = self.LOSS if self.has_loss(model, data) else self.FEATURES
         self._features = None if self.kind == self.LOSS else self._read(model)
@@ -81,7 +78,7 @@ class Scores:
     def __init__(
         self,
         model: HookedModel,
-        calibration: TokenDataset | ImageDataset,
+        calibration: Dataset,
         batch_size: int = 8,
         head_score: str = "zero",
         track: Track = no_track,

@@ -21,13 +21,12 @@ from torch import Tensor
 from attlas.analyses.common.columns import HEAD, LAYER, N_SEQUENCES, interval
 from attlas.analyses.common.fills import HeadFills, fill_head
 from attlas.analyses.common.losses import sequence_loss
+from attlas.data.dataset import Dataset
 from attlas.data.figures import new_figure
-from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_mean, spearman
-from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError
 from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.labels import loss_labels
@@ -158,7 +157,7 @@ class HeadEffectsResult(Result):
 
 def head_effects(
     model: AnyModel,
-    data: TokenDataset | ImageDataset,
+    data: Dataset,
     config: HeadEffectsConfig | None = None,
     track: Track = no_track,
 ) -> HeadEffectsResult:
@@ -185,15 +184,14 @@ def head_effects(
         seed=config.seed,
     )
     found: dict[str, list[np.ndarray]] = {name: [] for name in config.ablations}
-    start = 0
-    for batch in track(data.batches(config.batch_size), "head effects"):
-        target = batch if labels is None else labels[start : start + len(batch)]
-        fills.turn_to(torch.arange(start, start + len(batch)))
-        start += len(batch)
-        for name, values in _exact(model, batch, target.to(model.device), config, fills).items():
+    for batch in track(data.minibatches(config.batch_size, labels), "head effects"):
+        assert batch.targets is not None
+        target = batch.targets.to(model.device)
+        fills.turn_to(batch.rows)
+        for name, values in _exact(model, batch.inputs, target, config, fills).items():
             found[name].append(values)
         if set(config.ablations) & set(TAYLOR):
-            product = _first_order(model, batch, target.to(model.device))
+            product = _first_order(model, batch.inputs, target)
             for name, values in (("taylor", -product), ("taylor_abs", np.abs(product))):
                 if name in found:
                     found[name].append(values)

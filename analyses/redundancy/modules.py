@@ -16,13 +16,12 @@ from torch import Tensor
 from attlas.analyses.common.columns import LAYER, MODULE, MODULES, N_SEQUENCES, interval
 from attlas.analyses.common.losses import sequence_loss
 from attlas.analyses.redundancy.scores import RedundancyConfig, RedundancyResult
+from attlas.data.dataset import Dataset
 from attlas.data.figures import new_figure
-from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_mean, spearman
-from attlas.data.text import TokenDataset
 from attlas.interp import AnyModel, as_hooked
 from attlas.interp.drop import Drop, Unit, masked
 from attlas.interp.labels import loss_labels
@@ -101,7 +100,7 @@ class ModuleEffectsResult(Result):
 @torch.no_grad()
 def module_effects(
     model: AnyModel,
-    data: TokenDataset | ImageDataset,
+    data: Dataset,
     config: RedundancyConfig | None = None,
     track: Track = no_track,
 ) -> ModuleEffectsResult:
@@ -120,15 +119,14 @@ def module_effects(
     config = config or RedundancyConfig()
     labels = loss_labels(model, data)
     parts: list[np.ndarray] = []
-    start = 0
 
     def read(logits: Tensor) -> Tensor:
         return sequence_loss(model, target, logits)
 
-    for batch in track(data.batches(config.batch_size), "modules alone"):
-        target = (batch if labels is None else labels[start : start + len(batch)]).to(model.device)
-        start += len(batch)
-        prefix = Prefix(model, batch)
+    for batch in track(data.minibatches(config.batch_size, labels), "modules alone"):
+        assert batch.targets is not None
+        target = batch.targets.to(model.device)
+        prefix = Prefix(model, batch.inputs)
         clean = sequence_loss(model, target, prefix.output)
         found = np.zeros((len(batch), model.cfg.n_layers, len(MODULES)))
         for layer in range(model.cfg.n_layers):

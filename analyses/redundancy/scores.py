@@ -13,13 +13,12 @@ from torch import Tensor
 from attlas.analyses.common.columns import LAYER, MODULE, MODULES, N_TOKENS, REDUNDANCY, interval
 from attlas.analyses.redundancy.block_runs import BLOCK_RUNS, BlockRuns, angles
 from attlas.analyses.redundancy.config import RedundancyConfig
+from attlas.data.dataset import Dataset, masked_mean
 from attlas.data.figures import new_figure
-from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema
 from attlas.data.stats import bootstrap_mean
-from attlas.data.text import TokenDataset
 from attlas.interp import AnyModel, as_hooked
 from attlas.interp.names import layer_of
 
@@ -122,7 +121,7 @@ def _spans(stream: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
 @torch.no_grad()
 def redundancy(
     model: AnyModel,
-    data: TokenDataset | ImageDataset,
+    data: Dataset,
     config: RedundancyConfig | None = None,
     track: Track = no_track,
 ) -> RedundancyResult:
@@ -145,19 +144,21 @@ def redundancy(
     token = 0 if model.cfg.family == "vit" else -1
     parallel = "parallel" in model.cfg.traits
     names = ["*.hook_resid_pre", "*.hook_attn_out" if parallel else "*.hook_resid_mid", "*.hook_resid_post"]
-    for batch in track(data.batches(config.batch_size), "redundancy"):
-        cache = model.capture(batch, names)
-        scores = np.empty((batch.shape[0], n_layers, len(MODULES)))
+    for batch in track(data.minibatches(config.batch_size), "redundancy"):
+        cache = model.capture(batch.inputs, names)
+        scores = np.empty((len(batch), n_layers, len(MODULES)))
+        last = slice(None) if batch.mask is None else torch.arange(len(batch))
+        at = token if batch.mask is None else batch.mask.sum(1) - 1
         for layer in range(n_layers):
             spans = _spans({name.split(".")[2]: cache[name].float() for name in cache if layer_of(name) == layer})
             for slot, module in enumerate(MODULES):
                 before, after = spans[module]
                 cosine = torch.nn.functional.cosine_similarity(before, after, dim=-1)
-                scores[:, layer, slot] = 1 - cosine.mean(-1).cpu().numpy()
+                scores[:, layer, slot] = 1 - masked_mean(cosine, batch.mask).cpu().numpy()
         per_sequence.append(scores)
         depths = [cache[f"blocks.{layer}.hook_resid_pre"] for layer in range(n_layers)]
-        turned.append(angles([x[:, token] for x in (*depths, cache[f"blocks.{n_layers - 1}.hook_resid_post"])]))
-        n_tokens += before.shape[0] * before.shape[1]
+        turned.append(angles([x[last, at] for x in (*depths, cache[f"blocks.{n_layers - 1}.hook_resid_post"])]))
+        n_tokens += before.shape[0] * before.shape[1] if batch.mask is None else int(batch.mask.sum())
     mean, low, high = bootstrap_mean(np.concatenate(per_sequence), seed=config.seed, n_samples=config.n_bootstrap)
     runs = BlockRuns.of(np.concatenate(turned), config.seed, config.n_bootstrap)
     return RedundancyResult(mean, low, high, n_tokens, runs, config)

@@ -85,8 +85,8 @@ def test_padding_is_behind_the_text_and_is_no_target(padded: TokenDataset) -> No
         TokenDataset.from_tokens(torch.zeros(2, 2, dtype=torch.long), "left", left)
     with pytest.raises(TextDataError, match=r"torch.bool \(1, 2\)"):
         TokenDataset.from_tokens(torch.zeros(2, 2, dtype=torch.long), "short", left[:1])
-    with pytest.raises(TextDataError, match="an empty one"):
-        TokenDataset.padded([[1], []], "empty")
+    with pytest.raises(TextDataError, match="fewer than two tokens"):
+        TokenDataset.padded([[1, 2], [1]], "short")
 
 
 def test_what_a_store_was_captured_on_is_known_by_name_alone(tmp_path: Path) -> None:

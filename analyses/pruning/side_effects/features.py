@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attlas.analyses.common.losses import sequence_loss
 from attlas.analyses.features.stream import TopEntries
+from attlas.data.dataset import Batch
 from attlas.data.stats import MIN_UNITS, student_t
 from attlas.interp import HookedModel
 from attlas.interp.drop import Drop, masked
@@ -203,20 +204,20 @@ def _contributions(sae: SAE, x: Tensor, values: Tensor, indices: Tensor, gradien
 def tally(
     model: HookedModel,
     saes: dict[str, SAE],
-    batch: Tensor,
+    batch: Batch,
     target: Tensor | None,
     drop: Drop,
     tallies: dict[str, FeatureTally],
     rules: Mapping[str, Positions],
 ) -> None:
     """Add one batch to the tallies: the whole model, and the model with parts dropped. Absent places do nothing after."""
-    before = activations(model, batch, target, list(saes))
+    before = activations(model, batch.inputs, target, list(saes))
     present = [hook for hook in saes if not absent(hook, drop)]
     after: dict[str, tuple[Tensor, Tensor | None]] = {}
     if present:
         with masked(model, drop):
-            after = activations(model, batch, target, present)
-    masks = {hook: rules[hook].mask(batch, before[hook][0].shape[1]) for hook in saes}
+            after = activations(model, batch.inputs, target, present)
+    masks = {hook: rules[hook].mask(batch.inputs, before[hook][0].shape[1], batch.mask) for hook in saes}
     for hook, sae in saes.items():
         for row in range(len(batch)):
             keep = masks[hook][row]

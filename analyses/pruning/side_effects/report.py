@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-from torch import Tensor
 
 from attlas.analyses.common.columns import (
     CONTEXT_START,
@@ -301,11 +300,10 @@ def what_dies(
         hook: positions_for(model, config.skip_positions, config.exclude_tokens, sae.cfg)
         for hook, sae in checked.items()
     }
-    start = 0
-    for batch in track(data.batches(config.batch_size) if checked else [], "features"):
-        target = _target(model, data, batch, start)
+    targets = data.targets if isinstance(data, TokenDataset) else classifier_labels(model, data, warn=bool(checked))
+    for batch in track(data.minibatches(config.batch_size) if checked else [], "features"):
+        target = None if targets is None else targets[batch.rows].to(model.device)
         tally(model, checked, batch, target, drop, tallies, rules)
-        start += len(batch)
     examples = [
         row for hook in checked for row in _examples(model, drop, data, hook, checked[hook], tallies[hook], config)
     ]
@@ -316,14 +314,6 @@ def what_dies(
         rows, refused = task_losses(model, drop, config.tasks, config.n_prompts, config.seed)
         heads = head_losses(model, drop, config.seed)
     return WhatDiesResult(drop, tallies, examples, rows, heads, refused, config)
-
-
-def _target(model: HookedModel, data: TokenDataset | ImageDataset, batch: Tensor, start: int) -> Tensor | None:
-    """What the loss of a batch is taken against; None where there is no loss."""
-    if isinstance(data, TokenDataset):
-        return batch.to(model.device)
-    labels = classifier_labels(model, data, warn=True)
-    return None if labels is None else labels[start : start + len(batch)].to(model.device)
 
 
 def _examples(
