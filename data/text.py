@@ -123,6 +123,7 @@ def load_tokens(
     split: str | None = None,
     prefer: str | None = None,
     d_vocab: int | None = None,
+    packed: bool = True,
 ) -> TokenDataset:
     """Read, tokenise and pack text.
 
@@ -141,6 +142,7 @@ def load_tokens(
         column: of the text or token ids; None takes "text", else "input_ids" or "tokens".
         split: of a dataset folder; None takes the only one, or `prefer` of several.
         d_vocab: ids from here on are refused; None takes the tokenizer's length.
+        packed: False gives every document a row of its own, BOS to end-of-text, cut at seq_len and padded behind.
 
     Raises:
         TextDataError: the source is missing, empty, damaged, not UTF-8, or shorter than one row; its column or split
@@ -154,10 +156,12 @@ def load_tokens(
     drawn = _Drawn(source, seed, column=column, split=split, prefer=prefer)
     if drawn.ids is not None:
         _check_ids(drawn.ids, name, len(tokenizer) if d_vocab is None and tokenizer is not None else d_vocab)
-        if len(set(drawn.sizes)) == 1 and len(drawn.sizes) > 1:
+        if packed and len(set(drawn.sizes)) == 1 and len(drawn.sizes) > 1:
             return TokenDataset.from_tokens(_packed(drawn, seq_len, n_tokens, name), name)
     elif tokenizer is None:
         raise TextDataError(f"'{name}' is text and the model has no tokenizer; give token ids in a column input_ids")
+    if not packed:
+        return TokenDataset.padded(*_one_a_row(drawn, tokenizer, seq_len, n_tokens, name))
     return TokenDataset.from_tokens(_packed_stream(drawn, tokenizer, seq_len, n_tokens, name), name)
 
 
@@ -209,6 +213,27 @@ class _Drawn:
                 if len(found) == len(place):
                     return [found[at] for at in range(len(found))]
         raise TextDataError(f"'{self._name}' changed while it was read; read it again")
+
+
+def _one_a_row(
+    drawn: _Drawn, tokenizer: Any, seq_len: int, n_tokens: int | None, name: str
+) -> tuple[list[list[int]], str, int]:
+    """(rows, name, padding): each document as BOS, text and EOS, as many from the first on as n_tokens hold."""
+    bos, eos, pad = (getattr(tokenizer, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad"))
+    rows: list[list[int]] = []
+    left = n_tokens
+    for documents in drawn.portions(KEPT if n_tokens is None else min(KEPT, n_tokens * CHARACTERS)):
+        for start in range(0, len(documents), _CHUNK):
+            for ids in _ids(documents[start : start + _CHUNK], tokenizer, bos):
+                ended = ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
+                row = [*([] if bos is None else [bos]), *ended][:seq_len]
+                left = None if left is None else left - len(row)
+                if left is not None and left < 0 and rows:
+                    return rows, name, pad if pad is not None else (eos or 0)
+                rows += [row] if len(row) > 1 else []  # one token predicts nothing
+    if not rows:
+        raise TextDataError(f"'{name}' has no document of two tokens or more; give longer ones")
+    return rows, name, pad if pad is not None else (eos or 0)
 
 
 def _packed_stream(drawn: _Drawn, tokenizer: Any, seq_len: int, n_tokens: int | None, name: str) -> Tensor:

@@ -96,3 +96,17 @@ def test_what_a_store_was_captured_on_is_known_by_name_alone(tmp_path: Path) -> 
     for use in (lambda: stored.batches(2), lambda: stored.minibatches(2), lambda: stored.split(0.5)):
         with pytest.raises(ConfigError, match=r"t\.txt.*give the data itself"):
             use()
+
+
+def test_documents_are_loaded_one_a_row(gpt2_mini: HookedModel, tmp_path: Path) -> None:
+    tokenizer = gpt2_mini.tokenizer
+    texts = ["The cat sat on the mat.", "Two dogs.", "A much longer line about nothing that matters to anyone " * 3]
+    (tmp_path / "t.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    data = load_tokens(tmp_path / "t.txt", tokenizer, seq_len=24, packed=False)
+    assert data.mask is not None
+    rows = {tuple(row[keep].tolist()) for row, keep in zip(data.tokens, data.mask, strict=True)}
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    assert rows == {(bos, *tokenizer(text.strip())["input_ids"], eos)[:24] for text in texts}
+    few = load_tokens("embedded:val", tokenizer, seq_len=32, n_tokens=320, packed=False)
+    assert 320 - 32 < few.n_tokens <= 320
+    assert load_tokens("embedded:val", tokenizer, seq_len=32, n_tokens=320, packed=False).hash == few.hash

@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from attlas.analyses.features.config import MatchingConfig
 from attlas.analyses.features.describe import FeaturesConfig, features
 from attlas.analyses.features.survey import HeadSurveyConfig, head_survey
+from attlas.analyses.pruning import Drop, WhatDiesConfig, what_dies
+from attlas.cli.capture import Args as CaptureArgs
 from attlas.data.text import TokenDataset, load_tokens
 from attlas.errors import ConfigError
 from attlas.saes import SAE, EvalConfig, SAEConfig, TrainConfig, evaluate, load_sae, train_sae
@@ -150,6 +153,32 @@ def test_the_rule_comes_from_the_sae_unless_it_is_given(gpt2_mini: HookedModel, 
     assert positions_for(gpt2_mini, sae=foreign) == Positions(1)
     word = gpt2_mini.tokenizer.convert_ids_to_tokens(40)
     assert positions_for(gpt2_mini, exclude_tokens=(word,)).exclude == (40,)
+
+
+def test_by_default_all_read_the_same_positions(gpt2_mini: HookedModel, packed: TokenDataset, tmp_path: Path) -> None:
+    """Capture, training, evaluation, features and comparisons: all but BOS, where there is no record to follow."""
+    text, sae = packed.take(4), random_sae()
+    assert sae.cfg.skip_positions is None
+    n = text.n_tokens - len(text)
+    config = dataclasses.replace(SMALL, capture_batch=4)
+    for name, source in (("model", model_source), ("store", store_source)):
+        rows = source(gpt2_mini, text, [HOOK], dataclasses.replace(config, store=tmp_path / name))(0)
+        assert len(rows[HOOK]) == n
+    assert evaluate(sae, gpt2_mini, text, EvalConfig(controls=(), functional=False)).rows[0]["n_tokens"] == n
+    assert features(gpt2_mini, sae, text, FeaturesConfig(null_draws=0)).n_tokens == n
+    assert head_survey(gpt2_mini, {HOOK: sae}, text, HeadSurveyConfig(n_draws=2, least_active=1)).n_tokens == n
+    assert what_dies(gpt2_mini, Drop(mlp=(3,)), text, {HOOK: sae}, WhatDiesConfig(())).tallies[HOOK].n_tokens == n
+    for kind in (
+        TrainConfig,
+        EvalConfig,
+        FeaturesConfig,
+        HeadSurveyConfig,
+        MatchingConfig,
+        WhatDiesConfig,
+        CaptureArgs,
+    ):
+        default = next(field.default for field in dataclasses.fields(kind) if field.name == "skip_positions")
+        assert default is None, f"{kind.__name__} has a rule of its own"
 
 
 @pytest.mark.parametrize(
