@@ -8,8 +8,10 @@ Prints a table per model; status 1 when any entry is above 1e-4 of the hook's ow
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,20 +30,34 @@ def kind(name: str) -> str:
     return name.split(".", 2)[2] if name.startswith("blocks.") else name
 
 
-def against_bridge(model: HookedModel, tokens: Tensor) -> Iterator[Pair]:
-    """(hook, ours, theirs) for every name and shape the two have in common."""
+def open_bridge(model: HookedModel) -> Any:
+    """The bridge around the same weights, or None where TransformerLens has no adapter for the architecture."""
     from transformer_lens.model_bridge import TransformerBridge
 
     folder = str(resolve_model(model.name).folder)
-    bridge = TransformerBridge.boot_transformers(folder, device="cpu", dtype=torch.float32)
-    bridge.set_use_attn_result(True)
+    try:
+        bridge = TransformerBridge.boot_transformers(folder, device="cpu", dtype=torch.float32)
+    except ValueError as error:
+        print(f"\n{model.name} has no bridge: {str(error).split('. Available')[0]} ({model.hf.config.model_type})")
+        return None
+    with contextlib.suppress(NotImplementedError):  # of vision models it gives none
+        bridge.set_use_attn_result(True)
+    return bridge
+
+
+def against_bridge(model: HookedModel, bridge: Any, inputs: Tensor) -> Iterator[Pair]:
+    """(hook, ours, theirs) for every name and shape the two have in common."""
     with torch.no_grad():
-        logits, theirs = bridge.run_with_cache(tokens)
-        our_logits, ours = model.run_with_cache(tokens, lambda name: True)
+        logits, theirs = bridge.run_with_cache(inputs)
+        our_logits, ours = model.run_with_cache(inputs, lambda name: True)
     yield "logits", our_logits, logits
     for name, value in ours.items():
         if name.endswith("hook_normalized"):
             continue  # ours hold the norm's weights, as HookedTransformer's do; the bridge's do not
+        if name.endswith("hook_attn_scores") and torch.equal(
+            theirs[name], theirs[name.replace("attn_scores", "pattern")]
+        ):
+            continue  # of vision models the bridge's hook of scores holds the pattern
         if name in theirs and theirs[name].shape == value.shape:
             allowed = torch.isfinite(value) & (theirs[name] > -1e4)  # masked scores are −inf here, −1e5 or so there
             yield name, value[allowed], theirs[name][allowed]
@@ -94,7 +110,8 @@ def main(names: list[str]) -> int:
             inputs = load_images(default_images(model.image_spec), model.image_spec, n_images=4).pixels
         else:
             inputs = model.to_tokens(SENTENCE)
-            good &= show(f"{name} against TransformerBridge", worst(against_bridge(model, inputs)))
+        if (bridge := open_bridge(model)) is not None:
+            good &= show(f"{name} against TransformerBridge", worst(against_bridge(model, bridge, inputs)))
         good &= show(f"{name} against Hugging Face eager attention", worst(against_eager(model, inputs)))
     return 0 if good else 1
 

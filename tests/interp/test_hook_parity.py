@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from attlas.data.images.dataset import ImageDataset
 from attlas.data.models_catalog import EMBEDDED_DIR
 from attlas.interp import HookedModel, load_model
 
@@ -61,6 +62,23 @@ def test_hooks_equal_transformer_bridge(text_model: tuple[HookedModel, Path]) ->
     needed = {"hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out"}
     needed |= {f"attn.hook_{x}" for x in ("q", "k", "v", "z", "result", "pattern")} | {"mlp.hook_post"}
     assert needed <= compared, needed - compared
+
+
+def test_vision_hooks_equal_transformer_bridge(vit_mini: HookedModel, glyphs: ImageDataset) -> None:
+    """Scores apart: the bridge's hook of a vision model's scores holds its pattern."""
+    pixels, bridge = glyphs.pixels[:3], _bridge(EMBEDDED_DIR / "vit-mini")
+    with torch.no_grad():
+        theirs_logits, theirs = bridge.run_with_cache(pixels)
+        ours_logits, ours = vit_mini.run_with_cache(pixels, lambda name: not name.endswith("attn_scores"))
+    torch.testing.assert_close(ours_logits, theirs_logits, atol=TOLERANCE, rtol=0)
+    shared = {name for name in ours if name in theirs and theirs[name].shape == ours[name].shape}
+    shared = {name for name in shared if not name.endswith("hook_normalized")}
+    for name in shared:
+        torch.testing.assert_close(ours[name], theirs[name], atol=TOLERANCE, rtol=0, msg=name)
+    parts = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+    needed = {f"blocks.{layer}.hook_{part}" for layer in range(vit_mini.cfg.n_layers) for part in parts}
+    needed |= {f"blocks.{layer}.attn.hook_{x}" for layer in range(vit_mini.cfg.n_layers) for x in "qkvz"}
+    assert {*needed, "hook_embed", "blocks.0.attn.hook_pattern", "blocks.0.mlp.hook_post"} <= shared
 
 
 def _eager(folder: Path, cls: Any) -> Any:

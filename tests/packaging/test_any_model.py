@@ -198,3 +198,13 @@ def test_a_bridge_with_other_weights_is_refused() -> None:
     bridge.enable_compatibility_mode()  # folds layer norms
     with pytest.raises(UnsupportedModelError, match="computes something else"):
         load_model(bridge)
+
+
+def test_a_vision_bridge_gives_the_numbers_of_its_model(vit_mini: HookedModel, glyphs: Any) -> None:
+    from transformer_lens.model_bridge import TransformerBridge
+
+    bridge = TransformerBridge.boot_transformers(str(EMBEDDED_DIR / "vit-mini"), device="cpu", dtype=torch.float32)
+    images = glyphs.take(8)
+    ours, same = attention.entropy(bridge, images), attention.entropy(vit_mini, images)
+    np.testing.assert_allclose(ours.columns["entropy"], same.columns["entropy"], atol=1e-5)
+    assert pruning.prune(bridge, images, pruning.PruneConfig(drop=("attn:1",))).kind == "prune"

@@ -10,6 +10,7 @@ import transformers as tf
 from torch import Tensor, nn
 
 from attlas.analyses.features.logits import logit_effects, readout_weight, residual_directions
+from attlas.data.dataset import Batch
 from attlas.errors import UnsupportedModelError
 from attlas.interp import HookedModel, load_model
 from attlas.saes.evaluation.behaviour import CleanRun
@@ -83,4 +84,6 @@ def test_a_backbone_without_cls_is_read_by_its_mean() -> None:
     torch.manual_seed(0)
     model = load_model(tf.IJepaModel(tf.IJepaConfig(**COMMON)))
     images = pixels(2).float()
-    assert torch.equal(CleanRun(model, images, None, []).clean, model(images).mean(1))
+    assert torch.equal(
+        CleanRun(model, Batch(images, None, None, torch.arange(len(images))), None, []).clean, model(images).mean(1)
+    )
