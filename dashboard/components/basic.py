@@ -123,10 +123,12 @@ def table(rows: Sequence[dict[str, Any]], names: dict[str, str], *, summary: str
     if plain and len(rows) * len(shown) > MOST_CELLS:
         return html.Details([html.Summary(summary), grid(rows, shown)], open=open_, className="table")
     head = html.Tr([html.Th(title, scope="col", title=tooltip(key) or None) for key, title in shown.items()])
-    body = [html.Tr([html.Td(_cell(row.get(k))) for k in shown]) for row in rows[:400]]
+    body = [html.Tr([_cell(row.get(k)) for k in shown]) for row in rows[:400]]
     inner = html.Div(html.Table([html.Thead(head), html.Tbody(body)]), className="scroll", tabIndex=0)
     return html.Details([html.Summary(summary), inner], open=open_, className="table")
 
 
 def _cell(value: Any) -> Any:
-    return short(value) if value is None or isinstance(value, (int, float, str)) else value
+    """Words may wrap where a table is narrow, numbers not."""
+    text = short(value) if value is None or isinstance(value, (int, float, str)) else value
+    return html.Td(text, className="wrap" if isinstance(value, str) else None)

@@ -25,3 +25,14 @@ def settled(page) -> None:  # type: ignore[no-untyped-def]
     for _ in range(2):
         page.wait_for_function(f"!document.querySelector('{busy}')")
         page.wait_for_timeout(300)
+
+
+def cut_tables(page) -> list[str]:  # type: ignore[no-untyped-def]
+    """Summaries of the open tables whose last columns lie outside their card."""
+    settled(page)
+    found: list[str] = page.evaluate(
+        """() => [...document.querySelectorAll('details.table[open]')]
+            .filter(d => [...d.querySelectorAll('.scroll')].some(s => s.scrollWidth > s.clientWidth))
+            .map(d => d.querySelector('summary').innerText)"""
+    )
+    return found

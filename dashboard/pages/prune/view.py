@@ -61,6 +61,7 @@ def view(data: Data, look: Theme) -> Any:
             heading(f"Prune {data['model']}", lead),
             _what_if(data),
             columns(_scores(data, look), _curves(data, look)),
+            _control(data["control"]),
             _over_training(data["over_training"], look),
             _pruned(data, look),
             _what_dies(data, look),
@@ -168,7 +169,7 @@ def series(rows: list[Row], value: str, show: str) -> dict[str, tuple[list[int],
 
 
 def _control(rows: list[Row]) -> Any:
-    """Each order beside the random sets of its count."""
+    """Each order beside the random sets of its count, over the page's width."""
     if not rows:
         return None
     names = {
@@ -188,7 +189,8 @@ def _control(rows: list[Row]) -> Any:
         }
         for row in rows
     ]
-    return table(shown, names, summary="Beside random sets, on the same sequences, with 95 % intervals", open_=True)
+    numbers = table(shown, names, summary="On the same sequences, with 95 % intervals", open_=True)
+    return card("Beside random sets", numbers, span=2)
 
 
 def _curves(data: Data, look: Theme) -> Any:
@@ -225,7 +227,6 @@ def _curves(data: Data, look: Theme) -> Any:
             height=380,
             marks=lambda name: (ORDERS.index(name.split(", ")[1]), targets.index(name.split(", ")[0])),
         ),
-        _control(data["control"]),
         table(rows, names, summary="Every point with its 95 % interval, random draws one by one"),
         note="Ranked orders beside controls: random (median of distinct sets, none of them the ranking's), the last layers "
         "first, and the reverse of the ranking. A colour is an order, a dash a kind of module.",

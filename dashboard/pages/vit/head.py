@@ -22,7 +22,7 @@ from attlas.dashboard.components import (
 from attlas.dashboard.components.maps import colored, data_url, download
 from attlas.dashboard.page import Data, Page, Params, integer, link
 from attlas.dashboard.pages.vit.page import maps_of
-from attlas.dashboard.pages.vit.view import ABLATIONS, METRICS, STRENGTH
+from attlas.dashboard.pages.vit.view import ABLATIONS, METRICS, STRENGTH, measure_name
 from attlas.dashboard.pictures import pattern_url
 from attlas.dashboard.store import Store
 from attlas.dashboard.theme import Theme
@@ -164,16 +164,11 @@ def _importance(data: Data, look: Theme) -> Any:
     )
 
 
-def _measure_name(measure: str) -> str:
-    ablation, _, metric = measure.partition(":")
-    return f"{ABLATIONS.get(ablation, ablation)}: {metric.replace('_', ' ')}"
-
-
 def _by_class(data: Data, look: Theme) -> Any:
     rows = data["by_class"]
     if not rows:
         return card("By class", html.P("The images of this run have no classes.", className="note"))
-    options = [(m, _measure_name(m)) for m in data["measures"]]
+    options = [(m, measure_name(m)) for m in data["measures"]]
     names = {"class_name": "class", "value": "value", "low": "low", "high": "high", "n_images": "images"}
     ordered = sorted(rows, key=lambda r: -r["value"])
     return card(

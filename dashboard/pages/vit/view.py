@@ -292,13 +292,20 @@ def _tokens(data: Data, look: Theme) -> Any:
     )
 
 
+def measure_name(measure: str) -> str:
+    """ "zero:accuracy_drop" → "zero: accuracy drop", in words that may wrap."""
+    ablation, _, metric = measure.partition(":")
+    return f"{ABLATIONS.get(ablation, ablation)}: {metric.replace('_', ' ')}"
+
+
 def _agreement(data: Data) -> Any:
     if not data["agreement"]:
         return None
+    rows = [{**r, "first": measure_name(r["first"]), "second": measure_name(r["second"])} for r in data["agreement"]]
     names = {"first": "measure", "second": "and", "spearman": "Spearman", "low": "low", "high": "high"}
     return card(
         "Do the measures agree?",
-        table(data["agreement"], names, summary="Pairs of measures", open_=True),
+        table(rows, names, summary="Pairs of measures", open_=True),
         note="Rank correlation over heads; 95 % intervals from resampled images.",
     )
 

@@ -13,7 +13,7 @@ from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
 from attlas.interp.drop import masked
 
-from ..chromium import ARGS, CHROMIUM
+from ..chromium import ARGS, CHROMIUM, cut_tables
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
 
@@ -33,6 +33,8 @@ def test_the_slider_moves_and_measures(workspace: Workspace, gpt2_mini: HookedMo
         problems: list[str] = []
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.goto(f"http://127.0.0.1:{server.port}/prune?model=gpt2-mini")
+        page.get_by_role("heading", name="Beside random sets").wait_for()
+        assert cut_tables(page) == []
         handle = page.get_by_role("slider").first
         handle.focus()
         handle.press("ArrowRight")

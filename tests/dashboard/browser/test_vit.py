@@ -19,7 +19,7 @@ from attlas.data.images.dataset import load_images
 from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
 
-from ..chromium import CHROMIUM, settled
+from ..chromium import CHROMIUM, cut_tables, settled
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
 
@@ -214,6 +214,7 @@ def test_vision_pages_fit_and_take_both_themes(page, address: str, path: str, wi
     page.goto(address + path)
     page.locator("main .card").nth(2).wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert width < 1280 or cut_tables(page) == []
     before = page.evaluate("getComputedStyle(document.body).backgroundColor")
     page.locator("#toggle").click()
     page.wait_for_function(f"getComputedStyle(document.body).backgroundColor !== '{before}'")
