@@ -13,6 +13,7 @@ from attlas.errors import ConfigError, LayerRangeError
 from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.anatomy import linear_weight
 from attlas.interp.config import ModelConfig
+from attlas.interp.names import layer_index
 
 # (module, layer), module being attn, mlp or block; ("head", layer · n_heads + head); or ("group", layer · n_kv_heads +
 # kv head): a kv head with all the heads that share it
@@ -216,7 +217,7 @@ def masked(model: AnyModel, drop: Drop) -> Iterator[HookedModel]:
 
     def silence_heads(tensor: Tensor, name: str) -> Tensor:
         tensor = tensor.clone()
-        tensor[:, :, heads[int(name.split(".")[1])]] = 0
+        tensor[:, :, heads[layer_index(name)]] = 0
         return tensor
 
     names = [f"blocks.{layer}.hook_attn_out" for layer in {*drop.attn, *drop.blocks}]

@@ -25,7 +25,7 @@ from attlas.interp.arguments import check_arguments, padded_positions
 from attlas.interp.engine import HookEngine, HookFn, Registration, StopForward
 from attlas.interp.families import describe
 from attlas.interp.finite import is_finite, require_finite
-from attlas.interp.names import NameFilter, hook_names, layer_of, resolve
+from attlas.interp.names import NameFilter, hook_names, layer_of, match_hooks
 from attlas.interp.splice import splice
 from attlas.interp.tokens import token_texts
 from attlas.interp.weights import Weights
@@ -200,7 +200,7 @@ class HookedModel(Weights):
             HookNameError: a name matches nothing.
         """
         registrations: list[Registration] = [
-            (name, fn) for pattern, fn in functions.items() for name in resolve(pattern, self._names)
+            (name, fn) for pattern, fn in functions.items() for name in match_hooks(pattern, self._names)
         ]
         self._engine.add(registrations)
         try:
@@ -238,7 +238,7 @@ class HookedModel(Weights):
         n_layers = self.cfg.n_layers
         check_finite = not self._engine.registrations if check_finite is None else check_finite
         cache: Cache = {}
-        wanted = resolve(names, self._names)
+        wanted = match_hooks(names, self._names)
 
         def keep(tensor: Tensor, name: str) -> None:
             cache[name] = tensor
@@ -290,7 +290,7 @@ class HookedModel(Weights):
         """
         check_arguments(self.hf, kwargs)
         check_finite = not self._engine.registrations if check_finite is None else check_finite
-        wanted = resolve(names, self._names)
+        wanted = match_hooks(names, self._names)
         last = max((self._depth(name) for name in wanted), default=0)
         if last > self.cfg.n_layers:
             return self.run_with_cache(inputs, wanted, check_finite=check_finite, **kwargs)[1]

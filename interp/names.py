@@ -69,8 +69,20 @@ def layer_of(name: str) -> int | None:
     return int(found.group(1)) if found else None
 
 
-def resolve(names: NameFilter, known: tuple[str, ...]) -> tuple[str, ...]:
-    """Turn names, globs or a predicate into hook names, in forward order.
+def layer_index(name: str) -> int:
+    """`layer_of` a hook that lies in a layer.
+
+    Raises:
+        HookNameError: it lies in none (the embedding, the final norm).
+    """
+    layer = layer_of(name)
+    if layer is None:
+        raise HookNameError(f"hook '{name}' lies in no layer; give one of blocks.L")
+    return layer
+
+
+def match_hooks(names: NameFilter, known: tuple[str, ...]) -> tuple[str, ...]:
+    """Hook names that names, globs or a predicate match, in forward order.
 
     None means every hook but those of `ON_REQUEST`.
 

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from attlas.interp.model import HookedModel
 
 
+def with_error_term(x: Tensor, changed: Tensor, plain: Tensor) -> Tensor:
+    """x + (changed − plain), all [..., D]: exactly x while `changed` is `plain`; gradients flow through `changed` alone."""
+    return x.detach() + (changed - plain.detach())
+
+
 @contextlib.contextmanager
 def splice(model: HookedModel, saes: Mapping[str, Any], use_error_term: bool = True) -> Iterator[HookedModel]:
     """Replace each hook's activation by its autoencoder's reconstruction.
@@ -35,7 +40,7 @@ def splice(model: HookedModel, saes: Mapping[str, Any], use_error_term: bool = T
                 raise ConfigError(f"the SAE for '{name}' has d_in {sae.cfg.d_in}, the hook is {flat.shape[-1]} wide")
             x_hat = sae(flat).to(flat.dtype)  # the whole forward: some SAEs normalise each token
             if use_error_term:
-                x_hat = x_hat + (flat - x_hat).detach()
+                x_hat = with_error_term(flat, x_hat, x_hat)
             return x_hat.reshape(tensor.shape)
 
         return fn

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from attlas.errors import ConfigError, HookNameError, NonFiniteError, nearest
+from attlas.errors import ConfigError, NonFiniteError
+from attlas.interp.names import match_hooks
 from attlas.saes.positions import Positions
 
 if TYPE_CHECKING:
@@ -19,24 +19,18 @@ Rows = dict[str, Tensor]
 EVERYWHERE = Positions()
 
 
-def match_hooks(model: HookedModel, patterns: Sequence[str], *, heads_apart: bool = False) -> tuple[str, ...]:
-    """Hook names that the patterns (names or globs) match, in the model's order.
+def vector_hooks(model: HookedModel, patterns: Sequence[str], *, heads_apart: bool = False) -> tuple[str, ...]:
+    """`match_hooks`, refusing hooks that hold no vector a token.
 
     Args:
         heads_apart: take attn.hook_result too, n_heads × d_model numbers a token.
 
     Raises:
-        HookNameError: a pattern matches nothing.
+        HookNameError, LayerRangeError: a pattern matches nothing.
         ConfigError: a hook has no activation vector a token (attention scores and patterns), or it is hook_result, of which
             hook_z holds all there is.
     """
-    names = model.hook_names()
-    found: set[str] = set()
-    for pattern in patterns:
-        hits = fnmatch.filter(names, pattern)
-        if not hits:
-            raise HookNameError(f"model '{model.name}' has no hook '{pattern}'{nearest(pattern, names)}")
-        found.update(hits)
+    found = match_hooks(patterns, model.hook_names())
     for name in found:
         if name.endswith(("hook_pattern", "hook_attn_scores", "hook_scale")):
             raise ConfigError(f"'{name}' holds no vector a token; train on hook_z, hook_attn_out, or a residual hook")
@@ -45,7 +39,7 @@ def match_hooks(model: HookedModel, patterns: Sequence[str], *, heads_apart: boo
                 f"'{name}' is hook_z · W_O, {model.cfg.n_heads} × {model.cfg.d_model} numbers a token of "
                 f"{model.cfg.n_heads} × {model.cfg.d_head}; train on {name.replace('hook_result', 'hook_z')}"
             )
-    return tuple(name for name in names if name in found)
+    return found
 
 
 def flat_rows(activation: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from attlas.errors import ConfigError
-from attlas.saes.activations import match_hooks
+from attlas.saes.activations import vector_hooks
 
 if TYPE_CHECKING:
     from attlas.data.workspace import Ref
@@ -59,7 +59,7 @@ def check_sae(sae: SAE, model: HookedModel, hook: str | None = None) -> str:
 
     Raises:
         ConfigError: neither says a hook, or the hook is not d_in wide (an SAE of one head, say).
-        HookNameError: the model has no such hook.
+        HookNameError, LayerRangeError: the model has no such hook.
 
     Warns: the SAE was trained on another hook or other weights; hook, width, and both models are named.
     """
@@ -67,7 +67,7 @@ def check_sae(sae: SAE, model: HookedModel, hook: str | None = None) -> str:
     name = hook or cfg.hook_name
     if not name:
         raise ConfigError("the SAE does not say which hook it belongs to; give hook='blocks.L.attn.hook_z'")
-    (name,) = match_hooks(model, [name])
+    (name,) = vector_hooks(model, [name])
     width = hook_width(model, name)
     if width != cfg.d_in:
         of_one = name.endswith((*_WIDE, *_NARROW)) and cfg.d_in == model.cfg.d_head

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from attlas.interp.engine import HookFn
+from attlas.interp.splice import with_error_term
 from attlas.saes.base import SAE
-
-HookFn = Callable[[Tensor, str], Tensor]
 
 
 def put_rows(rows_ND: Tensor, keep_BT: Tensor) -> HookFn:
@@ -27,7 +27,7 @@ def put_rows(rows_ND: Tensor, keep_BT: Tensor) -> HookFn:
     return hook
 
 
-def sae_hook(sae: SAE, use_error_term: bool = False, edit: Callable[[Tensor], Tensor] | None = None) -> HookFn:
+def sae_hook(sae: SAE, use_error_term: bool = True, edit: Callable[[Tensor], Tensor] | None = None) -> HookFn:
     """The SAE's reconstruction in place of the activation.
 
     Args:
@@ -44,7 +44,7 @@ def sae_hook(sae: SAE, use_error_term: bool = False, edit: Callable[[Tensor], Te
         f = sae.encode(x)
         plain = sae.decode_like(f, x)
         changed = plain if edit is None else sae.decode_like(edit(f), x)
-        out = x.detach() + (changed - plain.detach()) if use_error_term else changed
+        out = with_error_term(x, changed, plain) if use_error_term else changed
         return out.reshape(activation.shape).to(activation.dtype)
 
     return hook

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from attlas.errors import ConfigError, PromptError
 from attlas.interp import AnyModel, as_hooked
+from attlas.interp.names import layer_index
 from attlas.saes.base import SAE
 from attlas.saes.decompose import SAEs, check_saes, decompose
 
@@ -122,7 +123,7 @@ class FrozenPass:
                 raise ConfigError(
                     f"the autoencoder sits on '{hook}'; tracing takes those on attn.hook_z or hook_attn_out"
                 )
-            layer = int(hook.split(".")[1])
+            layer = layer_index(hook)
             if layer in self.saes:
                 raise ConfigError(f"two autoencoders read layer {layer}; give one a layer")
             self.saes[layer] = (hook, sae)
@@ -245,7 +246,7 @@ class FrozenPass:
 
     def norm(self, which: str) -> tuple[nn.Module, Tensor]:
         """(module, scale [T, 1]) of "ln_final" or "blocks.{l}.ln1"."""
-        module = self.model.final_norm if which == "ln_final" else self.model.ln1(int(which.split(".")[1]))
+        module = self.model.final_norm if which == "ln_final" else self.model.ln1(layer_index(which))
         return module, self.cache[f"{which}.hook_scale"]
 
     def through_norm(self, which: str, position: int | slice, covector: Tensor) -> tuple[Tensor, Tensor]:

@@ -31,6 +31,7 @@ from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_ratio
 from attlas.errors import ConfigError
 from attlas.interp import AnyModel, HookedModel, as_hooked
+from attlas.interp.names import layer_index
 from attlas.saes.base import SAE
 from attlas.saes.decompose import SAEs, check_saes, decompose
 
@@ -272,7 +273,7 @@ class _Ablation:
 
     def __init__(self, model: HookedModel, task: Task, config: FaithfulnessConfig, saes: SAEs) -> None:
         self.model, self.task, self.config = model, task, config
-        self.saes = {int(hook.split(".")[1]): (hook, sae) for hook, sae in saes.items()}
+        self.saes = {layer_index(hook): (hook, sae) for hook, sae in saes.items()}
         self.hooks = {
             layer: self.saes[layer][0] if layer in self.saes else f"blocks.{layer}.attn.hook_z"
             for layer in range(model.cfg.n_layers)

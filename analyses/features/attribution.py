@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
+from attlas.interp.names import layer_index
 from attlas.kernels import FeatureDFA, feature_dfa
 from attlas.saes.base import SAE
 from attlas.saes.reading import encoder_columns, token_scale
@@ -84,7 +85,7 @@ def attribute_features(
         columns.to(q.dtype),
         place,
         positions,
-        model.layers[int(hook.split(".")[1])].rule,
+        model.layers[layer_index(hook)].rule,
         sequences=rows,
         scale=scale,
         keep_heads=keep_heads,

@@ -24,6 +24,7 @@ from attlas.analyses.features.stream import FeatureStream
 from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
+from attlas.interp.names import layer_index
 from attlas.kernels import feature_dfa
 from attlas.saes.base import SAE
 from attlas.saes.positions import Positions
@@ -232,7 +233,7 @@ def _attributed(
         vectors.to(q.device).contiguous(),
         torch.arange(len(examples), device=q.device),
         examples.position.to(q.device),
-        model.layers[int(hook.split(".")[1])].rule,
+        model.layers[layer_index(hook)].rule,
         sequences=rows.to(q.device),
     ).by_source.cpu()
     mine = tokens.cpu()[rows]

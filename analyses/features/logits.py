@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from attlas.errors import UnsupportedModelError
 from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.anatomy import linear_weight
+from attlas.interp.names import layer_index
 
 
 @torch.no_grad()
@@ -23,7 +24,7 @@ def residual_directions(model: HookedModel, W_dec: Tensor, hook: str) -> Tensor:
     scale), others stay."""
     if not hook.endswith("hook_z"):
         return W_dec.detach()
-    layer = int(hook.split(".")[1])
+    layer = layer_index(hook)
     written = W_dec.detach() @ model.W_O(layer).flatten(0, 1).to(W_dec.dtype)
     scale = getattr(model.layer(layer).attn_out, "lambda1", None)
     return written if scale is None else written * scale.detach().to(written.dtype)

@@ -39,6 +39,7 @@ from attlas.data.stats import bootstrap_mean, count_mean
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp import AnyModel, HookedModel, as_hooked
+from attlas.interp.names import layer_index
 from attlas.saes.base import SAE
 from attlas.saes.identity import check_sae
 from attlas.saes.positions import positions_for
@@ -202,7 +203,7 @@ def head_survey(
         seen += batch.numel()
     heads: list[dict[str, Any]] = []
     features: list[dict[str, Any]] = []
-    for hook in sorted(saes, key=lambda h: int(h.split(".")[1])):
+    for hook in sorted(saes, key=layer_index):
         induction = np.zeros(saes[hook].cfg.d_sae, bool)
         for feature, label in (families or {}).get(hook, {}).items():
             induction[feature] = label == "induction"
@@ -223,7 +224,7 @@ def _survey_layer(
     induction: np.ndarray,
     config: HeadSurveyConfig,
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
-    layer, n_heads = int(hook.split(".")[1]), model.cfg.n_heads
+    layer, n_heads = layer_index(hook), model.cfg.n_heads
     shares = head_shares(sae.W_dec, n_heads).cpu().numpy()
     slices = sae.W_dec.detach().float().cpu().numpy().reshape(len(shares), n_heads, -1)
     phi = together.phi_matrix()

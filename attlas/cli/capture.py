@@ -42,14 +42,14 @@ class Args(TextArgs, ModelArgs):
 
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Say how much it will be, then write."""
-    from attlas.saes.activations import match_hooks
+    from attlas.saes.activations import vector_hooks
     from attlas.saes.inputs import load_inputs
     from attlas.saes.training.store import check_store, read_manifest, store_source
 
     check_store(args.to)
     out.how_to_go_on = lambda: f"the same command goes on after the shards that are written: {out.command()}"
     model = open_model(args, out)
-    hooks = match_hooks(model, args.hooks, heads_apart=True)
+    hooks = vector_hooks(model, args.hooks, heads_apart=True)
     config = TrainConfig(
         model=args.model,
         hooks=args.hooks,

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+from attlas.interp.engine import HookFn
 from attlas.interp.prefix import Prefix
-from attlas.saes.splice import HookFn
 
 if TYPE_CHECKING:
     from attlas.data.dataset import Batch

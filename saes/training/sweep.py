@@ -18,7 +18,7 @@ from attlas.data.schema import TableSchema, column
 from attlas.data.workspace import Ref
 from attlas.errors import ConfigError
 from attlas.interp import AnyModel, as_hooked, load_model
-from attlas.saes.activations import match_hooks
+from attlas.saes.activations import vector_hooks
 from attlas.saes.architectures import architecture
 from attlas.saes.base import SAE
 from attlas.saes.evaluation.measure import EvalConfig, evaluate
@@ -179,7 +179,7 @@ def sweep_saes(
     if model is None:
         model = load_model(train.model, device=train.device, dtype=train.dtype)
     model = as_hooked(model)
-    hooks = match_hooks(model, train.hooks)
+    hooks = vector_hooks(model, train.hooks)
     if data is None:
         data = stored_inputs(train)
     if data is None and val is None:

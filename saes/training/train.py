@@ -13,7 +13,7 @@ from attlas.data.progress import Track, no_track, terminal_track
 from attlas.data.workspace import Ref
 from attlas.interp import AnyModel, as_hooked, load_model
 from attlas.interp.load import find_device
-from attlas.saes.activations import head_shape, match_hooks
+from attlas.saes.activations import head_shape, vector_hooks
 from attlas.saes.identity import identity
 from attlas.saes.inputs import load_inputs
 from attlas.saes.positions import positions_for
@@ -78,7 +78,7 @@ def train_sae(
     if model is None:
         model = load_model(config.model, device=config.model_device or config.device, dtype=config.dtype)
     model = as_hooked(model)
-    hooks = match_hooks(model, config.hooks)
+    hooks = vector_hooks(model, config.hooks)
     if data is None and (data := stored_inputs(config)) is None:
         data = load_inputs(model, config)
     buffer = make_buffer(model, data, hooks, config, track)

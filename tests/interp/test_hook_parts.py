@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel, load_model
-from attlas.saes.activations import match_hooks
+from attlas.saes.activations import vector_hooks
 from attlas.saes.identity import hook_width
 
 _SHAPE: dict[str, Any] = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -140,9 +140,9 @@ def test_results_are_made_on_request_alone(gpt2_mini: HookedModel) -> None:
 
 
 def test_autoencoders_take_neurons_and_refuse_results(gpt2_mini: HookedModel) -> None:
-    assert match_hooks(gpt2_mini, ["*.mlp.hook_post"])[0] == "blocks.0.mlp.hook_post"
+    assert vector_hooks(gpt2_mini, ["*.mlp.hook_post"])[0] == "blocks.0.mlp.hook_post"
     with pytest.raises(ConfigError, match=r"6 × 192 numbers a token.*train on blocks\.2\.attn\.hook_z"):
-        match_hooks(gpt2_mini, ["blocks.2.attn.hook_result"])
+        vector_hooks(gpt2_mini, ["blocks.2.attn.hook_result"])
 
 
 def test_a_site_may_be_a_heads_result_or_the_neurons(gpt2_mini: HookedModel) -> None:

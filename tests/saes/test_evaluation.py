@@ -12,7 +12,7 @@ import torch
 
 from attlas.data.text import TokenDataset, load_tokens
 from attlas.data.workspace import Ref, Workspace
-from attlas.errors import ConfigError, HookNameError
+from attlas.errors import ConfigError, HookNameError, LayerRangeError
 from attlas.saes import SAE, EvalConfig, EvalResult, SAEConfig, evaluate
 from attlas.saes.architectures import create_sae
 from attlas.saes.base import StepContext
@@ -130,7 +130,7 @@ def test_functional_numbers(gpt2_mini: HookedModel, tokens: torch.Tensor, sae: S
     assert zero > mean > spliced > clean
     with torch.no_grad():
         p = gpt2_mini(tokens).log_softmax(-1)
-        with gpt2_mini.hooks({HOOK: sae_hook(sae)}):
+        with gpt2_mini.hooks({HOOK: sae_hook(sae, use_error_term=False)}):
             q = gpt2_mini(tokens).log_softmax(-1)
     assert result.value("kl") == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), abs=1e-4)
 
@@ -205,7 +205,9 @@ def test_wrong_width_and_hook(gpt2_mini: HookedModel, tokens: torch.Tensor) -> N
     nameless = create_sae(SAEConfig(d_in=192, d_sae=64, k=4))
     with pytest.raises(ConfigError, match="does not say which hook"):
         evaluate(nameless, gpt2_mini, TokenDataset(tokens, REF.name, REF.hash))
-    with pytest.raises(HookNameError, match=r"no hook 'blocks\.9\.attn\.hook_z'; did you mean"):
+    with pytest.raises(HookNameError, match=r"no hook matches 'blocks\.1\.attn\.hook_zz'; did you mean"):
+        evaluate(nameless, gpt2_mini, TokenDataset(tokens, REF.name, REF.hash), hook="blocks.1.attn.hook_zz")
+    with pytest.raises(LayerRangeError, match=r"layer 9 is out of range 0–3"):
         evaluate(nameless, gpt2_mini, TokenDataset(tokens, REF.name, REF.hash), hook="blocks.9.attn.hook_z")
     with pytest.raises(ConfigError, match="control 'pcb' is unknown"):
         EvalConfig(controls=("pcb",))
@@ -217,16 +219,16 @@ def test_wrong_width_and_hook(gpt2_mini: HookedModel, tokens: torch.Tensor) -> N
 def test_error_term_leaves_the_run_exactly_clean(gpt2_mini: HookedModel, tokens: torch.Tensor, sae: SAE) -> None:
     with torch.no_grad():
         clean = gpt2_mini(tokens)
-        with gpt2_mini.hooks({HOOK: sae_hook(sae, use_error_term=True)}):
+        with gpt2_mini.hooks({HOOK: sae_hook(sae)}):
             exact = gpt2_mini(tokens)
         with gpt2_mini.with_saes({HOOK: sae}, use_error_term=True):
-            close = gpt2_mini(tokens)
+            spliced = gpt2_mini(tokens)
         with gpt2_mini.with_saes({HOOK: sae}, use_error_term=False):
             changed = gpt2_mini(tokens)
         after = gpt2_mini(tokens)
     assert torch.equal(exact, clean)
+    assert torch.equal(spliced, clean)
     assert torch.equal(after, clean)
-    torch.testing.assert_close(close, clean, atol=1e-3, rtol=1e-4)
     assert not torch.allclose(changed, clean, atol=1e-2)
 
 
@@ -242,7 +244,7 @@ def test_token_normalisation_is_undone_when_spliced(
         expected = sae(z)
         for name, hooks in {
             "with_saes": gpt2_mini.with_saes({HOOK: sae}, use_error_term=False),
-            "edited": gpt2_mini.hooks({HOOK: sae_hook(sae, edit=lambda f: f)}),
+            "edited": gpt2_mini.hooks({HOOK: sae_hook(sae, use_error_term=False, edit=lambda f: f)}),
         }.items():
             with hooks:
                 seen[name] = gpt2_mini.run_with_cache(tokens, names=[HOOK])[1][HOOK]

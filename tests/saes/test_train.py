@@ -12,7 +12,7 @@ import torch
 
 from attlas.data.text import TokenDataset, load_tokens
 from attlas.data.workspace import Workspace
-from attlas.errors import CheckpointError, ConfigError, HookNameError, NonFiniteError
+from attlas.errors import CheckpointError, ConfigError, LayerRangeError, NonFiniteError
 from attlas.saes import SweepConfig, TrainConfig, TrainResult, load_sae, sweep_saes, train_sae
 from attlas.saes.training.sources import model_source
 from attlas.saes.training.store import store_source
@@ -185,7 +185,7 @@ def test_sweep_refuses_axes_without_effect() -> None:
 
 
 def test_unknown_hooks_and_hooks_without_vectors(gpt2_mini: HookedModel, inputs: TokenDataset) -> None:
-    with pytest.raises(HookNameError, match=r"no hook 'blocks\.7\.attn\.hook_z'; did you mean"):
+    with pytest.raises(LayerRangeError, match=r"'blocks\.7\.attn\.hook_z': layer 7 is out of range 0–3"):
         train_sae(dataclasses.replace(SMALL, hooks=("blocks.7.attn.hook_z",)), model=gpt2_mini, data=inputs)
     with pytest.raises(ConfigError, match="holds no vector a token"):
         train_sae(dataclasses.replace(SMALL, hooks=("blocks.0.attn.hook_pattern",)), model=gpt2_mini, data=inputs)
