@@ -11,8 +11,9 @@ import torch
 import transformers as tf
 from torch import Tensor, nn
 
-from attlas.errors import ConfigError
+from attlas.errors import ConfigError, HookNameError
 from attlas.interp import HookedModel, load_model
+from attlas.interp.names import layer_index
 from attlas.saes.activations import vector_hooks
 from attlas.saes.identity import hook_width
 
@@ -143,6 +144,15 @@ def test_autoencoders_take_neurons_and_refuse_results(gpt2_mini: HookedModel) ->
     assert vector_hooks(gpt2_mini, ["*.mlp.hook_post"])[0] == "blocks.0.mlp.hook_post"
     with pytest.raises(ConfigError, match=r"6 × 192 numbers a token.*train on blocks\.2\.attn\.hook_z"):
         vector_hooks(gpt2_mini, ["blocks.2.attn.hook_result"])
+
+
+def test_a_hook_outside_the_layers_has_no_layer_index(gpt2_mini: HookedModel) -> None:
+    names = gpt2_mini.hook_names()
+    inside = [name for name in names if name.startswith("blocks.")]
+    assert [layer_index(name) for name in inside] == [int(name.split(".")[1]) for name in inside]
+    for name in sorted({*names} - {*inside}):
+        with pytest.raises(HookNameError, match=f"hook '{name}' lies in no layer"):
+            layer_index(name)
 
 
 def test_a_site_may_be_a_heads_result_or_the_neurons(gpt2_mini: HookedModel) -> None:
