@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import queue
+import threading
 import warnings
 from array import array
 from collections.abc import Iterator, Sequence
@@ -182,6 +185,7 @@ class _Drawn:
         self.sizes: array[int] = array("q")
         self.ids: tuple[int, int] | None = None
         self._kept: list[Document] | None = []
+        self._stopped = False
         total = 0
         for document in self._read(True):
             self.sizes.append(len(document))
@@ -198,16 +202,43 @@ class _Drawn:
         """The documents in order, about `size` characters or ids at a time."""
         sizes, start = np.frombuffer(self.sizes, dtype=np.int64)[self.order], 0
         ends = sizes.cumsum()
-        while start < len(sizes):
+        while start < len(sizes) and not self._stopped:
             stop = int(np.searchsorted(ends, ends[start] - sizes[start] + size)) + 1
             yield self._pick(self.order[start:stop])
             start = stop
+
+    def portions_ahead(self, size: int) -> Iterator[list[Document]]:
+        """`portions`, the next one read by a thread while this one is used."""
+        ready: queue.Queue[list[Document] | Exception | None] = queue.Queue(1)
+
+        def read() -> None:
+            try:
+                for portion in self.portions(size):
+                    ready.put(portion)
+                ready.put(None)
+            except Exception as error:  # raised where the portion is wanted
+                ready.put(error)
+
+        thread = threading.Thread(target=read, name="attlas-text", daemon=True)
+        thread.start()
+        try:
+            while (portion := ready.get()) is not None:
+                if isinstance(portion, Exception):
+                    raise portion
+                yield portion
+        finally:
+            self._stopped = True  # the thread ends at its next document, or portion
+            while thread.is_alive():
+                with contextlib.suppress(queue.Empty):
+                    ready.get(timeout=0.01)
 
     def _pick(self, which: np.ndarray) -> list[Document]:
         if self._kept is not None:
             return [self._kept[i] for i in which]
         place, found = {int(i): at for at, i in enumerate(which)}, {}
         for i, document in enumerate(self._read(False)):
+            if self._stopped:
+                return []
             if i in place:
                 found[place[i]] = document
                 if len(found) == len(place):
@@ -242,7 +273,9 @@ def _packed_stream(drawn: _Drawn, tokenizer: Any, seq_len: int, n_tokens: int | 
     body = seq_len - (bos is not None)
     n_rows = None if n_tokens is None else max(1, n_tokens // seq_len)
     stream: array[int] = array("q")
-    for documents in drawn.portions(KEPT if n_rows is None else min(KEPT, n_rows * body * CHARACTERS)):
+    wanted = KEPT if n_rows is None else n_rows * body * CHARACTERS
+    # where one portion is expected to do, reading the next one would be for nothing
+    for documents in drawn.portions_ahead(KEPT) if wanted >= KEPT else drawn.portions(wanted):
         for start in range(0, len(documents), _CHUNK):
             for ids in _ids(documents[start : start + _CHUNK], tokenizer, bos):
                 stream.extend(ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import threading
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,45 @@ def test_pieces_of_any_size_give_the_same_values(values: list[Any], piece: int, 
         patch.setattr(text_files, "_pieces", lambda path: pieces)
         found = [value for _, value in text_files._json_records(Path("x.jsonl"))]
     assert found == [json.loads(json.dumps(record).encode("utf-8", "replace")) for record in records]
+
+
+def test_the_next_portion_is_read_while_this_one_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "KEPT", 10)
+    drawn = text._Drawn(write(tmp_path, "jsonl", DOCUMENTS), 0, column=None, split=None, prefer=None)
+    picked, pick = [], drawn._pick
+    here, again = threading.Event(), threading.Event()
+
+    def note(which: Any) -> Any:
+        picked.append((len(which), threading.current_thread().name))
+        (again if len(picked) > 1 else here).set()
+        return pick(which)
+
+    monkeypatch.setattr(drawn, "_pick", note)
+    portions = drawn.portions_ahead(600)
+    first = next(portions)
+    assert again.wait(10)  # the second is read before it is asked for
+    rest = [document for portion in portions for document in portion]
+    order = np.random.default_rng(0).permutation(30)
+    assert [*first, *rest] == [DOCUMENTS[i] for i in order]
+    assert {name for _, name in picked} == {"attlas-text"}
+    assert sum(n for n, _ in picked) == 30
+
+
+def test_reading_ahead_stops_with_its_reader_and_hands_on_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "KEPT", 10)
+    path = write(tmp_path, "jsonl", DOCUMENTS)
+    drawn = text._Drawn(path, 0, column=None, split=None, prefer=None)
+    portions = drawn.portions_ahead(600)
+    next(portions)
+    portions.close()  # type: ignore[attr-defined]
+    assert "attlas-text" not in {thread.name for thread in threading.enumerate()}
+    drawn = text._Drawn(path, 0, column=None, split=None, prefer=None)
+    path.write_text("damaged")
+    with pytest.raises(TextDataError, match="is not JSON"):
+        list(drawn.portions_ahead(600))
+    assert "attlas-text" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_a_source_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
