@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-__all__ = ["attention", "circuits", "common", "features", "pruning", "redundancy", "stability", "tasks", "vit"]
+__all__ = ["attention", "circuits", "common", "features", "heads", "pruning", "redundancy", "stability", "tasks", "vit"]
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -56,6 +56,12 @@ KINDS = {
         "attlas features match --sae RUN --other RUN",
         {"same": "same", "split": "split", "absorbed": "absorbed"},
     ),
+    "heads": Kind(
+        "Heads on a corpus",
+        "/layers",
+        "attlas heads",
+        {"top_induction_head": "induction head", "unexplained": "unexplained share"},
+    ),
     "entropy": Kind(
         "Entropy",
         "/layers",

@@ -73,12 +73,8 @@ def attended(
         torch.Size([8, 6, 24])
     """
     model = as_hooked(model)
-    if model.absent_heads and not absent_too:
-        layer, head = model.absent_heads[0]
-        raise UnsupportedModelError(
-            f"{model.name} lacks {len(model.absent_heads)} heads, such as {layer}.{head} (pruned), and maps of absent heads "
-            "mean nothing; use the model it was pruned from, or attlas entropy, which leaves them out"
-        )
+    if not absent_too:
+        refuse_absent_heads(model)
     model.require_plain("the statistics of attention", "sinks")
     kind = "rot_" if model.cfg.positional == "rotary" else ""
     inputs = inputs.to(model.device)
@@ -93,3 +89,17 @@ def attended(
     for layer, parts in enumerate(model.layers):
         q, k = (cache.pop(f"blocks.{layer}.attn.hook_{kind}{n}").transpose(1, 2) for n in "qk")
         yield Attended(layer, q, k, parts.rule, tokens, mask)
+
+
+def refuse_absent_heads(model: HookedModel) -> None:
+    """The check of all that would take the zeros of absent heads for heads.
+
+    Raises:
+        UnsupportedModelError: a compact pruned model.
+    """
+    if model.absent_heads:
+        layer, head = model.absent_heads[0]
+        raise UnsupportedModelError(
+            f"{model.name} lacks {len(model.absent_heads)} heads, such as {layer}.{head} (pruned), and maps of absent heads "
+            "mean nothing; use the model it was pruned from, or attlas entropy, which leaves them out"
+        )

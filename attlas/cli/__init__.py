@@ -20,6 +20,7 @@ VERBS = {
     "train": "train sparse autoencoders on attention outputs",
     "eval": "evaluate a sparse autoencoder",
     "features": "interpret the features of a sparse autoencoder",
+    "heads": "read every head over a corpus: scores, account, sequences that show it",
     "entropy": "measure attention entropy per head",
     "redundancy": "score attention, MLP and block redundancy per layer",
     "prune": "drop modules, measure what it costs, export a smaller checkpoint",

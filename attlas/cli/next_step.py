@@ -43,6 +43,8 @@ def _next(verb: str, args: Any, result: dict[str, Any]) -> list[str]:
             return ["features"]
         case "features":
             return ["features", "survey"] if what == "describe" and args.images == "auto" else _SERVE
+        case "heads":
+            return _SERVE
         case "entropy":
             return ["entropy", "anatomy", *model] if what == "heads" else _SERVE
         case "redundancy":

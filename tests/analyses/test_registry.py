@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from attlas.analyses import attention, circuits, pruning, redundancy, stability, vit
+from attlas.analyses import attention, circuits, heads, pruning, redundancy, stability, vit
 from attlas.analyses import features as wing
 from attlas.analyses.registry import TABLES
 from attlas.data.checkpoints import find_checkpoints
@@ -109,6 +109,10 @@ MAKERS: dict[str, Callable[[Bench], tuple[Any, ...]]] = {
         wing.head_survey(b.gpt2, {HOOK: b.sae}, b.text, wing.HeadSurveyConfig(n_draws=5, n_dictionaries=20)),
     ),
     "sae_matching": lambda b: (wing.sae_matching(b.gpt2, b.sae, b.sae, b.text),),
+    "heads": lambda b: tuple(
+        heads.head_atlas(model, data, heads.HeadsConfig(n_top=2, n_sampled=1, n_control=2))
+        for model, data in ((b.gpt2, b.text), (b.vit, b.images))
+    ),
     "entropy": lambda b: (attention.entropy(b.gpt2, b.text), attention.entropy(b.vit, b.images)),
     "tracker": lambda b: (_tracked(b),),
     "timeline": lambda b: (

@@ -26,6 +26,7 @@ WINGS = {
     "tasks": {"common"},
     "attention": {"common"},
     "features": {"common"},
+    "heads": {"common"},
     "redundancy": {"common"},
     "vit": {"common"},
     "circuits": {"common", "tasks"},

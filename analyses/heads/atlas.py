@@ -1,0 +1,271 @@
+"""Every head over a whole corpus: scores, an account of its mass, and the sequences that show it at each strength.
+
+HeadVis (Luger, Kamath et al. 2026, transformer-circuits.pub/2026/headvis) shows heads on sequences stratified by their
+activation; its six metrics are here by its own definitions. One streaming pass, no T × T map beyond a tile, and a second
+pass over the sequences that are kept. The account, with its controls, is *(ours)*.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from attlas.analyses.heads.config import BY, HeadsConfig
+from attlas.analyses.heads.controls import random_model, shuffled
+from attlas.analyses.heads.gallery import Chosen, Edges, Place, choose_all, read_edges
+from attlas.analyses.heads.measure import HeadSums, measure
+from attlas.analyses.heads.pass_state import PassState
+from attlas.analyses.heads.rules import REST
+from attlas.analyses.heads.tables import HEAD_ACCOUNT, HEAD_INTERVALS, HEAD_SEQUENCES, HEAD_TEXTS, HEADS, SCORES
+from attlas.data.figures import new_figure
+from attlas.data.images.dataset import ImageDataset
+from attlas.data.progress import Track, no_track
+from attlas.data.result import Result
+from attlas.data.stats import bootstrap_mean, bootstrap_ratio
+from attlas.data.text import TokenDataset
+from attlas.interp import HookedModel
+
+# Above, sequences are resampled in so many groups: the interval is that of means of groups, and memory stays bounded.
+MOST_UNITS = 1024
+
+
+@dataclass(frozen=True)
+class HeadAtlas(Result):
+    """What the passes found.
+
+    Attributes:
+        sums: by sequence, [n_sequences, layer, head] each.
+        chosen: sequences that show each head; edges: what it attends to there.
+        texts: sequence → its tokens; of images empty.
+        thumbnails: sequence → uint8 [H, W, 3], of images.
+        controls: name → sums of the same account.
+    """
+
+    kind: ClassVar[str] = "heads"
+
+    sums: HeadSums
+    chosen: list[Chosen]
+    edges: dict[Place, Edges]
+    texts: dict[int, list[str]]
+    config: HeadsConfig
+    thumbnails: dict[int, np.ndarray] = field(default_factory=dict)
+    controls: dict[str, HeadSums] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    # -- numbers --------------------------------------------------------------------------------------------------------
+
+    def scores(self) -> dict[str, np.ndarray]:
+        """Every score of table `heads`, float64 [layer, head] each."""
+        found = {name: mean for name, (mean, _, _) in self._with_interval().items()}
+        total = self.sums.sums["distance_squared"].sum(0) / self.sums.n_queries.sum()
+        found["qk_distance_variance"] = np.maximum(total - found["qk_distance"] ** 2, 0)
+        found["max_logit"] = self.sums.max_logit
+        return found
+
+    def account(self, sums: HeadSums | None = None) -> np.ndarray:
+        """Share of the mass by rule, float64 [rule, layer, head], over queries behind the first position; Σ over rules = 1."""
+        sums = sums or self.sums
+        later = int((sums.n_queries - 1).sum())
+        return np.stack([sums.sums[f"rule:{rule}"].sum(0) for rule in sums.rules]) / max(1, later)
+
+    def strongest(self, score: str) -> tuple[int, int]:
+        """(layer, head) of the largest value."""
+        values = self.scores()[score]
+        layer, head = np.unravel_index(np.nanargmax(values), values.shape)
+        return int(layer), int(head)
+
+    def _with_interval(self) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Mean and interval over sequences of each score that is a mean of a per-sequence number."""
+        sums, n_all = self.sums.sums, self.sums.n_queries[:, None, None]
+        means: dict[str, tuple[np.ndarray, Any]] = {
+            "self_attention_score": (sums["self_attention"], n_all),
+            "prev_token_score": (sums["previous_token"], n_all - 1),
+            "pattern_entropy": (sums["pattern_entropy"], n_all),
+            "qk_distance": (sums["distance"], n_all),
+            "sink_mass": (sums["sink_mass"], n_all - 1),
+            "max_weight": (sums["max_weight"], n_all - 1),
+            "active": (sums["active"], n_all - 1),
+            "output_ratio": (sums["output_ratio"], n_all - 1),
+            "unexplained": (sums[f"rule:{REST}"], n_all - 1),
+            "mean_activation": (self.sums.activation["weight"], 1),
+            "mean_norm": (self.sums.activation["norm"], 1),
+        }
+        seed = self.config.seed
+        found = {
+            name: bootstrap_mean(_units(value / np.maximum(n, 1)), seed=seed) for name, (value, n) in means.items()
+        }
+        repeats = np.broadcast_to(self.sums.n_repeats[:, None, None], sums["induction"].shape)
+        found["induction_score"] = bootstrap_ratio(_units(sums["induction"]), _units(repeats), seed=seed)
+        if "CLS" in self.sums.rules:  # the order of patches is no order of positions
+            nothing = np.full(self.sums.max_logit.shape, np.nan)
+            found |= dict.fromkeys(("prev_token_score", "qk_distance", "induction_score"), (nothing, nothing, nothing))
+        return found
+
+    # -- tables -----------------------------------------------------------------------------------------------------------
+
+    def tables(self) -> dict[str, pa.Table]:
+        return {
+            "heads": self.table(),
+            "head_intervals": HEAD_INTERVALS.table(self._interval_rows()),
+            "head_account": HEAD_ACCOUNT.table(self._account_rows()),
+            "head_sequences": HEAD_SEQUENCES.table(self._sequence_rows()),
+            "head_texts": HEAD_TEXTS.table([{"sequence": s, "tokens": t} for s, t in sorted(self.texts.items())]),
+        }
+
+    def table(self) -> pa.Table:
+        """Table heads."""
+        scores = self.scores()
+        layers, heads = self.sums.max_logit.shape
+        flat: dict[str, Any] = {"layer": np.repeat(np.arange(layers), heads), "head": np.tile(np.arange(heads), layers)}
+        flat |= {f.name: scores[f.name].ravel() for f in SCORES}
+        flat["n_queries"] = np.full(layers * heads, int(self.sums.n_queries.sum()))
+        return HEADS.table(flat)
+
+    def _interval_rows(self) -> list[dict[str, Any]]:
+        return [
+            {"layer": layer, "head": head, "name": name, "value": mean[layer, head], "low": low[layer, head],
+             "high": high[layer, head]}
+            for name, (mean, low, high) in self._with_interval().items()
+            for layer, head in np.ndindex(mean.shape)
+        ]  # fmt: skip
+
+    def _account_rows(self) -> list[dict[str, Any]]:
+        share = self.account()
+        later = np.maximum(self.sums.n_queries - 1, 1)[:, None, None]
+        control = {name: self.account(sums) for name, sums in self.controls.items()}
+        rows = []
+        for at, rule in enumerate(self.sums.rules):
+            _, low, high = bootstrap_mean(_units(self.sums.sums[f"rule:{rule}"] / later), seed=self.config.seed)
+            for layer, head in np.ndindex(share.shape[1:]):
+                row = {"layer": layer, "head": head, "rule": rule, "share": share[at, layer, head]}
+                row |= {"low": low[layer, head], "high": high[layer, head]}
+                for name in ("shuffled", "random"):
+                    row[f"share_{name}"] = control[name][at, layer, head] if name in control else None
+                rows.append(row)
+        return rows
+
+    def _sequence_rows(self) -> list[dict[str, Any]]:
+        rows = []
+        for c in sorted(self.chosen, key=lambda c: (c.layer, c.head)):
+            edges = self.edges[c.layer, c.head, c.sequence]
+            rows.append({**dataclasses.asdict(c), "query": edges.query, "key": edges.key, "weight": edges.weight})
+        return rows
+
+    def _arrays(self) -> dict[str, dict[str, np.ndarray]]:
+        """Of images: thumbnails, and the sequences they are of."""
+        if not self.thumbnails:
+            return {}
+        shown = sorted(self.thumbnails)
+        return {"pictures": {"thumbnails": np.stack([self.thumbnails[s] for s in shown]), "images": np.array(shown)}}
+
+    # -- to look at -------------------------------------------------------------------------------------------------------
+
+    def plot(self, x: str = "qk_distance", y: str = "pattern_entropy", colour: str = "unexplained") -> Any:
+        """Scatter of all heads by two scores, coloured by a third."""
+        import plotly.graph_objects as go
+
+        scores = self.scores()
+        layers, heads = self.sums.max_logit.shape
+        names = [f"{layer}.{head}" for layer in range(layers) for head in range(heads)]
+        if np.isnan(scores[x]).all():
+            x = "self_attention_score"
+        marker = {"color": scores[colour].ravel(), "showscale": True, "size": 9}
+        figure = new_figure(
+            go.Scatter(x=scores[x].ravel(), y=scores[y].ravel(), text=names, mode="markers", marker=marker)
+        )
+        figure.update_traces(hovertemplate="%{text}<br>%{x:.3f}, %{y:.3f}")
+        words = {name: name.replace("_", " ") for name in (x, y, colour)}
+        return figure.update_layout(
+            xaxis_title=words[x], yaxis_title=words[y], title=f"heads, coloured by {words[colour]}"
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """Headline numbers, and the strongest heads."""
+        share = self.account()
+        found = {
+            **self.about,
+            "n_sequences": len(self.sums.n_queries),
+            "n_queries": int(self.sums.n_queries.sum()),
+            "n_heads": int(self.sums.max_logit.size),
+            "unexplained": float(share[-1].mean()),
+            "account": {rule: float(share[at].mean()) for at, rule in enumerate(self.sums.rules)},
+        }
+        for name in ("induction_score", "prev_token_score"):
+            if not np.isnan(self.scores()[name]).all():
+                layer, head = self.strongest(name)
+                found[f"top_{name.removesuffix('_score')}_head"] = f"{layer}.{head}"
+        return found
+
+
+def _units(values: np.ndarray) -> np.ndarray:
+    """Values [n_sequences, …] as at most MOST_UNITS means over groups of sequences, every so-many-th one."""
+    n = len(values)
+    if n <= MOST_UNITS:
+        return values
+    return np.stack([values[at::MOST_UNITS].mean(0) for at in range(MOST_UNITS)])
+
+
+@torch.no_grad()
+def head_atlas(
+    model: HookedModel,
+    data: TokenDataset | ImageDataset,
+    config: HeadsConfig | None = None,
+    *,
+    checkpoint: Path | None = None,
+    track: Track = no_track,
+) -> HeadAtlas:
+    """Read every head over a corpus.
+
+    Args:
+        model: GPT-2, Llama-like, or a ViT.
+        data: packed text, or images.
+        checkpoint: file that holds the state of the pass, written now and then; when it is there, the pass goes on from it,
+            to the same result. Deleted at the end.
+
+    Memory: O(T) a tile, and a few numbers a sequence and head.
+
+    Raises:
+        ConfigError: the checkpoint is of another pass.
+        UnsupportedModelError: a pruned model that lacks heads.
+
+    Example:
+        >>> from attlas.analyses.heads import HeadsConfig, head_atlas
+        >>> atlas = head_atlas(model, text, HeadsConfig(n_top=2, n_control=0))
+        >>> atlas.scores()["induction_score"].shape  # [layer, head]
+        (4, 6)
+        >>> bool(abs(atlas.account().sum(0) - 1).max() < 1e-5)  # every weight belongs to one rule
+        True
+    """
+    config = config or HeadsConfig()
+    state = PassState(checkpoint, f"{model.weight_hash}/{model.dtype}/{data.hash}/{config}")
+    sums = measure(model, data, config, track, start=state.load(), keep=state.keep)
+    rest = sums.sums[f"rule:{REST}"] / np.maximum(sums.n_queries - 1, 1)[:, None, None]
+    chosen = choose_all({by: sums.activation[by] for by in BY}, config)
+    chosen += choose_all({REST: rest}, dataclasses.replace(config, n_sampled=0))
+    edges = read_edges(model, data, chosen, config, track)
+    shown = sorted({c.sequence for c in chosen})
+    controls = {}
+    if config.n_control:
+        few = data.take(config.n_control)
+        fresh = random_model(model, config.seed)
+        controls["random"] = measure(fresh, few, config, track, title="control: random weights")
+        mixed = shuffled(few, model.cfg.patch_size, config.seed)
+        controls["shuffled"] = measure(model, mixed, config, track, title="control: shuffled data")
+    texts: dict[int, list[str]]
+    thumbnails, about = {}, {}
+    if isinstance(data, ImageDataset):
+        texts, thumbnails = {s: [] for s in shown}, {s: data.thumbnails[s] for s in shown}
+        size = data.pixels.shape[-2:]
+        about = {"grid": [side // model.cfg.patch_size for side in size], "n_prefix": model.cfg.n_prefix_tokens}
+    elif model.tokenizer is not None:
+        texts = {s: model.to_str_tokens(data.tokens[s]) for s in shown}
+    else:
+        texts = {s: [f"[{i}]" for i in data.tokens[s].tolist()] for s in shown}
+    state.delete()
+    return HeadAtlas(sums, chosen, edges, texts, config, thumbnails, controls, about)

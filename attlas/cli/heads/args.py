@@ -1,0 +1,26 @@
+"""Options of the sub-verbs of `attlas heads`: each one's own configuration, and what it runs on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from attlas.analyses.heads.config import HeadsConfig
+from attlas.cli.inputs import DataArgs
+from attlas.cli.options import FLAT, ModelArgs, OutArgs
+
+
+@dataclass(frozen=True)
+class Measure(DataArgs, ModelArgs, OutArgs):
+    """Read every head over a corpus: scores, what its mass is spent on, and the sequences that show it.
+
+    For example:
+
+        attlas heads --model gpt2-mini --n-tokens 131072
+        attlas heads --model vit-mini --n-images 200 --n-top 20
+    """
+
+    checkpoint: Path | None = None
+    """File to keep the state of a long pass in; the same command goes on from it."""
+    config: Annotated[HeadsConfig, FLAT] = field(default_factory=HeadsConfig)

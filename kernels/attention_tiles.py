@@ -1,0 +1,164 @@
+"""Attention weights a tile at a time: for measures that no statistic of `attention_stats` gives, at O(T) memory.
+
+Weights of a block of queries over the keys it may see lie in one tile of bounded size, unnormalised, with what divides
+them; a caller reads its measures off the tile and lets it go.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attlas.kernels.attention_rule import AttentionRule
+from attlas.kernels.dispatch import require
+
+# Weights in one tile, over sequences, heads and queries (never fewer than one query); more on an accelerator.
+TILE_ELEMENTS = 1 << 18
+DEVICE_TILES = 16
+_CLOSED = -1e30  # a logit that gets no weight; finite, so that weight · logit is 0
+
+
+@dataclass(frozen=True)
+class Block:
+    """Which sequences, queries and keys a tile holds."""
+
+    rows: slice
+    queries: slice
+    keys: slice
+
+
+@dataclass(frozen=True)
+class AttentionTile:
+    """Weights of one layer in one block, n sequences, R queries and S keys.
+
+    Attributes:
+        weights: float [n, H, R, S], up to `z`: exp(logit − peak), 0 where a query may not look.
+        z: [n, H, R], Σ weights; 1 for a query without a key, whose weights are 0.
+        peak: [n, H, R], the largest logit (−1e30 without a key).
+        moment: [n, H, R], Σ weights · (logit − peak).
+        off_sink: [n, H, R], the largest weight on keys other than the first position, up to z.
+        block: where they lie.
+    """
+
+    weights: Tensor
+    z: Tensor
+    peak: Tensor
+    moment: Tensor
+    off_sink: Tensor
+    block: Block
+
+    @property
+    def entropy(self) -> Tensor:
+        """−Σ a·log a, nats, [n, H, R]."""
+        return (self.z.log() - self.moment / self.z).clamp(min=0)
+
+    def behind(self, steps: int) -> Tensor:
+        """Weight on the position so many steps before each query, normalised, [n, H, R]; 0 where there is none."""
+        found = torch.zeros_like(self.z)
+        offset = self.block.queries.start - steps - self.block.keys.start  # key column of the first query
+        n_queries, n_keys = self.weights.shape[-2:]
+        first, end = max(0, -offset), min(n_queries, n_keys - offset)
+        if first < end:
+            found[..., first:end] = self.weights.diagonal(offset, -2, -1)
+        return found / self.z
+
+    def sums(self, factors: Tensor) -> Tensor:
+        """Σ over keys of weight · factor.
+
+        Args:
+            factors: float [n, R, S, C], shared by the heads.
+
+        Returns: [n, H, R, C], of normalised weights.
+        """
+        found = self.weights.transpose(1, 2) @ factors  # [n, R, H, C]
+        return found.transpose(1, 2) / self.z.unsqueeze(-1)
+
+
+def tile_blocks(
+    batch: int, heads: int, tokens: int, *, causal: bool, device: torch.device | str = "cpu"
+) -> Iterator[Block]:
+    """Blocks that cover the queries of a batch, each of about TILE_ELEMENTS weights; their keys are those that causality
+    leaves.
+
+    Args:
+        batch, heads, tokens: of the queries.
+        causal: a query sees no later key.
+        device: where they are; an accelerator takes larger tiles.
+    """
+    room = TILE_ELEMENTS * (1 if torch.device(device).type == "cpu" else DEVICE_TILES)
+    together = min(batch, max(1, room // max(1, heads * tokens * tokens)))  # short sequences, several at a time
+    size = max(1, room // max(1, together * heads))
+    for low in range(0, batch, together):
+        rows, start = slice(low, min(batch, low + together)), 0
+        while start < tokens:
+            # each further query of a causal block sees one key more: r · (start + r) ≤ size
+            taken = int((math.sqrt(start * start + 4 * size) - start) / 2) if causal else size // tokens
+            end = min(tokens, start + max(1, taken))
+            yield Block(rows, slice(start, end), slice(0, end if causal else tokens))
+            start = end
+
+
+def attention_tile(
+    q: Tensor, k: Tensor, rule: AttentionRule, block: Block, mask: Tensor | None = None
+) -> AttentionTile:
+    """The weights of one layer in one block.
+
+    Args:
+        q: [B, H, T, e] of a whole batch, after any rotary embedding.
+        k: [B, K, T, e], K a divisor of H.
+        rule: of the layer.
+        block: from `tile_blocks`.
+        mask: bool [B, 1 or H, T, T], True = may attend (padding), or None.
+
+    Raises:
+        KernelError: queries and keys of different lengths, or heads that kv heads do not divide.
+
+    Example:
+        >>> from attlas.kernels import AttentionRule
+        >>> from attlas.kernels.attention_tiles import attention_tile, tile_blocks
+        >>> q, k = torch.randn(2, 6, 10, 32), torch.randn(2, 6, 10, 32)  # [B, heads, T, d_head]
+        >>> blocks = tile_blocks(2, 6, 10, causal=True)
+        >>> tiles = [attention_tile(q, k, AttentionRule(causal=True), block) for block in blocks]
+        >>> tiles[0].entropy.shape  # nats, [sequences of the block, heads, queries]
+        torch.Size([2, 6, 10])
+    """
+    n_heads, n_kv = q.shape[1], k.shape[1]
+    require(q.shape[2] == k.shape[2], f"{q.shape[2]} queries and {k.shape[2]} keys: want as many of both")
+    require(n_kv > 0 and n_heads % n_kv == 0, f"{n_heads} heads do not share {n_kv} kv heads evenly")
+    dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    queries = q[block.rows, :, block.queries].to(dtype) * rule.scaled(q.shape[-1])
+    keys = k[block.rows, :, block.keys].to(dtype)
+    n, _, n_queries, width = queries.shape
+    grouped = queries.reshape(n, n_kv, n_heads // n_kv * n_queries, width)
+    logits = (grouped @ keys.mT).view(n, n_heads, n_queries, -1)
+    _close(logits, rule, block, mask)
+    rest = logits[..., 1:] if block.keys.start == 0 else logits
+    off_peak = rest.amax(-1) if rest.shape[-1] else torch.full_like(logits[..., 0], _CLOSED)
+    peak = torch.maximum(off_peak, logits[..., 0]) if block.keys.start == 0 else off_peak
+    logits -= peak.unsqueeze(-1)
+    weights = logits.exp()
+    empty = peak <= _CLOSED / 2
+    if bool(empty.any()):
+        weights.masked_fill_(empty.unsqueeze(-1), 0)
+    z = weights.sum(-1)
+    moment = torch.mul(weights, logits, out=logits).sum(-1)
+    off_sink = torch.where(empty, 0, (off_peak - peak).exp())
+    return AttentionTile(weights, torch.where(empty, 1, z), peak, moment, off_sink, block)
+
+
+def _close(logits: Tensor, rule: AttentionRule, block: Block, mask: Tensor | None) -> None:
+    """Give the logits that rule or mask forbid no weight, in place."""
+    if rule.sliding_window is not None:
+        at = torch.arange(block.keys.stop, device=logits.device)
+        logits.masked_fill_(~rule.allowed(at[block.queries], at[block.keys]), _CLOSED)
+    elif rule.causal:  # every query sees what lies before the block
+        start = block.queries.start - block.keys.start
+        within = logits[..., start:]
+        closed = torch.ones(within.shape[-2:], dtype=torch.bool, device=logits.device).triu_(1)
+        within.masked_fill_(closed, _CLOSED)
+    if mask is not None:
+        logits.masked_fill_(~mask[block.rows, :, block.queries, block.keys], _CLOSED)
