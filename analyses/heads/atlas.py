@@ -129,7 +129,7 @@ class HeadAtlas(Result):
 
     def _interval_rows(self) -> list[dict[str, Any]]:
         return [
-            {"layer": layer, "head": head, "name": name, "value": mean[layer, head], "low": low[layer, head],
+            {"layer": layer, "head": head, "of": name, "value": mean[layer, head], "low": low[layer, head],
              "high": high[layer, head]}
             for name, (mean, low, high) in self._with_interval().items()
             for layer, head in np.ndindex(mean.shape)

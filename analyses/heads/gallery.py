@@ -34,7 +34,7 @@ class Chosen:
     interval: int
     rank: int
     sequence: int
-    activation: float
+    strength: float
 
 
 def choose(activation: np.ndarray, config: HeadsConfig, rng: np.random.Generator) -> list[tuple[int, int, int]]:

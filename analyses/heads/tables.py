@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from attlas.analyses.common.columns import HEAD, LAYER, MAX_WEIGHT, N_QUERIES, SEQUENCE, SINK_MASS, interval
+from attlas.analyses.common.columns import (
+    HEAD,
+    LAYER,
+    MAX_WEIGHT,
+    N_QUERIES,
+    RANK_BY_STRENGTH,
+    SEQUENCE,
+    SINK_MASS,
+    interval,
+)
 from attlas.analyses.heads.rules import IMAGE_RULES, REST, TEXT_RULES
 from attlas.data.schema import TableSchema, column
 
@@ -39,7 +48,7 @@ HEAD_INTERVALS = TableSchema(
     (
         LAYER,
         HEAD,
-        column("name", pa.string(), "", "the score, a column of table heads"),
+        column("of", pa.string(), "", "the score, a column of table heads"),
         column("value", _F, "", "as there"),
         *interval("", "sequences or images"),
     ),
@@ -84,9 +93,9 @@ HEAD_SEQUENCES = TableSchema(
             f"what ranks sequences: weight (largest off the first position), norm (‖z·W_O‖), {REST}",
         ),
         column("interval", pa.int16(), "", "part of all sequences by that, from 0, the lowest"),
-        column("rank", pa.int16(), "", "from 0, the strongest first"),
+        RANK_BY_STRENGTH,
         SEQUENCE,
-        column("activation", _F, "", "of the sequence: weight or share in 0 … 1, or a norm"),
+        column("strength", _F, "", "of the sequence: weight or share in 0 … 1, or a norm"),
         column("query", pa.list_(pa.int32()), "positions", "query of each kept weight"),
         column("key", pa.list_(pa.int32()), "positions", "its key"),
         column(
