@@ -134,7 +134,7 @@ def attention_tile(
     keys = k[block.rows, :, block.keys].to(dtype)
     n, _, n_queries, width = queries.shape
     grouped = queries.reshape(n, n_kv, n_heads // n_kv * n_queries, width)
-    logits = (grouped @ keys.mT).view(n, n_heads, n_queries, -1)
+    logits = rule.capped(grouped @ keys.mT).view(n, n_heads, n_queries, -1)
     _close(logits, rule, block, mask)
     rest = logits[..., 1:] if block.keys.start == 0 else logits
     off_peak = rest.amax(-1) if rest.shape[-1] else torch.full_like(logits[..., 0], _CLOSED)

@@ -67,6 +67,7 @@ def measure(
         UnsupportedModelError: a pruned model that lacks heads.
     """
     refuse_absent_heads(model)
+    model.require_plain("the measures of heads", "sinks")
     reader = _Reader(model, data, config)
     parts = [] if start is None else [start]
     done = 0 if start is None else len(start.n_queries)

@@ -19,7 +19,10 @@ def _map(q: Tensor, k: Tensor, rule: AttentionRule, mask: Tensor | None) -> Tens
     at = torch.arange(q.shape[2])
     allowed = rule.allowed(at, at).expand(q.shape[0], 1, -1, -1)
     allowed = allowed if mask is None else allowed & mask
-    logits = (q.double() @ keys.mT * rule.scaled(q.shape[-1])).masked_fill(~allowed, -torch.inf)
+    logits = q.double() @ keys.mT * rule.scaled(q.shape[-1])
+    if rule.softcap is not None:
+        logits = rule.softcap * torch.tanh(logits / rule.softcap)
+    logits = logits.masked_fill(~allowed, -torch.inf)
     return logits.softmax(-1).nan_to_num(0.0)
 
 
@@ -28,7 +31,11 @@ def _map(q: Tensor, k: Tensor, rule: AttentionRule, mask: Tensor | None) -> Tens
 def test_tiles_are_the_map(data: st.DataObject) -> None:
     batch, heads, tokens = data.draw(st.tuples(st.integers(1, 3), st.sampled_from((1, 2, 6)), st.integers(1, 23)))
     kv = data.draw(st.sampled_from([n for n in (1, 2, 3, 6) if heads % n == 0]))
-    rule = AttentionRule(data.draw(st.booleans()), data.draw(st.none() | st.integers(1, 9)))
+    rule = AttentionRule(
+        data.draw(st.booleans()),
+        data.draw(st.none() | st.integers(1, 9)),
+        softcap=data.draw(st.sampled_from((None, 2.0))),
+    )
     draw = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     q, k = (3 * torch.randn(batch, n, tokens, 4, generator=draw) for n in (heads, kv))
     mask = None
