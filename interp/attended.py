@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attlas.errors import UnsupportedModelError
 from attlas.interp.load import AnyModel, as_hooked
+from attlas.interp.model import HookedModel
 from attlas.kernels import AttentionRule, AttentionStats, attention_stats
 
 

@@ -29,7 +29,7 @@ from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.stats import bootstrap_mean, bootstrap_ratio
 from attlas.data.text import TokenDataset
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, as_hooked
 
 # Above, sequences are resampled in so many groups: the interval is that of means of groups, and memory stays bounded.
 MOST_UNITS = 1024
@@ -213,7 +213,7 @@ def _units(values: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def head_atlas(
-    model: HookedModel,
+    model: AnyModel,
     data: TokenDataset | ImageDataset,
     config: HeadsConfig | None = None,
     *,
@@ -242,7 +242,7 @@ def head_atlas(
         >>> bool(abs(atlas.account().sum(0) - 1).max() < 1e-5)  # every weight belongs to one rule
         True
     """
-    config = config or HeadsConfig()
+    config, model = config or HeadsConfig(), as_hooked(model)
     state = PassState(checkpoint, f"{model.weight_hash}/{model.dtype}/{data.hash}/{config}")
     sums = measure(model, data, config, track, start=state.load(), keep=state.keep)
     rest = sums.sums[f"rule:{REST}"] / np.maximum(sums.n_queries - 1, 1)[:, None, None]

@@ -10,7 +10,7 @@ import torch
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
-from attlas.interp.compiled import uncompiled
+from attlas.interp.wrappers.compiled import uncompiled
 
 
 def random_model(model: HookedModel, seed: int = 0) -> HookedModel:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from attlas.analyses import attention, circuits, features, pruning, redundancy, tasks, vit
+from attlas.analyses import attention, circuits, features, heads, pruning, redundancy, tasks, vit
 from attlas.data.models_catalog import EMBEDDED_DIR
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Workspace
@@ -22,7 +22,7 @@ from attlas.saes import EvalConfig, SweepConfig, TrainConfig, evaluate, evaluate
 from attlas.saes.architectures import create_sae
 from attlas.saes.config import SAEConfig
 
-WINGS = ("attention", "circuits", "features", "pruning", "redundancy", "tasks", "vit")
+WINGS = ("attention", "circuits", "features", "heads", "pruning", "redundancy", "tasks", "vit")
 FACES = ("attlas.interp", "attlas.saes", *[f"attlas.analyses.{wing}" for wing in WINGS])
 HOOK = "blocks.0.attn.hook_z"
 IN_TRAINING = {"merge_sigma", "sigma_reparam"}  # of attlas.analyses.stability: these change modules, of any kind
@@ -70,6 +70,7 @@ def text_calls(sae: Any, few: TokenDataset, gpt2_mini: HookedModel, tmp_path_fac
         ),
         "logit_effects": lambda m: features.logit_effects(m, sae.W_dec, HOOK, 2),
         "sae_matching": lambda m: features.sae_matching(m, sae, sae, few),
+        "head_atlas": lambda m: heads.head_atlas(m, few, heads.HeadsConfig(n_top=1, n_sampled=0, n_control=2)),
         "head_effects": lambda m: redundancy.head_effects(
             m, few.take(2), redundancy.HeadEffectsConfig(("zero",), n_bootstrap=10)
         ),
