@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
 
-from attlas.analyses import attention, features, pruning, redundancy, vit
+from attlas.analyses import attention, features, heads, pruning, redundancy, vit
 from attlas.analyses.attention import EntropyConfig
 from attlas.analyses.common.losses import judged
 from attlas.analyses.pruning.measure import measure_drops
@@ -132,6 +132,7 @@ ALL: dict[str, Call] = {
 }
 """Take packed text, padded text and images."""
 PACKED: dict[str, Call] = {
+    "head_atlas": lambda m, sae, data: heads.head_atlas(m, data, heads.HeadsConfig(n_top=1, n_control=2)),
     "map_anatomy": lambda m, sae, data: attention.map_anatomy(m, data),
     "sae_matching": lambda m, sae, data: features.sae_matching(m, sae, sae, data),
     "selection_layers": lambda m, sae, data: attention.selection_layers(m, data, attention.SelectionConfig((4,))),
@@ -147,7 +148,7 @@ def test_every_public_function_with_data_is_called() -> None:
     found = set()
     for face in (
         "attlas.saes",
-        *(f"attlas.analyses.{wing}" for wing in ("attention", "features", "pruning", "redundancy")),
+        *(f"attlas.analyses.{wing}" for wing in ("attention", "features", "heads", "pruning", "redundancy")),
     ):
         module = importlib.import_module(face)
         for name in module.__all__:
