@@ -20,9 +20,9 @@ METRICS = {
     "l0": "L0, features a token",
     "dead_fraction": "dead features, fraction",
     "tokens_per_second": "tokens/s",
-    "data_fraction": "share of time in the data",
-    "model_fraction": "share of time in the model",
-    "sae_fraction": "share of time in the autoencoders",
+    "data_fraction": "data's share of time",
+    "model_fraction": "model's share of time",
+    "sae_fraction": "SAEs' share of time",
     "learning_rate": "learning rate",
 }
 
