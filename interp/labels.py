@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,19 +13,8 @@ from attlas.data.images.labels import config_classes, match_classes
 from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
-    from attlas.data.text import TokenDataset
+    from attlas.data.dataset import Dataset
     from attlas.interp.model import HookedModel
-
-
-@runtime_checkable
-class Labelled(Protocol):
-    """What an image set (or the inputs made of one) says about its labels."""
-
-    @property
-    def labels(self) -> Tensor | None: ...
-
-    @property
-    def class_names(self) -> tuple[str, ...] | None: ...
 
 
 def class_names(model: HookedModel) -> tuple[str, ...]:
@@ -34,7 +23,7 @@ def class_names(model: HookedModel) -> tuple[str, ...]:
     return names if model.cfg.n_classes == len(names) else ()
 
 
-def classifier_labels(model: HookedModel, images: Labelled | TokenDataset, *, warn: bool = False) -> Tensor | None:
+def classifier_labels(model: HookedModel, images: Dataset, *, warn: bool = False) -> Tensor | None:
     """Labels int64 [n] in the numbering of the model's classifier, or None when they cannot be told.
 
     Class names are matched with the model's `id2label` (see `match_classes`); where the model has only placeholders
@@ -44,7 +33,7 @@ def classifier_labels(model: HookedModel, images: Labelled | TokenDataset, *, wa
         warn: say so when there are labels that the classifier does not know.
     """
     n_classes = model.cfg.n_classes
-    if not n_classes or not isinstance(images, Labelled) or images.labels is None:
+    if not n_classes or images.labels is None:
         return None
     labels, names = images.labels, images.class_names
     known = class_names(model)
@@ -66,7 +55,14 @@ def classifier_labels(model: HookedModel, images: Labelled | TokenDataset, *, wa
     return found
 
 
-def loss_labels(model: HookedModel, data: Any) -> Tensor | None:
+def targets_for(model: HookedModel, data: Dataset, *, warn: bool = False) -> Tensor | None:
+    """What a prediction is compared with: the tokens of text, int64 [n, T]; labels of images in the classifier's numbering,
+    int64 [n]; None where there are none.
+    """
+    return data.targets if data.tensor.ndim == 2 else classifier_labels(model, data, warn=warn)
+
+
+def loss_labels(model: HookedModel, data: Dataset) -> Tensor | None:
     """Labels [n] for the loss of a vision model's classifier; None for a language model, whose text is its target.
 
     Raises:
@@ -76,7 +72,7 @@ def loss_labels(model: HookedModel, data: Any) -> Tensor | None:
     if model.cfg.family != "vit":
         model.require_head("loss")
         return None
-    if not model.cfg.n_classes or getattr(data, "labels", None) is None:
+    if not model.cfg.n_classes or data.labels is None:
         raise ConfigError(f"{model.name} needs a classifier and labelled images for a loss; see `attlas vit`")
     labels = classifier_labels(model, data)
     if labels is None:
@@ -84,7 +80,7 @@ def loss_labels(model: HookedModel, data: Any) -> Tensor | None:
     return labels
 
 
-def _mismatch(model: HookedModel, images: Labelled) -> str:
+def _mismatch(model: HookedModel, images: Dataset) -> str:
     known, names, n = class_names(model), images.class_names, model.cfg.n_classes
     where = f"the classifier of {model.name} ({n} classes{': ' + shorten(map(repr, known)) if known else ', unnamed'})"
     if names is None:

@@ -25,7 +25,7 @@ from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError, NonFiniteError
 from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.anatomy import linear_weight
-from attlas.interp.labels import classifier_labels, loss_labels
+from attlas.interp.labels import loss_labels, targets_for
 
 HEALING = TableSchema(
     "healing",
@@ -166,7 +166,7 @@ def _forever(
     dense: HookedModel, data: TokenDataset | ImageDataset, config: HealConfig
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """(inputs, targets) in an order that each pass draws anew."""
-    targets = data.targets if data.tensor.ndim == 2 else classifier_labels(dense, data)
+    targets = targets_for(dense, data)
     generator = torch.Generator().manual_seed(config.seed)
     while True:
         for rows in torch.randperm(len(data), generator=generator).split(config.batch_size):

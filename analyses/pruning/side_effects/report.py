@@ -45,7 +45,7 @@ from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError
 from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.drop import Drop, masked
-from attlas.interp.labels import classifier_labels
+from attlas.interp.labels import targets_for
 from attlas.saes.base import SAE
 from attlas.saes.decompose import check_saes
 from attlas.saes.positions import positions_for
@@ -300,7 +300,7 @@ def what_dies(
         hook: positions_for(model, config.skip_positions, config.exclude_tokens, sae.cfg)
         for hook, sae in checked.items()
     }
-    targets = data.targets if isinstance(data, TokenDataset) else classifier_labels(model, data, warn=bool(checked))
+    targets = targets_for(model, data, warn=bool(checked))
     for batch in track(data.minibatches(config.batch_size) if checked else [], "features"):
         target = None if targets is None else targets[batch.rows].to(model.device)
         tally(model, checked, batch, target, drop, tallies, rules)
