@@ -111,14 +111,16 @@ class MatchingConfig:
     Attributes:
         split_cosine: decoder cosine from which a feature of the second is a part of one of the first.
         same_cosine: decoder cosine from which a mutual match counts as the same feature.
+        null_tokens: tokens, the first of the data, on which null dictionaries get the densities of the second.
         batch_size: sequences or images at a time.
         skip_positions: leading positions left out; None as the SAE records it (else BOS of text, nothing of images).
         exclude_tokens: tokens whose positions are left out: bos, eos, pad, sep, token strings or ids; None as recorded.
-        seed: of the control.
+        seed: of the null dictionaries.
     """
 
     split_cosine: float = 0.4
     same_cosine: float = 0.7
+    null_tokens: int = 32_768
     batch_size: int = 16
     skip_positions: int | None = None
     exclude_tokens: tuple[str, ...] | None = None
@@ -128,3 +130,5 @@ class MatchingConfig:
         for name in ("split_cosine", "same_cosine"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must lie between 0 and 1")
+        if self.null_tokens < 1:
+            raise ConfigError(f"null_tokens {self.null_tokens} must be 1 or more")

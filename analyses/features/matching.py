@@ -6,13 +6,13 @@ autoencoder is several of the wider, each of which points and fires alike. Absor
 2409.14507): where a feature is silent although its counterpart fires, because another, more special feature fires instead.
 Thresholds are ours.
 
-Two nulls *(ours)* stand in for the second dictionary: random directions with its norms in every head's slice (of hooks
-without heads: of its norms), and itself shuffled, the entries of each row at random. What is said of
-cosines is given for them too.
+Two nulls *(ours)*, random directions with the second's head norms and itself shuffled, stand in for the second dictionary
+(see `matching_null`): cosines, correlations, splitting and absorption are given for them too.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from attlas.analyses.common.columns import N_ACTIVE
 from attlas.analyses.features.config import MatchingConfig
-from attlas.analyses.features.null import null_directions
+from attlas.analyses.features.matching_null import Read, null_dictionaries
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
@@ -37,6 +37,24 @@ from attlas.saes.base import SAE
 from attlas.saes.identity import check_sae
 from attlas.saes.positions import positions_for
 
+# Missed tokens from which a feature can count as absorbed.
+LEAST_MISSED = 10
+# Prefix of a null's columns → what stands in for the second autoencoder.
+NULLS = {"control": "random directions of the same head norms", "shuffled": "the second's rows, entries shuffled"}
+
+
+def _null_columns(name: str) -> tuple[pa.Field, ...]:
+    of = f"with {NULLS[name]}"
+    return (
+        column(f"{name}_cosine", pa.float64(), "", f"largest cosine {of}"),
+        column(f"{name}_mutual", pa.bool_(), "", f"each is the other's best match, {of}"),
+        column(f"{name}_correlation", pa.float64(), "", f"Pearson's with its best match, {of}"),
+        column(f"{name}_n_split", pa.int32(), "features", f"n_split {of}"),
+        column(f"{name}_n_missed", pa.int64(), "tokens", f"n_missed {of}"),
+        column(f"{name}_absorbed", pa.float64(), "fraction", f"absorbed {of}"),
+    )
+
+
 MATCHES = TableSchema(
     "sae_matches",
     "one feature of the first autoencoder that is ever active",
@@ -46,16 +64,11 @@ MATCHES = TableSchema(
         column("cosine", pa.float64(), "", "that cosine"),
         column("correlation", pa.float64(), "", "Pearson's, of the two features' activations over tokens"),
         column("mutual", pa.bool_(), "", "each is the other's best match"),
-        column(
-            "control_cosine", pa.float64(), "", "largest cosine with as many random directions of the same head norms"
-        ),
-        column("control_mutual", pa.bool_(), "", "each is the other's best match, of those directions"),
-        column("shuffled_cosine", pa.float64(), "", "largest cosine with the second's rows, entries shuffled"),
-        column("shuffled_mutual", pa.bool_(), "", "each is the other's best match, of those rows"),
         column("n_split", pa.int32(), "features", "features of the second with a cosine above the split threshold"),
         N_ACTIVE,
         column("n_missed", pa.int64(), "tokens", "of these, tokens on which the match is silent"),
         column("absorbed", pa.float64(), "fraction", "of the missed, tokens with another split feature active instead"),
+        *itertools.chain.from_iterable(map(_null_columns, NULLS)),
     ),
 )
 SCHEMAS = (MATCHES,)
@@ -80,35 +93,37 @@ class MatchingResult(Result):
         return {"sae_matches": self.table()}
 
     def summary(self) -> dict[str, Any]:
-        """Shares of the first's active features that are the same in the second, split, or partly absorbed."""
-        n = max(1, len(self.rows))
-        c = self.config
-        same = sum(r["mutual"] and r["cosine"] >= c.same_cosine for r in self.rows)
+        """Shares of the first's active features that are the same in the second, split, or partly absorbed; nulls beside."""
         return {
             "d_sae": list(self.d_sae),
             "n_tokens": self.n_tokens,
             "n_active_features": len(self.rows),
-            "same": same / n,
-            "split": sum(r["n_split"] > 1 for r in self.rows) / n,
-            "absorbed": sum(r["absorbed"] >= 0.5 and r["n_missed"] >= 10 for r in self.rows) / n,
-            "mean_cosine": float(np.mean([r["cosine"] for r in self.rows])) if self.rows else None,
-            **self._nulls(),
-            "mean_correlation": float(np.mean([r["correlation"] for r in self.rows])) if self.rows else None,
+            **self._shares(),
+            **self._beside_nulls(),
         }
 
-    def _nulls(self) -> dict[str, float | None]:
-        """Share of the same features and mean cosine under each null, and the share beyond the first one's 95th percentile."""
+    def _beside_nulls(self) -> dict[str, float | None]:
+        """The same numbers under each null, and the share of cosines beyond the first one's 95th percentile."""
         found: dict[str, float | None] = {}
-        for name in ("control", "shuffled"):
-            cosines = np.array([r[f"{name}_cosine"] for r in self.rows])
-            mutual = np.array([r[f"{name}_mutual"] for r in self.rows], dtype=bool)
-            found[f"mean_cosine_{name}"] = float(cosines.mean()) if len(cosines) else None
-            found[f"same_{name}"] = float((mutual & (cosines >= self.config.same_cosine)).sum() / max(1, len(cosines)))
+        for name in NULLS:
+            found |= {f"{key}_{name}": value for key, value in self._shares(f"{name}_").items()}
         control = [r["control_cosine"] for r in self.rows]
         bar = float(np.quantile(control, 0.95)) if control else None
         found["cosine_control_q95"] = bar
         found["beyond_control"] = None if bar is None else float(np.mean([r["cosine"] > bar for r in self.rows]))
         return found
+
+    def _shares(self, prefix: str = "") -> dict[str, float | None]:
+        """Shares and means of the columns whose names have a prefix."""
+        rows, c = self.rows, self.config
+        n = max(1, len(rows))
+        return {
+            "same": sum(r[f"{prefix}mutual"] and r[f"{prefix}cosine"] >= c.same_cosine for r in rows) / n,
+            "split": sum(r[f"{prefix}n_split"] > 1 for r in rows) / n,
+            "absorbed": sum(absorbed(r, prefix) for r in rows) / n,
+            "mean_cosine": float(np.mean([r[f"{prefix}cosine"] for r in rows])) if rows else None,
+            "mean_correlation": float(np.mean([r[f"{prefix}correlation"] for r in rows])) if rows else None,
+        }
 
     def plot(self) -> Any:
         """Decoder cosine of the best match, beside the control's."""
@@ -120,28 +135,15 @@ class MatchingResult(Result):
         return figure
 
 
+def absorbed(row: Mapping[str, Any], prefix: str = "") -> bool:
+    """Whether a row counts as absorbed; with "control_" or "shuffled_", in that null."""
+    return row[f"{prefix}absorbed"] >= 0.5 and row[f"{prefix}n_missed"] >= LEAST_MISSED
+
+
 def _best(A: Tensor, B: Tensor, chunk: int = 1024) -> tuple[Tensor, Tensor]:
     """Largest cosine of each row of A with a row of B, and which."""
     parts = [(a @ B.T).max(1) for a in A.split(chunk)]
     return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
-
-
-def _mutual_best(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest cosine of each row of A with a row of B, and whether each is the other's best, [F] both."""
-    cosine, match = _best(A, B)
-    back = _best(B, A)[1]
-    return cosine, back[match] == torch.arange(len(A), device=A.device)
-
-
-def _null_dictionaries(model: HookedModel, sae: SAE, hook: str, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """("control", random directions with the head norms of W_dec) and ("shuffled", W_dec with each row's entries shuffled)."""
-    W = sae.W_dec.detach().float().cpu()
-    heads = model.cfg.n_heads if hook.endswith("hook_z") else 1
-    norms = W.unflatten(-1, (heads, -1)).norm(dim=-1)
-    # Not the bare seed: an autoencoder that started from it would find its own first directions here.
-    yield "control", null_directions(norms, W.shape[1] // heads, [seed, 0x5EED]).to(sae.W_dec.device)
-    generator = np.random.default_rng([seed, 0x5EED, 1])
-    yield "shuffled", torch.from_numpy(generator.permuted(W.numpy(), axis=1)).to(sae.W_dec.device)
 
 
 def _unit(W: Tensor) -> Tensor:
@@ -174,6 +176,35 @@ def sae_matching(
     """
     model = as_hooked(model)
     config = config or MatchingConfig()
+    hook = _shared_hook(model, first, second, hook)
+    positions = positions_for(model, config.skip_positions, config.exclude_tokens, first.cfg)
+
+    def pieces() -> Iterator[Tensor]:
+        for batch in track(data.batches(config.batch_size), "matching"):
+            x = first.flatten_heads(model.capture(batch, hook)[hook])
+            yield from x[positions.mask(batch, x.shape[1]).to(x.device)].split(2048)
+
+    read = pieces()
+    early, n_early = [], 0  # the nulls' offsets are of these tokens, which are then compared like the rest
+    while n_early < config.null_tokens and (piece := next(read, None)) is not None:
+        early.append(piece)
+        n_early += len(piece)
+    sample = Read.of(second, torch.cat(early)[: config.null_tokens])
+    nulls = list(null_dictionaries(second, model.cfg.n_heads if hook.endswith("hook_z") else 1, sample, config.seed))
+    A = _unit(first.W_dec)
+    mine = _Pairing(A, _unit(second.W_dec), config.split_cosine)
+    pairs = {null.name: _Pairing(A, _unit(null.W_dec), config.split_cosine) for null in nulls}
+    for piece in itertools.chain(early, read):
+        f, g = first.encode(piece), Read.of(second, piece)
+        mine.add(f, g.features)
+        for null in nulls:
+            pairs[null.name].add(f, null.encode(g))
+    rows = list(_rows(mine, pairs))
+    return MatchingResult(rows, (first.cfg.d_sae, second.cfg.d_sae), mine.n, config)
+
+
+def _shared_hook(model: HookedModel, first: SAE, second: SAE, hook: str | None) -> str:
+    """The hook both sit on, having checked that they do."""
     hook = hook or first.cfg.hook_name
     if not hook:
         raise ConfigError("the first SAE does not say which hook it was trained on; give the hook")
@@ -183,30 +214,25 @@ def sae_matching(
         raise ConfigError(f"the SAEs sit on '{hook}' and '{second.cfg.hook_name}'; both must sit on the same hook")
     for sae in (first, second):
         check_sae(sae, model, hook)
-    positions = positions_for(model, config.skip_positions, config.exclude_tokens, first.cfg)
-    A, B = _unit(first.W_dec), _unit(second.W_dec)
-    cosine, match = _best(A, B)
-    _, back = _best(B, A)
-    nulls = {name: _mutual_best(A, _unit(W)) for name, W in _null_dictionaries(model, second, hook, config.seed)}
-    parts = [((a @ B.T) >= config.split_cosine).nonzero() + torch.tensor([[i * 1024, 0]], device=a.device)
-             for i, a in enumerate(A.split(1024))]  # fmt: skip
-    split = torch.cat(parts)
-    sums = _Sums(first.cfg.d_sae, match, split)
-    for batch in track(data.batches(config.batch_size), "matching"):
-        x = first.flatten_heads(model.capture(batch, hook)[hook])
-        x = x[positions.mask(batch, x.shape[1]).to(x.device)]
-        for piece in x.split(2048):
-            sums.add(first.encode(piece), second.encode(piece))
-    rows = list(_rows(sums, cosine, match, back, nulls, split))
-    return MatchingResult(rows, (first.cfg.d_sae, second.cfg.d_sae), sums.n, config)
+    return hook
 
 
-class _Sums:
-    """What correlations and absorption need, added up over tokens."""
+class _Pairing:
+    """The first's features beside those of one dictionary: best matches by decoder cosine, and what correlations and absorption
+    need, added up over tokens.
 
-    def __init__(self, d_sae: int, match: Tensor, split: Tensor) -> None:
-        self.match, self.split, self.n = match, split, 0
-        zero = torch.zeros(d_sae, dtype=torch.float64, device=match.device)
+    Args:
+        A, B: unit decoder rows, [F, D] and [G, D].
+        split_cosine: from which a row of B is a part of one of A.
+    """
+
+    def __init__(self, A: Tensor, B: Tensor, split_cosine: float) -> None:
+        self.cosine, self.match = _best(A, B)
+        self.mutual = _best(B, A)[1][self.match] == torch.arange(len(A), device=A.device)
+        parts = [((a @ B.T) >= split_cosine).nonzero() + torch.tensor([[i * 1024, 0]], device=a.device)
+                 for i, a in enumerate(A.split(1024))]  # fmt: skip
+        self.split, self.n = torch.cat(parts), 0
+        zero = torch.zeros(len(A), dtype=torch.float64, device=A.device)
         self.a, self.aa, self.b, self.bb, self.ab = (zero.clone() for _ in range(5))
         self.active, self.missed, self.instead = (torch.zeros_like(zero, dtype=torch.int64) for _ in range(3))
 
@@ -236,29 +262,27 @@ class _Sums:
         var = (self.aa / n - (self.a / n) ** 2).clamp_min(0) * (self.bb / n - (self.b / n) ** 2).clamp_min(0)
         return torch.where(var > 0, cov / var.clamp_min(1e-30).sqrt(), torch.zeros_like(cov))
 
+    def columns(self) -> dict[str, list[Any]]:
+        """A list over the first's features of each number."""
+        missed = self.missed.double().clamp_min(1)
+        return {
+            "cosine": self.cosine.tolist(),
+            "correlation": self.correlation().tolist(),
+            "mutual": self.mutual.tolist(),
+            "n_split": torch.bincount(self.split[:, 0], minlength=len(self.match)).tolist(),
+            "n_missed": self.missed.tolist(),
+            "absorbed": (self.instead / missed).tolist(),
+        }
 
-def _rows(
-    sums: _Sums,
-    cosine: Tensor,
-    match: Tensor,
-    back: Tensor,
-    nulls: Mapping[str, tuple[Tensor, Tensor]],
-    split: Tensor,
-) -> Iterator[dict[str, Any]]:
-    correlation = sums.correlation().tolist()
-    n_split = torch.bincount(split[:, 0], minlength=len(match)).tolist()
-    for feature in torch.nonzero(sums.active).flatten().tolist():
-        missed = int(sums.missed[feature])
+
+def _rows(mine: _Pairing, nulls: Mapping[str, _Pairing]) -> Iterator[dict[str, Any]]:
+    columns = mine.columns()
+    for name, pairing in nulls.items():
+        columns |= {f"{name}_{key}": values for key, values in pairing.columns().items()}
+    for feature in torch.nonzero(mine.active).flatten().tolist():
         yield {
             "feature": feature,
-            "match": int(match[feature]),
-            "cosine": float(cosine[feature]),
-            "correlation": correlation[feature],
-            "mutual": int(back[match[feature]]) == feature,
-            **{f"{name}_cosine": float(best[feature]) for name, (best, _) in nulls.items()},
-            **{f"{name}_mutual": bool(mutual[feature]) for name, (_, mutual) in nulls.items()},
-            "n_split": n_split[feature],
-            "n_active": int(sums.active[feature]),
-            "n_missed": missed,
-            "absorbed": float(sums.instead[feature]) / missed if missed else 0.0,
+            "match": int(mine.match[feature]),
+            "n_active": int(mine.active[feature]),
+            **{key: values[feature] for key, values in columns.items()},
         }

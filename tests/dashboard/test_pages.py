@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attlas.dashboard.app import create_app, free_port
-from attlas.dashboard.components import table
+from attlas.dashboard.components import short, table
 from attlas.dashboard.pages import pages
 from attlas.dashboard.store import Store, clean
 from attlas.dashboard.theme import theme
@@ -196,6 +196,9 @@ def test_the_survey_lists_a_heads_features_and_matches(workspace: Workspace) -> 
         assert part["counts"][kind] == int(found.sum()) > 0
         assert {r["feature"] for r in part["rows"]} <= set(rows.feature[found])
     assert sum(page["matching"]["cosine"]) == len(rows)
+    shown = json.dumps(PAGES["/survey"].view(page, theme("light")), default=lambda c: c.to_plotly_json())
+    assert "Beside null dictionaries" in shown
+    assert f'"{short(matching.summary["mean_correlation_control"])}"' in shown
     assert _json(client, "/api/survey?head=77")["head"] == 0
 
 

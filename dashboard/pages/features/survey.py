@@ -21,6 +21,16 @@ KINDS = {
 }
 
 
+# Numbers of a matching that stand beside those of its nulls → their names.
+SHARES = {
+    "same": "the same",
+    "mean_cosine": "mean cosine",
+    "split": "split",
+    "absorbed": "absorbed",
+    "mean_correlation": "mean correlation",
+}
+
+
 def data(store: Store, params: Params) -> Data:
     """Heads of the newest survey with the chosen head's features; the newest matching with the chosen kind of rows."""
     run = store.pick("head_survey", params.get("run"), params.get("model"))
@@ -223,25 +233,35 @@ def _match_card(found: Data, look: Theme) -> Any:
         bars(rows, "cosine", "features", look, group="of", x_title="decoder cosine, from", y_title="features"),
         html.P(
             f"{short(s.get('same'))} of the first's {s.get('n_active_features'):,} active features are the same in the "
-            f"second, {short(s.get('split'))} split, {short(s.get('absorbed'))} absorbed.{_nulls(s)}",
+            f"second, {short(s.get('split'))} split, {short(s.get('absorbed'))} absorbed.{_beyond(s)}",
             className="note",
         ),
+        _nulls(s),
         note=f"{found['saes'][0] or 'the first'} beside {found['saes'][1] or 'the second'}: {sizes} features, "
         f"{s.get('n_tokens', 0):,} tokens. Best match of each feature by decoder cosine, beside random directions.",
         controls=switch,
     )
 
 
-def _nulls(s: Row) -> str:
-    """What random and shuffled dictionaries match, in a sentence; nothing for runs that do not hold it."""
+def _beyond(s: Row) -> str:
+    """How many cosines random directions do not reach, in a sentence; nothing for runs that do not hold it."""
     if s.get("beyond_control") is None:
         return ""
     return (
-        f" Mean cosine {short(s.get('mean_cosine'))}: with random directions of the same head norms "
-        f"{short(s.get('mean_cosine_control'))} ({short(s.get('same_control'))} the same), with the second's rows shuffled "
-        f"{short(s.get('mean_cosine_shuffled'))} ({short(s.get('same_shuffled'))}); {short(s['beyond_control'])} of the "
-        f"features are beyond {short(s.get('cosine_control_q95'))}, the 95th percentile of the random ones."
+        f" {short(s['beyond_control'])} have a cosine beyond {short(s.get('cosine_control_q95'))}, the 95th percentile "
+        "with random directions of the same head norms."
     )
+
+
+def _nulls(s: Row) -> Any:
+    """The shares and means beside those with null dictionaries; older runs hold some of them."""
+    rows = [
+        {"what": what, "value": s.get(key), "random": s.get(f"{key}_control"), "shuffled": s.get(f"{key}_shuffled")}
+        for key, what in SHARES.items()
+        if s.get(f"{key}_control") is not None
+    ]
+    names = {"what": "", "value": "the second", "random": "random directions", "shuffled": "its rows shuffled"}
+    return table(rows, names, summary="Beside null dictionaries", open_=True)
 
 
 def _match_table(found: Data) -> Any:

@@ -7,10 +7,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attlas.analyses.features.matching import MatchingConfig, sae_matching
+from attlas.analyses.features.matching_null import Read, null_dictionaries
+from attlas.analyses.features.null import null_directions
 from attlas.analyses.features.survey import HeadSurveyConfig, _beside, groups, head_survey
 from attlas.cli import main
 from attlas.data.text import TokenDataset
@@ -42,6 +44,7 @@ def x(gpt2_mini: HookedModel, val_tokens: TokenDataset) -> torch.Tensor:
 # -- survey ------------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.integers(1, 9), st.data())
 def test_groups_are_connected_components(n: int, data: st.DataObject) -> None:
     edges = data.draw(st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1)), max_size=12))
@@ -147,21 +150,52 @@ def test_a_permuted_copy_matches_wholly(gpt2_mini: HookedModel, val_tokens: Toke
     summary = result.summary()
     assert (summary["same"], summary["same_control"], summary["same_shuffled"]) == (1, 0, 0)
     assert summary["beyond_control"] == 1
+    assert summary["mean_correlation"] > 0.99 > 0.3 > summary["mean_correlation_control"]
 
 
 def test_a_random_dictionary_matches_no_better_than_its_null(
     gpt2_mini: HookedModel, val_tokens: TokenDataset, x: torch.Tensor
 ) -> None:
     """Both with uneven head norms, so that directions alike in them would look like matches without the null."""
-    from attlas.analyses.features.null import null_directions
-
     norms = torch.rand(6, generator=torch.Generator().manual_seed(0)).expand(400, 6) ** 3 + 0.02
     first, second = (made(null_directions(norms, 32, seed), x.mean(0), 40) for seed in (1, 2))
-    summary = sae_matching(gpt2_mini, first, second, val_tokens.take(2)).summary()
+    config = MatchingConfig(split_cosine=0.25)
+    summary = sae_matching(gpt2_mini, first, second, val_tokens.take(4), config).summary()
     assert summary["n_active_features"] > 300
     assert summary["beyond_control"] == pytest.approx(0.05, abs=0.035)
     assert summary["mean_cosine"] == pytest.approx(summary["mean_cosine_control"], abs=0.02)
     assert summary["mean_cosine_control"] > 0.2
+    assert summary["mean_correlation"] == pytest.approx(summary["mean_correlation_control"], abs=0.03)
+    assert summary["mean_correlation_control"] > 0.05, "two directions of the same heads do fire together"
+    for share in ("split", "absorbed"):
+        assert summary[share] == pytest.approx(summary[f"{share}_control"], abs=0.08)
+        assert summary[f"{share}_control"] > 0.1, "a share that a test could miss"
+
+
+def test_null_dictionaries_keep_what_they_should(gpt2_mini: HookedModel, x: torch.Tensor) -> None:
+    """Head norms of both rows, the angle between them in every head, and how often each feature fires; no direction."""
+    torch.manual_seed(5)
+    sae = made(torch.nn.functional.normalize(torch.randn(60, 192), dim=-1), x.mean(0), 7)
+    sae.W_enc.data += 0.05 * torch.randn_like(sae.W_enc)
+    sae.b_enc.data[3] = -100  # never active
+    read = Read.of(sae, x)
+    count = (sae.encode(x) > 0).sum(0)
+    control, other = null_dictionaries(sae, 6, read, seed=0)
+    dec, enc = (w.detach().unflatten(-1, (6, 32)) for w in (sae.W_dec, sae.W_enc.T))
+    null_dec, null_enc = (w.unflatten(-1, (6, 32)) for w in (control.W_dec, control.directions))
+    for a, b, c, d in (
+        (dec, dec, null_dec, null_dec),
+        (enc, enc, null_enc, null_enc),
+        (dec, enc, null_dec, null_enc),
+    ):
+        torch.testing.assert_close((c * d).sum(-1), (a * b).sum(-1), rtol=1e-4, atol=1e-5)
+    assert torch.nn.functional.cosine_similarity(control.W_dec, sae.W_dec).abs().mean() < 0.1
+    assert torch.equal(other.W_dec.sort(-1).values, sae.W_dec.sort(-1).values)
+    torch.testing.assert_close((other.W_dec * other.directions).sum(-1), (sae.W_dec * sae.W_enc.T).sum(-1))
+    for null in (control, other):
+        fired = (null.encode(read) > 0).sum(0)
+        assert torch.equal(fired, count)
+        assert fired[3] == 0
 
 
 def test_splitting_and_absorption_against_brute_force(
@@ -196,6 +230,7 @@ def test_splitting_and_absorption_against_brute_force(
             expected = np.corrcoef(f[:, a].double().numpy(), g[:, b].double().numpy())[0, 1]
             assert row["correlation"] == pytest.approx(expected, abs=1e-6)
     assert missed_in_all > 0
+    assert result.summary()["split_control"] == 0
 
 
 def test_matching_refuses(gpt2_mini: HookedModel, val_tokens: TokenDataset, x: torch.Tensor) -> None:
