@@ -54,7 +54,7 @@ class JumpReLUSAE(SAE):
     arch: ClassVar[str] = "jumprelu"
     saelens_arch: ClassVar[str] = "jumprelu"
     default_sparsity: ClassVar[float] = 1.0
-    default_rate: ClassVar[float] = 5e-3
+    default_rate: ClassVar[float] = 9e-3
     default_clip: ClassVar[float | None] = 1.0  # λ rises while Adam still weighs the large gradients of the start
     rate_scale: ClassVar[dict[str, float]] = {"threshold": 2.0}
 
