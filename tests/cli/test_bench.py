@@ -6,6 +6,7 @@ import importlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from attlas.cli import main
@@ -146,3 +147,19 @@ def test_flops_of_pruned_vits_are_counted_and_checkpoints_timed(monkeypatch: pyt
         assert [row["name"] for row in result["rows"]] == [row["name"] for row in found["models"]]
         for row in result["rows"]:
             assert row["images_per_s"] == pytest.approx(row["batch"] * 1e3 / row["ms_per_batch"])
+
+
+def test_exact_and_shared_nulls_place_scores_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    bench = importlib.import_module("null_accuracy")
+    value = np.array([0.5, 0.2])
+    null = np.array([[0.1, 0.5, 0.9, np.nan], [0.3, 0.4, 0.5, 0.6]])
+    assert bench.percentile(value, null).tolist() == [0.5, 0.0]
+    tiny = "--train-tokens 1024 --d-sae 16 --tokens 512 --draws 20 --features 3 --quiet"
+    found = bench.measure(bench.arguments(tiny.split()))
+    assert found["n_features"] == 3
+    for row in found["scores"].values():
+        assert all(0 <= low <= high <= 1 for low, high in (row["group"], row["used"], row["halves"]))
+        assert row["beyond_both"] <= min(row["beyond_exact"], row["beyond_used"])
+    assert found["scores"]["local"]["used"][0] < 0.25, "of the same distribution, up to twenty draws"
+    assert len(list(bench.table(found))) == 6
