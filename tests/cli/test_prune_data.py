@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from attlas.cli.prune import _data
 from attlas.cli.prune.args import Args
+from attlas.cli.prune.work import _data
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError

@@ -13,8 +13,8 @@ import pytest
 
 from attlas.cli import VERBS
 from attlas.cli.inputs import DataArgs, load_data
-from attlas.cli.prune import _data
 from attlas.cli.prune.args import Args as PruneArgs
+from attlas.cli.prune.work import _data
 from attlas.errors import TextDataError
 from attlas.interp import HookedModel
 from attlas.saes.inputs import held_out, load_inputs, train_and_held_out

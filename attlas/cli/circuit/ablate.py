@@ -3,47 +3,26 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tyro
 
-from attlas.cli.circuit.prompts import PromptArgs, load_task, prompt_row
+from attlas.analyses.circuits.ablation import ablate, random_parts
+from attlas.analyses.circuits.frozen import FrozenPass, parse_part
+from attlas.analyses.circuits.logit_attribution import answers
+from attlas.analyses.circuits.terms import LogitTarget
+from attlas.cli.circuit.prompts import load_task, prompt_row
 from attlas.cli.common import Output, open_model, open_workspace
-from attlas.cli.inputs import SAEArgs, load_saes
-from attlas.cli.options import ModelArgs, OutArgs
+from attlas.cli.inputs import load_saes
 from attlas.errors import ConfigError
 
-
-@dataclass(frozen=True)
-class Ablate(SAEArgs, PromptArgs, ModelArgs, OutArgs):
-    """Take parts out of one prompt's pass, all later layers seeing them gone, beside random parts of the same kinds.
-
-    Heads 3.0@17, features 3/63@17 (with --sae), "mlp 2@4", "error 3@17"; @ is the position, negative ones count from the end.
-
-    For example:
-
-        attlas circuit ablate --model gpt2-mini --task induction --row 3 --parts 3.0@-1 3.4@-1
-    """
-
-    parts: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PART [PART ...]")] = ()
-    """What to take out."""
-    row: int = 0
-    """Which of the task's prompts."""
-    controls: int = 20
-    """Random draws: other heads of the same layers, other active features of the same autoencoders. 0 leaves them out."""
-    seed: int = 0
-    """Seed of the prompts and of the draws."""
+if TYPE_CHECKING:
+    from attlas.cli.circuit.args import Ablate
 
 
-def run_ablate(args: Ablate, out: Output) -> dict[str, Any]:
+def run(args: Ablate, out: Output) -> dict[str, Any]:
     """Ablate, show."""
-    from attlas.analyses.circuits.ablation import ablate, random_parts
-    from attlas.analyses.circuits.frozen import FrozenPass, parse_part
-    from attlas.analyses.circuits.logit_attribution import answers
-    from attlas.analyses.circuits.terms import LogitTarget
-
     if args.controls < 0:
         raise ConfigError(f"--controls {args.controls} must be 0 or more")
     if not args.parts:

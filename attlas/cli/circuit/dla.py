@@ -2,34 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from attlas.analyses.circuits.config import DLAConfig
-from attlas.cli.circuit.prompts import PromptArgs, load_task
+from attlas.analyses.circuits.logit_attribution import dla
+from attlas.cli.circuit.prompts import load_task
 from attlas.cli.common import Output, open_model, open_workspace
-from attlas.cli.inputs import SAEArgs, load_saes
-from attlas.cli.options import FLAT, ModelArgs, OutArgs
+from attlas.cli.inputs import load_saes
 
 _SHOWN = ("name", "contribution", "low", "high", "right", "wrong", "looks_at", "attention", "label")
 
-
-@dataclass(frozen=True)
-class Dla(SAEArgs, PromptArgs, ModelArgs, OutArgs):
-    """Split the logit difference into what each layer, head or feature adds directly (the final norm frozen).
-
-    For example:
-
-        attlas circuit dla --model smollm2-135m --task ioi --by head
-    """
-
-    config: Annotated[DLAConfig, FLAT] = field(default_factory=DLAConfig)
+if TYPE_CHECKING:
+    from attlas.cli.circuit.args import Dla
 
 
-def run_dla(args: Dla, out: Output) -> dict[str, Any]:
+def run(args: Dla, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
-    from attlas.analyses.circuits.logit_attribution import dla
-
     workspace, model = open_workspace(args), open_model(args, out)
     task = load_task(model, args, args.config.seed, out)
     saes = load_saes(model, args, workspace, out)

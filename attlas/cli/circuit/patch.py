@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from attlas.analyses.circuits.config import PatchingConfig
-from attlas.cli.circuit.prompts import PromptArgs, load_task
+from attlas.analyses.circuits.activation_patching import patching
+from attlas.cli.circuit.prompts import load_task
 from attlas.cli.common import Output, done, open_model, open_workspace
-from attlas.cli.inputs import SAEArgs, load_saes
-from attlas.cli.options import FLAT, ModelArgs, OutArgs
+from attlas.cli.inputs import load_saes
+
+if TYPE_CHECKING:
+    from attlas.cli.circuit.args import Patch
 
 
-@dataclass(frozen=True)
-class Patch(SAEArgs, PromptArgs, ModelArgs, OutArgs):
-    """Change one place of the forward pass after the other and measure the task's metric, beside a gradient estimate.
-
-    Places: layers, layer × position, layer × head, or SAE features (with --sae). What is put there: the other prompt's
-    activation, zero, the mean, or another prompt's.
-
-    For example:
-
-        attlas circuit patch --model gpt2-mini --task induction --by head
-        attlas circuit patch --prompt "Anna met Tom and" --corrupted "Anna met Ben and" --by position
-    """
-
-    patching: Annotated[PatchingConfig, FLAT] = field(default_factory=PatchingConfig)
-
-
-def _patch(args: Patch, out: Output) -> dict[str, Any]:
-    from attlas.analyses.circuits.activation_patching import patching
-
+def run(args: Patch, out: Output) -> dict[str, Any]:
     workspace, model = open_workspace(args), open_model(args, out)
     task = load_task(model, args, args.patching.seed, out)
     saes = load_saes(model, args, workspace, out)

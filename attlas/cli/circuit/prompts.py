@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
+from attlas.analyses.tasks.catalog import make_task, require_ability
+from attlas.analyses.tasks.prompts import task_from_prompts
+from attlas.analyses.tasks.task import TaskConfig
 from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
     from attlas.analyses.tasks.task import Task
-    from attlas.cli.circuit.qk import Qk
-    from attlas.cli.circuit.trace import Trace
+    from attlas.cli.circuit.args import PromptArgs, Qk, Trace
     from attlas.cli.common import Output
     from attlas.interp import HookedModel
-
-
-@dataclass(frozen=True)
-class PromptArgs:
-    """The prompts: a task's, or one's own."""
-
-    task: str = "induction-natural"
-    """Prompts with known answers (`attlas circuit tasks` lists them); not read when --prompt is given."""
-    n_prompts: int = 16
-    """How many prompts of the task."""
-    variant: str = "mixed"
-    """ioi: abba, baba or mixed."""
-    corruption: str = "abc"
-    """ioi: how the corrupted prompts differ: abc, s2 or swap."""
-    min_accuracy: float = 0.7
-    """Refuse a model that gets fewer of the task's prompts right; 0 never refuses."""
-    prompt: str | None = None
-    """Your own prompt; it ends where the answer should come."""
-    answer: str | None = None
-    """The right next token, with the space it begins with; by default the model's most likely one."""
-    wrong: str | None = None
-    """A wrong next token, for a logit difference; without it the metric is the answer's logit."""
-    corrupted: str | None = None
-    """A prompt of the same number of tokens to patch from."""
 
 
 def load_task(model: HookedModel, args: PromptArgs, seed: int, out: Output) -> Task:
@@ -46,10 +25,6 @@ def load_task(model: HookedModel, args: PromptArgs, seed: int, out: Output) -> T
         TaskError: the model cannot do the task; says its accuracy.
         PromptError: the prompts do not line up, or an answer is not one token.
     """
-    from attlas.analyses.tasks.catalog import make_task, require_ability
-    from attlas.analyses.tasks.prompts import task_from_prompts
-    from attlas.analyses.tasks.task import TaskConfig
-
     model.require_language_model()
     if args.prompt is not None:
         answer = args.answer if args.answer is not None else likely_next(model, args.prompt)
@@ -75,8 +50,6 @@ def load_task(model: HookedModel, args: PromptArgs, seed: int, out: Output) -> T
 
 def likely_next(model: HookedModel, prompt: str) -> str:
     """The most likely next token's text."""
-    import torch
-
     with torch.no_grad():
         best = int(model(model.to_tokens(prompt))[0, -1].argmax())
     return model.to_str_tokens([best])[0]

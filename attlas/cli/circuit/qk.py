@@ -2,50 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from attlas.cli.circuit.prompts import PromptArgs, _one_prompt, load_task, prompt_row
+from attlas.analyses.circuits.frozen import FrozenPass
+from attlas.analyses.circuits.logit_attribution import answers, strongest_head
+from attlas.analyses.circuits.qk import QKConfig, key_contrast, qk_attribution
+from attlas.cli.circuit.prompts import _one_prompt, load_task, prompt_row
 from attlas.cli.common import Output, done, open_model, open_workspace
-from attlas.cli.inputs import SAEArgs, load_saes
-from attlas.cli.options import ModelArgs, OutArgs
+from attlas.cli.inputs import load_saes
 from attlas.errors import LayerRangeError
 
 if TYPE_CHECKING:
     from attlas.analyses.circuits.frozen import FrozenPass
     from attlas.analyses.tasks.task import Task
+    from attlas.cli.circuit.args import Qk
     from attlas.interp import HookedModel
-
-
-@dataclass(frozen=True)
-class Qk(SAEArgs, PromptArgs, ModelArgs, OutArgs):
-    """Split one attention score into pairs of terms, one at the destination and one at the source.
-
-    For example:
-
-        attlas circuit qk --model gpt2-mini --task induction --row 3 --layer 3 --head 0 --src 14
-    """
-
-    layer: int | None = None
-    """Layer of the head; without --layer and --head the one that adds most to this prompt's answer is taken, and named."""
-    head: int | None = None
-    """The (query) head."""
-    dest: int = -1
-    """Destination position; negative ones count from the end."""
-    src: int | None = None
-    """Source position; by default where the head looks most from --dest, the first token aside."""
-    row: int = 0
-    """Which of the task's prompts."""
-    top_n: int = 100
-    """Pairs listed; the rest is one row."""
-    seed: int = 0
-    """Seed of the prompts."""
 
 
 def _head(args: Qk, model: HookedModel, task: Task, frozen: FrozenPass, out: Output) -> tuple[int, int]:
     """The head asked for; of what is left open, the one that adds most to the answer of this prompt."""
-    from attlas.analyses.circuits.logit_attribution import answers, strongest_head
-
     if args.layer is not None:
         model.layer(args.layer)
     if args.head is not None and not 0 <= args.head < model.cfg.n_heads:
@@ -61,11 +36,8 @@ def _head(args: Qk, model: HookedModel, task: Task, frozen: FrozenPass, out: Out
     return layer, head
 
 
-def run_qk(args: Qk, out: Output) -> dict[str, Any]:
+def run(args: Qk, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
-    from attlas.analyses.circuits.frozen import FrozenPass
-    from attlas.analyses.circuits.qk import QKConfig, key_contrast, qk_attribution
-
     workspace, model = open_workspace(args), open_model(args, out)
     task = load_task(model, args, args.seed, out)
     saes = load_saes(model, args, workspace, out)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from attlas.analyses.circuits.config import TraceConfig
-from attlas.cli.circuit.prompts import PromptArgs, _one_prompt, load_task, prompt_row
+import numpy as np
+
+from attlas.analyses.circuits.attention import explain_attention
+from attlas.analyses.circuits.frozen import FrozenPass
+from attlas.analyses.circuits.graph_files import check_replaceable, save_circuit_tracer, save_graphml, save_json
+from attlas.analyses.circuits.logit_attribution import answers
+from attlas.analyses.circuits.tracing import FeatureTarget, LogitTarget, trace
+from attlas.analyses.circuits.validation import FaithfulnessConfig, faithfulness
+from attlas.cli.circuit.prompts import _one_prompt, load_task, prompt_row
 from attlas.cli.common import Output, open_model, open_workspace
-from attlas.cli.inputs import SAEArgs, load_saes
-from attlas.cli.options import FLAT, ModelArgs, OutArgs
+from attlas.cli.inputs import load_saes
 from attlas.data.disk import check_writable
 from attlas.errors import ConfigError
 
@@ -18,6 +23,7 @@ if TYPE_CHECKING:
     from attlas.analyses.circuits.graph import CircuitGraph
     from attlas.analyses.circuits.validation import FaithfulnessResult
     from attlas.analyses.tasks.task import Task
+    from attlas.cli.circuit.args import Trace
     from attlas.data.workspace import Workspace
     from attlas.interp import HookedModel
 
@@ -25,41 +31,11 @@ if TYPE_CHECKING:
 FORMATS = (".json", ".graphml")
 
 
-@dataclass(frozen=True)
-class Trace(SAEArgs, PromptArgs, ModelArgs, OutArgs):
-    """Trace a logit difference, or a feature, back through attention to the tokens; nothing is lost on the way.
-
-    Layers with an autoencoder (--sae) are told in features, the others in heads.
-
-    For example:
-
-        attlas circuit trace --model gpt2-mini --task induction --row 3 --out circuit.json
-        attlas circuit trace --prompt "the cat sat on the mat. the cat" --depth 3
-        attlas circuit trace -m smollm2-135m --prompt "When Anna met Tom, Tom gave a ring to" --answer " Anna" --wrong " Tom"
-    """
-
-    row: int = 0
-    """Which of the task's prompts."""
-    feature: str | None = None
-    """Trace this feature instead of the answer: layer/feature@position, such as 2/831@5."""
-    attention: bool = True
-    """Also explain where the strongest heads look, by keys and queries."""
-    faithful: bool = False
-    """Also trace every prompt of the task, and ablate what is outside the circuits, what is inside, and random ones."""
-    out: Path | None = None
-    """Also write the graph here: .json, .graphml, or .ct.json for circuit-tracer's viewer."""
-    seed: int = 0
-    """Seed of the prompts, the random circuits and the intervals."""
-    config: Annotated[TraceConfig, FLAT] = field(default_factory=TraceConfig)
-
-
-def run_trace(args: Trace, out: Output) -> dict[str, Any]:
+def run(args: Trace, out: Output) -> dict[str, Any]:
     """Trace, save, show."""
     if args.out is not None and args.out.suffix not in FORMATS:
         raise ConfigError(f"--out '{args.out}' should end in .json, .graphml or .ct.json")
     if args.out is not None:
-        from attlas.analyses.circuits.graph_files import check_replaceable
-
         check_replaceable(args.out)
         check_writable(args.out.absolute().parent)
     workspace, model = open_workspace(args), open_model(args, out)
@@ -89,19 +65,12 @@ def run_trace(args: Trace, out: Output) -> dict[str, Any]:
 def _trace_one(
     model: HookedModel, task: Task, row: int, target: Any, args: Trace, saes: dict[str, Any], out: Output
 ) -> CircuitGraph:
-    from attlas.analyses.circuits.attention import explain_attention
-    from attlas.analyses.circuits.frozen import FrozenPass
-    from attlas.analyses.circuits.tracing import trace
-
     frozen = FrozenPass(model, task.tokens[row], saes)
     graph = trace(model, task.tokens[row], target, args.config, frozen=frozen, track=out.track)
     return explain_attention(frozen, graph) if args.attention else graph
 
 
 def _target(args: Trace, task: Task, row: int) -> Any:
-    from attlas.analyses.circuits.logit_attribution import answers
-    from attlas.analyses.circuits.tracing import FeatureTarget, LogitTarget
-
     if args.feature is None:
         position, right, wrong = answers(task, row)
         return LogitTarget(tuple(right), tuple(wrong), position)
@@ -114,8 +83,6 @@ def _target(args: Trace, task: Task, row: int) -> Any:
 
 
 def _write(graph: CircuitGraph, path: Path) -> Path:
-    from attlas.analyses.circuits.graph_files import save_circuit_tracer, save_graphml, save_json
-
     if path.name.endswith(".ct.json"):
         return save_circuit_tracer(graph, path, slug=path.name.removesuffix(".ct.json"))
     return save_graphml(graph, path) if path.suffix == ".graphml" else save_json(graph, path)
@@ -124,12 +91,6 @@ def _write(graph: CircuitGraph, path: Path) -> Path:
 def _faithful(
     model: HookedModel, task: Task, args: Trace, saes: dict[str, Any], out: Output, workspace: Workspace
 ) -> FaithfulnessResult:
-    import numpy as np
-
-    from attlas.analyses.circuits.logit_attribution import answers
-    from attlas.analyses.circuits.tracing import LogitTarget
-    from attlas.analyses.circuits.validation import FaithfulnessConfig, faithfulness
-
     if bool((task.tokens == task.corrupted).all()):
         raise ConfigError("--faithful needs corrupted prompts to ablate with: give --corrupted, or use --task")
     graphs = []

@@ -11,7 +11,7 @@ from attlas.dashboard.components import button_link, card, metric_cards, picker,
 from attlas.dashboard.components.network import network
 from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.page import Data, Params
-from attlas.dashboard.pages.circuit import jobs as live
+from attlas.dashboard.pages.circuit.setup import Setup
 from attlas.dashboard.pages.circuit.view import here, step
 from attlas.dashboard.store import Store
 from attlas.dashboard.theme import Theme
@@ -23,14 +23,14 @@ DEEPEST, WIDEST = 1400.0, 1500.0  # px of the drawing before it is fitted into i
 FRAMES = (460, 1000)  # least and most height of the frame, px
 
 
-def graph_data(store: Store, found: Data, setup: live.Setup, params: Params, ask: Callable[..., Any]) -> None:
+def graph_data(store: Store, found: Data, setup: Setup, params: Params, ask: Callable[..., Any]) -> None:
     """Ask for the graph, and put it into the data as plain values."""
     threshold = params["threshold"] if params.get("threshold") in THRESHOLDS else DEFAULT_THRESHOLD
     of = step(found["trail"][-1]) if found["trail"] and params.get("of") == "feature" else None
     attention = params.get("keys") != "no"
     found |= {"threshold": threshold, "of": "feature" if of else "logits", "keys": "yes" if attention else "no"}
     title = f"trace of {found['trail'][-1]}" if of else "trace of the logit difference"
-    graph = ask(store, found, "graph", setup, (of, float(threshold), attention), title, live.graph, job=True)
+    graph = ask(store, found, "graph", setup, (of, float(threshold), attention), title, job=True)
     found["graph"] = None if graph is None else plain(graph)
 
 

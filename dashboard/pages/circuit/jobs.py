@@ -6,12 +6,19 @@ The numbers are those of attlas.analyses; nothing is computed here.
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from attlas.analyses.circuits.ablation import ablate
+from attlas.analyses.circuits.attention import explain_attention
+from attlas.analyses.circuits.frozen import FrozenPass, parse_part
+from attlas.analyses.circuits.qk import QKConfig, qk_attribution
+from attlas.analyses.circuits.terms import LogitTarget, logit_terms
+from attlas.analyses.circuits.tracing import FeatureTarget, TraceConfig, direct_attribution, trace
 from attlas.dashboard.jobs import Job
+from attlas.dashboard.pages.circuit.setup import Setup
 from attlas.dashboard.store import Store
 from attlas.errors import PromptError
+from attlas.saes import load_sae
 
 if TYPE_CHECKING:
     from attlas.analyses.circuits.frozen import FrozenPass
@@ -25,32 +32,8 @@ CHIPS = 8  # features told of a layer at a token
 TERMS = 15  # terms told of a feature
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What a pass depends on.
-
-    Attributes:
-        model: its name.
-        text: the prompt.
-        saes: run ids of autoencoders, at most one a layer.
-        right, wrong: token ids of the logit difference; None takes the likeliest and the second.
-    """
-
-    model: str
-    text: str
-    saes: tuple[str, ...]
-    right: int | None = None
-    wrong: int | None = None
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        return (self.model, self.text, self.saes)
-
-
 def frozen_pass(store: Store, setup: Setup) -> tuple[HookedModel, FrozenPass, list[str]]:
     """(model, pass, warnings); the last pass is kept, for the page asks of it many times."""
-    from attlas.analyses.circuits.frozen import FrozenPass
-
     held: dict[str, Any] = store.live.kept("circuit pass", dict)
     if held.get("key") == setup.key:
         return held["pass"]
@@ -69,15 +52,11 @@ def frozen_pass(store: Store, setup: Setup) -> tuple[HookedModel, FrozenPass, li
 
 
 def _sae(store: Store, run: str) -> SAE:
-    from attlas.saes import load_sae
-
     path = store.workspace.folder(next(r for r in store.runs("sae") if r.id == run))
     return store.live.kept(("sae", str(path)), lambda: load_sae(str(path)))
 
 
 def _target(frozen: FrozenPass, setup: Setup) -> LogitTarget:
-    from attlas.analyses.circuits.terms import LogitTarget
-
     first, second = frozen.logits[-1].topk(2).indices.tolist()
     right = setup.right if setup.right is not None else first
     wrong = setup.wrong if setup.wrong is not None else (second if right == first else first)
@@ -86,8 +65,6 @@ def _target(frozen: FrozenPass, setup: Setup) -> LogitTarget:
 
 def prompt(store: Store, setup: Setup, job: Job) -> dict[str, Any]:
     """Tokens, next tokens, and the strongest features of each layer at each token."""
-    from attlas.analyses.circuits.terms import logit_terms
-
     model, frozen, notes = frozen_pass(store, setup)
     target = _target(frozen, setup)
     difference = logit_terms(frozen, target).value
@@ -121,8 +98,6 @@ def _text(model: HookedModel, i: int) -> str:
 
 def feature(store: Store, setup: Setup, layer: int, index: int, position: int) -> dict[str, Any]:
     """A feature's DFA over heads and sources, and the terms of the residual streams it is made of."""
-    from attlas.analyses.circuits.tracing import FeatureTarget, TraceConfig, direct_attribution, trace
-
     model, frozen, _ = frozen_pass(store, setup)
     dfa = direct_attribution(frozen, layer, index, position)
     config = TraceConfig(threshold=0, top_n=TERMS, depth=1)
@@ -142,8 +117,6 @@ def score(
     store: Store, setup: Setup, layer: int | None, head: int | None, dest: int | None, src: int | None
 ) -> dict[str, Any]:
     """A head's pattern, and one of its scores in pairs of terms; by default where it looks most from the last token."""
-    from attlas.analyses.circuits.qk import QKConfig, qk_attribution
-
     model, frozen, _ = frozen_pass(store, setup)
     layer = model.cfg.n_layers - 1 if layer is None else layer
     head, dest = head or 0, frozen.n_positions - 1 if dest is None else dest
@@ -176,9 +149,6 @@ def graph(
     store: Store, setup: Setup, of: tuple[int, int, int] | None, threshold: float, attention: bool, job: Job
 ) -> CircuitGraph:
     """The trace of the logit difference, or of a feature (layer, index, position)."""
-    from attlas.analyses.circuits.attention import explain_attention
-    from attlas.analyses.circuits.tracing import FeatureTarget, TraceConfig, trace
-
     model, frozen, _ = frozen_pass(store, setup)
     target = FeatureTarget(*of) if of is not None else _target(frozen, setup)
     config = TraceConfig(threshold=threshold, top_n=10, max_nodes=120)
@@ -190,9 +160,6 @@ def graph(
 
 def ablation(store: Store, setup: Setup, ids: tuple[str, ...]) -> dict[str, Any]:
     """The logit difference and the likeliest tokens without some parts."""
-    from attlas.analyses.circuits.ablation import ablate
-    from attlas.analyses.circuits.frozen import parse_part
-
     model, frozen, _ = frozen_pass(store, setup)
     result = ablate(frozen, [parse_part(id) for id in ids], _target(frozen, setup))
     rows = [{"token": _text(model, row["id"]), **row} for row in result.tokens()]

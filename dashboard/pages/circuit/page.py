@@ -1,7 +1,7 @@
 """Circuit explorer: type a prompt, follow its features upstream, see why heads look where they look, take parts out.
 
 Four views of one prompt (features, attention, graph, and saved runs), all of them in the URL; what a model must be run
-for is done by circuit_live, through the queue.
+for is done by `jobs`, through the queue.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from typing import Any
 from dash import html
 
 from attlas.dashboard.components import empty, heading, job_panel
+from attlas.dashboard.jobs import Job
 from attlas.dashboard.page import Data, Page, Params, integer
-from attlas.dashboard.pages.circuit import jobs as live
 from attlas.dashboard.pages.circuit.graph import graph_data, graph_view
 from attlas.dashboard.pages.circuit.parts import ablation_view, attention_view
 from attlas.dashboard.pages.circuit.saved import saved_data, saved_view
+from attlas.dashboard.pages.circuit.setup import Setup
 from attlas.dashboard.pages.circuit.view import feature_view, prompt_view, step, tabs
 from attlas.dashboard.store import Store
 from attlas.dashboard.theme import Theme
@@ -37,7 +38,7 @@ def data(store: Store, params: Params) -> Data:
     chosen = {layer: _chosen(params, layer, runs) for layer, runs in choices.items()}
     runs = tuple(run for run in chosen.values() if run)
     right, wrong = integer(params, "right"), integer(params, "wrong")
-    setup = live.Setup(name, text, runs, right if right is not None and right >= 0 else None, wrong)
+    setup = Setup(name, text, runs, right if right is not None and right >= 0 else None, wrong)
     view = params.get("view") if params.get("view") in VIEWS else "features"
     found: Data = {
         "params": {k: v for k, v in params.items() if k in KEPT or k.removeprefix("sae").isdigit()},
@@ -55,35 +56,39 @@ def data(store: Store, params: Params) -> Data:
         "told": _told(store),
         "jobs": {},
     }
-    _ask(store, found, "prompt", setup, (right, wrong), f"{name} reads the prompt", live.prompt, job=True)
+    _ask(store, found, "prompt", setup, (right, wrong), f"{name} reads the prompt", job=True)
     if view == "features" and found["trail"]:
         focus = step(found["trail"][-1])
-        _ask(store, found, "feature", setup, focus, f"attribution of feature {found['trail'][-1]}", live.feature)
+        _ask(store, found, "feature", setup, focus, f"attribution of feature {found['trail'][-1]}")
     elif view == "attention":
         place = tuple(_whole(params, k) for k in ("layer", "head", "dest", "src"))
-        _ask(store, found, "score", setup, place, "an attention score in pairs of terms", live.score)
+        _ask(store, found, "score", setup, place, "an attention score in pairs of terms")
     elif view == "graph":
         graph_data(store, found, setup, params, _ask)
     elif view == "saved":
         found["saved"] = saved_data(store, params)
     if found["ablated"]:
         ids = tuple(found["ablated"])
-        _ask(store, found, "ablation", setup, (ids,), f"{name} without {', '.join(ids)}", live.ablation)
+        _ask(store, found, "ablation", setup, (ids,), f"{name} without {', '.join(ids)}")
     waiting = [job for job in found["jobs"].values() if job["state"] in ("queued", "running")]
     found["job"] = waiting[0] if waiting else None
     found["live"] = min(found.pop("polls"), default=False) if waiting else False
     return found
 
 
-def _ask(
-    store: Store, found: Data, name: str, setup: live.Setup, more: Any, title: str, work: Any, job: bool = False
-) -> Any:
-    """Queue work(store, setup, *more); its result and state go into the data."""
+def _ask(store: Store, found: Data, name: str, setup: Setup, more: Any, title: str, job: bool = False) -> Any:
+    """Queue the function `name` of `jobs` with (store, setup, *more); its result and state go into the data."""
     given = () if name == "prompt" else tuple(more or ())
+
+    def work(running: Job) -> Any:
+        from attlas.dashboard.pages.circuit import jobs
+
+        return getattr(jobs, name)(store, setup, *given, **({"job": running} if job else {}))
+
     piece = store.live.job(
         ("circuit", name, setup, more, str(store.path)),
         title,
-        lambda running: work(store, setup, *given, **({"job": running} if job else {})),
+        work,
         seconds=SECONDS,
     )
     found["jobs"][name] = piece.describe()

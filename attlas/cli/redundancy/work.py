@@ -1,42 +1,21 @@
-"""`attlas redundancy`: which layers do little, which heads matter, and since when."""
+"""What `attlas redundancy` does: scores of layers, of modules alone, of heads, over a training; saved and shown."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from attlas.analyses.redundancy.config import RedundancyConfig
+from attlas.analyses.redundancy.heads import HeadEffectsConfig, head_effects
+from attlas.analyses.redundancy.modules import module_effects
+from attlas.analyses.redundancy.scores import redundancy
+from attlas.analyses.redundancy.timeline import redundancy_timeline
 from attlas.cli.common import Output, done, open_model, open_workspace
-from attlas.cli.inputs import DataArgs, load_data
-from attlas.cli.options import FLAT, ModelArgs, OutArgs
+from attlas.cli.inputs import load_data
 from attlas.data.checkpoints import find_checkpoints
 from attlas.errors import ConfigError
 
-
-@dataclass(frozen=True)
-class Args(DataArgs, ModelArgs, OutArgs):
-    """Score how much every attention, MLP and block turns the residual stream; a low score marks a redundant one.
-
-    With --alone also the loss without each module alone; with --heads what every head is worth, by ablation and by
-    gradients; with --checkpoints the scores over a training.
-
-    For example:
-
-        attlas redundancy --model gpt2-mini --n-tokens 65536 --workspace workspace
-        attlas redundancy --alone --heads --n-tokens 8192
-        attlas redundancy --checkpoints data/models/gpt2-mini/checkpoints
-    """
-
-    config: Annotated[RedundancyConfig, FLAT] = field(default_factory=RedundancyConfig)
-    alone: bool = False
-    """Also measure the loss without each attention, MLP and block alone."""
-    heads: bool = False
-    """Also measure every head: zero, mean and identity ablation, and first order from one gradient."""
-    checkpoints: Path | None = None
-    """Folder of Hugging Face checkpoints such as checkpoint-500/: score each; --model is not read."""
-    final_step: int | None = None
-    """--checkpoints: step of the model in that folder or its parent, where its files do not say."""
+if TYPE_CHECKING:
+    from attlas.cli.redundancy import Args
 
 
 def run(args: Args, out: Output) -> dict[str, Any]:
@@ -45,8 +24,6 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         if args.heads or args.alone:
             raise ConfigError("--heads and --alone measure one model; leave out --checkpoints")
         return _timeline(args, args.checkpoints, out)
-    from attlas.analyses.redundancy.scores import redundancy
-
     workspace = open_workspace(args)
     model = open_model(args, out)
     data = load_data(model, args, args.config.seed)
@@ -67,8 +44,6 @@ def run(args: Args, out: Output) -> dict[str, Any]:
 
 
 def _alone(model: Any, data: Any, scores: Any, args: Args, workspace: Any, out: Output) -> dict[str, Any]:
-    from attlas.analyses.redundancy.modules import module_effects
-
     result = module_effects(model, data, args.config, track=out.track)
     saved = result.save(workspace, model.ref, data.ref)
     agreement = {module: result.rank_correlation(scores, module) for module in ("attn", "mlp", "block")}
@@ -83,8 +58,6 @@ def _alone(model: Any, data: Any, scores: Any, args: Args, workspace: Any, out: 
 
 
 def _heads(model: Any, data: Any, args: Args, workspace: Any, out: Output) -> dict[str, Any]:
-    from attlas.analyses.redundancy.heads import HeadEffectsConfig, head_effects
-
     config = HeadEffectsConfig(
         batch_size=min(8, args.config.batch_size), seed=args.config.seed, n_bootstrap=args.config.n_bootstrap
     )
@@ -105,8 +78,6 @@ def _heads(model: Any, data: Any, args: Args, workspace: Any, out: Output) -> di
 
 
 def _timeline(args: Args, folder: Path, out: Output) -> dict[str, Any]:
-    from attlas.analyses.redundancy.timeline import redundancy_timeline
-
     workspace = open_workspace(args)
     checkpoints = find_checkpoints(folder, args.final_step)
     used: list[Any] = []

@@ -1,4 +1,4 @@
-"""`attlas train`: sparse autoencoders on a model's activations, one or a grid of them, from the same forward passes."""
+"""What `attlas train` does: one training or a grid, begun or gone on with, saved and shown."""
 
 from __future__ import annotations
 
@@ -6,53 +6,28 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from attlas.cli.common import Output, open_model, open_workspace
-from attlas.cli.options import ModelArgs, OutArgs
+from attlas.cli.options import ModelArgs
+from attlas.data.workspace import jsonable
+from attlas.saes.training.checkpoint import has_checkpoint
 from attlas.saes.training.config import TrainConfig
+from attlas.saes.training.history import live_folder
+from attlas.saes.training.over_seeds import over_seeds
+from attlas.saes.training.store import adopt_store, check_store
+from attlas.saes.training.sweep import SweepConfig, sweep_saes
+from attlas.saes.training.train import train_sae
 
 if TYPE_CHECKING:
+    from attlas.cli.train import Args
     from attlas.data.workspace import Workspace
     from attlas.interp import HookedModel
 
 
-@dataclass(frozen=True)
-class Args(OutArgs):
-    """Train sparse autoencoders, one for each hook, and write them to the workspace.
-
-    The curve can be watched in `attlas serve` while training runs. An interrupted run goes on with --resume. With any
-    --sweep option a grid is trained on the same activations and compared in a Pareto table.
-
-    For example, every layer at once, and then a grid on one layer:
-
-        attlas train --model gpt2-mini --hooks 'blocks.*.attn.hook_z' --arch topk --k 16 --n-tokens 1000000
-
-        attlas train --hooks blocks.2.attn.hook_z --sweep-k 8 16 32 --sweep-width 768 1536
-    """
-
-    train: TrainConfig = field(default_factory=TrainConfig)
-    model_alias: Annotated[str | None, tyro.conf.arg(name="m", aliases=["-m"])] = None
-    """Short for --model."""
-    sweep_k: tuple[int, ...] = ()
-    """Values of k to compare (TopK families)."""
-    sweep_sparsity: tuple[float, ...] = ()
-    """Values of λ to compare (standard, gated, jumprelu)."""
-    sweep_width: tuple[int, ...] = ()
-    """Numbers of features to compare."""
-    sweep_seed: tuple[int, ...] = ()
-    """Seeds of initial weights to compare (data and order are the same for all)."""
-    resume: bool = False
-    """Go on from the last checkpoint of the same configuration in this workspace."""
-
-
 def run(args: Args, out: Output) -> dict[str, Any]:
-    from attlas.saes.training.store import adopt_store
-
+    """Train, or train the grid that the sweep options ask for."""
     config = dataclasses.replace(args.train, model=args.model_alias) if args.model_alias else args.train
     config = adopt_store(config, out.given | ({"model"} if args.model_alias else set()))
     workspace = open_workspace(args)
@@ -63,8 +38,6 @@ def run(args: Args, out: Output) -> dict[str, Any]:
 
 def _begin(config: TrainConfig, folder: Path, out: Output) -> HookedModel:
     """Check the store, say how an interrupted training goes on, and open the model."""
-    from attlas.saes.training.store import check_store
-
     if config.store is not None:
         check_store(config.store)
     out.how_to_go_on = lambda: _go_on(folder, out)
@@ -74,16 +47,11 @@ def _begin(config: TrainConfig, folder: Path, out: Output) -> HookedModel:
 
 
 def _tell_what_resumes(args: Args, folder: Path, workspace: Workspace, out: Output) -> None:
-    from attlas.saes.training.checkpoint import has_checkpoint
-
     if args.resume and not has_checkpoint(folder):
         out.say(f"--resume: no checkpoint of this configuration in {workspace.path}; starting from the first step")
 
 
 def _train(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -> dict[str, Any]:
-    from attlas.saes.training.history import live_folder
-    from attlas.saes.training.train import train_sae
-
     folder = live_folder(workspace.path, _key(config))
     _tell_what_resumes(args, folder, workspace, out)
     model = _begin(config, folder, out)
@@ -104,10 +72,6 @@ def _train(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -
 
 
 def _sweep(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -> dict[str, Any]:
-    from attlas.saes.training.history import live_folder
-    from attlas.saes.training.over_seeds import over_seeds
-    from attlas.saes.training.sweep import SweepConfig, sweep_saes
-
     sweep = SweepConfig(config, args.sweep_k, args.sweep_sparsity, args.sweep_width, args.sweep_seed)
     folder = live_folder(workspace.path, _key(sweep))
     _tell_what_resumes(args, folder, workspace, out)
@@ -148,8 +112,6 @@ def _sweep(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -
 
 def _go_on(folder: Path, out: Output) -> str:
     """What to type after an interruption."""
-    from attlas.saes.training.checkpoint import has_checkpoint
-
     if has_checkpoint(folder):
         return f"go on from the last checkpoint with: {out.command('--resume')}"
     return f"no checkpoint had been written yet (see --checkpoint-every); again: {out.command()}"
@@ -157,6 +119,4 @@ def _go_on(folder: Path, out: Output) -> str:
 
 def _key(config: Any) -> str:
     """The same configuration gives the same folder, so that --resume finds it."""
-    from attlas.data.workspace import jsonable
-
     return hashlib.sha256(json.dumps(jsonable(config), sort_keys=True).encode()).hexdigest()[:8]
