@@ -22,8 +22,17 @@ from attlas.analyses.heads.gallery import Chosen, Edges, Place, choose_all, read
 from attlas.analyses.heads.measure import HeadSums, measure
 from attlas.analyses.heads.pass_state import PassState
 from attlas.analyses.heads.rules import REST
-from attlas.analyses.heads.tables import HEAD_ACCOUNT, HEAD_INTERVALS, HEAD_SEQUENCES, HEAD_TEXTS, HEADS, SCORES
-from attlas.data.figures import new_figure
+from attlas.analyses.heads.scatter import scatter
+from attlas.analyses.heads.tables import (
+    HEAD_ACCOUNT,
+    HEAD_HISTOGRAMS,
+    HEAD_INTERVALS,
+    HEAD_SEQUENCES,
+    HEAD_TEXTS,
+    HEADS,
+    N_PARTS,
+    SCORES,
+)
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
@@ -116,6 +125,7 @@ class HeadAtlas(Result):
             "head_account": HEAD_ACCOUNT.table(self._account_rows()),
             "head_sequences": HEAD_SEQUENCES.table(self._sequence_rows()),
             "head_texts": HEAD_TEXTS.table([{"sequence": s, "tokens": t} for s, t in sorted(self.texts.items())]),
+            "head_histograms": HEAD_HISTOGRAMS.table(self._histogram_rows()),
         }
 
     def table(self) -> pa.Table:
@@ -157,6 +167,13 @@ class HeadAtlas(Result):
             rows.append({**dataclasses.asdict(c), "query": edges.query, "key": edges.key, "weight": edges.weight})
         return rows
 
+    def _histogram_rows(self) -> list[dict[str, Any]]:
+        part = np.clip((self.sums.activation["weight"] * N_PARTS).astype(int), 0, N_PARTS - 1)
+        return [
+            {"layer": layer, "head": head, "activations": np.bincount(part[:, layer, head], minlength=N_PARTS)}
+            for layer, head in np.ndindex(part.shape[1:])
+        ]
+
     def _arrays(self) -> dict[str, dict[str, np.ndarray]]:
         """Of images: thumbnails, and the sequences they are of."""
         if not self.thumbnails:
@@ -168,22 +185,9 @@ class HeadAtlas(Result):
 
     def plot(self, x: str = "qk_distance", y: str = "pattern_entropy", colour: str = "unexplained") -> Any:
         """Scatter of all heads by two scores, coloured by a third."""
-        import plotly.graph_objects as go
-
-        scores = self.scores()
         layers, heads = self.sums.max_logit.shape
         names = [f"{layer}.{head}" for layer in range(layers) for head in range(heads)]
-        if np.isnan(scores[x]).all():
-            x = "self_attention_score"
-        marker = {"color": scores[colour].ravel(), "showscale": True, "size": 9}
-        figure = new_figure(
-            go.Scatter(x=scores[x].ravel(), y=scores[y].ravel(), text=names, mode="markers", marker=marker)
-        )
-        figure.update_traces(hovertemplate="%{text}<br>%{x:.3f}, %{y:.3f}")
-        words = {name: name.replace("_", " ") for name in (x, y, colour)}
-        return figure.update_layout(
-            xaxis_title=words[x], yaxis_title=words[y], title=f"heads, coloured by {words[colour]}"
-        )
+        return scatter({name: values.ravel() for name, values in self.scores().items()}, names, x, y, colour)
 
     def summary(self) -> dict[str, Any]:
         """Headline numbers, and the strongest heads."""

@@ -111,4 +111,19 @@ HEAD_TEXTS = TableSchema(
     "one sequence that shows a head",
     (SEQUENCE, column("tokens", pa.list_(pa.string()), "", "text of its tokens; empty for images")),
 )
-SCHEMAS = (HEADS, HEAD_INTERVALS, HEAD_ACCOUNT, HEAD_SEQUENCES, HEAD_TEXTS)
+N_PARTS = 50  # of 0 … 1, as in HeadVis's tree
+HEAD_HISTOGRAMS = TableSchema(
+    "head_histograms",
+    "one head",
+    (
+        LAYER,
+        HEAD,
+        column(
+            "activations",
+            pa.list_(pa.int64()),
+            "sequences",
+            f"how many have their largest weight off the first position in each of {N_PARTS} equal parts of 0 … 1",
+        ),
+    ),
+)
+SCHEMAS = (HEADS, HEAD_INTERVALS, HEAD_ACCOUNT, HEAD_SEQUENCES, HEAD_TEXTS, HEAD_HISTOGRAMS)

@@ -26,7 +26,7 @@ VERBS = {
     "prune": "drop modules, measure what it costs, export a smaller checkpoint",
     "vit": "rank ViT heads; how far they look; what patterns they draw",
     "circuit": "patch, attribute and trace circuits through heads and features",
-    "export": "write an autoencoder or its features in another library's format",
+    "export": "write an autoencoder, its features or a run over heads for another program",
     "serve": "open a workspace in the browser",
     "bench": "measure speed and memory beside other libraries",
     "doctor": "check this installation and say what is missing",

@@ -24,7 +24,9 @@ SUB_VERBS = {
     "models": ("list", "get"),
     "circuit": ("tasks", "patch", "dla", "trace", "qk", "ablate"),
     "entropy": ("heads", "anatomy", "timeline", "selection", "windows", "cost", "collapse"),
+    "export": ("sae", "headvis"),
     "features": ("describe", "survey", "match"),
+    "heads": ("measure", "import"),
     "vit": ("heads", "pruning", "tokens", "patterns"),
 }
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+from tyro.conf import subcommand
 
 from attlas.cli.common import Output, sub_verb_module
-from attlas.cli.heads.args import Measure
+from attlas.cli.heads.args import Import, Measure
 
-Args = Measure
+Args = Annotated[Measure, subcommand("measure")] | Annotated[Import, subcommand("import")]
+SUB_VERBS = ("measure", "import")
+DEFAULT_ARGV = ["measure"]
 
 
-def run(args: Measure, out: Output) -> dict[str, Any]:
+def run(args: Measure | Import, out: Output) -> dict[str, Any]:
     """Do what the sub-verb says."""
     found: dict[str, Any] = sub_verb_module("heads", args).run(args, out)
     return found

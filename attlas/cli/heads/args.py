@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import tyro
+
 from attlas.analyses.heads.config import HeadsConfig
 from attlas.cli.inputs import DataArgs
 from attlas.cli.options import FLAT, ModelArgs, OutArgs
@@ -24,3 +26,16 @@ class Measure(DataArgs, ModelArgs, OutArgs):
     checkpoint: Path | None = None
     """File to keep the state of a long pass in; the same command goes on from it."""
     config: Annotated[HeadsConfig, FLAT] = field(default_factory=HeadsConfig)
+
+
+@dataclass(frozen=True)
+class Import(OutArgs):
+    """Read a HeadVis data tree, such as one that Neuronpedia offers, into the workspace.
+
+    For example:
+
+        attlas heads import headvis-tree
+    """
+
+    tree: tyro.conf.Positional[Path] = Path("headvis")
+    """Folder of config.json, scatter_data.json and heads/."""

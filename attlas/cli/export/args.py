@@ -1,0 +1,45 @@
+"""Options of the sub-verbs of `attlas export`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from attlas.cli.options import OutArgs
+
+Format = Literal["saelens", "sparsify", "dictionary_learning", "original", "neuronpedia-json"]
+
+
+@dataclass(frozen=True)
+class Sae(OutArgs):
+    """Write a sparse autoencoder for SAELens, sparsify or dictionary_learning, or its features for Neuronpedia.
+
+    For example:
+
+        attlas export --sae sae-gpt2-mini-0a1b2c3d --format saelens --to exported
+    """
+
+    format: Format = "saelens"
+    """Whose files; neuronpedia-json needs a features run of the SAE in the workspace (attlas features)."""
+    sae: str | None = None
+    """A run id of the workspace, a path, or saelens:RELEASE/ID; by default the newest SAE of the workspace."""
+    to: Annotated[Path, tyro.conf.arg(aliases=["-o", "--folder", "--to-folder"])] = Path("exported")
+    """Folder to write, new or empty."""
+
+
+@dataclass(frozen=True)
+class Headvis(OutArgs):
+    """Write a run of attlas heads as HeadVis's data tree, which its interface and Neuronpedia show.
+
+    For example:
+
+        attlas export headvis --out headvis
+    """
+
+    run: str | None = None
+    """A run of attlas heads in the workspace, measured or imported; by default the newest."""
+    to: Annotated[Path, tyro.conf.arg(aliases=["-o", "--out"])] = Path("headvis")
+    """Folder to write, new or empty."""
