@@ -17,6 +17,7 @@ from attlas.analyses.features import matching as sae_matching
 from attlas.analyses.features import survey as head_survey
 from attlas.analyses.features import tables as feature_tables
 from attlas.analyses.heads import tables as head_tables
+from attlas.analyses.heads import weight_tables as head_weight_tables
 from attlas.analyses.pruning import curve as drop_curve
 from attlas.analyses.pruning import pipeline as prune
 from attlas.analyses.pruning.side_effects import report as what_dies
@@ -42,6 +43,7 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "head_survey": head_survey.SCHEMAS,
     "sae_matching": sae_matching.SCHEMAS,
     "heads": head_tables.SCHEMAS,
+    "head_weights": head_weight_tables.SCHEMAS,
     "entropy": entropy.SCHEMAS,
     "tracker": entropy_log.SCHEMAS,
     "timeline": checkpoint_timeline.SCHEMAS,

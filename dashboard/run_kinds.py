@@ -62,6 +62,12 @@ KINDS = {
         "attlas heads",
         {"top_induction_head": "induction head", "unexplained": "unexplained share"},
     ),
+    "head_weights": Kind(
+        "Weights of heads",
+        "/layers",
+        "attlas heads weights",
+        {"top_copying_head": "copying head", "random_composition": "composition at random"},
+    ),
     "entropy": Kind(
         "Entropy",
         "/layers",

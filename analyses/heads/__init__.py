@@ -11,12 +11,17 @@ if TYPE_CHECKING:
     from attlas.analyses.heads.config import HeadsConfig
     from attlas.analyses.heads.headvis import save_headvis
     from attlas.analyses.heads.headvis_read import HeadVisTree, load_headvis
+    from attlas.analyses.heads.weight_config import WeightsConfig
+    from attlas.analyses.heads.weights import HeadWeights, head_weights
 
 _PUBLIC = {
     "HeadAtlas": "atlas",
     "HeadVisTree": "headvis_read",
+    "HeadWeights": "weights",
     "HeadsConfig": "config",
+    "WeightsConfig": "weight_config",
     "head_atlas": "atlas",
+    "head_weights": "weights",
     "load_headvis": "headvis_read",
     "save_headvis": "headvis",
 }
@@ -24,8 +29,11 @@ _PUBLIC = {
 __all__ = [
     "HeadAtlas",
     "HeadVisTree",
+    "HeadWeights",
     "HeadsConfig",
+    "WeightsConfig",
     "head_atlas",
+    "head_weights",
     "load_headvis",
     "save_headvis",
 ]

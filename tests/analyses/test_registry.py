@@ -113,6 +113,7 @@ MAKERS: dict[str, Callable[[Bench], tuple[Any, ...]]] = {
         heads.head_atlas(model, data, heads.HeadsConfig(n_top=2, n_sampled=1, n_control=2))
         for model, data in ((b.gpt2, b.text), (b.vit, b.images))
     ),
+    "head_weights": lambda b: (heads.head_weights(b.gpt2, heads.WeightsConfig(n_pairs=2, n_vocab=64, n_random=2)),),
     "entropy": lambda b: (attention.entropy(b.gpt2, b.text), attention.entropy(b.vit, b.images)),
     "tracker": lambda b: (_tracked(b),),
     "timeline": lambda b: (

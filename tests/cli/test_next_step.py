@@ -26,7 +26,7 @@ SUB_VERBS = {
     "entropy": ("heads", "anatomy", "timeline", "selection", "windows", "cost", "collapse"),
     "export": ("sae", "headvis"),
     "features": ("describe", "survey", "match"),
-    "heads": ("measure", "import"),
+    "heads": ("measure", "weights", "import"),
     "vit": ("heads", "pruning", "tokens", "patterns"),
 }
 

@@ -7,14 +7,18 @@ from typing import Annotated, Any
 from tyro.conf import subcommand
 
 from attlas.cli.common import Output, sub_verb_module
-from attlas.cli.heads.args import Import, Measure
+from attlas.cli.heads.args import Import, Measure, Weights
 
-Args = Annotated[Measure, subcommand("measure")] | Annotated[Import, subcommand("import")]
-SUB_VERBS = ("measure", "import")
+Args = (
+    Annotated[Measure, subcommand("measure")]
+    | Annotated[Weights, subcommand("weights")]
+    | Annotated[Import, subcommand("import")]
+)
+SUB_VERBS = ("measure", "weights", "import")
 DEFAULT_ARGV = ["measure"]
 
 
-def run(args: Measure | Import, out: Output) -> dict[str, Any]:
+def run(args: Measure | Weights | Import, out: Output) -> dict[str, Any]:
     """Do what the sub-verb says."""
     found: dict[str, Any] = sub_verb_module("heads", args).run(args, out)
     return found

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from attlas.analyses.heads.config import HeadsConfig
+from attlas.analyses.heads.weight_config import WeightsConfig
 from attlas.cli.inputs import DataArgs
 from attlas.cli.options import FLAT, ModelArgs, OutArgs
 
@@ -26,6 +27,18 @@ class Measure(DataArgs, ModelArgs, OutArgs):
     checkpoint: Path | None = None
     """File to keep the state of a long pass in; the same command goes on from it."""
     config: Annotated[HeadsConfig, FLAT] = field(default_factory=HeadsConfig)
+
+
+@dataclass(frozen=True)
+class Weights(ModelArgs, OutArgs):
+    """Read what every head is by its weights: OV and QK, copying, token pairs, composition with earlier heads.
+
+    For example:
+
+        attlas heads weights --model gpt2-mini
+    """
+
+    config: Annotated[WeightsConfig, FLAT] = field(default_factory=WeightsConfig)
 
 
 @dataclass(frozen=True)
