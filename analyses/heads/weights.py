@@ -23,7 +23,7 @@ from attlas.analyses.heads.weight_config import WeightsConfig
 from attlas.analyses.heads.weight_tables import HEAD_COMPOSITION, HEAD_TOKEN_PAIRS, HEAD_WEIGHTS
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
-from attlas.interp import HookedModel
+from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.attended import refuse_absent_heads
 
 KINDS = ("q", "k", "v")
@@ -31,7 +31,12 @@ KINDS = ("q", "k", "v")
 
 @dataclass(frozen=True)
 class Folded:
-    """Weights of every head with the norms in front folded in, float64 [layer, head, d_model, d_head], W_O [.., d_head, d_model]."""
+    """Weights of every head with the norms in front folded in, float64.
+
+    Attributes:
+        W_Q, W_K, W_V: [layer, head, d_model, d_head].
+        W_O: [layer, head, d_head, d_model].
+    """
 
     W_Q: Tensor
     W_K: Tensor
@@ -67,7 +72,7 @@ def _behind_norm(norm: nn.Module | None, kind: str, weight: Tensor) -> Tensor:
 
 
 def _normed_embedding(model: HookedModel, n_vocab: int) -> Tensor:
-    """Embeddings as a norm leaves them but for its weights: centred (LayerNorm), of root mean square 1; float64 [n, d_model]."""
+    """Embeddings as a norm leaves them but for its weights: centred (LayerNorm), root mean square 1; float64 [n, d_model]."""
     weight = cast(Tensor, model.anatomy.embed.weight).detach()[: n_vocab or None].double()
     if model.cfg.norm == "ln":
         weight = weight - weight.mean(-1, keepdim=True)
@@ -199,7 +204,7 @@ class HeadWeights(Result):
 
 
 @torch.no_grad()
-def head_weights(model: HookedModel, config: WeightsConfig | None = None, track: Track = no_track) -> HeadWeights:
+def head_weights(model: AnyModel, config: WeightsConfig | None = None, track: Track = no_track) -> HeadWeights:
     """Read what every head is by its weights.
 
     Args:
@@ -219,7 +224,7 @@ def head_weights(model: HookedModel, config: WeightsConfig | None = None, track:
         >>> len(found.ratios) == 6 * 6 * (3 + 2 + 1)  # every head and every earlier layer's
         True
     """
-    config = config or WeightsConfig()
+    config, model = config or WeightsConfig(), as_hooked(model)
     model.require_plain("weights of heads", "qk_norm", "post_norm")
     refuse_absent_heads(model)
     weights = folded(model)
@@ -263,10 +268,11 @@ def _of_tokens(
     rows = []
     for layer in track(range(model.cfg.n_layers), "token pairs"):
         for head in range(model.cfg.n_heads):
-            Q, K, V, O = (getattr(weights, name)[layer, head].float() for name in ("W_Q", "W_K", "W_V", "W_O"))
-            ends = {"qk": (some @ Q, some @ K)}
+            W_Q, W_K, W_V = (w[layer, head].float() for w in (weights.W_Q, weights.W_K, weights.W_V))
+            ends = {"qk": (some @ W_Q, some @ W_K)}
             if unembedding is not None:
-                ends["ov"] = (some @ V, (O @ unembedding[:, : config.n_vocab or None].float()).T)
+                written = weights.W_O[layer, head].float() @ unembedding[:, : config.n_vocab or None].float()
+                ends["ov"] = (some @ W_V, written.T)
             for circuit, (source, target) in ends.items():
                 found = top_pairs(source, target, config.n_pairs, config.chunk)
                 for rank, (value, a, b) in enumerate(zip(*(part.tolist() for part in found), strict=True)):

@@ -1,4 +1,4 @@
-"""Weights of heads beside whole d_model² and d_vocab² matrices in float64, and beside heads that are made to copy or compose."""
+"""Weights of heads beside whole d_model² and d_vocab² matrices in float64, and heads that are made to copy or compose."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _through_norm(norm: nn.Module, x: Tensor, *, scale: bool = True) -> Tensor:
 def _whole(model: HookedModel, layer: int, head: int) -> dict[str, Tensor]:
     """Matrices by plain algebra: the circuits in the residual stream [d, d] and through the vocabulary [V, V]."""
     norm, kv = model.ln1(layer), head * model.cfg.n_kv_heads // model.cfg.n_heads
-    Q, K, V, O = (
+    Q, K, V, out = (
         w.detach().double()
         for w in (model.W_Q(layer)[head], model.W_K(layer)[kv], model.W_V(layer)[kv], model.W_O(layer)[head])
     )
@@ -57,9 +57,9 @@ def _whole(model: HookedModel, layer: int, head: int) -> dict[str, Tensor]:
     scale = model.cfg.d_head**-0.5
     return {
         "qk": reads @ Q @ K.T @ reads.T * scale,
-        "ov": reads @ V @ O,
+        "ov": reads @ V @ out,
         "qk_tokens": tokens @ Q @ K.T @ tokens.T * scale,
-        "ov_tokens": tokens @ V @ O @ unembed,
+        "ov_tokens": tokens @ V @ out @ unembed,
     }
 
 
