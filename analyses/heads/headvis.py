@@ -149,7 +149,7 @@ def _sequences(table: pa.Table, texts: Mapping[int, list[str]]) -> dict[tuple[in
     """Kept sequences of each head as the tree has them, in the table's order."""
     table = table.filter(pc.equal(table["by"], "weight"))
     found: dict[tuple[int, int], list[Kept]] = defaultdict(list)
-    plain = _columns(table, "layer", "head", "sequence", "interval", "activation")
+    plain = _columns(table, "layer", "head", "sequence", "interval", "strength")
     for (layer, head, sequence, interval, activation), edges in zip(
         zip(*plain, strict=True), _edges(table), strict=True
     ):

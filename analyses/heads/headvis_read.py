@@ -295,7 +295,7 @@ class _Heads:
                 raise _refuse(path, f"sequence {str(number)[:40]}: {told}") from None
             rows.append({"layer": layer, "head": head, "by": "weight", **row})
         taken: dict[int, int] = {}
-        for row in sorted(rows, key=lambda row: (-np.nan_to_num(row["activation"]), row["sequence"])):
+        for row in sorted(rows, key=lambda row: (-np.nan_to_num(row["strength"]), row["sequence"])):
             row["rank"] = taken[row["interval"]] = taken.get(row["interval"], -1) + 1
         self.rows += rows
 
@@ -324,7 +324,7 @@ class _Heads:
         return {
             "interval": interval - 1,
             "sequence": self._known_as(given["sequence_id"], tokens),
-            "activation": _number(given["max_activation"]),
+            "strength": _number(given["max_activation"]),
             "query": query[order],
             "key": key[order],
             "weight": weight[order],

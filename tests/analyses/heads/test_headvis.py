@@ -134,7 +134,7 @@ def test_a_run_comes_back_from_its_tree(measured: tuple[Path, Run], atlas: HeadA
     assert after["head_histograms"].equals(before["head_histograms"])
     rows = [row for row in before["head_sequences"].to_pylist() if row["by"] == "weight"]
     for mine, theirs in zip(after["head_sequences"].to_pylist(), rows, strict=True):
-        assert mine["activation"] == pytest.approx(theirs["activation"], abs=5.1e-5)
+        assert mine["strength"] == pytest.approx(theirs["strength"], abs=5.1e-5)
         assert sorted(zip(mine["query"], mine["key"], mine["weight"], strict=True)) == sorted(
             zip(theirs["query"], theirs["key"], theirs["weight"], strict=True)
         )
