@@ -71,6 +71,7 @@ def text_calls(sae: Any, few: TokenDataset, gpt2_mini: HookedModel, tmp_path_fac
         "logit_effects": lambda m: features.logit_effects(m, sae.W_dec, HOOK, 2),
         "sae_matching": lambda m: features.sae_matching(m, sae, sae, few),
         "head_atlas": lambda m: heads.head_atlas(m, few, heads.HeadsConfig(n_top=1, n_sampled=0, n_control=2)),
+        "head_weights": lambda m: heads.head_weights(m, heads.WeightsConfig(n_vocab=8, n_pairs=1)),
         "head_effects": lambda m: redundancy.head_effects(
             m, few.take(2), redundancy.HeadEffectsConfig(("zero",), n_bootstrap=10)
         ),
