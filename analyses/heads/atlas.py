@@ -170,7 +170,7 @@ class HeadAtlas(Result):
     def _histogram_rows(self) -> list[dict[str, Any]]:
         part = np.clip((self.sums.activation["weight"] * N_PARTS).astype(int), 0, N_PARTS - 1)
         return [
-            {"layer": layer, "head": head, "activations": np.bincount(part[:, layer, head], minlength=N_PARTS)}
+            {"layer": layer, "head": head, "n_by_activation": np.bincount(part[:, layer, head], minlength=N_PARTS)}
             for layer, head in np.ndindex(part.shape[1:])
         ]
 

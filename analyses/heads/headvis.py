@@ -81,7 +81,7 @@ def save_headvis(workspace: Workspace, run: Run, folder: Path, track: Track = no
         raise ConfigError(f"{run.id} is of images, and HeadVis shows text alone; give a run of a language model")
     rows = {(row["layer"], row["head"]): row for row in heads.to_pylist()}
     counts = {
-        (row["layer"], row["head"]): row["activations"]
+        (row["layer"], row["head"]): row["n_by_activation"]
         for row in workspace.read_table(run, "head_histograms").to_pylist()
     }
     config = _config(workspace, run, heads)

@@ -82,7 +82,7 @@ class HeadVisTree(Result):
             "head_sequences": HEAD_SEQUENCES.table(self.sequences),
             "head_texts": HEAD_TEXTS.table([{"sequence": s, "tokens": t} for s, t in sorted(self.texts.items())]),
             "head_histograms": HEAD_HISTOGRAMS.table(
-                [{"layer": at[0], "head": at[1], "activations": counts} for at, counts in self.counts.items()]
+                [{"layer": at[0], "head": at[1], "n_by_activation": counts} for at, counts in self.counts.items()]
             ),
         }
 

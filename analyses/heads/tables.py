@@ -119,7 +119,7 @@ HEAD_HISTOGRAMS = TableSchema(
         LAYER,
         HEAD,
         column(
-            "activations",
+            "n_by_activation",
             pa.list_(pa.int64()),
             "sequences",
             f"how many have their largest weight off the first position in each of {N_PARTS} equal parts of 0 … 1",

@@ -49,7 +49,7 @@ HEAD_TOKEN_PAIRS = TableSchema(
         column("from_text", pa.string(), "", "its text"),
         column("to_text", pa.string(), "", "its text"),
         column(
-            "value",
+            "pair_value",
             _F,
             "logit",
             "of embeddings of root mean square 1: score (qk), or logit before the last norm's scale",
@@ -64,9 +64,11 @@ HEAD_COMPOSITION = TableSchema(
         HEAD,
         column("from_layer", pa.int16(), "", "layer of the earlier head"),
         column("from_head", pa.int16(), "", "the earlier head"),
-        column("q", _F, "fraction", "Q-composition ‖W_OV·W_QK‖ / (‖W_OV‖·‖W_QK‖), W_OV of the earlier head"),
-        column("k", _F, "fraction", "K-composition, of W_QKᵀ"),
-        column("v", _F, "fraction", "V-composition, of the later head's W_OV"),
+        column(
+            "q_composition", _F, "fraction", "Q-composition ‖W_OV·W_QK‖ / (‖W_OV‖·‖W_QK‖), W_OV of the earlier head"
+        ),
+        column("k_composition", _F, "fraction", "K-composition, of W_QKᵀ"),
+        column("v_composition", _F, "fraction", "V-composition, of the later head's W_OV"),
         column("random", _F, "fraction", "control: mean of the same for heads of random weights of this shape"),
     ),
 )

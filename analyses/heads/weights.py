@@ -197,9 +197,10 @@ class HeadWeights(Result):
             found["top_copying_head"] = f"{layer}.{head}"
         for kind in KINDS:
             if self.ratios:
-                row = max(self.ratios, key=lambda row: row[kind])
+                name = f"{kind}_composition"
+                row = max(self.ratios, key=lambda row: row[name])
                 ends = f"{row['from_layer']}.{row['from_head']} → {row['layer']}.{row['head']}"
-                found[f"top_{kind}_composition"] = {"heads": ends, "ratio": row[kind]}
+                found[f"top_{kind}_composition"] = {"heads": ends, "ratio": row[name]}
         return found
 
 
@@ -245,7 +246,7 @@ def head_weights(model: AnyModel, config: WeightsConfig | None = None, track: Tr
             found = composition(weights, layer, other)
             for head, from_head in np.ndindex(*found["q"].shape):
                 row = {"layer": layer, "head": head, "from_layer": other, "from_head": from_head}
-                row |= {kind: float(found[kind][head, from_head]) for kind in KINDS}
+                row |= {f"{kind}_composition": float(found[kind][head, from_head]) for kind in KINDS}
                 ratios.append({**row, "random": float(random.mean())})
     about = {"n_heads": weights.W_Q.shape[0] * weights.W_Q.shape[1], "positional": model.cfg.positional}
     as_numpy = {name: values.cpu().numpy() for name, values in scores.items()}
@@ -276,7 +277,7 @@ def _of_tokens(
             for circuit, (source, target) in ends.items():
                 found = top_pairs(source, target, config.n_pairs, config.chunk)
                 for rank, (value, a, b) in enumerate(zip(*(part.tolist() for part in found), strict=True)):
-                    row = {"layer": layer, "head": head, "circuit": circuit, "rank": rank, "value": value}
+                    row = {"layer": layer, "head": head, "circuit": circuit, "rank": rank, "pair_value": value}
                     rows.append({**row, "from_token": a, "to_token": b})
     ids = sorted({row[end] for row in rows for end in ("from_token", "to_token")})
     texts = [f"[{i}]" for i in ids] if model.tokenizer is None else model.to_str_tokens(ids)

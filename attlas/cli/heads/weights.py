@@ -26,8 +26,8 @@ def _show(result: HeadWeights, model: str, out: Output) -> None:
     """Heads whose strongest composition passes that of random weights most."""
     rows = []
     for row in result.ratios:
-        kind = max(KINDS, key=lambda kind: row[kind])
+        kind = max(KINDS, key=lambda kind: row[f"{kind}_composition"])
         ends = f"{row['from_layer']}.{row['from_head']} → {row['layer']}.{row['head']}"
-        rows.append((ends, kind.upper(), row[kind], row["random"]))
+        rows.append((ends, kind.upper(), row[f"{kind}_composition"], row["random"]))
     rows.sort(key=lambda row: -row[2])
     out.table(f"{model}: strongest composition by weights", ["heads", "by", "ratio", "at random"], rows[:MOST_ROWS])

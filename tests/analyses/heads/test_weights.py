@@ -86,10 +86,10 @@ def test_scores_are_those_of_whole_matrices(name: str, models: dict[str, HookedM
             )
             best = np.sort(whole[f"{circuit}_tokens"].numpy().ravel())[::-1][:5]
             rows = [r for r in found.pairs if (r["layer"], r["head"], r["circuit"]) == (layer, head, circuit)]
-            np.testing.assert_allclose([row["value"] for row in rows], best, rtol=1e-4)
+            np.testing.assert_allclose([row["pair_value"] for row in rows], best, rtol=1e-4)
             for row in rows:
                 exact = whole[f"{circuit}_tokens"][row["from_token"], row["to_token"]]
-                assert row["value"] == pytest.approx(float(exact), rel=1e-4)
+                assert row["pair_value"] == pytest.approx(float(exact), rel=1e-4)
         assert found.scores["copying"][layer, head] == pytest.approx(_score(whole["ov_tokens"]), abs=1e-6)
         assert found.scores["matching"][layer, head] == pytest.approx(_score(whole["qk_tokens"]), abs=1e-6)
 
@@ -106,7 +106,7 @@ def test_composition_is_the_ratio_of_whole_matrices(name: str, models: dict[str,
         moves = early["ov"].numpy()
         for kind, matrix in (("q", late["qk"]), ("k", late["qk"].T), ("v", late["ov"])):
             m = matrix.numpy()
-            assert row[kind] == pytest.approx(norm(moves @ m) / (norm(moves) * norm(m)), rel=1e-6)
+            assert row[f"{kind}_composition"] == pytest.approx(norm(moves @ m) / (norm(moves) * norm(m)), rel=1e-6)
 
 
 def test_random_weights_compose_as_the_baseline_says() -> None:
@@ -119,16 +119,16 @@ def test_random_weights_compose_as_the_baseline_says() -> None:
     config = WeightsConfig(n_vocab=8, n_pairs=1)
     fresh = head_weights(model, config)
     spread = fresh.random.std(ddof=1)
-    values = np.array([[row[kind] for kind in "qkv"] for row in fresh.ratios])
+    values = np.array([[row[f"{kind}_composition"] for kind in "qkv"] for row in fresh.ratios])
     assert values.mean() == pytest.approx(fresh.random.mean(), abs=3 * spread)
     assert np.abs(fresh.scores["copying"]).max() < 0.9
     with torch.no_grad():
         early, late = hf.transformer.h[0].attn, hf.transformer.h[1].attn
         late.c_attn.weight[:, 96 + 24 : 96 + 48] = early.c_proj.weight[48:72].T  # key of 1.1 reads what 0.2 writes
     made = head_weights(model, config)
-    row = max(made.ratios, key=lambda row: row["k"])
+    row = max(made.ratios, key=lambda row: row["k_composition"])
     assert (row["from_head"], row["head"]) == (2, 1)
-    assert row["k"] > fresh.random.mean() + 8 * spread
+    assert row["k_composition"] > fresh.random.mean() + 8 * spread
     assert made.summary()["top_k_composition"]["heads"] == "0.2 → 1.1"
 
 
