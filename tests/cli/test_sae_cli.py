@@ -84,7 +84,7 @@ def test_export(workspace: Path, to: str, tmp_path: Path, capsys: pytest.Capture
     [
         (["train", "--k", "300", "--d-sae", "256"], "k=300 must be between 1 and d_sae=256"),
         (["train", "--d-sae", "0"], "d_sae=0"),
-        (["train", "--hooks", "blocks.9.attn.hook_z"], "no hook 'blocks.9.attn.hook_z'"),
+        (["train", "--hooks", "blocks.9.attn.hook_z"], "'blocks.9.attn.hook_z': layer 9 is out of range 0–3"),
         (["train", "--sweep-sparsity", "1", "2"], "λ has no effect"),
         (["eval"], "holds no SAE"),
         (["eval", "--sae", "nowhere"], "does not exist"),
