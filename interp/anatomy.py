@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,17 @@ from attlas.interp.config import ModelConfig
 from attlas.interp.fused import FusedQKV
 from attlas.kernels import AttentionRule
 
-QKNorm = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Rotary = Callable[[Tensor, Tensor, tuple[Tensor, Tensor]], tuple[Tensor, Tensor]]
+
+
+class QKNorm(Protocol):
+    """Norms of queries and keys, [B, T, head, d_head], before the rotary embedding."""
+
+    def __call__(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """(q, k) normed."""
+
+    def factors(self, which: str, x: Tensor) -> Tensor:
+        """What the norm of "q" or "k" multiplies each coordinate of x [..., head, d_head] with: weight / scale."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class LayerParts:
             OLMo 2: after a norm).
         rule: which keys a query may attend to (causality, sliding window), what scores are multiplied with and capped by.
         fused: layout of a fused projection, or None.
-        qk_norm: norms of (q, k), [B, T, head, d_head], before the rotary embedding, or None.
+        qk_norm: norms of queries and keys, or None.
         sinks: a learned logit a head [n_heads] that takes mass from the keys (gpt-oss), or None.
         mid: the module whose input is resid_mid; None when attention and MLP read the same residual stream.
     """
@@ -83,6 +92,7 @@ class Anatomy:
         unembed: Linear to vocabulary or classes, or None for a backbone.
         rotary: applies RoPE to (q, k) of [B, head, T, d_head], or None.
         gain_offset: what is added to a norm's weight (Gemma: 1).
+        logit_softcap: c of logits c·tanh(logit/c), or None.
     """
 
     cfg: ModelConfig
@@ -93,7 +103,13 @@ class Anatomy:
     pos_embed: nn.Module | None = None
     rotary: Rotary | None = None
     gain_offset: float = 0.0
+    logit_softcap: float | None = None
     notes: tuple[str, ...] = field(default=())
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """What the unembedding gives as the model hands it out."""
+        cap = self.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def find(module: nn.Module, *paths: str) -> nn.Module:
@@ -110,6 +126,12 @@ def find(module: nn.Module, *paths: str) -> nn.Module:
     raise UnsupportedModelError(
         f"{type(module).__name__} has none of the modules {list(paths)}; this version of transformers lays it out anew"
     )
+
+
+def norm_eps(norm: nn.Module) -> float:
+    """What a norm adds to the variance or mean square."""
+    eps: Any = getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", 0.0)
+    return float(eps)
 
 
 def linear_weight(module: nn.Module) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,24 +143,32 @@ def last_linear(mlp: nn.Module) -> nn.Module:
     return [m for m in mlp.modules() if type(m).__name__ in ("Linear", "Conv1D")][-1]
 
 
+def mlp_writes(mlp: nn.Module) -> list[nn.Parameter]:
+    """Weights and biases of the projection of an MLP, or of every expert of a mixture, back to the residual stream."""
+    experts = getattr(mlp, "experts", None)
+    if experts is None:
+        return list(last_linear(mlp).parameters())
+    return [p for name, p in experts.named_parameters() if name.startswith("down_proj")]
+
+
 def silent_parts(model: HookedModel) -> Drop:
     """What adds nothing to the residual stream already: attention and MLPs whose output projection and bias are zero
     (dropped before in stock format, or absent), and heads whose rows of W_O are.
     """
     attn, mlp, heads = [], [], []
     for index, parts in enumerate(model.layers):
-        if _zero(parts.out_proj):
+        if _zero(parts.out_proj.parameters()):
             attn.append(index)
         else:
             rows = linear_weight(parts.out_proj).detach().unflatten(0, (model.cfg.n_heads, -1)).flatten(1)
             heads += [(index, head) for head, row in enumerate(rows) if not row[:32].any() and not row.any()]
-        if _zero(last_linear(parts.mlp)):
+        if _zero(mlp_writes(parts.mlp)):
             mlp.append(index)
     return Drop(tuple(attn), tuple(mlp), (), tuple(heads))
 
 
-def _zero(projection: nn.Module) -> bool:
-    return not any(p.detach().flatten()[:32].any() or p.detach().any() for p in projection.parameters())
+def _zero(parameters: Iterable[nn.Parameter]) -> bool:
+    return not any(p.detach().flatten()[:32].any() or p.detach().any() for p in parameters)
 
 
 def units(target: str, n_layers: int, n_heads: int = 0, n_kv_heads: int = 0) -> list[Unit]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from attlas.errors import ConfigError, UnsupportedModelError
-from attlas.interp.anatomy import Anatomy, LayerParts, linear_bias, linear_weight
+from attlas.interp.anatomy import Anatomy, LayerParts, linear_bias, linear_weight, norm_eps
 from attlas.interp.fused import FusedQKV
 from attlas.interp.wrappers.compiled import Eager
 
@@ -171,8 +171,7 @@ class HookEngine:
         def before(norm: Any, args: tuple[Any, ...]) -> None:
             x = _precise(args[0])
             x = x - x.mean(-1, keepdim=True) if centre else x
-            eps: Any = getattr(norm, "eps", None) or getattr(norm, "variance_epsilon", 0.0)
-            scale, changed = self._call(name, (x.pow(2).mean(-1, keepdim=True) + eps).sqrt())
+            scale, changed = self._call(name, (x.pow(2).mean(-1, keepdim=True) + norm_eps(norm)).sqrt())
             state[:] = [(x, scale, changed)] if changed or _in_graph(scale) else []
 
         def after(norm: Any, _args: Any, output: Tensor) -> Tensor | None:

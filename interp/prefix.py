@@ -164,7 +164,8 @@ class Prefix:
             residual = output[0] if isinstance(output, tuple) else output
         norm, unembed = self.model.final_norm, self.model.anatomy.unembed
         assert unembed is not None
-        return torch.stack([read(unembed(norm(part))) for part in residual.split(self.n_rows)])
+        cap = self.model.anatomy.capped
+        return torch.stack([read(cap(unembed(norm(part)))) for part in residual.split(self.n_rows)])
 
 
 class _Feed(nn.Module):

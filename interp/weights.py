@@ -148,6 +148,11 @@ class Weights:
                 "docs/models.md says what works for each family"
             )
 
+    def norm_weight(self, norm: nn.Module) -> Tensor:
+        """What a norm multiplies with [d_model]: its weight, of Gemma 1 + its weight."""
+        weight: Tensor = norm.weight  # type: ignore[assignment]
+        return weight + self.anatomy.gain_offset if self.anatomy.gain_offset else weight
+
     @property
     def final_norm(self) -> nn.Module:
         return self.anatomy.final_norm

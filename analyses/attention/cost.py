@@ -119,6 +119,7 @@ def cost_profile(model: AnyModel, config: CostConfig | None = None, track: Track
     model = as_hooked(model)
     config = config or CostConfig()
     cfg = model.cfg
+    model.require_plain("the cost profile", "experts")
     layers = range(min(config.n_layers, cfg.n_layers) or cfg.n_layers)
     cuda = model.device.type == "cuda"
     generator = torch.Generator().manual_seed(config.seed)

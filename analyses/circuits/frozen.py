@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from attlas.errors import ConfigError, PromptError
 from attlas.interp import AnyModel, as_hooked
+from attlas.interp.anatomy import norm_eps
 from attlas.interp.names import layer_index
 from attlas.saes.base import SAE
 from attlas.saes.decompose import SAEs, check_saes, decompose
@@ -140,24 +141,25 @@ class FrozenPass:
             if name.endswith(
                 ("hook_embed", "hook_pos_embed", "hook_attn_out", "hook_mlp_out", "hook_z", "hook_v", "hook_pattern")
             )
-            or name.endswith(("hook_scale", "hook_resid_pre", "hook_resid_post", "hook_attn_scores"))
+            or name.endswith(("hook_scale", "hook_resid_pre", "hook_resid_post", "hook_attn_scores", "attn.hook_q"))
+            or name.endswith(("attn.hook_k", "ln_final.hook_normalized"))
         ]
-        rope: list[Any] = []
+        # What turns queries and keys, (cos, sin) [T, …] of every layer: Gemma 3's local layers turn at another speed.
+        self.rope: list[tuple[Tensor, Tensor]] = []
 
         def receive(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-            rope.append(kwargs.get("position_embeddings"))
+            if (pair := kwargs.get("position_embeddings")) is not None:
+                self.rope.append((pair[0][0].double(), pair[1][0].double()))
 
-        handle = model.layers[0].attn.register_forward_pre_hook(receive, with_kwargs=True)
+        handles = [parts.attn.register_forward_pre_hook(receive, with_kwargs=True) for parts in model.layers]
         try:
             logits, cache = model.run_with_cache(self.tokens, wanted)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         self.logits = logits[0].double()
         # [T, …]; patterns and scores are [head, dest, src].
         self.cache = {name: tensor[0].double() for name, tensor in cache.items()}
-        self.rope: tuple[Tensor, Tensor] | None = None
-        if rope and rope[0] is not None:
-            self.rope = (rope[0][0][0].double(), rope[0][1][0].double())
 
     @property
     def n_positions(self) -> int:
@@ -206,8 +208,22 @@ class FrozenPass:
         return parts, torch.cat(vectors)
 
     @torch.no_grad()
+    def written(self, layer: int, position: int) -> tuple[Tensor, Tensor]:
+        """W_O [head, d_head, d_model] and b_O [d_model] at a position, float64, on to the residual stream.
+
+        A norm behind attention (Gemma 2, OLMo 2) is in them, its scale frozen.
+        """
+        W_O, b_O = self.model.W_O(layer).detach().double(), self.model.b_O(layer).detach().double()
+        if "post_norm" not in self.model.cfg.traits:
+            return W_O, b_O
+        norm = self.model.layers[layer].attn_out
+        out = torch.einsum("he,hed->d", self.cache[f"blocks.{layer}.attn.hook_z"][position], W_O) + b_O
+        factor = self.model.norm_weight(norm).detach().double() / (out.pow(2).mean() + norm_eps(norm)).sqrt()
+        return W_O * factor, b_O * factor
+
+    @torch.no_grad()
     def _attention_parts(self, layer: int, position: int) -> tuple[list[Part], Tensor]:
-        W_O, b_O = self.model.W_O(layer).double(), self.model.b_O(layer).double()
+        W_O, b_O = self.written(layer, position)
         if layer not in self.saes:
             z = self.cache[f"blocks.{layer}.attn.hook_z"][position]
             rows = torch.einsum("he,hed->hd", z, W_O)
@@ -250,15 +266,17 @@ class FrozenPass:
         return module, self.cache[f"{which}.hook_scale"]
 
     def through_norm(self, which: str, position: int | slice, covector: Tensor) -> tuple[Tensor, Tensor]:
-        """A functional of the norm's output as one of its input, its scale frozen.
+        """A functional of the norm's output as one of its input, its scale frozen; itself where there is no norm (OLMo 2).
 
         Args:
             covector: [..., d_model].
 
         Returns: (covector on the input [..., d_model], constant from the norm's bias [...]).
         """
+        if f"{which}.hook_scale" not in self.cache:
+            return covector, covector.sum(-1) * 0
         module, scale = self.norm(which)
-        weight: Tensor = module.weight.detach().double()  # type: ignore[operator]
+        weight = self.model.norm_weight(module).detach().double()
         bias = getattr(module, "bias", None)
         constant = covector @ bias.detach().double() if bias is not None else covector.sum(-1) * 0
         inner = covector * weight
@@ -269,19 +287,29 @@ class FrozenPass:
     def logit_covector(self, position: int, right: list[int], wrong: list[int]) -> tuple[Tensor, float, float]:
         """Mean logit of `right` − mean logit of `wrong` as a functional of the last residual stream.
 
+        Of a model that caps its logits (Gemma 2): logits before the cap.
+
         Returns: (covector [d_model], constant, the model's own value).
         """
         W_U = self.model.W_U.detach().double()
         direction = W_U[:, right].mean(1)
-        value = self.logits[position, right].mean()
+        logits = self.logits[position] if self.model.anatomy.logit_softcap is None else self._uncapped(position)
+        value = logits[right].mean()
         bias = getattr(self.model.anatomy.unembed, "bias", None)
         extra = 0.0 if bias is None else float(bias.detach().double()[right].mean())
         if wrong:
             direction = direction - W_U[:, wrong].mean(1)
-            value = value - self.logits[position, wrong].mean()
+            value = value - logits[wrong].mean()
             extra -= 0.0 if bias is None else float(bias.detach().double()[wrong].mean())
         covector, constant = self.through_norm("ln_final", position, direction)
         return covector, float(constant) + extra, float(value)
+
+    @torch.no_grad()
+    def _uncapped(self, position: int) -> Tensor:
+        """Logits [d_vocab] as the unembedding gives them."""
+        unembed = self.model.anatomy.unembed
+        assert unembed is not None
+        return unembed(self.cache["ln_final.hook_normalized"][position].to(self.model.dtype)).double()
 
     def attention_to(self, dest: int, src: int) -> Tensor:
         """Attention of every head from one position to another, [n_layers, n_heads]; 0 to what comes later."""

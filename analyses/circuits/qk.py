@@ -222,23 +222,27 @@ def _check_seen(model: HookedModel, layer: int, dest: int, src: int) -> None:
 
 @torch.no_grad()
 def projected(frozen: FrozenPass, layer: int, head: int, position: int, which: str) -> tuple[list[Part], Tensor]:
-    """Each term of the residual stream as a part of a head's query ("q") or key ("k"), rotated where the model rotates.
+    """Each term of the residual stream as a part of a head's query ("q") or key ("k"), rotated where the model rotates,
+    behind any norm of queries and keys, its scale frozen.
+
+    Raises:
+        UnsupportedModelError: the model caps its scores: no sum of terms is a score.
 
     Returns: n parts, the last the constant, and float64 [n, d_head].
     """
     model = frozen.model
-    if which == "q":
-        weight, bias = model.W_Q(layer)[head].detach().double(), model.b_Q(layer)[head].detach().double()
-    else:
-        kv = head // (model.cfg.n_heads // model.cfg.n_kv_heads)
-        weight, bias = model.W_K(layer)[kv].detach().double(), model.b_K(layer)[kv].detach().double()
+    model.require_plain("attribution of scores", "softcap")
+    at = head if which == "q" else head // (model.cfg.n_heads // model.cfg.n_kv_heads)
+    every = (model.W_Q(layer), model.b_Q(layer)) if which == "q" else (model.W_K(layer), model.b_K(layer))
+    weight, bias = (t[at].detach().double() for t in every)
     parts, vectors = frozen.parts(position, layer)
     covectors, constants = frozen.through_norm(f"blocks.{layer}.ln1", position, weight.T)  # [d_head, d_model], [d_head]
     rows = torch.cat([vectors @ covectors.T, (constants + bias)[None]])
-    if frozen.rope is not None:
-        rotary = model.anatomy.rotary
-        assert rotary is not None
-        cos, sin = (t[position].expand(1, len(rows), -1) for t in frozen.rope)
+    norm, rotary = model.layers[layer].qk_norm, model.anatomy.rotary
+    if norm is not None:
+        rows = rows * norm.factors(which, frozen.cache[f"blocks.{layer}.attn.hook_{which}"][position])[at]
+    if rotary is not None:
+        cos, sin = (t[position].expand(1, len(rows), -1) for t in frozen.rope[layer])
         rows = rotary(rows[None, None], rows[None, None], (cos, sin))[0][0, 0]
     return [*parts, Part("constant", layer, position)], rows
 

@@ -77,7 +77,7 @@ def logit_terms(frozen: FrozenPass, target: LogitTarget) -> Terms:
     @functools.cache  # many features share a layer
     def of_layer(layer: int) -> tuple[Tensor, Tensor, Tensor]:
         coefficients, _, _, W_dec = frozen.decomposed(layer, position)
-        return coefficients, W_dec, torch.einsum("hed,d->he", frozen.model.W_O(layer).detach().double(), covector)
+        return coefficients, W_dec, torch.einsum("hed,d->he", frozen.written(layer, position)[0], covector)
 
     for i, part in enumerate(parts):
         if part.kind == "feature" and frozen.saes[part.layer][0].endswith("hook_z"):
@@ -124,7 +124,7 @@ def feature_row(
     cfg = frozen.model.cfg
     if hook.endswith("hook_z"):
         return row.view(cfg.n_heads, cfg.d_head), constant, value
-    W_O, b_O = frozen.model.W_O(layer).detach().double(), frozen.model.b_O(layer).detach().double()
+    W_O, b_O = frozen.written(layer, position)
     return torch.einsum("hed,d->he", W_O, row), constant + float(row @ b_O), value
 
 

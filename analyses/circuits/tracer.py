@@ -103,7 +103,7 @@ class Tracer:
             row, constant, value = feature_row(self.frozen, part.layer, part.feature, part.position)
             return attention_terms(self.frozen, part.layer, part.position, row, value, constant), node.slope
         assert node.covector is not None
-        W_O = self.frozen.model.W_O(part.layer).detach().double()
+        W_O = self.frozen.written(part.layer, part.position)[0]
         row = torch.zeros(W_O.shape[:2], dtype=torch.float64)
         row[part.head] = W_O[part.head] @ node.covector
         return attention_terms(self.frozen, part.layer, part.position, row, node.influence, 0.0), 1.0

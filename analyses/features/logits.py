@@ -1,7 +1,8 @@
 """What a feature does to the logits on the direct path: through W_O, the final norm's weights and the unembedding.
 
 The final norm is folded: its weights multiply the direction (LayerNorm's centring is applied too), its scale, which
-depends on the token, is left out. Effects are therefore comparable within a feature, and in logits up to that scale.
+depends on the token, is left out, and so is that of a norm behind attention. Effects are therefore comparable within a
+feature, and in logits up to that scale; of models that cap their logits (Gemma 2), in logits before the cap.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from attlas.interp.names import layer_index
 @torch.no_grad()
 def residual_directions(model: HookedModel, W_dec: Tensor, hook: str) -> Tensor:
     """What each decoder row adds to the residual stream, [F, d_model]: hook_z rows pass through W_O (and DINOv2's layer
-    scale), others stay."""
+    scale; of a norm behind attention, as Gemma 2 has, the weights), others stay."""
     if not hook.endswith("hook_z"):
         return W_dec.detach()
     layer = layer_index(hook)
     written = W_dec.detach() @ model.W_O(layer).flatten(0, 1).to(W_dec.dtype)
-    scale = getattr(model.layer(layer).attn_out, "lambda1", None)
+    behind = model.layer(layer).attn_out
+    scale = model.norm_weight(behind) if "post_norm" in model.cfg.traits else getattr(behind, "lambda1", None)
     return written if scale is None else written * scale.detach().to(written.dtype)
 
 
@@ -110,7 +112,6 @@ def _effects(model: HookedModel, W_dec: Tensor, hook: str, chunk: int) -> Iterat
     directions = residual_directions(model, W_dec, hook).float()
     if model.cfg.norm == "ln":
         directions = directions - directions.mean(-1, keepdim=True)
-    weight: Tensor = model.final_norm.weight  # type: ignore[assignment]
-    unembed = readout_weight(model).float() * weight.float()[:, None]
+    unembed = readout_weight(model).float() * model.norm_weight(model.final_norm).float()[:, None]
     for piece in directions.split(chunk):
         yield piece @ unembed

@@ -11,7 +11,10 @@ from attlas.errors import UnsupportedModelError
 
 _PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # one entry a layer
 _FIRST = ("max_window_layers",)  # holds from this layer on
-_DONE = ("num_hidden_layers", "n_layer", "stage_names", "out_features", "out_indices")
+_DONE = (
+    *("num_hidden_layers", "n_layer", "stage_names", "out_features", "out_indices"),
+    *("_sliding_window_pattern", "sliding_window_pattern"),  # Gemma 3: makes layer_types where there are none
+)
 _COUNTS_LAYERS = re.compile("layer|stage|pattern")
 
 

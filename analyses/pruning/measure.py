@@ -97,7 +97,7 @@ def without(model: HookedModel, drop: Drop) -> Iterator[None]:
             parts = model.layer(layer)
             module: nn.Module = getattr(parts, kind)
             name = next((name for name, child in parts.block.named_children() if child is module), None)
-            if name is None:  # transformers before 5 nested the MLP of ViTs
+            if name is None or "experts" in model.cfg.traits:  # transformers before 5 nested the MLP of ViTs
                 with masked(model, drop):
                     yield
                 return

@@ -19,11 +19,13 @@ from attlas.analyses.pruning.layer_fields import check_layer_fields, drop_layers
 from attlas.errors import CheckpointError, ConfigError, UnsupportedModelError
 from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.anatomy import LayerParts
-from attlas.interp.drop import Drop, last_linear, masked
+from attlas.interp.drop import Drop, masked, mlp_writes
 from attlas.interp.families import describe
 
 FORMATS = ("stock", "compact")
 MODELING = "modeling_attlas_pruned"
+# Families whose stock layout keeps all heads: GPT-2 and Phi-3 fuse them, OLMo 2 norms over all, gpt-oss has sinks a head.
+_WHOLE_HEADS = ("gpt2", "gpt_neox", "phi3", "gptj", "olmo2", "gpt_oss")
 # |Δ| of logits allowed between the masked and the pruned model, as a share of the largest logit
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
@@ -224,8 +226,8 @@ def _set_heads(config: Any, d_head: int, heads: int, kv_heads: int) -> None:
 
 
 def _expressible(config: Any, d_head: int, heads: int, kv_heads: int) -> bool:
-    """Whether the stock config takes these numbers of heads in every layer (GPT-2 knows no head size of its own)."""
-    if config.model_type == "gpt2":
+    """Whether the stock config takes these numbers of heads in every layer."""
+    if config.model_type in _WHOLE_HEADS:
         return False
     trial = copy.deepcopy(config)
     _set_heads(trial, d_head, heads, kv_heads)
@@ -254,7 +256,7 @@ def silenced(hf: Any, drop: Drop) -> list[nn.Parameter]:
     for layer in _renumber(drop.attn, drop.blocks):
         found += list(parts[layer].out_proj.parameters())
     for layer in _renumber(drop.mlp, drop.blocks):
-        found += list(last_linear(parts[layer].mlp).parameters())
+        found += mlp_writes(parts[layer].mlp)
     return found
 
 

@@ -22,6 +22,7 @@ from torch.nn.utils import parametrize
 from attlas.errors import ConfigError, UnsupportedModelError
 
 Init = Literal["one", "preserve"]
+_SIDE_BY_SIDE = ("query_key_value", "qkv_proj", "gate_up_proj")  # of GPT-NeoX and Phi-3
 _SMALL = 512  # up to this side a whole SVD is quicker than Lanczos
 _held = False
 
@@ -219,7 +220,8 @@ def sigma_reparam(
 
     Raises:
         ConfigError: nothing matches, a layer has it already, or a weight is tied to another module.
-        UnsupportedModelError: the model is compiled or quantised, or wrapped in DistributedDataParallel.
+        UnsupportedModelError: the model is compiled or quantised, or wrapped in DistributedDataParallel, or a layer holds
+            several matrices (GPT-NeoX, Phi-3), or there are experts (gpt-oss) and include is None.
 
     Example:
         >>> from attlas.analyses.stability import sigma_reparam
@@ -273,6 +275,10 @@ def _targets(
     known = {name: module for name, module in model.named_modules() if _weights_of(name, module)}
     # MultiheadAttention's own out_proj is a Linear and is listed by itself.
     if include is None:
+        if experts := [n for n, _ in model.named_modules() if n.endswith(".experts")]:
+            raise UnsupportedModelError(
+                f"'{experts[0]}' is a mixture of experts, no linear layer, and would stay without σReparam; give include="
+            )
         blocks = _block_prefixes(model)
         chosen = [n for n in known if blocks is None or any(n.startswith(b) for b in blocks)]
     elif callable(include):
@@ -285,6 +291,10 @@ def _targets(
             f"include={include!r} matches no linear layer; there are {', '.join(list(known)[:4]) or 'none'} …"
         )
     for name in chosen:
+        if name.endswith(_SIDE_BY_SIDE):
+            raise UnsupportedModelError(
+                f"'{name}' holds several matrices in one; σReparam would divide all by one σ: leave it out with include="
+            )
         if parametrize_names(known[name]):
             raise ConfigError(f"'{name}' has σReparam already; merge() first")
     return [(n, known[n]) for n in chosen]

@@ -19,6 +19,7 @@ from attlas.interp.config import TRAITS
 from attlas.interp.families import describe
 
 _ALIBI = ("bloom", "mpt", "falcon")
+_TURNS = 1.05  # cos² + sin² is 1, a little more in bfloat16, and more where RoPE also stretches (YaRN, LongRoPE)
 _CACHES = ("past_key_values", "layer_past", "cache")  # what transformers has called it, by family and version
 
 
@@ -90,14 +91,16 @@ def _family_site(anatomy: Anatomy, layer: int) -> AttentionSite:
             return None  # generation: keys of earlier calls are not among the inputs
         x = hidden[:n_sequences].detach()
         q, k = _project(parts, x, cfg.d_head)
+        bounded = parts.qk_norm is None
         if anatomy.rotary is not None:
             cos, sin = kwargs["position_embeddings"]
             rows = slice(0, 1 if cos.shape[0] == 1 else n_sequences)
             q, k = anatomy.rotary(q, k, (cos[rows], sin[rows]))
+            bounded &= float(cos[0, 0, 0] ** 2 + sin[0, 0, 0] ** 2) < _TURNS
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 and isinstance(args[1], Tensor) else None)
         allowed = boolean_mask(mask, n_sequences, k.shape[2])
-        # A bound from weights alone does not hold for normed queries and keys.
-        return Reading(q, k, allowed, parts.rule, x if parts.qk_norm is None else None)
+        # A bound from weights alone does not hold for normed or stretched queries and keys.
+        return Reading(q, k, allowed, parts.rule, x if bounded else None)
 
     def weights() -> HeadWeights:
         return _family_weights(parts, cfg.d_head)

@@ -6,12 +6,18 @@ from typing import Any
 
 from attlas.errors import UnsupportedModelError, nearest
 from attlas.interp.anatomy import Anatomy
-from attlas.interp.families import gpt2, llama, neox, vit
+from attlas.interp.families import gemma, gpt2, gpt_oss, gptj, llama, neox, olmo2, phi3, qwen3, vit
 
 FAMILIES = (
+    gemma,
     gpt2,
+    gpt_oss,
+    gptj,
     llama,
     neox,
+    olmo2,
+    phi3,
+    qwen3,
     vit,
 )
 # What some model types have that no adapter reads.

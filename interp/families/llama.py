@@ -22,53 +22,56 @@ def sliding_window(config: Any, attn: Any, layer: int) -> int | None:
     return config.sliding_window if config.model_type == "mistral" else None  # Llama has none, whatever its config says
 
 
-def describe(hf: Any) -> Anatomy:
-    """Anatomy of a LlamaForCausalLM, LlamaModel, or a model of the same layout."""
-    config = hf.config
-    base = getattr(hf, "model", hf)
-    d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cfg = ModelConfig(
-        family="llama",
+def shape(hf: Any, family: str, *traits: str, **more: Any) -> ModelConfig:
+    """What the config of Llama and its kin says."""
+    config, base = hf.config, getattr(hf, "model", hf)
+    heads = config.num_attention_heads
+    return ModelConfig(
+        family=family,
         model_type=config.model_type,
         n_layers=len(base.layers),
-        n_heads=config.num_attention_heads,
-        n_kv_heads=config.num_key_value_heads or config.num_attention_heads,
+        n_heads=heads,
+        n_kv_heads=config.num_key_value_heads or heads,
         d_model=config.hidden_size,
-        d_head=d_head,
+        d_head=getattr(config, "head_dim", None) or config.hidden_size // heads,
         d_mlp=config.intermediate_size,
         n_ctx=config.max_position_embeddings,
         d_vocab=config.vocab_size,
         positional="rotary",
         norm="rms",
+        traits=frozenset(traits),
+        **more,
     )
-    layers = tuple(
-        LayerParts(
-            block=block,
-            attn=block.self_attn,
-            mlp=block.mlp,
-            ln1=block.input_layernorm,
-            ln2=block.post_attention_layernorm,
-            q=block.self_attn.q_proj,
-            k=block.self_attn.k_proj,
-            v=block.self_attn.v_proj,
-            out_proj=block.self_attn.o_proj,
-            down_proj=block.mlp.down_proj,
-            attn_out=block.self_attn,
-            mlp_out=block.mlp,
-            rule=AttentionRule(
-                causal=True,
-                sliding_window=sliding_window(config, block.self_attn, index),
-                scale=float(block.self_attn.scaling),
-            ),
-            mid=block.post_attention_layernorm,
-        )
-        for index, block in enumerate(base.layers)
-    )
-    return Anatomy(
-        cfg=cfg,
-        layers=layers,
-        embed=base.embed_tokens,
-        final_norm=base.norm,
-        unembed=getattr(hf, "lm_head", None),
-        rotary=rotate,
-    )
+
+
+def layer(config: Any, block: Any, index: int, **other: Any) -> LayerParts:
+    """Parts of a layer; `other` stands in place of Llama's."""
+    attn = block.self_attn
+    window = sliding_window(config, attn, index)
+    parts: dict[str, Any] = {
+        "ln1": getattr(block, "input_layernorm", None),
+        "ln2": block.post_attention_layernorm,
+        "mid": block.post_attention_layernorm,
+        "attn_out": attn,
+        "mlp_out": block.mlp,
+        "rule": AttentionRule(causal=True, sliding_window=window, scale=float(attn.scaling)),
+        "out_proj": attn.o_proj,
+    }
+    if "fused" not in other:
+        parts |= {"q": attn.q_proj, "k": attn.k_proj, "v": attn.v_proj}
+    if "down_proj" not in other:
+        parts["down_proj"] = block.mlp.down_proj
+    return LayerParts(block=block, attn=attn, mlp=block.mlp, **{**parts, **other})
+
+
+def whole(hf: Any, cfg: ModelConfig, layers: list[LayerParts], **other: Any) -> Anatomy:
+    """Anatomy with Llama's embeddings, final norm and rotation."""
+    base = getattr(hf, "model", hf)
+    ends = {"embed": base.embed_tokens, "final_norm": base.norm, "unembed": getattr(hf, "lm_head", None)}
+    return Anatomy(cfg=cfg, layers=tuple(layers), **{**ends, "rotary": rotate, **other})
+
+
+def describe(hf: Any) -> Anatomy:
+    """Anatomy of a LlamaForCausalLM, LlamaModel, or a model of the same layout."""
+    base = getattr(hf, "model", hf)
+    return whole(hf, shape(hf, "llama"), [layer(hf.config, block, i) for i, block in enumerate(base.layers)])

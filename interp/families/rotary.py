@@ -21,6 +21,6 @@ def rotate(q: Tensor, k: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     width = cos.shape[-1]
     if width == x.shape[-1]:
-        return x * cos + rotate_half(x) * sin
+        return (x * cos + rotate_half(x) * sin).to(x.dtype)  # OLMo 2 keeps cos and sin in float32
     turning, still = x[..., :width], x[..., width:]
-    return torch.cat((turning * cos + rotate_half(turning) * sin, still), dim=-1)
+    return torch.cat((turning * cos + rotate_half(turning) * sin, still), dim=-1).to(x.dtype)
