@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
+from attlas.analyses.common.columns import Head
 from attlas.dashboard.store import Store
 from attlas.dashboard.theme import Theme
 
 Params = dict[str, str]
 Data = dict[str, Any]
-
-
-Head = tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attlas.errors import UnsupportedModelError
 from attlas.interp.model import HookedModel
 
 
@@ -193,8 +192,7 @@ class Suffix:
     """
 
     def __init__(self, model: HookedModel, layer: int) -> None:
-        if model.cfg.family != "vit":
-            raise UnsupportedModelError(f"{model.name} is a {model.cfg.family} model; a suffix needs a vision model")
+        model.require_vision_model()
         model.layer(layer)
         self.model = model
         self._feed = _Feed(model.anatomy.embed)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attlas.data.images.dataset import ImageDataset
-from attlas.errors import ConfigError, ImageDataError, UnsupportedModelError
+from attlas.errors import ConfigError, ImageDataError
 from attlas.interp import HookedModel
 
 
@@ -16,8 +16,7 @@ def require_vit(model: HookedModel, images: ImageDataset) -> None:
     Raises:
         UnsupportedModelError, ConfigError.
     """
-    if model.cfg.family != "vit":
-        raise UnsupportedModelError(f"{model.name} is a {model.cfg.family} model; head analyses on images need a ViT")
+    model.require_vision_model()
     if not len(images):
         raise ConfigError("there are no images; give at least one")
     height, width = images.pixels.shape[-2:]

@@ -53,6 +53,11 @@ class Weights:
             )
         self.require_head("prediction of the next token")
 
+    def require_vision_model(self) -> None:
+        """Raises UnsupportedModelError for a model that reads no images."""
+        if self.cfg.family != "vit":
+            raise UnsupportedModelError(f"{self.name} is a {self.cfg.family} model and reads no images; give a ViT")
+
     def layer(self, index: int) -> LayerParts:
         """The modules of a layer.
 

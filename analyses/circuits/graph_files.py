@@ -121,7 +121,7 @@ def _clean(text: str) -> str:
 def to_circuit_tracer(graph: CircuitGraph, slug: str = "attlas") -> dict[str, Any]:
     """The graph in the JSON that circuit-tracer's viewer reads (metadata, qParams, nodes, links).
 
-    What that format has no word for is told in its own: heads, errors and MLPs become "mlp reconstruction error" nodes
+    What that format has no word for goes under one of its own: heads, errors and MLPs become "mlp reconstruction error" nodes
     with their name in `clerp`, features become "cross layer transcoder" nodes; head loadings, constants, keys and queries
     are left out (remainders stay, as error nodes). Links hold the influence on the target.
     """

@@ -164,7 +164,7 @@ def qk_attribution(
 
     Args:
         tokens: one prompt, int64 [T] or [1, T].
-        saes: hook → autoencoder on attn.hook_z or hook_attn_out; layers without one are told in heads.
+        saes: hook → autoencoder on attn.hook_z or hook_attn_out; layers without one are split into heads.
         frozen: the prompt's pass, when it is there already.
 
     Raises:

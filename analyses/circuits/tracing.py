@@ -45,7 +45,7 @@ def trace(
         model: a language model.
         tokens: one prompt, int64 [T] or [1, T].
         target: what to explain.
-        saes: hook → autoencoder on attn.hook_z or hook_attn_out; layers without one are told in heads.
+        saes: hook → autoencoder on attn.hook_z or hook_attn_out; layers without one are split into heads.
         frozen: the prompt's pass, when it is there already.
 
     Raises:

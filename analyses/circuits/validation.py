@@ -39,7 +39,7 @@ MODES = ("corrupted", "mean", "zero")
 
 FAITHFULNESS = TableSchema(
     "faithfulness",
-    "one set of units left standing",
+    "one set of units kept",
     (
         column("kept", pa.string(), "", "model (all), nothing, circuit, without circuit, random 0 …, same places 0 …"),
         column("n_units", pa.float64(), "", "units kept, mean over prompts"),
@@ -81,7 +81,7 @@ class FaithfulnessConfig:
 
 @dataclass(frozen=True)
 class FaithfulnessResult(Result):
-    """The metric with each set of units left standing.
+    """The metric with each set of units kept.
 
     Attributes:
         metrics: name of the set → float64 [n_prompts].
@@ -351,7 +351,7 @@ class _Ablation:
         return total
 
     def run(self, keep: Keep, metric: Metric) -> np.ndarray:
-        """The metric of each prompt with only `keep` left standing, float64 [B]."""
+        """The metric of each prompt with only `keep` kept, float64 [B]."""
         by_hook = {hook: layer for layer, hook in self.hooks.items()}
 
         def fn(x: Tensor, name: str) -> Tensor | None:

@@ -9,6 +9,8 @@ import pyarrow as pa
 from attlas.data.schema import column
 
 MODULES = ("attn", "mlp", "block")
+Head = tuple[int, int]
+"""(layer, head), both from 0."""
 
 # -- where -----------------------------------------------------------------------------------------------------------------
 

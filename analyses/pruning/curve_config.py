@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from attlas.errors import ConfigError
 
+BUDGETS = ("n", "max_delta_ce", "save_parameters", "save_kv", "save_time")
+"""How much goes may be said by one of these."""
 ORDERS = ("ranked", "iterative", "random", "last", "reversed", "angular")
 
 

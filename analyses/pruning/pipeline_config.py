@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attlas.analyses.pruning.budget import Budget
-from attlas.analyses.pruning.curve_config import ORDERS
+from attlas.analyses.pruning.curve_config import BUDGETS, ORDERS
 from attlas.analyses.pruning.healing import HealConfig
 from attlas.analyses.pruning.lm_eval.tasks import LMEvalConfig
 from attlas.errors import ConfigError
@@ -90,8 +90,7 @@ class PruneConfig:
     @property
     def _budgets(self) -> dict[str, float]:
         """Those that are given."""
-        names = ("n", "max_delta_ce", "save_parameters", "save_kv", "save_time")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {name: value for name in BUDGETS if (value := getattr(self, name)) is not None}
 
     @property
     def budget(self) -> Budget | None:

@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attlas.analyses.common.columns import Head
 from attlas.analyses.vit.readout import jensen_shannon
 from attlas.analyses.vit.rollout import of_patches, rollout_step
-from attlas.errors import ConfigError, UnsupportedModelError
+from attlas.errors import ConfigError
 from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.require import patch_grid
 from attlas.saes.base import SAE
 from attlas.saes.identity import check_sae
-
-Head = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def look(model: AnyModel, pixels: Tensor) -> Look:
         (4, 6, 8, 8)
     """
     model = as_hooked(model)
-    _require_vit(model)
+    model.require_vision_model()
     batch = pixels[None].to(model.device, model.dtype)
     cache = model.capture(batch, "blocks.*.attn.hook_pattern")
     patterns = [cache[f"blocks.{layer}.attn.hook_pattern"].float() for layer in range(model.cfg.n_layers)]
@@ -113,7 +112,7 @@ def answer(model: HookedModel, pixels: Tensor, without: Sequence[Head] = ()) -> 
         UnsupportedModelError: the model is no vision model.
         ConfigError: there is no such head.
     """
-    _require_vit(model)
+    model.require_vision_model()
     cfg = model.cfg
     for layer, head in without:
         if not (0 <= layer < cfg.n_layers and 0 <= head < cfg.n_heads):
@@ -180,7 +179,7 @@ def feature_heat(
         (8, 8)
     """
     model = as_hooked(model)
-    _require_vit(model)
+    model.require_vision_model()
     hook = check_sae(sae, model)
     x = sae.flatten_heads(model.capture(pixels[None].to(model.device, model.dtype), hook)[hook])
     acts = sae.encode(x)[0, model.cfg.n_prefix_tokens :].float().clamp_min(0).cpu().numpy()
@@ -188,8 +187,3 @@ def feature_heat(
     strongest = acts.max(0)
     chosen = list(features) or [int(f) for f in np.argsort(-strongest, kind="stable")[:n_top] if strongest[f] > 0]
     return [FeatureHeat(f, float(strongest[f]), acts[:, f].reshape(grid)) for f in chosen if 0 <= f < sae.cfg.d_sae]
-
-
-def _require_vit(model: HookedModel) -> None:
-    if model.cfg.family != "vit":
-        raise UnsupportedModelError(f"{model.name} is a {model.cfg.family} model; looking at images needs a ViT")

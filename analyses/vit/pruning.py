@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from attlas.analyses.common.columns import N_IMAGES, interval
+from attlas.analyses.common.columns import N_IMAGES, Head, interval
 from attlas.analyses.common.fills import Fill, HeadFills, fill_head
 from attlas.analyses.vit.config import VitPruningConfig
 from attlas.analyses.vit.readout import Answer, Readout, make_readout, metric_mean
@@ -29,8 +29,6 @@ from attlas.errors import ConfigError
 from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.prefix import Suffix
 from attlas.interp.require import require_vit
-
-Head = tuple[int, int]
 
 CURVE = TableSchema(
     "pruning_curve",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from attlas.cli.common import Output, open_model
 from attlas.cli.options import ModelArgs, TextArgs
-from attlas.errors import ConfigError, UnsupportedModelError
+from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
     from attlas.data.images.dataset import ImageDataset
@@ -60,8 +60,7 @@ def image_source(model: HookedModel, source: str) -> str:
     Raises:
         UnsupportedModelError: a language model.
     """
-    if model.cfg.family != "vit":
-        raise UnsupportedModelError(f"{model.name} is a language model ({model.cfg.family}); give a vision model")
+    model.require_vision_model()
     if source != "auto":
         return source
     from attlas.data.images.dataset import default_images

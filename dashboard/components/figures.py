@@ -1,4 +1,4 @@
-"""Plotly figures in the atlas's dress."""
+"""Plotly figures in the colours and fonts of the dashboard's theme."""
 
 from __future__ import annotations
 

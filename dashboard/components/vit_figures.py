@@ -8,11 +8,11 @@ from typing import Any
 import plotly.graph_objects as go
 from dash import html
 
+from attlas.analyses.common.columns import Head
 from attlas.dashboard.components.basic import attributes
 from attlas.dashboard.components.figures import graph
 from attlas.dashboard.theme import Theme, style
 
-Head = tuple[int, int]
 COLORS = ("#17647a", "#c0762b", "#7d8c4a", "#8a5a8f", "#b8434e", "#4f7fb5", "#b59a2e", "#5f6770", "#3f9b84", "#a8703f")
 _FAINT = 0.12
 

@@ -95,7 +95,7 @@ def _doors(data: Data) -> Any:
         ("/survey", "Survey", "What each head is for; how two autoencoders compare."),
         ("/layers", "Layers", "How sharply each head attends, and which layers do little."),
         ("/health", "Health", "Heads over training, collapse, windows, cost."),
-        ("/prune", "Prune", "What dropping layers and heads costs, and what dies."),
+        ("/prune", "Prune", "What dropping layers and heads costs, and its side effects."),
         ("/circuit", "Circuit", "A prompt traced back through features, heads and tokens."),
         ("/vit", "ViT heads", "Which heads of a vision model matter, how far they look, what they draw."),
         ("/image", "Image", "A picture under every head; heads pruned as you look."),

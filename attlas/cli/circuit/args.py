@@ -90,7 +90,7 @@ class Dla(SAEArgs, PromptArgs, ModelArgs, OutArgs):
 class Trace(SAEArgs, PromptArgs, ModelArgs, OutArgs):
     """Trace a logit difference, or a feature, back through attention to the tokens; nothing is lost on the way.
 
-    Layers with an autoencoder (--sae) are told in features, the others in heads.
+    Layers with an autoencoder (--sae) are split into features, the others into heads.
 
     For example:
 

@@ -107,7 +107,9 @@ def _faithful(
         if not r["kept"].startswith(("random", "same places"))  # these are drawn from chance, and summed up below
     ]
     of = f"{len(task)} prompts, seed {args.seed}; intervals are 95 % over prompts"
-    out.table(f"what is left standing ({of})", ["kept", "units", "logits", "recovered", "from", "to"], rows)
+    out.table(
+        f"what is kept, and what it recovers ({of})", ["kept", "units", "logits", "recovered", "from", "to"], rows
+    )
     for kind, draws in (("at random", result.random), ("at the circuit's own places", result.same_places)):
         out.say(
             f"{len(draws)} circuits drawn {kind} recover {np.median(draws):.1%} in the median, {min(draws):.1%} to "

@@ -6,12 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from attlas.analyses.pruning.curve_config import DropCurveConfig
+from attlas.analyses.pruning.curve_config import BUDGETS, DropCurveConfig
 from attlas.cli.inputs import DataArgs
 from attlas.cli.options import FLAT, ModelArgs, OutArgs
 from attlas.errors import ConfigError
-
-BUDGETS = ("n", "max_delta_ce", "save_parameters", "save_kv", "save_time")
 
 
 @dataclass(frozen=True)

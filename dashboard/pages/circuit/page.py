@@ -165,7 +165,7 @@ def _nothing(data: Data) -> Any:
         return None
     return empty(
         "No autoencoders for this model",
-        "Without them the circuit is told in heads. With autoencoders on attention outputs it is told in features:",
+        "Without them the circuit is made of heads. With autoencoders on attention outputs it is made of features:",
         f"attlas train --model {data['lm']} --hooks 'blocks.*.attn.hook_z'",
     )
 

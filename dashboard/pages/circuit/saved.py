@@ -228,14 +228,14 @@ def _faithfulness(data: Data, look: Theme) -> Any:
     )
     names = {k: k for k in ("kept", "n_units", "metric", "recovered", "low", "high")}
     note = (
-        "Share of the metric recovered with only these units left standing, 95 % intervals over prompts; random: circuits "
+        "Share of the metric recovered with only these units kept, 95 % intervals over prompts; random: circuits "
         "of as many units anywhere in each layer; same places: at the circuit's own layers and positions. "
         f"{spread}{'. ' if spread else ''}"
         f"{saved['model']}, run {saved['run']}."
     )
     return card(
         "Faithfulness",
-        bars(rows, "kept", "recovered", look, x_title="left standing", y_title="share recovered"),
+        bars(rows, "kept", "recovered", look, x_title="units kept", y_title="share recovered"),
         table(rows, names, summary="The numbers", open_=True),
         note=note,
     )

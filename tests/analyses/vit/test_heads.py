@@ -228,7 +228,7 @@ def test_result_matches_the_card_and_is_saved(vit_mini: HookedModel, glyphs: Ima
 
 
 def test_bad_input(gpt2_mini: HookedModel, glyphs: ImageDataset) -> None:
-    with pytest.raises(UnsupportedModelError, match="need a ViT"):
+    with pytest.raises(UnsupportedModelError, match="reads no images; give a ViT"):
         vit(gpt2_mini, glyphs)
     with pytest.raises(ConfigError, match="choose from mean_per_position, zero"):
         VitConfig(ablations=("nothing",))
