@@ -129,7 +129,7 @@ KINDS = {
     "prune": Kind(
         "Pruned model",
         "/prune",
-        "attlas prune --target attn --n 1 --out DIR",
+        "attlas prune --target attn --n 1 --to DIR",
         {"dropped": "without", "loss_before": "loss", "loss_after": "after"},
     ),
     "what_dies": Kind(

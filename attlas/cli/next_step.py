@@ -51,7 +51,7 @@ def _next(verb: str, args: Any, result: dict[str, Any]) -> list[str]:
             return ["prune", *model] if args.checkpoints is None else _SERVE
         case "prune":
             whole = not (args.drop or args.target)
-            return ["prune", *model, "--target", "attn", "--n", "1", "--out", "pruned"] if whole else _SERVE
+            return ["prune", *model, "--target", "attn", "--n", "1", "--to", "pruned"] if whole else _SERVE
         case "vit":
             return ["vit", "patterns", *model] if what == "heads" else _SERVE
         case "circuit":

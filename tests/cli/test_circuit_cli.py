@@ -93,7 +93,7 @@ def test_a_graph_that_is_too_large_says_so_in_one_line(tmp_path: Path) -> None:
         (["trace", "--feature", "2/3", "--n-prompts", "2", "--min-accuracy", "0"], "layer/feature@position"),
         (["trace", "--feature", "2/3@1", "--n-prompts", "2", "--min-accuracy", "0"], "no autoencoder"),
         (["trace", "--row", "9", "--n-prompts", "2", "--min-accuracy", "0"], "prompts 0–1"),
-        (["trace", "--out", "x.png"], ".graphml"),
+        (["trace", "--to", "x.png"], "--to 'x.png' should end in .json, .graphml"),
         (["trace", "--prompt", " the man", "--faithful"], "--corrupted"),
         (["qk", *SMALL, "--layer", "7"], "0–3"),
         (["qk", *SMALL, "--head", "7"], "0–5"),

@@ -89,7 +89,7 @@ def test_a_compact_checkpoint_keeps_its_dtype_and_is_pruned_again(
 ) -> None:
     """The default format, from the embedded float16 model: half the bytes of float32, and a model like any other."""
     one, two = tmp_path / "one", tmp_path / "two"
-    status, result, _ = _run(capsys, tmp_path, "--target", "attn", "--n", "1", "--out", str(one), *SMALL)
+    status, result, _ = _run(capsys, tmp_path, "--target", "attn", "--n", "1", "--to", str(one), *SMALL)
     assert status == 0
     assert result["format"] == "compact"
     assert result["kv_bytes_before"] == 4 * 2 * 192 * 2

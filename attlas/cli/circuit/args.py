@@ -94,7 +94,7 @@ class Trace(SAEArgs, PromptArgs, ModelArgs, OutArgs):
 
     For example:
 
-        attlas circuit trace --model gpt2-mini --task induction --row 3 --out circuit.json
+        attlas circuit trace --model gpt2-mini --task induction --row 3 --to circuit.json
         attlas circuit trace --prompt "the cat sat on the mat. the cat" --depth 3
         attlas circuit trace -m smollm2-135m --prompt "When Anna met Tom, Tom gave a ring to" --answer " Anna" --wrong " Tom"
     """
@@ -107,7 +107,7 @@ class Trace(SAEArgs, PromptArgs, ModelArgs, OutArgs):
     """Also explain where the strongest heads look, by keys and queries."""
     faithful: bool = False
     """Also trace every prompt of the task, and ablate what is outside the circuits, what is inside, and random ones."""
-    out: Path | None = None
+    out: Annotated[Path | None, tyro.conf.arg(name="to", aliases=["--out"])] = None
     """Also write the graph here: .json, .graphml, or .ct.json for circuit-tracer's viewer."""
     seed: int = 0
     """Seed of the prompts, the random circuits and the intervals."""

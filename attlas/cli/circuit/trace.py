@@ -34,7 +34,7 @@ FORMATS = (".json", ".graphml")
 def run(args: Trace, out: Output) -> dict[str, Any]:
     """Trace, save, show."""
     if args.out is not None and args.out.suffix not in FORMATS:
-        raise ConfigError(f"--out '{args.out}' should end in .json, .graphml or .ct.json")
+        raise ConfigError(f"--to '{args.out}' should end in .json, .graphml or .ct.json")
     if args.out is not None:
         check_replaceable(args.out)
         check_writable(args.out.absolute().parent)

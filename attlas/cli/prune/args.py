@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+import tyro
+
 from attlas.analyses.pruning.curve_config import BUDGETS, DropCurveConfig
 from attlas.cli.inputs import DataArgs
 from attlas.cli.options import FLAT, ModelArgs, OutArgs
@@ -21,7 +23,7 @@ class Args(DataArgs, ModelArgs, OutArgs):
     on --text, scores on --calibration (a source given for both is divided); of images, half of every class calibrates and
     the other half measures.
 
-    Example: attlas prune --model gpt2-mini --target attn --n 2 --format compact --out gpt2-mini-pruned
+    Example: attlas prune --model gpt2-mini --target attn --n 2 --format compact --to gpt2-mini-pruned
     Example: attlas prune --model gpt2-mini --drop attn:2 --what-dies --sae RUN
     Example: attlas prune --model gpt2-mini --drop attn:2 --lm-eval attlas_ioi attlas_induction
     """
@@ -47,10 +49,10 @@ class Args(DataArgs, ModelArgs, OutArgs):
     """Budget: this share of the time of a forward pass, 0–1, measured here."""
     format: Literal["stock", "compact"] = "compact"
     """stock loads anywhere, but modules dropped alone are only silenced; compact lacks them, with its own code."""
-    out: Path | None = None
+    out: Annotated[Path | None, tyro.conf.arg(name="to", aliases=["--out"])] = None
     """Folder for the pruned checkpoint; nothing is written without it."""
     force: bool = False
-    """Replace an earlier pruned checkpoint in --out; folders that attlas prune did not write are never touched."""
+    """Replace an earlier pruned checkpoint in --to; folders that attlas prune did not write are never touched."""
     calibration: str = "embedded:train"
     """Text that scores are taken on and healing trains on; as --text."""
     calibration_column: str | None = None

@@ -58,7 +58,7 @@ def prune_one(
 
 
 def _export(result: PruneResult, args: Args, out: Output) -> PruneResult:
-    """Write the checkpoint to --out, or to another disk where that has no room."""
+    """Write the checkpoint to --to, or to another disk where that has no room."""
     assert args.out is not None
     out.say("writing the checkpoint, and comparing it in a fresh process")
     try:

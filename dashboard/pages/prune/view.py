@@ -268,7 +268,7 @@ def _mean(rows: list[Row], step: int, module: str) -> float:
 def _pruned(data: Data, look: Theme) -> Any:
     rows: list[Row] = data["pruned"]
     if not rows:
-        command = f"attlas prune --model {data['model']} --target attn --n 1 --what-dies --heal-steps 50 --out pruned"
+        command = f"attlas prune --model {data['model']} --target attn --n 1 --what-dies --heal-steps 50 --to pruned"
         return empty("No pruned model yet", "Make one, heal it, and see what it lost:", command)
     s = data["pruned_summary"]
     runs = [(r["id"], f"without {r['dropped']}"[:48]) for r in rows]
