@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from attlas.data.models_catalog import EMBEDDED_DIR
 from attlas.interp import HookedModel, load_model
 from tests.interp.tiny_families import TINY, recording, tiny
 
@@ -220,3 +221,26 @@ def test_a_folder_opens_as_the_module(name: str, tmp_path: Any) -> None:
     _close(backbone(tokens), hf.base_model(tokens).last_hidden_state, "hidden state")
     assert whole.has_head
     assert not backbone.has_head
+
+
+@pytest.mark.parametrize("name", ["neox", "gemma3"])
+@torch.no_grad()
+def test_hooks_equal_transformer_bridge(name: str, tmp_path: Any) -> None:
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoTokenizer
+
+    tiny(name).save_pretrained(tmp_path / name)
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_DIR / "gpt2-mini")  # any will do
+    folder = str(tmp_path / name)
+    bridge = TransformerBridge.boot_transformers(folder, tokenizer=tokenizer, device="cpu", dtype=torch.float32)
+    _, theirs = bridge.run_with_cache(_tokens())
+    _, ours = load_model(folder, device="cpu").run_with_cache(_tokens(), lambda _name: True)
+    compared = set()
+    for hook, value in ours.items():
+        if hook not in theirs or theirs[hook].shape != value.shape or hook.endswith("hook_normalized"):
+            continue  # normalized: with the norm's weights here, without there
+        allowed = torch.isfinite(value) & (theirs[hook] > -1e4)
+        assert (value - theirs[hook])[allowed].abs().max() <= TOLERANCE, hook
+        compared.add(hook.removeprefix("blocks.1."))
+    needed = {"hook_resid_pre", "hook_attn_out", "hook_mlp_out", "hook_resid_post", "mlp.hook_post"}
+    assert needed | {f"attn.hook_{part}" for part in ("q", "k", "v", "z", "pattern", "attn_scores")} <= compared
