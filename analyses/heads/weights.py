@@ -53,7 +53,7 @@ def folded(model: HookedModel) -> Folded:
     group = model.cfg.n_heads // model.cfg.n_kv_heads
     for layer, modules in enumerate(model.layers):
         for name in ("W_Q", "W_K", "W_V"):
-            weight = _behind_norm(modules.ln1, model.cfg.norm, getattr(model, name)(layer).detach().double())
+            weight = _behind_norm(model, modules.ln1, getattr(model, name)(layer).detach().double())
             parts[name].append(weight if name == "W_Q" else weight.repeat_interleave(group, 0))
         parts["W_Q"][-1] = parts["W_Q"][-1] * modules.scale
         written = model.W_O(layer).detach().double()
@@ -62,13 +62,12 @@ def folded(model: HookedModel) -> Folded:
     return Folded(**{name: torch.stack(weights) for name, weights in parts.items()})
 
 
-def _behind_norm(norm: nn.Module | None, kind: str, weight: Tensor) -> Tensor:
+def _behind_norm(model: HookedModel, norm: nn.Module | None, weight: Tensor) -> Tensor:
     """What [.., d_model, n] does to the stream in front of a norm, up to the norm's scale."""
     if norm is None:
         return weight
-    gain = cast(Tensor, norm.weight).detach().double()
-    weight = weight * gain[:, None]
-    return weight - weight.mean(-2, keepdim=True) if kind == "ln" else weight
+    weight = weight * model.norm_weight(norm).detach().double()[:, None]
+    return weight - weight.mean(-2, keepdim=True) if model.cfg.norm == "ln" else weight
 
 
 def _normed_embedding(model: HookedModel, n_vocab: int) -> Tensor:
@@ -261,7 +260,7 @@ def _of_tokens(
     embedding = _normed_embedding(model, 0)
     unembedding = None
     if model.has_head:
-        unembedding = _behind_norm(model.final_norm, model.cfg.norm, model.W_U.detach().double())
+        unembedding = _behind_norm(model, model.final_norm, model.W_U.detach().double())
         n = min(len(embedding), unembedding.shape[1])  # tables may be padded
         scores["copying"] = eigen_score(weights.W_V, unembedding[:, :n] @ embedding[:n], weights.W_O)
     scores["matching"] = eigen_score(weights.W_Q, embedding.T @ embedding, weights.W_K.mT)
