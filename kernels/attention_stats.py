@@ -71,21 +71,14 @@ def attention_stats(
     if token_ids is not None:
         token_ids = token_ids.expand(q.shape[0], k.shape[2])
     with torch.no_grad():
-        if (
-            use_triton(q)
-            and rule.softcap is None
-            and mask is None
-            and not tops
-            and 0 < len(windows) <= 4
-            and q.shape[-1] <= 256
-            and q.numel()
-        ):
-            from attlas.kernels.attention_stats_triton import attention_stats_triton
+        if use_triton(q) and q.numel():
+            from attlas.kernels.attention_stats_triton import attention_stats_triton, fits
 
-            return or_torch(
-                lambda: attention_stats_triton(q, k, rule, token_ids, windows, column),
-                lambda: _stats_torch(q, k, rule, mask, token_ids, windows, tops, column),
-            )
+            if fits(q.shape[-1], windows, tops):
+                return or_torch(
+                    lambda: attention_stats_triton(q, k, rule, mask, token_ids, windows, tops, column),
+                    lambda: _stats_torch(q, k, rule, mask, token_ids, windows, tops, column),
+                )
         return _stats_torch(q, k, rule, mask, token_ids, windows, tops, column)
 
 

@@ -1,16 +1,14 @@
 """Triton attention statistics: one pass over keys per query block, with a running maximum (online softmax).
 
-Sums of e^{s−m} and of (s−m)·e^{s−m} are rescaled when the maximum grows, so entropy = log Z − Σ(s−m)e^{s−m}/Z. Distance
-and token-matched masses are further running sums. Sink mass is looked for in the first block of keys alone; windows, own
-position and the one before in blocks that can hold a key that near, so most blocks pay for none of them. The centred norm
-of the logits uses Chan's update of mean and squared deviation. Column mass is a second pass with log Z known.
+Logits are in units of log 2, less a pivot of their row (its logit with the key at its own place), so that their sum and sum of
+squares give the spread without cancellation. With p = 2^{a}, a = s − m: entropy = ln 2 · (log₂ Z − Σ a·p / Z); Σ a·p and Z are
+rescaled when the maximum m grows. Sink, own and previous position keep their logit and are weighed at the end.
+Blocks of keys that no window can reach and that lie whole among the keys take a loop without tests of position; the few
+others a second one. Column masses and those of the largest weights take another pass (attention_second_triton).
 """
 
 # mypy: disable-error-code="no-untyped-def"
 from __future__ import annotations
-
-import math
-from typing import Any
 
 import torch
 import triton
@@ -18,122 +16,198 @@ import triton.language as tl
 from torch import Tensor
 
 from attlas.kernels.attention_rule import AttentionRule
+from attlas.kernels.attention_second_triton import (
+    LARGEST_TOP,
+    MOST_TOPS,
+    Attention,
+    column_masses_triton,
+    finish,
+    load_keys,
+    padded,
+    top_masses_triton,
+)
 from attlas.kernels.dispatch import interpreting, on_device
 from attlas.kernels.results import AttentionStats
 
+MOST_WINDOWS = 4
+
 
 @triton.jit
-def _mass(e, chosen):
-    return tl.sum(tl.where(chosen, e, 0.0), axis=1)
+def _absorb(s, peak, z, moment, n, s1, s2, OPEN: tl.constexpr, COUNT: tl.constexpr):
+    # A tile into the running sums; also the tile's weights, their sum, and what earlier sums are rescaled by.
+    new = tl.maximum(peak, tl.max(s, axis=1))
+    gap = peak - new
+    factor = tl.exp2(gap)
+    away = s - new[:, None]
+    p = tl.exp2(away)
+    total = tl.sum(p, axis=1)
+    if OPEN:
+        moment = factor * (moment + gap * z) + tl.sum(away * p, axis=1)
+        s1 += tl.sum(s, axis=1)
+        s2 += tl.sum(s * s, axis=1)
+    else:
+        ok = ~(s == -float("inf"))
+        moment = factor * (moment + gap * z) + tl.sum(tl.where(ok, away * p, 0.0), axis=1)
+        s = tl.where(ok, s, 0.0)
+        s1 += tl.sum(s, axis=1)
+        s2 += tl.sum(s * s, axis=1)
+        if COUNT:
+            n += tl.sum(ok.to(tl.float32), axis=1)
+    return new, z * factor + total, moment, n, s1, s2, p, total, factor
+
+
+@triton.jit
+def _mass(p, chosen):
+    return tl.sum(tl.where(chosen, p, 0.0), axis=1)
+
+
+@triton.jit
+def _logit_of(s, chosen):
+    return tl.max(tl.where(chosen, s, -float("inf")), axis=1)
 
 
 @triton.jit
 def _row_kernel(
-    q_ptr, k_ptr, token_ptr, out_ptr,
-    H, K, T, S, E, scale, n_out,
-    sqb, sqh, sqt, sqe, skb, skh, sks, ske,
+    q_ptr, k_ptr, mask_ptr, token_ptr, out_ptr,
+    H, K, T, S, E, factor, cap, n_out,
+    sqb, sqh, sqt, sqe, skb, skh, sks, ske, smb, smh, smt, sms,
     w0, w1, w2, w3, widest, reach,
-    CAUSAL: tl.constexpr, LIMITED: tl.constexpr, TOKENS: tl.constexpr, WINDOWS: tl.constexpr,
-    BQ: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr,
+    CAUSAL: tl.constexpr, LIMITED: tl.constexpr, CAPPED: tl.constexpr, MASK: tl.constexpr, TOKENS: tl.constexpr,
+    WINDOWS: tl.constexpr,
+    BQ: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     # One axis: a second one ends at 65,535. Causal programs with the most keys start first.
     n_blocks = tl.cdiv(T, BQ)
     bh = tl.program_id(0) // n_blocks
     first_row = (n_blocks - 1 - tl.program_id(0) % n_blocks) * BQ
-    b, h = bh // H, bh % H
-    kv = h // (H // K)
+    b, h = (bh // H).to(tl.int64), (bh % H).to(tl.int64)
     rows = first_row + tl.arange(0, BQ)
     row_ok = rows < T
     e_at = tl.arange(0, BE)
-    e_ok = e_at < E
-    shift = 0
-    if CAUSAL:
-        shift = S - T
+    shift = S - T if CAUSAL else 0
+    first = first_row + shift
     position = rows + shift
-    q_at = q_ptr + b.to(tl.int64) * sqb + h.to(tl.int64) * sqh + rows.to(tl.int64)[:, None] * sqt + e_at[None, :] * sqe
-    q = tl.load(q_at, mask=row_ok[:, None] & e_ok[None, :], other=0.0)
+    q_at = q_ptr + b * sqb + h * sqh + rows.to(tl.int64)[:, None] * sqt + e_at[None, :] * sqe
+    q = tl.load(q_at, mask=row_ok[:, None] & (e_at < E)[None, :], other=0.0)
+    k_at = k_ptr + b * skb + h // (H // K) * skh
+    mask_at = mask_ptr + b * smb + h * smh + tl.minimum(rows, T - 1).to(tl.int64)[:, None] * smt
+    token_at = token_ptr + b * S
     zero = tl.zeros((BQ,), dtype=tl.float32)
-    peak = zero - float("inf")
-    z, first_moment, n, mean, deviation = zero, zero, zero, zero, zero
-    sink, own, before, distance = zero, zero, zero, zero
+
+    own_key = tl.minimum(position, S - 1).to(tl.int64)
+    near_k = tl.load(k_at + own_key[:, None] * sks + e_at[None, :] * ske, mask=(e_at < E)[None, :], other=0.0)
+    pivot = tl.sum(q.to(tl.float32) * near_k.to(tl.float32), axis=1) * factor
+    if CAPPED:
+        pivot = tl.minimum(tl.maximum(pivot, -cap), cap)
+    pivot = tl.where(tl.abs(pivot) < 1e30, pivot, 0.0)
+
+    peak, z, moment, n, s1, s2, distance = zero - 1e30, zero, zero, zero, zero, zero, zero
+    sink, own, before = zero - float("inf"), zero - float("inf"), zero - float("inf")
     m0, m1, m2, m3, induction, duplicate = zero, zero, zero, zero, zero, zero
     own_token = tl.zeros((BQ,), dtype=tl.int64)
     if TOKENS:
-        own_token = tl.load(token_ptr + b.to(tl.int64) * S + position, mask=row_ok & (position < S), other=-1)
-    stop = S
+        own_token = tl.load(token_at + position, mask=row_ok & (position < S), other=-1)
+
+    begin, stop = 0, S
     if CAUSAL:
-        stop = tl.minimum(S, first_row + BQ + shift)
-    begin = 0
+        stop = tl.minimum(S, first + BQ)
     if LIMITED:  # |i − j| < reach: blocks of keys out of reach are not looked at
-        begin = tl.maximum(first_row + shift - reach + 1, 0) // BS * BS
-        stop = tl.minimum(stop, first_row + BQ + shift + reach)
-    for start in range(begin, stop, BS):
+        begin = tl.maximum(first - reach + 1, 0) // BS * BS
+        stop = tl.minimum(stop, first + BQ - 1 + reach)
+    whole = tl.maximum(stop // BS * BS if CAUSAL else S // BS * BS, begin)  # blocks from here on are cut off by S
+    whole = tl.minimum(whole, tl.cdiv(tl.maximum(stop, 0), BS) * BS)
+    near = tl.minimum(tl.maximum(tl.maximum(first - widest + 1, 0) // BS * BS, begin), tl.maximum(whole, begin))
+    near_end = tl.cdiv(stop, BS) * BS if CAUSAL else tl.minimum(tl.cdiv(first + BQ - 1 + widest, BS) * BS, whole)
+    near_end = tl.maximum(near_end, near)
+    n_before = (near - begin) // BS
+    n_far = n_before + tl.maximum(whole - near_end, 0) // BS
+    n_near = (near_end - near) // BS
+    n_all = n_near
+    if not CAUSAL:
+        n_all += (tl.maximum(whole, near_end) < stop).to(tl.int32)  # the block that S cuts off
+
+    for step in range(0, n_far):
+        ahead = step >= n_before
+        start = tl.where(ahead, near_end + (step - n_before) * BS, begin + step * BS)
         keys = start + tl.arange(0, BS)
-        key_ok = keys < S
-        k_at = k_ptr + b.to(tl.int64) * skb + kv.to(tl.int64) * skh + keys.to(tl.int64)[None, :] * sks
-        k = tl.load(k_at + e_at[:, None] * ske, mask=e_ok[:, None] & key_ok[None, :], other=0.0)
-        s = tl.dot(q, k, input_precision="ieee") * scale
-        ok = key_ok[None, :] & row_ok[:, None]
-        if CAUSAL:
-            ok = ok & (keys[None, :] <= position[:, None])
+        k = load_keys(k_at, keys, e_at, E, S, sks, ske, True, EVEN)
+        s = tl.dot(q, k, input_precision="ieee") * factor
+        s = finish(s, mask_at, keys, S, sms, cap, True, MASK, CAPPED) - pivot[:, None]
         if LIMITED:
-            ok = ok & (tl.abs(position[:, None] - keys[None, :]) < reach)
-        # centred squares: Chan's merge of (n, mean, deviation) with this block's
-        n_new = tl.sum(ok.to(tl.float32), axis=1)
-        block_mean = tl.sum(tl.where(ok, s, 0.0), axis=1) / tl.maximum(n_new, 1.0)
-        away = tl.where(ok, s - block_mean[:, None], 0.0)
-        both = tl.maximum(n + n_new, 1.0)
-        delta = block_mean - mean
-        deviation += tl.sum(away * away, axis=1) + delta * delta * n * n_new / both
-        mean += delta * n_new / both
-        n += n_new
-        s = tl.where(ok, s, -float("inf"))
-        new_peak = tl.maximum(peak, tl.max(s, axis=1))
-        safe = tl.where(new_peak == -float("inf"), 0.0, new_peak)
-        gap = tl.where(peak == -float("inf"), 0.0, peak - safe)
-        factor = tl.where(peak == -float("inf"), 0.0, tl.exp(gap))
-        e = tl.exp(s - safe[:, None])
-        # Σ(s − m')e^{s−m'} = factor·(Σ(s − m)e^{s−m} + (m − m')·Σe^{s−m})
-        fresh = tl.sum(tl.where(ok, (s - safe[:, None]) * e, 0.0), axis=1)
-        first_moment = factor * (first_moment + gap * z) + fresh
-        z = z * factor + tl.sum(e, axis=1)
-        peak = new_peak
-        offset = position[:, None] - keys[None, :]
-        distance = distance * factor + tl.sum(e * tl.abs(offset).to(tl.float32), axis=1)
-        sink, own, before = sink * factor, own * factor, before * factor
-        m0, m1, m2, m3 = m0 * factor, m1 * factor, m2 * factor, m3 * factor
+            s = tl.where(tl.abs(position[:, None] - keys[None, :]) < reach, s, -float("inf"))
+        peak, z, moment, n, s1, s2, p, total, rescale = _absorb(
+            s, peak, z, moment, n, s1, s2, not LIMITED and MASK == 0, MASK > 0
+        )
+        along = tl.sum(p * tl.arange(0, BS).to(tl.float32)[None, :], axis=1)
+        gone = total * (position - start).to(tl.float32) - along  # Σ p·(i − j): all on one side
+        distance = distance * rescale + tl.where(ahead, -gone, gone)
         if start == 0:
-            sink += _mass(e, (keys == 0)[None, :] & ok)
-        if (start + BS + widest > first_row + shift) & (start < first_row + BQ + shift + widest):
-            own += _mass(e, offset == 0)
-            before += _mass(e, offset == 1)
-            m0 += _mass(e, tl.abs(offset) < w0)
-            if WINDOWS > 1:
-                m1 += _mass(e, tl.abs(offset) < w1)
-            if WINDOWS > 2:
-                m2 += _mass(e, tl.abs(offset) < w2)
-            if WINDOWS > 3:
-                m3 += _mass(e, tl.abs(offset) < w3)
+            sink = _logit_of(s, (keys == 0)[None, :])
         if TOKENS:
-            token = tl.load(token_ptr + b.to(tl.int64) * S + keys, mask=key_ok, other=-2)
-            earlier = tl.load(token_ptr + b.to(tl.int64) * S + keys - 1, mask=key_ok & (keys > 0), other=-2)
+            token = tl.load(token_at + keys)
+            earlier = tl.load(token_at + keys - 1, mask=keys > 0, other=-2)
+            duplicate = duplicate * rescale + _mass(p, token[None, :] == own_token[:, None])
+            induction = induction * rescale + _mass(p, earlier[None, :] == own_token[:, None])
+
+    for step in range(0, n_all):
+        start = tl.where(step < n_near, near + step * BS, tl.maximum(whole, near_end))
+        keys = start + tl.arange(0, BS)
+        k = load_keys(k_at, keys, e_at, E, S, sks, ske, False, EVEN)
+        s = tl.dot(q, k, input_precision="ieee") * factor
+        s = finish(s, mask_at, keys, S, sms, cap, False, MASK, CAPPED) - pivot[:, None]
+        offset = position[:, None] - keys[None, :]
+        ok = (keys < S)[None, :]
+        if CAUSAL:
+            ok = ok & (offset >= 0)
+        if LIMITED:
+            ok = ok & (tl.abs(offset) < reach)
+        s = tl.where(ok, s, -float("inf"))
+        peak, z, moment, n, s1, s2, p, total, rescale = _absorb(s, peak, z, moment, n, s1, s2, False, MASK > 0)
+        distance = distance * rescale + tl.sum(p * tl.abs(offset).to(tl.float32), axis=1)
+        if start == 0:
+            sink = _logit_of(s, (keys == 0)[None, :])
+        own = tl.maximum(own, _logit_of(s, offset == 0))
+        before = tl.maximum(before, _logit_of(s, offset == 1))
+        m0 = m0 * rescale + _mass(p, tl.abs(offset) < w0)
+        if WINDOWS > 1:
+            m1 = m1 * rescale + _mass(p, tl.abs(offset) < w1)
+        if WINDOWS > 2:
+            m2 = m2 * rescale + _mass(p, tl.abs(offset) < w2)
+        if WINDOWS > 3:
+            m3 = m3 * rescale + _mass(p, tl.abs(offset) < w3)
+        if TOKENS:
+            token = tl.load(token_at + keys, mask=keys < S, other=-2)
+            earlier = tl.load(token_at + keys - 1, mask=(keys < S) & (keys > 0), other=-2)
             same = (token[None, :] == own_token[:, None]) & (offset != 0)
             after = (earlier[None, :] == own_token[:, None]) & (offset != -1)
-            duplicate = duplicate * factor + _mass(e, same)
-            induction = induction * factor + _mass(e, after)
+            duplicate = duplicate * rescale + _mass(p, same)
+            induction = induction * rescale + _mass(p, after)
+
     inverse = tl.where(z > 0, 1.0 / tl.where(z > 0, z, 1.0), tl.where(z == z, 0.0, z))
-    log_sum = tl.log(tl.where(z > 0, z, 1.0))
-    entropy = tl.where(z == z, tl.maximum(log_sum - first_moment * inverse, 0.0), z)
+    log_sum = tl.log2(tl.where(z > 0, z, 1.0))
+    entropy = tl.where(z == z, tl.maximum(log_sum - moment * inverse, 0.0), z)
+    if MASK == 0:  # the number of keys in closed form, as AttentionRule.n_keys
+        low, high = position * 0, position * 0 + S
+        if CAUSAL:
+            high = tl.minimum(position + 1, S)
+        if LIMITED:
+            low = tl.maximum(position - reach + 1, 0)
+            high = tl.minimum(high, position + reach)
+        n = tl.maximum(high - low, 0).to(tl.float32)
+    deviation = tl.maximum(s2 - s1 * s1 / tl.maximum(n, 1.0), 0.0)
+    deviation = tl.where(s2 == s2, deviation, s2)
     at = out_ptr + bh.to(tl.int64) * n_out * T + rows
-    tl.store(at, entropy, mask=row_ok)
-    tl.store(at + T, inverse, mask=row_ok)  # the largest weight is e⁰/Z
-    tl.store(at + 2 * T, sink * inverse, mask=row_ok)
-    tl.store(at + 3 * T, own * inverse, mask=row_ok)
-    tl.store(at + 4 * T, before * inverse, mask=row_ok)
+    tl.store(at, 0.6931471805599453 * entropy, mask=row_ok)
+    tl.store(at + T, inverse, mask=row_ok)  # the largest weight is 2⁰/Z
+    tl.store(at + 2 * T, tl.exp2(sink - peak) * inverse, mask=row_ok)
+    tl.store(at + 3 * T, tl.exp2(own - peak) * inverse, mask=row_ok)
+    tl.store(at + 4 * T, tl.exp2(before - peak) * inverse, mask=row_ok)
     tl.store(at + 5 * T, distance * inverse, mask=row_ok)
     tl.store(at + 6 * T, n, mask=row_ok)
-    tl.store(at + 7 * T, tl.sqrt(deviation), mask=row_ok)
-    tl.store(at + 8 * T, tl.where(z == 0, -float("inf"), log_sum + peak), mask=row_ok)
+    tl.store(at + 7 * T, 0.6931471805599453 * tl.sqrt(deviation), mask=row_ok)
+    log_z = 0.6931471805599453 * (log_sum + peak + pivot)
+    log_z = tl.where(z == z, log_z, z)
+    tl.store(at + 8 * T, tl.where(z == 0, -float("inf"), log_z), mask=row_ok)
     tl.store(at + 9 * T, m0 * inverse, mask=row_ok)
     if WINDOWS > 1:
         tl.store(at + 10 * T, m1 * inverse, mask=row_ok)
@@ -146,90 +220,51 @@ def _row_kernel(
         tl.store(at + 14 * T, duplicate * inverse, mask=row_ok)
 
 
-@triton.jit
-def _column_kernel(
-    q_ptr, k_ptr, logz_ptr, out_ptr,
-    H, K, T, S, E, scale,
-    sqb, sqh, sqt, sqe, skb, skh, sks, ske, reach,
-    CAUSAL: tl.constexpr, LIMITED: tl.constexpr, BQ: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr,
-):  # fmt: skip
-    n_blocks = tl.cdiv(S, BS)
-    bh = tl.program_id(0) // n_blocks
-    first_key = tl.program_id(0) % n_blocks * BS
-    b, h = bh // H, bh % H
-    kv = h // (H // K)
-    keys = first_key + tl.arange(0, BS)
-    key_ok = keys < S
-    e_at = tl.arange(0, BE)
-    e_ok = e_at < E
-    k_at = k_ptr + b.to(tl.int64) * skb + kv.to(tl.int64) * skh + keys.to(tl.int64)[None, :] * sks
-    k = tl.load(k_at + e_at[:, None] * ske, mask=e_ok[:, None] & key_ok[None, :], other=0.0)
-    mass = tl.zeros((BS,), dtype=tl.float32)
-    shift, first = 0, 0
-    if CAUSAL:
-        shift = S - T
-        first = tl.maximum(first_key - shift, 0) // BQ * BQ
-    last = T
-    if LIMITED:
-        first = tl.maximum(first, tl.maximum(first_key - shift - reach + 1, 0) // BQ * BQ)
-        last = tl.minimum(T, first_key + BS - shift + reach)
-    for start in range(first, last, BQ):
-        rows = start + tl.arange(0, BQ)
-        row_ok = rows < T
-        q_at = q_ptr + b.to(tl.int64) * sqb + h.to(tl.int64) * sqh + rows.to(tl.int64)[:, None] * sqt
-        q = tl.load(q_at + e_at[None, :] * sqe, mask=row_ok[:, None] & e_ok[None, :], other=0.0)
-        s = tl.dot(q, k, input_precision="ieee") * scale
-        log_z = tl.load(logz_ptr + bh.to(tl.int64) * T + rows, mask=row_ok, other=0.0)
-        ok = key_ok[None, :] & row_ok[:, None] & (log_z > -float("inf"))[:, None]
-        if CAUSAL:
-            ok = ok & (keys[None, :] <= (rows + shift)[:, None])
-        if LIMITED:
-            ok = ok & (tl.abs((rows + shift)[:, None] - keys[None, :]) < reach)
-        mass += tl.sum(tl.where(ok, tl.exp(tl.where(ok, s - log_z[:, None], 0.0)), 0.0), axis=0)
-    tl.store(out_ptr + bh.to(tl.int64) * S + keys, mass, mask=key_ok)
+def row_shape(dtype: torch.dtype, E: int) -> tuple[dict[str, int], dict[str, int]]:
+    """(block sizes, warps and stages), so that registers hold a tile with mask, tokens and windows."""
+    small, wide = interpreting(), E > 128 or dtype == torch.float32
+    BQ, BS = (16, 16) if small else (64, 32)
+    warps = 8 if wide and not small else 4
+    return {"BQ": BQ, "BS": BS, "BE": max(16, triton.next_power_of_2(E))}, {"num_warps": warps, "num_stages": 2}
 
 
-def launch_shape(dtype: torch.dtype, E: int) -> tuple[dict[str, int], dict[str, int]]:
-    """(block sizes, warps and stages) for inputs of this type and head size; tiny when interpreted."""
-    small = interpreting()
-    # float32 products take no tensor cores in full precision, and their larger tiles spill registers
-    BQ, BS = (16, 16) if small else (64, 32) if dtype == torch.float32 else (64, 64) if E > 128 else (128, 64)
-    sizes = {"BQ": BQ, "BS": BS, "BE": max(16, triton.next_power_of_2(E))}
-    return sizes, {"num_warps": 4 if small or E > 128 else 8, "num_stages": 2}
+def fits(E: int, windows: tuple[int, ...], tops: tuple[int, ...]) -> bool:
+    """Whether the kernels have room for what is asked; else torch computes it."""
+    if not 0 < len(windows) <= MOST_WINDOWS or len(tops) > MOST_TOPS or E > 256:
+        return False
+    return max(tops, default=0) <= LARGEST_TOP
 
 
 def attention_stats_triton(
-    q: Tensor, k: Tensor, rule: AttentionRule, token_ids: Tensor | None, windows: tuple[int, ...], column: bool
-) -> Any:
-    """The torch path's result, for one to four windows, no mask and no top-k mass."""
+    q: Tensor,
+    k: Tensor,
+    rule: AttentionRule,
+    mask: Tensor | None,
+    token_ids: Tensor | None,
+    windows: tuple[int, ...],
+    tops: tuple[int, ...],
+    column: bool,
+) -> AttentionStats:
+    """The torch path's result, for what `fits`."""
     B, H, T, E = q.shape
-    K, S = k.shape[1], k.shape[2]
-    scale, limited, reach = rule.scaled(E), rule.sliding_window is not None, rule.sliding_window or 0
     if interpreting():
         q, k = q.float(), k.float()
-    n_out = 15 if token_ids is not None else 13
+    layer = Attention(q, k, rule, mask)
+    tokens = torch.zeros(1, dtype=torch.int64, device=q.device) if token_ids is None else token_ids.long().contiguous()
+    n_out = 13 if token_ids is None else 15
     out = torch.empty(B, H, n_out, T, dtype=torch.float32, device=q.device)
-    tokens = (
-        token_ids.long().contiguous() if token_ids is not None else torch.zeros(1, dtype=torch.int64, device=q.device)
-    )
-    four = (*windows, *(windows[-1:] * (4 - len(windows))))
-    sizes, options = launch_shape(q.dtype, E)
-    BQ, BS = sizes["BQ"], sizes["BS"]
+    sizes, options = row_shape(q.dtype, E)
     with on_device(q):
-        _row_kernel[(triton.cdiv(T, BQ) * B * H,)](
-            q, k, tokens, out, H, K, T, S, E, scale, n_out, *q.stride(), *k.stride(), *four, max(2, *windows), reach,
-            CAUSAL=rule.causal, LIMITED=limited, TOKENS=token_ids is not None, WINDOWS=len(windows), **sizes, **options,
+        _row_kernel[(triton.cdiv(T, sizes["BQ"]) * B * H,)](
+            *layer.tensors, tokens, out, *layer.numbers, n_out, *layer.strides,
+            *padded(windows), max(2, *windows), layer.reach,
+            TOKENS=token_ids is not None, WINDOWS=len(windows), EVEN=sizes["BE"] == E, **layer.flags, **sizes, **options,
         )  # fmt: skip
     stat = out.unbind(2)
-    columns = None
-    if column:
-        columns = torch.empty(B, H, S, dtype=torch.float32, device=q.device)
-        with on_device(q):
-            _column_kernel[(triton.cdiv(S, BS) * B * H,)](
-                q, k, stat[8].contiguous(), columns, H, K, T, S, E, scale, *q.stride(), *k.stride(), reach,
-                CAUSAL=rule.causal, LIMITED=limited, **sizes, **options,
-            )  # fmt: skip
-    n_keys = stat[6].long()
+    large = tuple(n for n in tops if n > 1)
+    masses = {1: stat[1]}
+    if large:
+        masses |= dict(zip(large, top_masses_triton(layer, stat[8], large).unbind(2), strict=True))
     return AttentionStats(
         entropy=stat[0],
         max_weight=stat[1],
@@ -237,11 +272,12 @@ def attention_stats_triton(
         diagonal=stat[3],
         previous_token=stat[4],
         mean_distance=stat[5],
-        n_keys=n_keys,
+        n_keys=stat[6].long(),
         spread=stat[7],
-        log_z=torch.where(n_keys > 0, stat[8], -math.inf),
+        log_z=stat[8],
         window_masses=dict(zip(windows, stat[9:13], strict=False)),
+        top_k_masses={n: masses[n] for n in tops},
         induction=stat[13] if token_ids is not None else None,
         duplicate=stat[14] if token_ids is not None else None,
-        column_mass=columns,
+        column_mass=column_masses_triton(layer, stat[8]) if column else None,
     )

@@ -27,7 +27,7 @@ from triton.runtime.jit import JITFunction
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
     **{torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"},
-    **{torch.int32: "i32", torch.int64: "i64", torch.int8: "i8", torch.bool: "i1"},
+    **{torch.int32: "i32", torch.int64: "i64", torch.uint8: "u8", torch.bool: "i1"},
 }
 PRODUCTS = ("HGMMA", "HMMA")
 """On tensor cores, of sm_90 and before it."""
@@ -125,7 +125,9 @@ def stats_jobs(dtype: torch.dtype, e: int) -> None:
     from attlas.kernels.attention_stats_triton import attention_stats_triton
 
     q, k = meta(1, 32, 8192, e, dtype=dtype), meta(1, 8, 8192, e, dtype=dtype)
-    attention_stats_triton(q, k, AttentionRule(causal=True), meta(1, 8192, dtype=torch.int64), (8, 64), True)
+    rule, tokens = AttentionRule(causal=True), meta(1, 8192, dtype=torch.int64)
+    attention_stats_triton(q, k, rule, None, None, (8,), (), False)
+    attention_stats_triton(q, k, rule, meta(1, 1, 1, 8192, dtype=torch.bool), tokens, (8, 64), (1, 4, 16), True)
 
 
 def jobs(whole: bool) -> list[tuple[str, Callable[[], None]]]:

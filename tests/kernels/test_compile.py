@@ -24,11 +24,10 @@ BUDGETS = {
     "block_product": (210, 1900),
     "select": (1100, 3000),
     "evaluate": (250, 450),
-    "row": (3300, 4100),
-    "column": (950, 1400),
+    "row": (1550, 3900),
+    "column": (1050, 1600),
+    "top": (1250, 1950),
 }
-STACK = {"row": 64}
-"""Bytes a thread may spill, where it is not none."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,7 @@ def compiled() -> dict[str, dict[str, int]]:
 def test_nothing_spills_and_shared_memory_suffices(compiled: dict[str, dict[str, int]]) -> None:
     names = {job.split()[0] for job in compiled}
     assert names >= {*BUDGETS, "active", "decode", "gather_dot", "segment"}
-    stacks = {job: found["stack"] for job, found in compiled.items() if found["stack"] > STACK.get(job.split()[0], 0)}
+    stacks = {job: found["stack"] for job, found in compiled.items() if found["stack"]}
     assert not stacks, f"registers spill: {stacks}"
     over = {job: found["shared"] for job, found in compiled.items() if found["shared"] > SHARED[job.split()[1]]}
     assert not over, f"too much shared memory: {over}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import numpy as np
@@ -243,31 +244,67 @@ def test_decode_and_gradients():
         torch.testing.assert_close(ours, plain, atol=2e-4, rtol=2e-4)
 
 
+def closed(kind, batch, T, S):
+    """A mask: padding of the first keys, random ones for each head and query, or additive; some query has no key."""
+    if kind == "padding":
+        return (torch.arange(S) >= torch.tensor([[3], [0]])[:batch])[:, None, None]
+    free = torch.rand(batch, 2, T, S) < 0.7
+    free[0, 1, T // 2] = False
+    if kind == "bool":
+        return free
+    return torch.where(free[:, :1], torch.randn(T, S), -float("inf")).index_fill(3, torch.tensor([1]), -50.0)
+
+
 @pytest.mark.parametrize(
-    ("T", "S", "causal", "sliding_window", "e", "windows"),
+    ("T", "S", "causal", "sliding_window", "e", "windows", "mask", "tops", "softcap"),
     [
-        (17, 17, True, None, 8, (3, 8)),
-        (5, 19, True, None, 20, (1,)),
-        (35, 35, False, None, 4, (1, 2, 5, 3)),  # most blocks of keys are beyond every window
-        (20, 50, True, None, 4, (17,)),
-        (1, 1, True, None, 8, (3, 8)),
-        (37, 40, True, 5, 4, (3, 8)),
-        (35, 35, False, 18, 4, (2,)),
+        (17, 17, True, None, 16, (3, 8), None, (1, 3), None),
+        (5, 19, True, None, 20, (1,), "padding", (2, 20), None),
+        (35, 35, False, None, 64, (1, 2, 5, 3), None, (), None),  # most blocks of keys are beyond every window
+        (20, 50, True, None, 4, (17,), "additive", (), None),
+        (1, 1, True, None, 256, (3, 8), None, (1, 2), 3.0),
+        (33, 36, True, 5, 4, (3, 8), None, (2,), None),
+        (16, 19, False, 12, 96, (2,), "bool", (9, 1, 4, 2), None),
+        (18, 50, False, None, 80, (2,), "additive", (), 4.0),  # image patches, or a cross attention
     ],
 )
-def test_stats(T, S, causal, sliding_window, e, windows):
+def test_stats(T, S, causal, sliding_window, e, windows, mask, tops, softcap):
     torch.manual_seed(T)
     batch = 2 if T == 5 else 1  # the interpreter is slow; one case holds the batch's strides to account
-    q, k = torch.randn(batch, 4, T, e, device=device) * 3, torch.randn(batch, 2, S, e, device=device)
-    tokens = torch.randint(0, 4, (batch, S), device=device)
-    rule = AttentionRule(causal, sliding_window)
-    ours = attention_stats(q, k, rule, token_ids=tokens, window=windows, column=True)
-    plain = _stats_torch(q, k, rule, None, tokens, windows, (), True)
-    for name in (*_PLAIN, "induction", "duplicate", "column_mass"):
-        torch.testing.assert_close(getattr(ours, name), getattr(plain, name), atol=2e-5, rtol=2e-4, msg=name)
-    assert tuple(ours.window_masses) == windows
-    for w in windows:
-        torch.testing.assert_close(ours.window_masses[w], plain.window_masses[w], atol=2e-5, rtol=2e-4)
+    q, k = torch.randn(batch, 2, T, e) * 12 / e**0.5, torch.randn(batch, 1, S, e)
+    tokens = torch.randint(0, 4, (batch, S)) if mask != "additive" else None
+    rule = AttentionRule(causal, sliding_window, softcap=softcap)
+    mask = mask and closed(mask, batch, T, S)
+    column = T in (5, 18, 17)
+    moved = [None if t is None else t.to(device) for t in (mask, tokens)]
+    options = {"window": windows, "top_k": tops or None, "column": column}
+    ours = attention_stats(q.to(device), k.to(device), rule, mask=moved[0], token_ids=moved[1], **options)
+    plain = _stats_torch(q.double(), k.double(), rule, mask, tokens, windows, tops, column)
+    names = [
+        *_PLAIN,
+        *(("induction", "duplicate") if tokens is not None else ()),
+        *(("column_mass",) if column else ()),
+    ]
+    found = {name: (getattr(ours, name), getattr(plain, name)) for name in names}
+    found |= {f"window {w}": (ours.window_masses[w], plain.window_masses[w]) for w in windows}
+    found |= {f"top {n}": (ours.top_k_masses[n], plain.top_k_masses[n]) for n in tops}
+    for name, (mine, exact) in found.items():
+        torch.testing.assert_close(mine.cpu().double(), exact.double(), atol=2e-5, rtol=2e-4, msg=name)
+    assert (tuple(ours.window_masses), tuple(ours.top_k_masses)) == (windows, tops)
+
+
+def test_stats_of_equal_huge_and_broken_logits():
+    q, k = torch.zeros(1, 1, 3, 4, device=device), torch.randn(1, 1, 9, 4, device=device)
+    q[0, 0, 1], k[..., 0] = torch.tensor([200.0, 0.3, 0.0, 0.0]), 6.0  # 600 on every key, and a little more
+    q[0, 0, 2, 0] = float("nan")
+    found = attention_stats(q, k, AttentionRule(causal=False), top_k=(4, 9))
+    assert found.entropy[0, 0, 0].item() == pytest.approx(math.log(9), abs=1e-6)
+    assert found.top_k_masses[4][0, 0, 0].item() == pytest.approx(4 / 9, abs=1e-6)
+    assert found.top_k_masses[9][0, 0, 0].item() == pytest.approx(1, abs=1e-6)
+    u = k[0, 0, :, 1].double() * 0.15
+    assert found.spread[0, 0, 1].item() == pytest.approx(float((u - u.mean()).norm()), rel=1e-3)
+    for broken in (found.entropy, found.top_k_masses[4], found.spread, found.log_z, found.max_weight):
+        assert broken[0, 0].isnan().tolist() == [False, False, True]
 
 
 def test_segment_sum_of_a_feature_active_everywhere():
