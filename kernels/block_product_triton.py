@@ -1,7 +1,7 @@
 """Matrix product into a bounded workspace, with the maximum of every few columns beside it: the front half of sparse encode.
 
 A tile of pre-activations x·W + b is stored in the workspace's type and the maxima of its blocks of columns with it, so that
-what chooses afterwards (block_select_triton, threshold_encode_triton) reads one block in many. NaN is the largest.
+what chooses afterwards (topk_encode_triton, threshold_encode_triton) reads one block in many. NaN is the largest.
 `tiling` says how many rows and columns go through the workspace at a time; the product runs chunk by chunk, and a chunk
 mostly stays in the second-level cache.
 """

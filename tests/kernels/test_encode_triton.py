@@ -64,21 +64,21 @@ class Live:
 )
 def test_workspace_is_bounded_whatever_the_shape(N, F, k, grid):
     """Nothing is read back from the device either: a meta tensor has no number to give."""
-    from attlas.kernels import block_product_triton, block_select_triton, topk_encode_triton
+    from attlas.kernels import block_product_triton, topk_encode_triton
 
     k = min(k, F)
     live, select = Live({(N, k)}), Stub()
     x, W, b = (torch.zeros(*shape, device="meta") for shape in ((N, 64), (64, F), (F,)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(block_product_triton, "_block_product_kernel", product := Stub())
-        patch.setattr(block_select_triton, "_select_kernel", select)
+        patch.setattr(topk_encode_triton, "_select_kernel", select)
         patch.setattr(topk_encode_triton, "_evaluate_kernel", Stub())
         patch.setattr(torch, "empty", live)
         values, indices = topk_encode_triton.select_triton(x, W, b, k, grid)
     assert values.shape == indices.shape == (N, k)
     assert product.n_launches == select.n_launches > 0
     assert 0 < live.peak <= LIMIT
-    tiles = block_product_triton.tiling(N, F, k, grid.itemsize, block_select_triton.select_bytes(k))
+    tiles = block_product_triton.tiling(N, F, k, grid.itemsize, topk_encode_triton.select_bytes(k))
     assert min(F, tiles.columns) >= k  # what the selection of the first chunk relies on
     if N >= 4096 and k <= 64:
         assert tiles.rows >= 1000  # the product is not starved of rows

@@ -155,11 +155,9 @@ def test_topk_of_any_shape_and_strides(data, N, D, F):
 
 
 def test_as_many_as_two_thousand(monkeypatch):
-    from attlas.kernels import block_select_triton
+    from attlas.kernels import topk_encode_triton
 
-    monkeypatch.setattr(
-        block_select_triton, "interpreting", lambda: False
-    )  # pieces as large as on a GPU: fewer of them
+    monkeypatch.setattr(topk_encode_triton, "interpreting", lambda: False)  # pieces as large as on a GPU: fewer of them
     torch.manual_seed(0)
     x, W, b = torch.randn(1, 3), torch.randn(3, 2100), torch.randn(2100)
     _, indices = select(x, W, b, 2048, torch.float32)
