@@ -40,7 +40,7 @@ def frame(store: Store, pages: tuple[Page, ...], path: str, params: Params) -> A
     """Navigation bar for a place in the atlas; links keep the chosen model."""
     models = store.models()
     model = params.get("model")
-    shown = {"/feature": "/features", "/vit-head": "/vit"}.get(path, path)
+    shown = {"/feature": "/features", "/vit-head": "/vit", "/head": "/heads"}.get(path, path)
     items = [
         dcc.Link(
             page.title,

@@ -58,7 +58,7 @@ KINDS = {
     ),
     "heads": Kind(
         "Heads on a corpus",
-        "/layers",
+        "/heads",
         "attlas heads",
         {"top_induction_head": "induction head", "unexplained": "unexplained share"},
     ),

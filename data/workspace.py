@@ -19,7 +19,7 @@ import fcntl
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,14 @@ from attlas.data.disk import check_writable, disk_errors, other_place
 from attlas.data.files import check_name, fsync_dir, is_whole, write_text_atomic
 from attlas.data.runs.folders import UNCOMMITTED, collect, delete, folder_of, seal, unused
 from attlas.data.runs.record import Ref, Run, jsonable, run_id, run_key
+from attlas.data.runs.rows import read_where
 from attlas.data.runs.writer import RunWriter
 from attlas.errors import StorageError, WorkspaceError
 
 __all__ = ["SCHEMA_VERSION", "Ref", "Run", "RunWriter", "Workspace", "in_workspace", "jsonable", "run_key"]
 
 SCHEMA_VERSION = 2  # 1: a run's folder was always its id, and no hashes were kept
+_HASHED_WHOLE = 64 << 20  # bytes
 
 
 class Workspace:
@@ -211,6 +213,23 @@ class Workspace:
         path = self.table_path(run, name)
         try:
             return pq.ParquetFile(path, page_checksum_verification=True).read()
+        except (pa.ArrowException, OSError) as error:
+            raise WorkspaceError(f"'{path}' is damaged ({_first_line(error)}); run the job again") from error
+
+    def read_rows(self, run: Run, name: str, columns: Sequence[str] | None = None, **equal: int) -> pa.Table:
+        """Rows of a table whose whole-number columns equal these values; of a sorted one, only their part is read.
+
+        A file above 64 MiB is not hashed whole, which takes seconds; each page that is read is checked by its checksum.
+
+        Raises:
+            WorkspaceError: the run has no such table, or it is damaged.
+        """
+        path = self.folder(run) / f"{check_name(name, 'table')}.parquet"
+        kept = run.files.get(path.name, {}).get("bytes")
+        if not (path.is_file() and kept == path.stat().st_size > _HASHED_WHOLE):
+            path = self.table_path(run, name)
+        try:
+            return read_where(path, equal, columns)
         except (pa.ArrowException, OSError) as error:
             raise WorkspaceError(f"'{path}' is damaged ({_first_line(error)}); run the job again") from error
 

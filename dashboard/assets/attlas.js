@@ -100,6 +100,19 @@
       },
     }, props.value);
   };
+  cells.HeadLink = (props) => {
+    const [layer, head] = String(props.value || "").split(".");
+    const model = props.colDef.cellRendererParams ? props.colDef.cellRendererParams.model : "";
+    const href = `/head?layer=${layer}&head=${head}` + (model ? `&model=${encodeURIComponent(model)}` : "");
+    return React.createElement("a", {
+      href, className: "feature-link",
+      onClick: (event) => {
+        if (event.metaKey || event.ctrlKey || event.shiftKey) return;
+        event.preventDefault();
+        go(href);
+      },
+    }, props.value);
+  };
   cells.Share = (props) => {
     if (props.value === null || props.value === undefined) return null;
     const width = Math.max(0, Math.min(1, props.value)) * 100;

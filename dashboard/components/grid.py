@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dash_ag_grid as dag
@@ -19,8 +19,15 @@ THEME = (
 )
 
 
-def grid(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> html.Div:
-    """Rows of plain values, sortable and filterable in the browser; `names` maps keys to headings."""
+def grid(
+    rows: Sequence[dict[str, Any]], names: dict[str, str], *, columns: Mapping[str, dict[str, Any]] | None = None
+) -> html.Div:
+    """Rows of plain values, sortable and filterable in the browser.
+
+    Args:
+        names: key → heading.
+        columns: key → what ag-grid is told of its column besides, such as a cellRenderer (see assets/).
+    """
     definitions = []
     for key, title in names.items():
         values = [row.get(key) for row in rows]
@@ -35,7 +42,7 @@ def grid(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> html.Div:
             definition |= {"type": "rightAligned", "valueFormatter": {"function": "sig(params.value)"}}
         else:
             definition |= {"flex": 1, "minWidth": 118}  # text takes what room numbers leave
-        definitions.append(definition)
+        definitions.append(definition | dict((columns or {}).get(key, {})))
     return html.Div(
         dag.AgGrid(
             rowData=[{key: row.get(key) for key in names} for row in rows],

@@ -12,6 +12,7 @@ MODULES = (
     "features.feature",
     "features.survey",
     "heads.layers",
+    "heads.finder",
     "heads.head",
     "health.page",
     "prune.page",

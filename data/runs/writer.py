@@ -23,6 +23,7 @@ from attlas.data.disk import disk_errors
 from attlas.data.files import check_name
 from attlas.data.runs.folders import UNCOMMITTED
 from attlas.data.runs.record import Run, jsonable
+from attlas.data.runs.rows import rows_per_group
 from attlas.errors import NonFiniteError, StorageError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class RunWriter:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def table(self, name: str, table: pa.Table) -> None:
-        """Write `<name>.parquet` (zstd, checksums, row groups of 32,768 so that DuckDB can skip).
+        """Write `<name>.parquet` (zstd, checksums, row groups small enough to be read alone).
 
         Raises:
             NonFiniteError: it has measurements, and all of them are NaN or infinite.
@@ -76,7 +77,9 @@ class RunWriter:
             )
 
         def save(path: Path) -> None:
-            pq.write_table(table, path, compression="zstd", row_group_size=32_768, write_page_checksum=True)
+            pq.write_table(
+                table, path, compression="zstd", row_group_size=rows_per_group(table), write_page_checksum=True
+            )
 
         self.write(f"{check_name(name, 'table')}.parquet", save)
         self._tables.append(name)

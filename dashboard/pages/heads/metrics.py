@@ -40,6 +40,31 @@ METRICS = {
         "fraction",
         "Largest mean weight that a key position after the first gets from the queries that see it.",
     ),
+    # of table heads
+    "self_attention_score": ("Self attention", "fraction", "Mean weight on the query itself (HeadVis)."),
+    "prev_token_score": ("Previous token, corpus", "fraction", "Mean weight on the position before (HeadVis)."),
+    "pattern_entropy": ("Pattern entropy", "nats", "Mean entropy of a query's attention (HeadVis)."),
+    "qk_distance": ("Distance", "positions", "Mean distance under the attention mass (HeadVis)."),
+    "qk_distance_variance": ("Variance of distance", "positions²", "Its variance (HeadVis)."),
+    "induction_score": (
+        "Induction, corpus",
+        "fraction",
+        "Weight after earlier copies of the query's token, where there are any (HeadVis).",
+    ),
+    "max_logit": ("Largest score", "logit", "Largest score before the softmax, as scaled."),
+    "active": (
+        "Active queries",
+        "fraction",
+        "Queries that give most of their mass to neither the sink nor themselves.",
+    ),
+    "output_ratio": ("Output", "of the stream's norm", "Mean of ‖z·W_O‖ over the norm of the residual stream."),
+    "mean_activation": (
+        "Activation",
+        "fraction",
+        "Mean over sequences of the largest weight off the first position.",
+    ),
+    "mean_norm": ("Largest output", "", "Mean over sequences of the largest ‖z·W_O‖ behind the first position."),
+    "unexplained": ("Unexplained", "fraction", "Attention mass that no rule of the account takes."),
 }
 _MASS = {
     "window": ("Mass within {} tokens", "fraction", "Attention on the last {} tokens, the query's own among them."),

@@ -1,0 +1,175 @@
+"""Every number a head has anywhere in the workspace: one row a head, from the newest run of each kind about its model."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import pyarrow.parquet as pq
+
+from attlas.dashboard.pages.heads.metrics import METRICS, head_rows, named
+from attlas.dashboard.store import Row, Store
+from attlas.data.workspace import Run
+
+# Kinds whose tables have a row a head, then those with several, spread into columns: (kind, table, names, value).
+_PLAIN = (("head_survey", "head_survey"), ("vit", "strength"))
+_SPREAD = (
+    ("heads", "head_account", ("rule",), "share"),
+    ("head_effects", "head_effects", ("ablation",), "delta"),
+    ("vit", "importance", ("metric", "ablation"), "value"),
+)
+_TITLES = {"head_account": "Spent on", "head_effects": "Δ loss,", "importance": "Importance,"}
+_NO_NUMBERS = {"layer", "head", "n_queries", "n_sequences", "n_images", "low", "high"}
+_HOOK = re.compile(r"blocks\.(\d+)\.attn\.hook_z")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number that heads have.
+
+    Attributes:
+        name: its column.
+        title: for people.
+        unit: "" for none.
+        meaning: one line.
+        run: id of the run that it is from.
+    """
+
+    name: str
+    title: str
+    unit: str
+    meaning: str
+    run: str
+
+
+@dataclass
+class Heads:
+    """Rows of a model's heads, by place, and what their numbers are."""
+
+    rows: dict[tuple[int, int], Row]
+    numbers: dict[str, Number]
+
+    def add(self, number: Number, values: dict[tuple[int, int], object]) -> None:
+        """Take a column in; where two runs have it, the first counts."""
+        if number.name in self.numbers or not any(
+            isinstance(v, (int, float)) and not isinstance(v, bool) for v in values.values()
+        ):
+            return
+        self.numbers[number.name] = number
+        for place, value in values.items():
+            row = self.rows.setdefault(place, {"layer": place[0], "head": place[1]})
+            row[number.name] = value
+
+
+def atlas_numbers(store: Store, run: Run | None) -> tuple[list[Row], dict[str, str]]:
+    """Rows of table heads with their scores, and unit of each."""
+    fields = _fields(store, run, "heads")
+    rows = store.rows(run, "heads", ("layer", "head"))
+    return rows, {name: unit for name, (unit, _) in fields.items() if name not in _NO_NUMBERS}
+
+
+def all_numbers(store: Store, model: str, run: Run | None) -> Heads:
+    """Every number of a model's heads; `run`, of kind heads, comes before the newest runs of the other kinds."""
+    found = Heads({}, {})
+    _plain(found, store, run, "heads")
+    _scores(found, store, model)
+    for kind, table in _PLAIN:
+        _plain(found, store, store.pick(kind, None, model), table)
+    for kind, table, names, value in _SPREAD:
+        _spread(found, store, run if kind == "heads" else store.pick(kind, None, model), table, names, value)
+    _redundancy(found, store, model)
+    _features(found, store, model)
+    found.rows = {place: found.rows[place] for place in sorted(found.rows)}
+    return found
+
+
+def _fields(store: Store, run: Run | None, table: str) -> dict[str, tuple[str, str]]:
+    """Column → (unit, description), as the file itself says."""
+    path = store.table_file(run, table)
+    if path is None:
+        return {}
+    schema = pq.read_schema(path)
+    told = {field.name: field.metadata or {} for field in schema}
+    return {name: (m.get(b"unit", b"").decode(), m.get(b"description", b"").decode()) for name, m in told.items()}
+
+
+def titled(name: str) -> str:
+    """A column's name for people."""
+    return METRICS[name][0] if name in METRICS else name.replace("_", " ").capitalize()
+
+
+def _plain(found: Heads, store: Store, run: Run | None, table: str) -> None:
+    if run is None:
+        return
+    rows = store.rows(run, table, ("layer", "head"))
+    for name, (unit, meaning) in _fields(store, run, table).items():
+        if name not in _NO_NUMBERS:
+            values = {(r["layer"], r["head"]): r[name] for r in rows}
+            found.add(Number(name, titled(name), unit, meaning, run.id), values)
+
+
+def _scores(found: Heads, store: Store, model: str) -> None:
+    """Of entropy and anatomy, with masses within windows and on the largest keys."""
+    entropy, anatomy = store.pick("entropy", None, model), store.pick("anatomy", None, model)
+    rows, names = head_rows(store, entropy, anatomy)
+    from_entropy = {"entropy", *_fields(store, entropy, "head_entropy")}
+    for name in names:
+        source = entropy if name in from_entropy else anatomy
+        title, unit, meaning = _named(name)
+        number = Number(name, title, unit, meaning, source.id if source else "")
+        found.add(number, {(r["layer"], r["head"]): r.get(name) for r in rows})
+    for row in rows:
+        if row.get("label"):
+            found.rows[row["layer"], row["head"]]["label"] = row["label"]
+
+
+def _named(name: str) -> tuple[str, str, str]:
+    title, unit, meaning = named(name)
+    return ("Score of its label" if name == "label_score" else title), unit, meaning
+
+
+def _spread(found: Heads, store: Store, run: Run | None, table: str, names: tuple[str, ...], value: str) -> None:
+    if run is None:
+        return
+    unit, meaning = _fields(store, run, table).get(value, ("", ""))
+    columns: dict[str, dict[tuple[int, int], object]] = {}
+    for row in store.rows(run, table, limit=200_000):
+        what = ", ".join(str(row[name]) for name in names)
+        columns.setdefault(what, {})[row["layer"], row["head"]] = row[value]
+    for what, values in columns.items():
+        title = f"{_TITLES[table]} {what.replace('_', ' ')}"
+        found.add(Number(f"{value}: {what}", title, unit, meaning, run.id), values)
+
+
+def _redundancy(found: Heads, store: Store, model: str) -> None:
+    run = store.pick("redundancy", None, model)
+    rows = store.rows(run, "redundancy", module="attn") if run else []
+    by_layer = {row["layer"]: row["score"] for row in rows}
+    if run and by_layer:
+        number = Number(
+            "layer_redundancy", "Its layer turns", "1 − cosine", "1 − cosine of its attention layer's ends", run.id
+        )
+        found.add(number, {place: by_layer.get(place[0]) for place in found.rows})
+
+
+def _features(found: Heads, store: Store, model: str) -> None:
+    """Live features of autoencoders on z whose decoder row is mostly this head's."""
+    values: dict[tuple[int, int], object] = {}
+    newest: dict[int, Run] = {}
+    hooks = {run.id: str(run.summary.get("hook", "")) for run in store.runs("sae", model)}
+    for run in store.runs("features", model):
+        at = _HOOK.fullmatch(next((hooks[parent] for parent in run.parents if parent in hooks), ""))
+        if at:
+            newest.setdefault(int(at[1]), run)
+    for layer, run in newest.items():
+        counts = {
+            row["top_head"]: row["n"]
+            for row in store.query(
+                "SELECT top_head, count(*) AS n FROM read_parquet(?) WHERE density > 0 GROUP BY 1",
+                [str(store.table_file(run, "features"))],
+            )
+        }
+        values |= {place: counts.get(place[1], 0) for place in found.rows if place[0] == layer}
+    if values:
+        meaning = "live features of the autoencoder on its layer whose decoder row is mostly this head's"
+        found.add(Number("n_top_features", "Features", "features", meaning, next(iter(newest.values())).id), values)
