@@ -29,6 +29,8 @@ _KEPT_IN_MEMORY = 3
 def clean(value: Any) -> Any:
     """Plain JSON values: numpy to Python, NaN and infinity to None."""
     if isinstance(value, np.ndarray):
+        if value.dtype.kind in "iub":  # never NaN; millions of them may come
+            return value.tolist()
         return [clean(v) for v in value.tolist()]
     if isinstance(value, np.generic):
         value = value.item()
@@ -156,6 +158,14 @@ class Store:
     def arrays(self, run: Run | None, name: str) -> dict[str, np.ndarray]:
         """Arrays of a run, empty when it has none of that name."""
         return {} if run is None or name not in run.arrays else self.workspace.read_arrays(run, name)
+
+    def texts(self, run: Run | None, sequences: Sequence[int]) -> dict[int, list[str]]:
+        """Tokens of some sequences of a run of `heads`, by number."""
+        path = self.table_file(run, "head_texts")
+        if path is None or not sequences:
+            return {}
+        sql = "SELECT sequence, tokens FROM read_parquet(?) WHERE list_contains(?, sequence)"
+        return {row["sequence"]: row["tokens"] for row in self.query(sql, [str(path), list(sequences)])}
 
     # -- features --------------------------------------------------------------------------------------------------
 

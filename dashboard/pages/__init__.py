@@ -14,6 +14,7 @@ MODULES = (
     "heads.layers",
     "heads.finder",
     "heads.head",
+    "heads.sequences",
     "health.page",
     "prune.page",
     "circuit.page",

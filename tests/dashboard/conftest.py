@@ -30,6 +30,7 @@ from attlas.analyses.circuits import (
 from attlas.analyses.features.describe import FeaturesConfig, features
 from attlas.analyses.features.matching import sae_matching
 from attlas.analyses.features.survey import HeadSurveyConfig, head_survey
+from attlas.analyses.heads import HeadsConfig, head_atlas
 from attlas.analyses.pruning.curve import DropCurveConfig, drop_curve
 from attlas.analyses.redundancy.modules import module_effects
 from attlas.analyses.redundancy.scores import redundancy
@@ -102,6 +103,9 @@ def workspace(
     vit(vit_mini, glyphs).save(found, vit_mini.ref, glyphs.ref)
     _health(found, gpt2_mini, val_tokens.take(4))
     map_anatomy(vit_mini, glyphs.take(8)).save(found, vit_mini.ref, glyphs.ref)
+    small = HeadsConfig(n_intervals=2, n_top=2, n_sampled=1, n_control=2)
+    head_atlas(gpt2_mini, few, small).save(found, gpt2_mini.ref, few.ref)
+    head_atlas(vit_mini, glyphs.take(6), small).save(found, vit_mini.ref, glyphs.ref)
     return found
 
 

@@ -31,7 +31,7 @@ def data(store: Store, params: Params) -> Data:
     run = store.pick("heads", params.get("run"), params.get("model"))
     model = params.get("model") or (run.model.name if run else None)
     if model is None:
-        newest = next((found for kind in _KINDS if (found := store.pick(kind))), None)
+        newest = next((other for kind in _KINDS if (other := store.pick(kind))), None)
         model = newest.model.name if newest else None
     found: Data = {"run": run.id if run else None, "model": model, "rows": [], "summary": run.summary if run else {}}
     if model is None:
@@ -41,7 +41,7 @@ def data(store: Store, params: Params) -> Data:
     rows = list(heads.rows.values())
     if not names:
         return found
-    chosen = {axis: params.get(axis) if params.get(axis) in names else _first(axis, names) for axis in _FIRST}
+    chosen = {axis: asked if (asked := params.get(axis, "")) in names else _first(axis, names) for axis in _FIRST}
     lowest = params.get("order") == "lowest"
     n = next((n for n in _TOP if str(n) == params.get("n")), 10)
     ranked = sorted((r for r in rows if r.get(chosen["metric"]) is not None), key=lambda r: r[chosen["metric"]])
@@ -144,7 +144,7 @@ def _scatter(data: Data, titles: dict[str, str], look: Theme) -> Any:
     names = {axis: _axis(titles, units, data[axis]) for axis in ("x", "y", "color", "size")}
     return card(
         "All heads",
-        html.Div([_choose(data, axis, label) for axis, label in axes], className="filters"),
+        html.Div([_choose(data, axis, label) for axis, label in axes], className="filters axes"),
         finder_figures.scatter(data, names, look),
         html.Details([html.Summary("What these numbers are"), *told], className="table"),
         note="Ringed: the first by the number chosen below. Drag a box to light heads up.",

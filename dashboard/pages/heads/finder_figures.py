@@ -92,7 +92,12 @@ def layer_map(data: Data, title: str, look: Theme) -> html.Div:
             x=[head for _, head in at],
             y=[layer for layer, _ in at],
             mode="markers",
-            marker={"symbol": "square-open", "size": 14 if len(heads) < 20 else 8, "line": line, "color": line["color"]},
+            marker={
+                "symbol": "square-open",
+                "size": 14 if len(heads) < 20 else 8,
+                "line": line,
+                "color": line["color"],
+            },
             hoverinfo="skip",
         )
     style(figure, look, max(220, min(620, 70 + 40 * len(layers))), showlegend=False)

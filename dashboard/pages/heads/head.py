@@ -23,7 +23,9 @@ from attlas.dashboard.components import (
 from attlas.dashboard.components import head_figures as views
 from attlas.dashboard.jobs import Job
 from attlas.dashboard.page import Data, Page, Params, integer, link
+from attlas.dashboard.pages.heads import account, sequences
 from attlas.dashboard.pages.heads.metrics import head_rows, named
+from attlas.dashboard.pages.heads.numbers import with_atlas
 from attlas.dashboard.store import Row, Store
 from attlas.dashboard.theme import Theme
 
@@ -41,11 +43,14 @@ def data(store: Store, params: Params) -> Data:
     """The rows of one head, and the work that draws its map."""
     model = params.get("model")
     entropy, anatomy = (store.pick(kind, params.get("run"), model) for kind in ("entropy", "anatomy"))
-    newest = entropy or anatomy
+    atlas = store.pick("heads", params.get("run"), model)
+    newest = entropy or anatomy or atlas
     model = model or (newest.model.name if newest else None)
     if anatomy and anatomy.model.name != model:
         anatomy = store.pick("anatomy", None, model)
-    heads, metrics = head_rows(store, entropy, anatomy)
+    if atlas and atlas.model.name != model:
+        atlas = store.pick("heads", None, model)
+    heads, metrics = with_atlas(store, atlas, *head_rows(store, entropy, anatomy))
     places = [(row["layer"], row["head"]) for row in heads]
     layer, head = integer(params, "layer"), integer(params, "head")
     place = (layer or 0, head or 0)
@@ -57,6 +62,7 @@ def data(store: Store, params: Params) -> Data:
         "places": places,
         "entropy_run": entropy.id if entropy else None,
         "anatomy_run": anatomy.id if anatomy else None,
+        "run": atlas.id if atlas else None,
         "numbers": shown,
         "metrics": metrics,
         "beside": [row for row in heads if row["layer"] == place[0]],
@@ -65,11 +71,17 @@ def data(store: Store, params: Params) -> Data:
     if shown is None:
         return found
     one = {"layer": place[0], "head": place[1]}
+    by = params.get("by", "")
+    found["by"] = by if by in sequences.BY else "weight"
+    found["grid"] = atlas.summary.get("grid") if atlas else None
+    found["account"] = account.data(store, atlas, *place)
+    found |= sequences.top_tokens(store, atlas, *place, found["by"])
     timeline = store.pick("timeline", params.get("run"), model)
     found["masses"] = store.rows(anatomy, "map_mass", ("kind", "at"), **one)
     found["received"] = store.rows(anatomy, "map_columns", ("position",), **one)
     found["timeline"] = store.rows(timeline, "timeline", ("step",), **one)
-    found["vision"] = found["vision"] or shown.get("previous_token") is None
+    scores = ("previous_token", "prev_token_score")
+    found["vision"] = found["vision"] or all(shown.get(name) is None for name in scores)
     return found if found["vision"] else found | _live(store, params, str(model), place)
 
 
@@ -113,11 +125,21 @@ def view(data: Data, look: Theme) -> Any:
             heading(title, lead, *_pickers(data)),
             html.P([tag(label), html.Span(_label_note(data["numbers"]), className="note")]) if label else None,
             _numbers(data),
+            *_on_corpus(data, look),
             _vision(data) if data["vision"] else _map(data, look),
             _distributions(data, look),
             _history(data, look),
         ]
     )
+
+
+def _on_corpus(data: Data, look: Theme) -> list[Any]:
+    """What it does on a whole corpus: its account, the sequences that show it, its tokens."""
+    if not data["run"]:
+        command = f"attlas heads --model {data['model']}"
+        return [empty("Not read over a corpus yet", "What it is spent on, and sequences that show it:", command)]
+    cards = (account.account_card(data, look), sequences.sequences_card(data), sequences.tokens_card(data))
+    return [columns(part) for part in cards if part is not None]
 
 
 def _absent(data: Data) -> Any:
@@ -129,7 +151,7 @@ def _absent(data: Data) -> Any:
                 empty(f"No heads{where} yet", "Measure how every head attends:", "attlas entropy --model gpt2-mini"),
             ]
         )
-    to_layers = dcc.Link("all heads", href=link("/layers", model=data["model"]))
+    to_layers = dcc.Link("all heads", href=link("/heads", model=data["model"]))
     return html.Div(
         [
             heading(
@@ -150,6 +172,7 @@ def _pickers(data: Data) -> list[Any]:
     return [
         picker("layer", "Layer", [(str(i), str(i)) for i in layers], str(data["layer"]), "0"),
         picker("head", "Head", [(str(i), str(i)) for i in heads], str(data["head"]), "0"),
+        button_link("All heads", link("/heads", model=data["model"])),
         button_link("Head before", hrefs[0], rel="prev"),
         button_link("Next head", hrefs[1], rel="next"),
     ]

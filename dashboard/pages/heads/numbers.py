@@ -61,11 +61,16 @@ class Heads:
             row[number.name] = value
 
 
-def atlas_numbers(store: Store, run: Run | None) -> tuple[list[Row], dict[str, str]]:
-    """Rows of table heads with their scores, and unit of each."""
-    fields = _fields(store, run, "heads")
-    rows = store.rows(run, "heads", ("layer", "head"))
-    return rows, {name: unit for name, (unit, _) in fields.items() if name not in _NO_NUMBERS}
+def with_atlas(store: Store, run: Run | None, rows: list[Row], names: list[str]) -> tuple[list[Row], list[str]]:
+    """Rows of heads and their numbers' names with those of table heads taken in; numbers that are there stay."""
+    found = {(row["layer"], row["head"]): row for row in rows}
+    more = [name for name in _fields(store, run, "heads") if name not in _NO_NUMBERS and name in METRICS]
+    for row in store.rows(run, "heads", ("layer", "head")):
+        mine = found.setdefault((row["layer"], row["head"]), {"layer": row["layer"], "head": row["head"]})
+        mine |= {name: row[name] for name in more if mine.get(name) is None}
+    names = [*names, *(name for name in more if name not in names)]
+    rows = [found[place] for place in sorted(found)]
+    return rows, [name for name in names if any(row.get(name) is not None for row in rows)]
 
 
 def all_numbers(store: Store, model: str, run: Run | None) -> Heads:

@@ -135,6 +135,7 @@ def _doors(data: Data) -> list[Any]:
 
     return [
         button_link("All heads", link("/vit", run=data["run"], layer=layer, head=head)),
+        button_link("Its images", link("/head", model=data["model"], layer=layer, head=head)),
         button_link("On a picture", link("/image", model=data["model"], layer=layer, head=head)),
         door("← before", at - 1, "prev"),
         door("after →", at + 1, "next"),

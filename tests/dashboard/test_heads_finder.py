@@ -1,0 +1,132 @@
+"""The finder of heads against the tables, whatever the workspace holds; large tables are read by row group."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from attlas.dashboard.app import create_app
+from attlas.dashboard.pages.heads import finder
+from attlas.dashboard.store import Store, clean
+from attlas.dashboard.theme import theme
+from attlas.data import workspace as of_workspace
+from attlas.data.runs.rows import read_where, rows_per_group
+from attlas.data.workspace import Ref, Workspace
+from attlas.errors import WorkspaceError
+
+
+@pytest.fixture(scope="module")
+def client(workspace: Workspace) -> Any:
+    return create_app(workspace.path).server.test_client()
+
+
+def _json(client: Any, url: str) -> Any:
+    answer = client.get(url)
+    assert answer.status_code == 200, (url, answer.data[:300])
+    return json.loads(answer.data)
+
+
+def _frame(workspace: Workspace, kind: str, table: str, model: str = "gpt2-mini") -> Any:
+    run = next(run for run in workspace.runs(kind) if run.model.name == model)
+    return workspace.read_table(run, table).to_pandas().sort_values(["layer", "head"], kind="stable")
+
+
+def _told(page: Any) -> str:
+    return json.dumps(finder.view(page, theme("light")), default=lambda component: component.to_plotly_json())
+
+
+def test_numbers_are_those_of_every_table(client: Any, workspace: Workspace) -> None:
+    page = _json(client, "/api/heads?model=gpt2-mini&x=entropy&size=layer_redundancy")
+    assert (page["x"], page["y"], page["size"]) == ("entropy", "pattern_entropy", "layer_redundancy")
+    rows = page["rows"]
+    assert [(r["layer"], r["head"]) for r in rows] == [(a, b) for a in range(4) for b in range(6)]
+    for kind, table, name in (
+        ("heads", "heads", "output_ratio"),
+        ("heads", "heads", "sink_mass"),  # of both runs; the corpus counts
+        ("entropy", "head_entropy", "entropy"),
+        ("anatomy", "map_anatomy", "repeat_induction"),
+    ):
+        assert [r[name] for r in rows] == pytest.approx(_frame(workspace, kind, table)[name].tolist()), name
+    account = _frame(workspace, "heads", "head_account")
+    assert [r["share: induction"] for r in rows] == pytest.approx(account[account.rule == "induction"].share.tolist())
+    scores = workspace.read_table(workspace.latest("redundancy") or "", "redundancy").to_pandas()
+    by_layer = scores[scores.module == "attn"].set_index("layer").score
+    assert [r["layer_redundancy"] for r in rows] == pytest.approx([by_layer[r["layer"]] for r in rows])
+    table = workspace.read_table(workspace.latest("features") or "", "features").to_pandas()
+    alive = table[table.density > 0].top_head.value_counts()
+    assert [r["n_top_features"] for r in rows[18:]] == [int(alive.get(head, 0)) for head in range(6)]
+    assert "n_top_features" not in rows[0]  # no autoencoder there
+
+
+def test_the_first_by_a_number(client: Any) -> None:
+    page = _json(client, "/api/heads?model=gpt2-mini&metric=prev_token_score&n=5")
+    by = {(r["layer"], r["head"]): r["prev_token_score"] for r in page["rows"]}
+    assert [tuple(place) for place in page["top"]] == sorted(by, key=by.__getitem__)[::-1][:5]
+    lowest = _json(client, "/api/heads?model=gpt2-mini&metric=prev_token_score&n=5&order=lowest")
+    assert [tuple(place) for place in lowest["top"]] == sorted(by, key=by.__getitem__)[:5]
+    assert _json(client, "/api/heads?metric=nothing&n=-3&x=layer")["n"] == 10
+
+
+def test_two_heads_beside_each_other(client: Any, workspace: Workspace) -> None:
+    page = _json(client, "/api/heads?model=gpt2-mini&compare=3.0,2.0&heads=1.1,9.9")
+    assert page["compare"]["heads"] == [[3, 0], [2, 0]]
+    assert page["lit"] == [[1, 1]]
+    account = _frame(workspace, "heads", "head_account")
+    one, other = (account[(account.layer == a) & (account["head"] == 0)].set_index("rule") for a in (3, 2))
+    for row in page["compare"]["account"]:
+        assert row["difference"] == pytest.approx(one.share[row["rule"]] - other.share[row["rule"]])
+        assert row["low_other"] == pytest.approx(other.low[row["rule"]])
+    assert sum(row["difference"] for row in page["compare"]["account"]) == pytest.approx(0, abs=1e-6)
+    told = _told(page)
+    assert "3.0 beside 2.0" in told
+    assert "1 heads in the box" in told
+    for asked in ("3.0", "3.0,9.9", "x", "3.0,3.0"):
+        assert _json(client, f"/api/heads?model=gpt2-mini&compare={asked}")["compare"] is None
+
+
+def test_vision_models_and_other_runs_alone(client: Any, workspace: Workspace, tmp_path: Path) -> None:
+    page = _json(client, "/api/heads?model=vit-mini")
+    names = [number["name"] for number in page["numbers"]]
+    assert {"share: ring 1", "content_relevance", "entropy"} <= set(names)
+    assert any(name.startswith("value: ") for name in names)
+    assert "prev_token_score" not in names  # empty for images
+    assert page["vision"]
+    nothing = finder.data(Store(tmp_path / "none"), {"model": "gpt2-mini"})
+    assert "attlas heads --model gpt2-mini" in _told(clean(nothing))
+
+
+def test_only_row_groups_that_hold_the_head_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pa.table(
+        {
+            "layer": [n // 60 for n in range(240)],
+            "head": [n // 10 % 6 for n in range(240)],
+            "key": [list(range(n, n + 40_000)) for n in range(240)],
+        }
+    )
+    assert 16 <= rows_per_group(table) < 60
+    assert rows_per_group(table.select(["layer"])) == 32_768
+    place = Workspace(tmp_path / "w")
+    with place.begin("x", model=Ref("m", "0" * 16)) as writer:
+        writer.table("sequences", table)
+    run = writer.record
+    path = place.table_path(run, "sequences")
+    want = table.filter(pc.equal(table["layer"], 2)).slice(30, 10)
+    assert read_where(path, {"layer": 2, "head": 3}).to_pydict() == want.to_pydict()
+    assert place.read_rows(run, "sequences", ["key"], layer=2, head=3).to_pydict() == want.select(["key"]).to_pydict()
+    assert place.read_rows(run, "sequences", layer=9, head=0).num_rows == 0
+    # A large file is not hashed: a flipped byte in a page that is read is an error, in another it is not noticed.
+    monkeypatch.setattr(of_workspace, "_HASHED_WHOLE", 0)
+    meta = pq.ParquetFile(path).metadata
+    last = meta.row_group(meta.num_row_groups - 1).column(2)
+    torn = bytearray(path.read_bytes())
+    torn[last.data_page_offset + last.total_compressed_size // 2] ^= 1
+    path.write_bytes(torn)
+    assert place.read_rows(run, "sequences", layer=0, head=0).num_rows == 10
+    with pytest.raises(WorkspaceError, match="damaged"):
+        place.read_rows(run, "sequences", layer=3, head=5)
