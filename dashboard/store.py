@@ -24,10 +24,13 @@ from attlas.errors import WorkspaceError
 
 Row = dict[str, Any]
 _KEPT_IN_MEMORY = 3
+_AS_THEY_ARE = {int, str, bool, type(None)}
 
 
 def clean(value: Any) -> Any:
     """Plain JSON values: numpy to Python, NaN and infinity to None."""
+    if type(value) in _AS_THEY_ARE:  # most of the hundreds of thousands of values of a page
+        return value
     if isinstance(value, np.ndarray):
         if value.dtype.kind in "iub":  # never NaN; millions of them may come
             return value.tolist()

@@ -12,10 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from attlas.dashboard.app import create_app
-from attlas.dashboard.pages.heads import finder
+from attlas.dashboard.components.tokens import visible
+from attlas.dashboard.pages.heads import finder, head
 from attlas.dashboard.store import Store, clean
 from attlas.dashboard.theme import theme
 from attlas.data import workspace as of_workspace
+from attlas.data.runs import rows
 from attlas.data.runs.rows import read_where, rows_per_group
 from attlas.data.workspace import Ref, Workspace
 from attlas.errors import WorkspaceError
@@ -44,24 +46,24 @@ def _told(page: Any) -> str:
 def test_numbers_are_those_of_every_table(client: Any, workspace: Workspace) -> None:
     page = _json(client, "/api/heads?model=gpt2-mini&x=entropy&size=layer_redundancy")
     assert (page["x"], page["y"], page["size"]) == ("entropy", "pattern_entropy", "layer_redundancy")
-    rows = page["rows"]
-    assert [(r["layer"], r["head"]) for r in rows] == [(a, b) for a in range(4) for b in range(6)]
+    heads = page["rows"]
+    assert [(r["layer"], r["head"]) for r in heads] == [(a, b) for a in range(4) for b in range(6)]
     for kind, table, name in (
         ("heads", "heads", "output_ratio"),
         ("heads", "heads", "sink_mass"),  # of both runs; the corpus counts
         ("entropy", "head_entropy", "entropy"),
         ("anatomy", "map_anatomy", "repeat_induction"),
     ):
-        assert [r[name] for r in rows] == pytest.approx(_frame(workspace, kind, table)[name].tolist()), name
+        assert [r[name] for r in heads] == pytest.approx(_frame(workspace, kind, table)[name].tolist()), name
     account = _frame(workspace, "heads", "head_account")
-    assert [r["share: induction"] for r in rows] == pytest.approx(account[account.rule == "induction"].share.tolist())
+    assert [r["share: induction"] for r in heads] == pytest.approx(account[account.rule == "induction"].share.tolist())
     scores = workspace.read_table(workspace.latest("redundancy") or "", "redundancy").to_pandas()
     by_layer = scores[scores.module == "attn"].set_index("layer").score
-    assert [r["layer_redundancy"] for r in rows] == pytest.approx([by_layer[r["layer"]] for r in rows])
+    assert [r["layer_redundancy"] for r in heads] == pytest.approx([by_layer[r["layer"]] for r in heads])
     table = workspace.read_table(workspace.latest("features") or "", "features").to_pandas()
     alive = table[table.density > 0].top_head.value_counts()
-    assert [r["n_top_features"] for r in rows[18:]] == [int(alive.get(head, 0)) for head in range(6)]
-    assert "n_top_features" not in rows[0]  # no autoencoder there
+    assert [r["n_top_features"] for r in heads[18:]] == [int(alive.get(head, 0)) for head in range(6)]
+    assert "n_top_features" not in heads[0]  # no autoencoder there
 
 
 def test_the_first_by_a_number(client: Any) -> None:
@@ -106,9 +108,10 @@ def test_only_row_groups_that_hold_the_head_are_read(tmp_path: Path, monkeypatch
         {
             "layer": [n // 60 for n in range(240)],
             "head": [n // 10 % 6 for n in range(240)],
-            "key": [list(range(n, n + 40_000)) for n in range(240)],
+            "key": [list(range(n, n + 400)) for n in range(240)],
         }
     )
+    monkeypatch.setattr(rows, "_GROUP_BYTES", 1 << 16)
     assert 16 <= rows_per_group(table) < 60
     assert rows_per_group(table.select(["layer"])) == 32_768
     place = Workspace(tmp_path / "w")
@@ -130,3 +133,55 @@ def test_only_row_groups_that_hold_the_head_are_read(tmp_path: Path, monkeypatch
     assert place.read_rows(run, "sequences", layer=0, head=0).num_rows == 10
     with pytest.raises(WorkspaceError, match="damaged"):
         place.read_rows(run, "sequences", layer=3, head=5)
+
+
+def test_sequences_are_those_of_the_table(client: Any, workspace: Workspace) -> None:
+    run = next(run for run in workspace.runs("heads") if run.model.name == "gpt2-mini")
+    table = workspace.read_table(run, "head_sequences").to_pandas()
+    texts = workspace.read_table(run, "head_texts").to_pandas().set_index("sequence").tokens
+    mine = table[(table.layer == 1) & (table["head"] == 4) & (table.by == "norm")]
+    mine = mine.sort_values(["interval", "rank"], ascending=[False, True])
+    url = "/api/head-sequences?model=gpt2-mini&layer=1&head=4&by=norm"
+    page = _json(client, url)
+    assert page["total"] == len(mine) == 3
+    assert page["next"] is None
+    for found, (_, row) in zip(page["sequences"], mine.iterrows(), strict=True):
+        assert found["sequence"] == row.sequence
+        assert found["strength"] == pytest.approx(row.strength)
+        assert len(found["tokens"]) == len(found["counts"]) == len(texts[row.sequence])
+        queries = [q for q, n in enumerate(found["counts"]) for _ in range(n)]
+        edges = {(q, k): w / page["scale"] for q, k, w in zip(queries, found["keys"], found["weights"], strict=True)}
+        expected = {(q, k): w for q, k, w in zip(row["query"], row["key"], row["weight"], strict=True)}
+        assert edges == pytest.approx(expected, abs=1e-4)
+    parts = [_json(client, f"{url}&limit=1&offset={n}") for n in range(3)]
+    assert [part["sequences"][0] for part in parts] == page["sequences"]
+    assert [part["next"] for part in parts] == [1, 2, None]
+    assert _json(client, f"{url}&offset=99999999999999")["sequences"] == []
+    assert _json(client, "/api/head-sequences?model=gpt2-mini&layer=99999&head=-1")["sequences"] == []
+    images = _json(client, "/api/head-sequences?model=vit-mini&layer=1&head=2")
+    assert images["grid"][0] * images["grid"][1] + images["n_prefix"] == len(images["sequences"][0]["counts"])
+    assert images["sequences"][0]["picture"].startswith("data:image/png;base64,")
+
+
+def test_a_heads_page_has_its_account_and_tokens(client: Any, workspace: Workspace) -> None:
+    run = next(run for run in workspace.runs("heads") if run.model.name == "gpt2-mini")
+    page = _json(client, "/api/head?model=gpt2-mini&layer=1&head=4&by=norm")
+    account = workspace.read_table(run, "head_account").to_pandas()
+    mine = account[(account.layer == 1) & (account["head"] == 4)]
+    assert [row["rule"] for row in page["account"]] == mine.rule.tolist()
+    assert [row["share_random"] for row in page["account"]] == pytest.approx(mine.share_random.tolist())
+    table = workspace.read_table(run, "head_sequences").to_pandas()
+    texts = workspace.read_table(run, "head_texts").to_pandas().set_index("sequence").tokens
+    sums: dict[str, float] = {}
+    for _, row in table[(table.layer == 1) & (table["head"] == 4) & (table.by == "norm")].iterrows():
+        for query, key, weight in zip(row["query"], row["key"], row["weight"], strict=True):
+            if query and key:
+                token = visible(texts[row.sequence][key])
+                sums[token] = sums.get(token, 0.0) + float(weight)
+    best = sorted(sums.values(), reverse=True)[:50]
+    assert [row["weight"] for row in page["keys"]] == pytest.approx(best, rel=1e-5)
+    assert all(row["weight"] == pytest.approx(sums[row["token"]], rel=1e-5) for row in page["keys"])
+    assert page["numbers"]["prev_token_score"] is not None
+    told = json.dumps(head.view(page, theme("dark")), default=lambda component: component.to_plotly_json())
+    assert f"/api/head-sequences?run={run.id}&layer=1&head=4&by=rest&limit=3" in told
+    assert "Tokens that look" in told

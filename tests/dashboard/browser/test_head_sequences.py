@@ -1,0 +1,87 @@
+"""Sequences of a head in a real browser: what lights up is what the table holds; and from the finder to a head."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from attlas.data.workspace import Workspace
+
+from ..chromium import CHROMIUM
+
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
+
+
+@pytest.fixture(scope="module")
+def address(workspace: Workspace) -> Iterator[str]:
+    from werkzeug.serving import make_server
+
+    from attlas.dashboard.app import create_app
+
+    server = make_server("127.0.0.1", 0, create_app(workspace.path).server, threaded=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.port}"
+    server.shutdown()
+
+
+def test_a_token_shows_its_keys_and_who_looks_at_it(browser: Any, address: str, workspace: Workspace) -> None:
+    run = next(run for run in workspace.runs("heads") if run.model.name == "gpt2-mini")
+    table = workspace.read_table(run, "head_sequences").to_pandas()
+    mine = table[(table.layer == 3) & (table["head"] == 0) & (table.by == "weight")]
+    row = mine.sort_values(["interval", "rank"], ascending=[False, True]).iloc[0]
+    query, key = np.array(row.query), np.array(row.key)
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(f"{address}/head-sequences?run={run.id}&layer=3&head=0")
+    page.wait_for_selector("[data-ready] .sequence .cell")
+    first = page.locator(".sequence").first
+    at = 20
+    token = first.locator(f"[data-i='{at}']")
+    token.hover()
+
+    def lit(kind: str) -> set[int]:
+        found = first.locator(f".cell{kind}").evaluate_all("(all) => all.map((e) => Number(e.dataset.i))")
+        return set(found)
+
+    keys, lookers = set(key[query == at].tolist()), set(query[key == at].tolist()) - {at}
+    assert lit(".query") == {at}
+    assert lit(".to") == keys
+    assert lit(".by") | lit(".both") == lookers
+    token.click()
+    page.mouse.move(5, 5)
+    assert lit(".query") == {at}
+    first.press("ArrowRight")
+    assert lit(".query") == {at + 1}
+    assert lit(".to") == set(key[query == at + 1].tolist())
+    first.press("Escape")
+    assert lit(".query") != {at + 1}
+    took = page.evaluate(
+        """() => { const cells = [...document.querySelectorAll(".sequence .cell")].slice(0, 100), begun = performance.now();
+        for (const cell of cells) { cell.dispatchEvent(new PointerEvent("pointerover", { bubbles: true })); cell.offsetTop; }
+        return (performance.now() - begun) / cells.length; }"""
+    )
+    assert took < 50  # ms a hover, layout included
+    assert problems == []
+    page.close()
+
+
+def test_from_the_finder_to_a_head_and_images(browser: Any, address: str) -> None:
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    page.goto(f"{address}/heads?model=gpt2-mini&metric=prev_token_score&compare=3.0,2.0")
+    page.get_by_role("heading", name="3.0 beside 2.0").wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.locator(".tags a.tag").first.click()
+    page.get_by_role("heading", name="What its attention is spent on").wait_for()
+    assert "layer=2&head=0" in page.url
+    page.goto(f"{address}/head?model=vit-mini&layer=1&head=2")
+    cells = page.locator(".sequence .grid .cell")
+    cells.first.wait_for()
+    cells.nth(9).click()
+    assert page.locator(".sequence.locked .grid .query").count() == 1
+    assert page.locator(".sequence.locked .to").count() > 0
+    page.close()
