@@ -7,8 +7,9 @@ from typing import Any
 import dash_mantine_components as dmc
 from dash import dcc, html
 
+from attlas.analyses.common.columns import Head
 from attlas.dashboard.components import bars, card, table
-from attlas.dashboard.page import Data, Head, link, param_id
+from attlas.dashboard.page import Data, link, param_id
 from attlas.dashboard.pages.heads.numbers import Heads
 from attlas.dashboard.store import Row, Store
 from attlas.dashboard.theme import Theme

@@ -6,9 +6,10 @@ from typing import Any
 
 from dash import dcc, html
 
+from attlas.analyses.common.columns import Head
 from attlas.dashboard.components import button_link, card, columns, empty, heading, metric_cards, picker, short
 from attlas.dashboard.components.grid import grid
-from attlas.dashboard.page import Data, Head, Page, Params, link, parse_heads
+from attlas.dashboard.page import Data, Page, Params, link, parse_heads
 from attlas.dashboard.pages.heads import compare, finder_figures
 from attlas.dashboard.pages.heads.numbers import all_numbers
 from attlas.dashboard.store import Row, Store
