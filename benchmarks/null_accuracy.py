@@ -53,6 +53,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     config_null = NullConfig(args.draws, n_tokens=args.tokens, seed=args.seed)
     shared = null_scores(model, sae, found, HOOK, config_null, n_top=32, batch_size=16, track=track)
     able = np.flatnonzero((shared.profiles.of >= 0) & np.isfinite(shared.scores["local"]))
+    if not len(able):
+        raise SystemExit(
+            f"no feature has a score and a null on {args.tokens} tokens; give more --tokens or --train-tokens"
+        )
     chosen = np.sort(np.random.default_rng(args.seed).choice(able, min(args.features, len(able)), replace=False))
     exact = exact_null(model, sae, found, chosen, args)
     scores = {name: compared(name, chosen, shared, exact[name]) for name in SCORES}

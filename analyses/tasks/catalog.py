@@ -111,12 +111,12 @@ def make_task(model: AnyModel, config: TaskConfig | None = None) -> Task:
         >>> task.tokens.shape[0], task.right.shape[0]  # prompts
         (3, 3)
     """
-    model = as_hooked(model)
     config = config or TaskConfig()
     if config.task not in BUILDERS:
         raise ConfigError(
             f"task '{config.task}' is unknown{nearest(config.task, BUILDERS)}; there are {', '.join(BUILDERS)}"
         )
+    model = as_hooked(model)
     task = BUILDERS[config.task](model, config)
     if task.tokens.shape[1] > model.cfg.n_ctx:
         raise TaskError(

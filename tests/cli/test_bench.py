@@ -155,7 +155,7 @@ def test_exact_and_shared_nulls_place_scores_alike(monkeypatch: pytest.MonkeyPat
     value = np.array([0.5, 0.2])
     null = np.array([[0.1, 0.5, 0.9, np.nan], [0.3, 0.4, 0.5, 0.6]])
     assert bench.percentile(value, null).tolist() == [0.5, 0.0]
-    tiny = "--train-tokens 1024 --d-sae 16 --tokens 512 --draws 20 --features 3 --quiet"
+    tiny = "--train-tokens 4096 --d-sae 32 --tokens 2048 --draws 20 --features 3 --quiet"
     found = bench.measure(bench.arguments(tiny.split()))
     assert found["n_features"] == 3
     for row in found["scores"].values():

@@ -36,7 +36,7 @@ KEPT = {("attlas.saes.base", "attlas.saes.formats.saelens")}
 """An arrow that runs back on purpose: `SAE.save` and `SAE.load` know the format that they write."""
 
 MOST_FILES, MOST_LINES = 20, 400
-MOST_INNER = 59
+MOST_INNER = 56
 """Imports of Attlas's own modules inside functions, so that help texts and empty pages do not wait for torch."""
 
 LATE = {  # heavy, or optional, or what one call of many needs: may be imported where they are used
