@@ -12,9 +12,9 @@ from attlas.cli.options import OutArgs
 
 @dataclass(frozen=True)
 class Args(OutArgs):
-    """Train, evaluate and interpret a sparse autoencoder on gpt2-mini; measure its entropy, its heads over training, its
-    redundancy and what dropping layers costs; patch its induction circuit; rank and draw the heads of vit-mini; and open
-    the atlas. Steps whose results are in the workspace already are skipped.
+    """Train, evaluate and interpret a sparse autoencoder on gpt2-mini; measure its entropy, its heads on a corpus and over
+    training, its redundancy and what dropping layers costs; patch its induction circuit; rank and draw the heads of vit-mini;
+    and open the atlas. Steps whose results are in the workspace already are skipped.
 
     Example: attlas demo --workspace workspace
     """

@@ -11,6 +11,7 @@ from attlas.analyses.attention.head_timeline import timeline
 from attlas.analyses.circuits import PatchingConfig, TaskConfig, make_task, patching
 from attlas.analyses.features.describe import features
 from attlas.analyses.features.survey import head_survey
+from attlas.analyses.heads.atlas import head_atlas
 from attlas.analyses.pruning.curve import DropCurveConfig, drop_curve
 from attlas.analyses.redundancy.scores import redundancy
 from attlas.analyses.vit.heads import vit
@@ -39,6 +40,7 @@ STEPS = {
     "head survey": "head_survey",
     "entropy": "entropy",
     "anatomy": "anatomy",
+    "heads": "heads",
     "timeline": "timeline",
     "redundancy": "redundancy",
     "drop curve": "drop_curve",
@@ -123,6 +125,11 @@ class Demo:
 
     def anatomy(self) -> Run:
         return map_anatomy(self.model, self.text, track=self.out.track).save(
+            self.workspace, self.model.ref, self.text.ref
+        )
+
+    def heads(self) -> Run:
+        return head_atlas(self.model, self.text, track=self.out.track).save(
             self.workspace, self.model.ref, self.text.ref
         )
 
