@@ -101,7 +101,7 @@ def _check(
         require(token_ids.device == q.device, f"token_ids are on {token_ids.device}, q on {q.device}")
 
 
-def _blocks(n_heads: int, T: int, S: int, rule: AttentionRule, room: int) -> Iterator[tuple[int, int]]:
+def query_blocks(n_heads: int, T: int, S: int, rule: AttentionRule, room: int) -> Iterator[tuple[int, int]]:
     """(first query, end of queries) of each block; blocks that see few keys take more queries."""
     start, shift = 0, rule.first_position(T, S)
     room = max(1, room // max(1, n_heads))
@@ -157,7 +157,7 @@ def _stats_torch(
                 if columns is not None:
                     columns[rows, :, block.keys] += tile.column_mass()
 
-    blocks, batches = list(_blocks(together * H, T, S, rule, room)), range(0, B, together)
+    blocks, batches = list(query_blocks(together * H, T, S, rule, room)), range(0, B, together)
     if q.device.type != "cpu":
         work(blocks, batches)
     elif columns is None:

@@ -6,7 +6,6 @@ them; a caller reads its measures off the tile and lets it go.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,11 +13,9 @@ import torch
 from torch import Tensor
 
 from attlas.kernels.attention_rule import AttentionRule
+from attlas.kernels.attention_stats import DEVICE_TILES, TILE_ELEMENTS, query_blocks
 from attlas.kernels.dispatch import require
 
-# Weights in one tile, over sequences, heads and queries (never fewer than one query); more on an accelerator.
-TILE_ELEMENTS = 1 << 18
-DEVICE_TILES = 16
 _CLOSED = -1e30  # a logit that gets no weight; finite, so that weight · logit is 0
 
 
@@ -91,15 +88,11 @@ def tile_blocks(
     """
     room = TILE_ELEMENTS * (1 if torch.device(device).type == "cpu" else DEVICE_TILES)
     together = min(batch, max(1, room // max(1, heads * tokens * tokens)))  # short sequences, several at a time
-    size = max(1, room // max(1, together * heads))
+    queries = list(query_blocks(together * heads, tokens, tokens, AttentionRule(causal), room))
     for low in range(0, batch, together):
-        rows, start = slice(low, min(batch, low + together)), 0
-        while start < tokens:
-            # each further query of a causal block sees one key more: r · (start + r) ≤ size
-            taken = int((math.sqrt(start * start + 4 * size) - start) / 2) if causal else size // tokens
-            end = min(tokens, start + max(1, taken))
+        rows = slice(low, min(batch, low + together))
+        for start, end in queries:
             yield Block(rows, slice(start, end), slice(0, end if causal else tokens))
-            start = end
 
 
 def attention_tile(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,7 +23,7 @@ from attlas.analyses.heads.gallery import Chosen, Edges, Place, choose_all, read
 from attlas.analyses.heads.measure import HeadSums, measure
 from attlas.analyses.heads.pass_state import PassState
 from attlas.analyses.heads.rules import REST
-from attlas.analyses.heads.scatter import scatter
+from attlas.analyses.heads.scatter import scatter, top_heads
 from attlas.analyses.heads.tables import (
     HEAD_ACCOUNT,
     HEAD_HISTOGRAMS,
@@ -71,7 +72,7 @@ class HeadAtlas(Result):
 
     def scores(self) -> dict[str, np.ndarray]:
         """Every score of table `heads`, float64 [layer, head] each."""
-        found = {name: mean for name, (mean, _, _) in self._with_interval().items()}
+        found = {name: mean for name, (mean, _, _) in self._with_interval.items()}
         total = self.sums.sums["distance_squared"].sum(0) / self.sums.n_queries.sum()
         found["qk_distance_variance"] = np.maximum(total - found["qk_distance"] ** 2, 0)
         found["max_logit"] = self.sums.max_logit
@@ -89,6 +90,7 @@ class HeadAtlas(Result):
         layer, head = np.unravel_index(np.nanargmax(values), values.shape)
         return int(layer), int(head)
 
+    @cached_property
     def _with_interval(self) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Mean and interval over sequences of each score that is a mean of a per-sequence number."""
         sums, n_all = self.sums.sums, self.sums.n_queries[:, None, None]
@@ -141,7 +143,7 @@ class HeadAtlas(Result):
         return [
             {"layer": layer, "head": head, "of": name, "value": mean[layer, head], "low": low[layer, head],
              "high": high[layer, head]}
-            for name, (mean, low, high) in self._with_interval().items()
+            for name, (mean, low, high) in self._with_interval.items()
             for layer, head in np.ndindex(mean.shape)
         ]  # fmt: skip
 
@@ -185,9 +187,13 @@ class HeadAtlas(Result):
 
     def plot(self, x: str = "qk_distance", y: str = "pattern_entropy", colour: str = "unexplained") -> Any:
         """Scatter of all heads by two scores, coloured by a third."""
-        layers, heads = self.sums.max_logit.shape
-        names = [f"{layer}.{head}" for layer in range(layers) for head in range(heads)]
-        return scatter({name: values.ravel() for name, values in self.scores().items()}, names, x, y, colour)
+        return scatter(self._flat_scores(), self._names(), x, y, colour)
+
+    def _names(self) -> list[str]:
+        return [f"{layer}.{head}" for layer, head in np.ndindex(self.sums.max_logit.shape)]
+
+    def _flat_scores(self) -> dict[str, np.ndarray]:
+        return {name: values.ravel() for name, values in self.scores().items()}
 
     def summary(self) -> dict[str, Any]:
         """Headline numbers, and the strongest heads."""
@@ -200,11 +206,7 @@ class HeadAtlas(Result):
             "unexplained": float(share[-1].mean()),
             "account": {rule: float(share[at].mean()) for at, rule in enumerate(self.sums.rules)},
         }
-        for name in ("induction_score", "prev_token_score"):
-            if not np.isnan(self.scores()[name]).all():
-                layer, head = self.strongest(name)
-                found[f"top_{name.removesuffix('_score')}_head"] = f"{layer}.{head}"
-        return found
+        return found | top_heads(self._flat_scores(), self._names())
 
 
 def _units(values: np.ndarray) -> np.ndarray:

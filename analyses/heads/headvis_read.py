@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from attlas.analyses.heads.headvis import ORIGIN, PATTERN, SCORE_NAMES
-from attlas.analyses.heads.scatter import scatter
+from attlas.analyses.heads.scatter import scatter, top_heads
 from attlas.analyses.heads.tables import (
     HEAD_ACCOUNT,
     HEAD_HISTOGRAMS,
@@ -88,7 +88,10 @@ class HeadVisTree(Result):
 
     def plot(self, x: str = "qk_distance", y: str = "pattern_entropy", colour: str = "induction_score") -> Any:
         """Scatter of all heads by two scores, coloured by a third."""
-        return scatter(self.scores, [f"{layer}.{head}" for layer, head in self.heads], x, y, colour)
+        return scatter(self.scores, self._names(), x, y, colour)
+
+    def _names(self) -> list[str]:
+        return [f"{layer}.{head}" for layer, head in self.heads]
 
     def summary(self) -> dict[str, Any]:
         """Headline numbers."""
@@ -98,11 +101,7 @@ class HeadVisTree(Result):
             "imported_from": "HeadVis",
             "notes": self.notes,
         }
-        for name in ("induction_score", "prev_token_score"):
-            if name in self.scores and not np.isnan(self.scores[name]).all():
-                layer, head = self.heads[int(np.nanargmax(self.scores[name]))]
-                found[f"top_{name.removesuffix('_score')}_head"] = f"{layer}.{head}"
-        return found
+        return found | top_heads(self.scores, self._names())
 
     def _recorded_config(self) -> Any:
         return {

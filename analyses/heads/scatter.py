@@ -1,4 +1,4 @@
-"""Heads as points: two scores for a place, a third for a colour."""
+"""What is said and drawn of heads by their scores, whether measured here or read from a tree."""
 
 from __future__ import annotations
 
@@ -27,3 +27,18 @@ def scatter(scores: Mapping[str, np.ndarray], names: Sequence[str], x: str, y: s
     figure.update_traces(hovertemplate="%{text}<br>%{x:.3f}, %{y:.3f}")
     words = {name: name.replace("_", " ") for name in (x, y, colour)}
     return figure.update_layout(xaxis_title=words[x], yaxis_title=words[y], title=f"heads, coloured by {words[colour]}")
+
+
+def top_heads(scores: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, str]:
+    """For the summary of a run: the heads of the largest induction and previous-token scores, where these are known.
+
+    Args:
+        scores: name → float [n_heads].
+        names: of the heads.
+    """
+    shown = {f"top_{kind}_head": scores.get(f"{kind}_score") for kind in ("induction", "prev_token")}
+    return {
+        key: names[int(np.nanargmax(values))]
+        for key, values in shown.items()
+        if values is not None and not np.isnan(values).all()
+    }
