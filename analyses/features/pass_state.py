@@ -1,21 +1,16 @@
-"""Where a long pass over the data stood, in one safetensors file, so that it goes on exactly from there."""
+"""The state of a features pass: its stream and what fires together, to the tensor."""
 
 from __future__ import annotations
 
-import json
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from attlas.analyses.common.pass_state import load_state, save_state
 from attlas.analyses.features.relations import Coactivation
 from attlas.analyses.features.stream import FeatureStream, TopEntries
-from attlas.data.files import atomic_path
-from attlas.errors import ConfigError, StorageError
 
 _SUMS = ("count", "total", "maximum", "histogram")
 _KEPT = ("key", "value", "sequence", "position")
@@ -35,17 +30,12 @@ def save_pass(path: Path, key: str, n_batches: int, stream: FeatureStream, coact
     token, feature = coactivation.pairs()
     tensors |= {"coactive.token": torch.from_numpy(token), "coactive.feature": torch.from_numpy(feature)}
     values = {
-        "key": key,
         "n_batches": n_batches,
         "n_tokens": stream.n_tokens,
         "n_sequences": stream.n_sequences,
         "coactive": coactivation.seen,
     }
-    try:
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"state": json.dumps(values)})
-    except StorageError as error:
-        warnings.warn(f"no state after batch {n_batches}: {error}; the pass goes on", stacklevel=2)
+    save_state(path, key, tensors, values, f"after batch {n_batches}")
 
 
 def load_pass(path: Path, key: str, stream: FeatureStream, coactivation: Coactivation) -> int:
@@ -54,18 +44,10 @@ def load_pass(path: Path, key: str, stream: FeatureStream, coactivation: Coactiv
     Raises:
         ConfigError: the file is of another model, SAE, data set or setting, or is damaged.
     """
-    if not path.exists():
+    state = load_state(path, key, "a features pass")
+    if state is None:
         return 0
-    try:
-        with safe_open(path, "pt") as file:
-            values = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:
-        raise ConfigError(f"'{path}' is no state of a features pass ({error}); delete it or give another") from None
-    if values["key"] != key:
-        raise ConfigError(
-            f"'{path}' is the state of another pass ({values['key']}), this one is {key}; delete it or give another"
-        )
+    tensors, values = state
     for name in _SUMS:
         setattr(stream, name, tensors[name])
     for kept in ("top", "sample"):

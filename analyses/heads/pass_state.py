@@ -1,22 +1,20 @@
-"""Where a long pass over the data stood, in one safetensors file, so that it goes on exactly from there."""
+"""The state of a pass over heads: what every sequence so far has shown."""
 
 from __future__ import annotations
 
-import json
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from safetensors import safe_open
-from safetensors.numpy import save_file
+import torch
 
+from attlas.analyses.common.pass_state import load_state, save_state
 from attlas.analyses.heads.measure import HeadSums
-from attlas.data.files import atomic_path
-from attlas.errors import ConfigError, StorageError
+from attlas.errors import ConfigError
 
 EVERY_SECONDS = 20.0
+PASS = "a pass over heads"
 
 
 class PassState:
@@ -36,24 +34,17 @@ class PassState:
         Raises:
             ConfigError: it is of another pass, or damaged.
         """
-        if self.path is None or not self.path.exists():
+        state = None if self.path is None else load_state(self.path, self.key, PASS)
+        if state is None:
             return None
+        arrays = {name: tensor.numpy() for name, tensor in state[0].items()}
         try:
-            with safe_open(self.path, "np") as file:
-                about = json.loads(file.metadata()["state"])
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            part = {kind: _of(arrays, kind) for kind in ("sums", "activation")}
-            found = HeadSums(
-                part["sums"], arrays["n_queries"], arrays["n_repeats"], part["activation"], arrays["max_logit"],
-                tuple(about["rules"]),
-            )  # fmt: skip
-        except Exception as error:
-            raise ConfigError(
-                f"'{self.path}' is no state of a pass over heads ({error}); delete it or give another"
-            ) from None
-        if about["key"] != self.key:
-            raise ConfigError(f"'{self.path}' is the state of another pass ({about['key']}); delete it or give another")
-        return found
+            known = [arrays[name] for name in ("n_queries", "n_repeats", "max_logit")]
+            rules = tuple(state[1]["rules"])
+        except KeyError as error:
+            raise ConfigError(f"'{self.path}' is no state of {PASS} (no {error}); delete it or give another") from None
+        n_queries, n_repeats, max_logit = known
+        return HeadSums(_of(arrays, "sums"), n_queries, n_repeats, _of(arrays, "activation"), max_logit, rules)
 
     def keep(self, known: Callable[[], HeadSums]) -> None:
         """Write the state, atomically, when the last time is long enough ago; a full disk is a warning."""
@@ -63,11 +54,8 @@ class PassState:
         arrays = {"n_queries": sums.n_queries, "n_repeats": sums.n_repeats, "max_logit": sums.max_logit}
         arrays |= {f"sums/{name}": values for name, values in sums.sums.items()}
         arrays |= {f"activation/{name}": values for name, values in sums.activation.items()}
-        try:
-            with atomic_path(self.path) as temporary:
-                save_file(arrays, temporary, metadata={"state": json.dumps({"key": self.key, "rules": sums.rules})})
-        except StorageError as error:
-            warnings.warn(f"no state of the pass over heads: {error}; the pass goes on", stacklevel=2)
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in arrays.items()}
+        save_state(self.path, self.key, tensors, {"rules": sums.rules}, f"after sequence {len(sums.n_queries)}")
         self._last = time.monotonic()
 
     def delete(self) -> None:
