@@ -22,7 +22,7 @@ from attlas.data.text_folders import refuse_split, split_files
 from attlas.errors import AttlasError, ConfigError, TextDataError
 
 TEXT_DIR = Path(__file__).resolve().parent / "text"
-EMBEDDED = {"embedded:train": "train.jsonl", "embedded:val": "val.jsonl"}
+EMBEDDED = {"embedded:train": "train.jsonl.gz", "embedded:val": "val.jsonl"}
 _CHUNK = 256  # documents tokenised at a time
 KEPT = 1 << 26  # characters, or token ids, of documents that may be in memory
 CHARACTERS = 6  # of text looked up for each token wanted, at first

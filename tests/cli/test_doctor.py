@@ -84,7 +84,7 @@ def test_a_damaged_embedded_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     copy = tmp_path / "data"
-    ignored = shutil.ignore_patterns("checkpoints", "train.jsonl")
+    ignored = shutil.ignore_patterns("checkpoints", "train.jsonl.gz")
     for part in ("models", "text"):
         shutil.copytree(EMBEDDED_DIR.parent / part, copy / part, ignore=ignored)
     path = copy / "models" / "vit-mini" / "model.safetensors"
@@ -97,7 +97,7 @@ def test_a_damaged_embedded_file(
     assert status == 1
     assert rows["vit-mini"]["state"] == "DAMAGED"
     assert "model.safetensors is missing or damaged" in rows["vit-mini"]["detail"]
-    assert rows["text"]["state"] == "DAMAGED"  # train.jsonl is gone
+    assert rows["text"]["state"] == "DAMAGED"  # train.jsonl.gz is gone
 
 
 @pytest.mark.usefixtures("_no_forward")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attlas.data.text import load_tokens, read_documents
+from attlas.data.text import EMBEDDED, TEXT_DIR, load_tokens, read_documents
 from attlas.errors import AttlasError, ConfigError, TextDataError
 from attlas.interp import HookedModel
 
@@ -138,6 +140,13 @@ def test_no_tokens_at_all_are_refused(gpt2_mini: HookedModel) -> None:
     for n_tokens in (0, -5):
         with pytest.raises(ConfigError, match=f"n_tokens {n_tokens} must be 1 or more"):
             load_tokens("embedded:val", gpt2_mini.tokenizer, n_tokens=n_tokens)
+
+
+def test_the_packed_training_text_is_the_one_that_older_runs_read() -> None:
+    """The sum of train.jsonl from before it was packed."""
+    unpacked = gzip.decompress((TEXT_DIR / EMBEDDED["embedded:train"]).read_bytes())
+    assert hashlib.sha256(unpacked).hexdigest() == "24f324869b9c030ca44b1a0984067f6af1fcfcdb89ded39550405b514478ea7d"
+    assert list(read_documents("embedded:train")) == [json.loads(line)["text"] for line in unpacked.splitlines()]
 
 
 def test_no_held_out_document_stands_in_the_training_text() -> None:

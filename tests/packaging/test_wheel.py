@@ -58,7 +58,7 @@ def test_the_one_top_level_name_is_attlas(wheel: Path) -> None:
         "attlas/data/models/gpt2-mini/checkpoints/step-00250/model.safetensors",
         "attlas/data/models/vit-mini/glyphs-test.npz",
         "attlas/data/models/vit-mini/README.md",
-        "attlas/data/text/train.jsonl",
+        "attlas/data/text/train.jsonl.gz",
         "attlas/dashboard/assets/attlas.css",
     ):
         assert needed in names, needed
