@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from attlas.saes.evaluation.measure import EvalResult, evaluate, evaluate_all
     from attlas.saes.formats import load_sae
     from attlas.saes.inputs import held_out
+    from attlas.saes.scaling.plan import plan
     from attlas.saes.training.config import TrainConfig
     from attlas.saes.training.result import TrainedSAE, TrainResult
     from attlas.saes.training.sweep import SweepConfig, SweepResult, sweep_saes
@@ -34,6 +35,7 @@ _PUBLIC = {
     "evaluate_all": "evaluation.measure",
     "held_out": "inputs",
     "load_sae": "formats",
+    "plan": "scaling.plan",
     "sweep_saes": "training.sweep",
     "train_sae": "training.train",
 }
@@ -53,6 +55,7 @@ __all__ = [
     "evaluate_all",
     "held_out",
     "load_sae",
+    "plan",
     "sweep_saes",
     "train_sae",
 ]

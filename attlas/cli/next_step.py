@@ -38,6 +38,8 @@ def _next(verb: str, args: Any, result: dict[str, Any]) -> list[str]:
                 hooks = [hook for hook in result["hooks"] if not hook.endswith("hook_result")]
             return ["train", *model, "--store", str(args.to), "--hooks", *hooks, *_token_options(args)] if hooks else []
         case "train":
+            if "basis" in result:  # --plan: nothing was trained
+                return []
             return _SERVE if "pareto" in result else ["eval"]
         case "eval":
             return ["features"]

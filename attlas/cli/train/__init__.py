@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -24,6 +24,8 @@ class Args(OutArgs):
         attlas train --model gpt2-mini --hooks 'blocks.*.attn.hook_z' --arch topk --k 16 --n-tokens 1000000
 
         attlas train --hooks blocks.2.attn.hook_z --sweep-k 8 16 32 --sweep-width 768 1536
+
+        attlas train --plan --model llama-3.1-8b --dtype bfloat16 --d-sae 262144 --gpu h100 --gpus 8
     """
 
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -39,6 +41,17 @@ class Args(OutArgs):
     """Seeds of initial weights to compare (data and order are the same for all)."""
     resume: bool = False
     """Go on from the last checkpoint of the same configuration in this workspace."""
+    plan: bool = False
+    """Train nothing; print what this configuration takes on GPUs (memory, operations, traffic, hours) and what does not fit."""
+    gpu: str = "h100"
+    """With --plan: the GPU, such as h100, h200, a100, a100-40, l40s or rtx4090."""
+    gpu_memory: float | None = None
+    """With --plan: GB of a GPU's memory, where they are not the named one's."""
+    gpus: int = 1
+    """With --plan: how many, one process each."""
+    parallel: Literal["auto", "hooks", "data", "features"] = "auto"
+    """How the processes of torchrun (or, with --plan, the GPUs) share the work: whole autoencoders, the rows of a batch, or
+    the features of an autoencoder; auto takes hooks where every process gets one, else data."""
 
 
 def run(args: Args, out: Output) -> dict[str, Any]:

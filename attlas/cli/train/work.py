@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from attlas.cli.common import Output, open_model, open_workspace
 from attlas.cli.options import ModelArgs
 from attlas.data.workspace import jsonable
+from attlas.saes.scaling.plan import plan
 from attlas.saes.training.checkpoint import has_checkpoint
 from attlas.saes.training.config import TrainConfig
 from attlas.saes.training.history import live_folder
@@ -29,11 +30,21 @@ if TYPE_CHECKING:
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Train, or train the grid that the sweep options ask for."""
     config = dataclasses.replace(args.train, model=args.model_alias) if args.model_alias else args.train
+    if args.plan:
+        return _plan(args, config, out)
     config = adopt_store(config, out.given | ({"model"} if args.model_alias else set()))
     workspace = open_workspace(args)
     if args.sweep_k or args.sweep_sparsity or args.sweep_width or args.sweep_seed:
         return _sweep(args, config, workspace, out)
     return _train(args, config, workspace, out)
+
+
+def _plan(args: Args, config: TrainConfig, out: Output) -> dict[str, Any]:
+    memory = None if args.gpu_memory is None else args.gpu_memory * 1e9
+    found = plan(config, device=args.gpu, memory=memory, processes=args.gpus, form=args.parallel)
+    out.table("Nothing was run: what this training would take", ("", "", "how it is known"), found.rows())
+    out.say("fits" if not found.misfits else f"does not fit: {'; '.join(found.misfits)}; {found.advice()}")
+    return found.summary()
 
 
 def _begin(config: TrainConfig, folder: Path, out: Output) -> HookedModel:
