@@ -25,7 +25,7 @@ from attlas.dashboard.page import Page, link, number, parse
 from attlas.dashboard.pages import pages as all_pages
 from attlas.dashboard.pages.features.table import grid_rows
 from attlas.dashboard.pictures import pattern_picture
-from attlas.dashboard.store import Store, clean
+from attlas.dashboard.reader import WorkspaceReader, clean
 from attlas.dashboard.theme import theme
 from attlas.errors import AttlasError, ConfigError
 
@@ -46,7 +46,7 @@ def create_app(workspace: str | Path, models: Mapping[str, str] | None = None, h
     Raises:
         WorkspaceError: the folder is there and is not a workspace.
     """
-    store = Store(workspace, models)
+    reader = WorkspaceReader(workspace, models)
     pages = all_pages()
     app = Dash(
         "attlas.dashboard",
@@ -56,11 +56,11 @@ def create_app(workspace: str | Path, models: Mapping[str, str] | None = None, h
         serve_locally=True,
         suppress_callback_exceptions=True,
     )
-    app.server.extensions["attlas.live"] = store.live
+    app.server.extensions["attlas.jobs"] = reader.jobs
     app.layout = lambda: shell(theme(_cookie()))
-    _route(app, store, pages)
-    _act(app, store)
-    _serve_json(app.server, store, pages, host)
+    _route(app, reader, pages)
+    _act(app, reader)
+    _serve_json(app.server, reader, pages, host)
     return app
 
 
@@ -68,7 +68,7 @@ def _cookie() -> str | None:
     return flask.request.cookies.get(COOKIE) if flask.has_request_context() else None
 
 
-def _route(app: Dash, store: Store, pages: tuple[Page, ...]) -> None:
+def _route(app: Dash, reader: WorkspaceReader, pages: tuple[Page, ...]) -> None:
     by_path = {page.path: page for page in pages}
 
     @app.callback(
@@ -87,7 +87,7 @@ def _route(app: Dash, store: Store, pages: tuple[Page, ...]) -> None:
         running=[(Output("tick", "max_intervals"), 0, -1)],  # a tick during a slow drawing would throw the drawing away
     )
     def draw(
-        path: str | None, search: str | None, look: str | None, _tick: int | None, _acted: Any, seen: str | None
+        path: str | None, search: str | None, mode: str | None, _tick: int | None, _acted: Any, seen: str | None
     ) -> tuple[Any, ...]:
         path = path or "/"
         params = parse(search)
@@ -96,21 +96,21 @@ def _route(app: Dash, store: Store, pages: tuple[Page, ...]) -> None:
             lost = html.Div(
                 empty("No such page", f"Nothing is at {path}; the pages are named above."), className="content"
             )
-            return frame(store, pages, path, params), lost, True, SLOW_MS, "No such page", None
+            return frame(reader, pages, path, params), lost, True, SLOW_MS, "No such page", None
         try:
-            data = clean(page.data(store, params))
-            now = _fingerprint(path, search, look, data)
+            data = clean(page.data(reader, params))
+            now = _fingerprint(path, search, mode, data)
             if ctx.triggered_id == "tick" and now == seen:  # a page that waits is left alone until there is news
                 return no_update, no_update, no_update, no_update, no_update, no_update
-            body = page.view(data, theme(look))
+            body = page.view(data, theme(mode))
         except Exception as error:
             data, body = {}, empty("This page cannot be shown", _told(error), "attlas doctor")
             now = None
         live = data.get("live")
         # A page of live work is changed in place, so that clicks and figures outlast the drawing; others are made anew.
         key = path if "job" in data else f"{path}{search}"
-        shown = html.Div([body, footer(store, path, search or "")], className="content", key=key)
-        around = no_update if ctx.triggered_id == "tick" else frame(store, pages, path, params)
+        shown = html.Div([body, footer(reader, path, search or "")], className="content", key=key)
+        around = no_update if ctx.triggered_id == "tick" else frame(reader, pages, path, params)
         every = SLOW_MS if live is True or not live else int(live)
         return around, shown, not live, every, page.title, now
 
@@ -122,7 +122,7 @@ def _route(app: Dash, store: Store, pages: tuple[Page, ...]) -> None:
     )
     def rows(request: dict[str, Any] | None, search: str | None) -> Any:
         try:
-            return grid_rows(store, parse(search), request) if request else no_update
+            return grid_rows(reader, parse(search), request) if request else no_update
         except AttlasError:  # the page around it says so
             return {"rowData": [], "rowCount": 0}
 
@@ -175,12 +175,12 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {line}; a run may have been changed by hand (the log of the server says where)"
 
 
-def _fingerprint(path: str, search: str | None, look: str | None, data: Any) -> str:
-    told = json.dumps([path, search, look, data], sort_keys=True, default=str)
+def _fingerprint(path: str, search: str | None, mode: str | None, data: Any) -> str:
+    told = json.dumps([path, search, mode, data], sort_keys=True, default=str)
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
-def _act(app: Dash, store: Store) -> None:
+def _act(app: Dash, reader: WorkspaceReader) -> None:
     """Buttons that stop or repeat live work, and uploads; everything else about a page is in its URL."""
 
     @app.callback(
@@ -192,7 +192,7 @@ def _act(app: Dash, store: Store) -> None:
         button = ctx.triggered_id
         if not any(clicks) or not button:
             return no_update
-        (store.live.cancel if button["action"] == "cancel" else store.live.forget)(button["key"])
+        (reader.jobs.cancel if button["action"] == "cancel" else reader.jobs.forget)(button["key"])
         return time.time()
 
     @app.callback(
@@ -206,13 +206,13 @@ def _act(app: Dash, store: Store) -> None:
         if not found or not target:
             return no_update
         try:
-            kept = store.live.keep_upload(base64.b64decode(found.partition(",")[2]))
+            kept = reader.jobs.keep_upload(base64.b64decode(found.partition(",")[2]))
         except (AttlasError, ValueError):
             kept = "refused"  # the page says that there is no such upload
         return link("", **{**parse(search), target["name"]: kept})
 
 
-def _serve_json(server: flask.Flask, store: Store, pages: tuple[Page, ...], listens_on: str) -> None:
+def _serve_json(server: flask.Flask, reader: WorkspaceReader, pages: tuple[Page, ...], listens_on: str) -> None:
     by_name = {page.path.strip("/") or "overview": page for page in pages}
 
     @server.get("/api")
@@ -228,10 +228,10 @@ def _serve_json(server: flask.Flask, store: Store, pages: tuple[Page, ...], list
         params = flask.request.args.to_dict()
         until = time.monotonic() + min(MOST_WAIT_S, max(0.0, number(params, "wait") or 0.0))
         try:
-            data = page.data(store, params)
+            data = page.data(reader, params)
             while data.get("job") and data.get("live") and time.monotonic() < until:
                 time.sleep(0.05)
-                data = page.data(store, params)
+                data = page.data(reader, params)
             return _json(clean(data))
         except Exception as error:
             return _json({"error": _told(error)}, 400 if isinstance(error, AttlasError) else 500)
@@ -239,7 +239,7 @@ def _serve_json(server: flask.Flask, store: Store, pages: tuple[Page, ...], list
     @server.get("/picture/<run>/<int:index>.png")
     def picture(run: str, index: int) -> flask.Response:
         try:
-            found = pattern_picture(store, run, index)
+            found = pattern_picture(reader, run, index)
         except AttlasError as error:
             return _json({"error": str(error)}, 400)
         if found is None:
@@ -310,4 +310,4 @@ def serve(
         server.serve_forever()
     finally:
         server.server_close()
-        app.server.extensions["attlas.live"].close()
+        app.server.extensions["attlas.jobs"].close()

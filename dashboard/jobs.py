@@ -114,7 +114,7 @@ class Job:
         self._ended.set()
 
 
-class Live:
+class JobQueue:
     """A queue of work on models, and the models it runs on.
 
     Args:
@@ -169,7 +169,7 @@ class Live:
             for old in [k for k, job in self._jobs.items() if job.finished][: max(0, len(self._jobs) - KEEP)]:
                 del self._jobs[old]
             if self._worker is None:
-                self._worker = threading.Thread(target=self._run, name="attlas-live", daemon=True)
+                self._worker = threading.Thread(target=self._run, name="attlas-jobs", daemon=True)
                 self._worker.start()
         self._queue.put(made)
         return made

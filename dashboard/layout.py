@@ -9,17 +9,17 @@ from dash import dcc, html
 
 from attlas.dashboard.components import attributes, picker
 from attlas.dashboard.page import Page, Params, link
-from attlas.dashboard.store import Store
+from attlas.dashboard.reader import WorkspaceReader
 from attlas.dashboard.theme import Theme
 
 
-def shell(look: Theme) -> Any:
+def shell(theme: Theme) -> Any:
     """The static frame; `frame` and `page` are filled by the router."""
     return dmc.MantineProvider(
         html.Div(
             [
                 dcc.Location(id="url", refresh="callback-nav"),
-                dcc.Store(id="theme", data=look.name),
+                dcc.Store(id="theme", data=theme.name),
                 dcc.Store(id="seen"),
                 dcc.Store(id="acted"),
                 html.A("Skip to content", href="#page", className="skip"),
@@ -31,14 +31,14 @@ def shell(look: Theme) -> Any:
             className="app",
         ),
         id="mantine",
-        forceColorScheme=look.name,
+        forceColorScheme=theme.name,
         theme={"fontFamily": "Inter Variable, system-ui, sans-serif", "primaryColor": "cyan"},
     )
 
 
-def frame(store: Store, pages: tuple[Page, ...], path: str, params: Params) -> Any:
+def frame(reader: WorkspaceReader, pages: tuple[Page, ...], path: str, params: Params) -> Any:
     """Navigation bar for a place in the atlas; links keep the chosen model."""
-    models = store.models()
+    models = reader.models()
     model = params.get("model")
     shown = {"/feature": "/features", "/vit-head": "/vit", "/head": "/heads"}.get(path, path)
     items = [
@@ -78,11 +78,11 @@ def frame(store: Store, pages: tuple[Page, ...], path: str, params: Params) -> A
     )
 
 
-def footer(store: Store, path: str, search: str) -> html.Footer:
+def footer(reader: WorkspaceReader, path: str, search: str) -> html.Footer:
     """Where the numbers come from, and the same page as JSON."""
     return html.Footer(
         [
-            html.Span(["Workspace ", html.Code(str(store.path))]),
+            html.Span(["Workspace ", html.Code(str(reader.path))]),
             html.A("This page as JSON", href=f"/api{path if path != '/' else '/overview'}{search}", target="_blank"),
         ]
     )

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 from attlas.analyses.common.columns import Head
-from attlas.dashboard.store import Store
+from attlas.dashboard.reader import WorkspaceReader
 from attlas.dashboard.theme import Theme
 
 Params = dict[str, str]
@@ -33,7 +33,7 @@ class Page:
 
     path: str
     title: str
-    data: Callable[[Store, Params], Data]
+    data: Callable[[WorkspaceReader, Params], Data]
     view: Callable[[Data, Theme], Any]
     nav: bool = True
 

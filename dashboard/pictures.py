@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from attlas.dashboard.components.maps import overlaid, png
-from attlas.dashboard.store import Store
+from attlas.dashboard.reader import WorkspaceReader
 
 SIDE = 128
 
 
-def pattern_picture(store: Store, run_id: str, index: int) -> bytes | None:
+def pattern_picture(reader: WorkspaceReader, run_id: str, index: int) -> bytes | None:
     """PNG of a map of a vit_patterns run: its image, and the map over it with the query outlined; None without."""
     from PIL import Image, ImageDraw
 
-    run = next((r for r in store.runs("vit_patterns") if r.id == run_id), None)
-    rows = store.rows(run, "patterns", map=index)
-    arrays = store.arrays(run, "patterns")
+    run = next((r for r in reader.runs("vit_patterns") if r.id == run_id), None)
+    rows = reader.rows(run, "patterns", map=index)
+    arrays = reader.arrays(run, "patterns")
     if not rows or "maps" not in arrays or not 0 <= index < len(arrays["maps"]):
         return None
     row, values = rows[0], arrays["maps"][index].astype(np.float32)

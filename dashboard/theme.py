@@ -9,14 +9,14 @@ from attlas.data.figures import DARK, FONT, LIGHT, Theme, theme
 __all__ = ["DARK", "FONT", "LIGHT", "Theme", "style", "theme"]
 
 
-def style(figure: Any, look: Theme, height: int = 300, **layout: Any) -> Any:
+def style(figure: Any, theme: Theme, height: int = 300, **layout: Any) -> Any:
     """Dress a figure: transparent ground, hairline grid, the page's font; returns it."""
     axis = {
-        "gridcolor": look.line,
-        "zerolinecolor": look.line,
-        "linecolor": look.line,
-        "tickfont": {"color": look.muted, "size": 11},
-        "title": {"font": {"color": look.muted, "size": 12}},
+        "gridcolor": theme.line,
+        "zerolinecolor": theme.line,
+        "linecolor": theme.line,
+        "tickfont": {"color": theme.muted, "size": 11},
+        "title": {"font": {"color": theme.muted, "size": 12}},
         "automargin": True,
     }
     figure.update_layout(
@@ -24,11 +24,11 @@ def style(figure: Any, look: Theme, height: int = 300, **layout: Any) -> Any:
         template="none",
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": FONT, "color": look.ink, "size": 12},
-        colorway=list(look.marks),
+        font={"family": FONT, "color": theme.ink, "size": 12},
+        colorway=list(theme.marks),
         margin={"l": 48, "r": 12, "t": 12, "b": 40},
-        hoverlabel={"bgcolor": look.surface, "bordercolor": look.line, "font": {"family": FONT, "color": look.ink}},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"color": look.muted}},
+        hoverlabel={"bgcolor": theme.surface, "bordercolor": theme.line, "font": {"family": FONT, "color": theme.ink}},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"color": theme.muted}},
     )
     figure.update_xaxes(**axis, zeroline=False)  # it looks like a mark where steps or layers begin at 0
     figure.update_yaxes(**axis)

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from attlas.errors import ConfigError, LayerRangeError
 from attlas.interp import AnyModel, HookedModel, as_hooked
-from attlas.interp.anatomy import linear_weight
 from attlas.interp.config import ModelConfig
 from attlas.interp.names import layer_index
+from attlas.interp.structure import linear_weight
 
 # (module, layer), module being attn, mlp or block; ("head", layer · n_heads + head); or ("group", layer · n_kv_heads +
 # kv head): a kv head with all the heads that share it

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from attlas.errors import ConfigError, UnsupportedModelError
-from attlas.interp.anatomy import Anatomy, LayerParts, linear_bias, linear_weight, norm_eps
 from attlas.interp.fused import FusedQKV
+from attlas.interp.structure import LayerModules, ModelStructure, linear_bias, linear_weight, norm_eps
 from attlas.interp.wrappers.compiled import Eager
 
 HookFn = Callable[[Tensor, str], Tensor | None]
@@ -39,8 +39,8 @@ class StopForward(Exception):
 class HookEngine:
     """The torch hooks of one model."""
 
-    def __init__(self, anatomy: Anatomy) -> None:
-        self.anatomy = anatomy
+    def __init__(self, structure: ModelStructure) -> None:
+        self.structure = structure
         self.registrations: list[Registration] = []
         self._handles: list[Any] = []
         self._fns: dict[str, list[HookFn]] = {}
@@ -84,15 +84,15 @@ class HookEngine:
         self._eager.set(bool(self._fns))
         if not self._fns:
             return
-        anatomy = self.anatomy
-        self._on_output(anatomy.embed, "hook_embed")
-        if anatomy.pos_embed is not None:
-            self._on_output(anatomy.pos_embed, "hook_pos_embed")
-        for layer, parts in enumerate(anatomy.layers):
+        structure = self.structure
+        self._on_output(structure.embed, "hook_embed")
+        if structure.pos_embed is not None:
+            self._on_output(structure.pos_embed, "hook_pos_embed")
+        for layer, parts in enumerate(structure.layers):
             self._install_layer(f"blocks.{layer}.", parts)
-        self._on_norm(anatomy.final_norm, "ln_final.")
+        self._on_norm(structure.final_norm, "ln_final.")
 
-    def _install_layer(self, prefix: str, parts: LayerParts) -> None:
+    def _install_layer(self, prefix: str, parts: LayerModules) -> None:
         if not any(name.startswith(prefix) for name in self._fns):
             return
         self._on_input(parts.block, prefix + "hook_resid_pre")
@@ -131,7 +131,7 @@ class HookEngine:
 
         self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
-    def _on_resid_mid(self, parts: LayerParts, name: str) -> None:
+    def _on_resid_mid(self, parts: LayerModules, name: str) -> None:
         """resid_mid feeds the norm and, past it, the sum with the MLP: a change must reach both.
 
         The norm's input alone is not enough, so the change is also added to the MLP's output's partner: the block's
@@ -165,7 +165,7 @@ class HookEngine:
 
     def _on_scale(self, module: nn.Module, name: str) -> None:
         """The norm divides by what the functions left: (x − mean) / scale · weight + bias."""
-        centre = self.anatomy.cfg.norm == "ln"
+        centre = self.structure.cfg.norm == "ln"
         state: list[tuple[Tensor, Tensor, bool]] = []
 
         def before(norm: Any, args: tuple[Any, ...]) -> None:
@@ -179,7 +179,7 @@ class HookEngine:
                 return None
             x, scale, changed = state.pop()
             anew = (x / scale).to(output.dtype)
-            anew = anew if norm.weight is None else anew * (norm.weight + self.anatomy.gain_offset)
+            anew = anew if norm.weight is None else anew * (norm.weight + self.structure.gain_offset)
             bias: Any = getattr(norm, "bias", None)
             anew = anew if bias is None else anew + bias
             return anew if changed else _graph_through(output, anew)
@@ -189,7 +189,7 @@ class HookEngine:
 
     # -- attention -------------------------------------------------------------------------------------------------
 
-    def _install_attention(self, prefix: str, parts: LayerParts) -> None:
+    def _install_attention(self, prefix: str, parts: LayerModules) -> None:
         derived = [prefix + part for part in _DERIVED if prefix + part in self._fns]
         state: dict[str, Any] = {}
         for kind, module in (("q", parts.q), ("k", parts.k), ("v", parts.v)):
@@ -206,7 +206,7 @@ class HookEngine:
         with_result = prefix + "hook_result" in self._fns
         if not derived and not with_result and prefix + "hook_z" not in self._fns:
             return
-        heads, d_head = self.anatomy.cfg.n_heads, self.anatomy.cfg.d_head
+        heads, d_head = self.structure.cfg.n_heads, self.structure.cfg.d_head
 
         def before_out(_module: nn.Module, args: tuple[Any, ...]) -> Any:
             flat = args[0]
@@ -228,12 +228,12 @@ class HookEngine:
 
             self._handles.append(parts.out_proj.register_forward_hook(after_out))
 
-    def _result(self, prefix: str, parts: LayerParts, z: Tensor) -> tuple[Tensor, bool]:
+    def _result(self, prefix: str, parts: LayerModules, z: Tensor) -> tuple[Tensor, bool]:
         """What each head adds, z_h · W_O_h, [B, T, head, d_model]."""
         weight = linear_weight(parts.out_proj).reshape(*z.shape[-2:], -1)
         return self._call(prefix + "hook_result", torch.einsum("...he,hed->...hd", z, weight))
 
-    def _sum_heads(self, parts: LayerParts, result: tuple[Tensor, bool], output: Tensor) -> Tensor | None:
+    def _sum_heads(self, parts: LayerModules, result: tuple[Tensor, bool], output: Tensor) -> Tensor | None:
         """The projection's output, anew from what the functions left of the heads' results."""
         of_heads, changed = result
         if not changed and not _in_graph(of_heads):
@@ -244,7 +244,7 @@ class HookEngine:
     def _on_projection(
         self, prefix: str, kind: str, module: nn.Module, fused: FusedQKV | None, state: dict[str, Any]
     ) -> None:
-        name, d_head = f"{prefix}hook_{kind}", self.anatomy.cfg.d_head
+        name, d_head = f"{prefix}hook_{kind}", self.structure.cfg.d_head
 
         def hook(_module: nn.Module, _args: Any, output: Tensor) -> Any:
             part = output.unflatten(-1, (-1, d_head)) if fused is None else fused.take(output, kind)
@@ -256,7 +256,7 @@ class HookEngine:
 
         self._handles.append(module.register_forward_hook(hook))
 
-    def _attend(self, prefix: str, parts: LayerParts, state: dict[str, Any], z: Tensor) -> Tensor:
+    def _attend(self, prefix: str, parts: LayerModules, state: dict[str, Any], z: Tensor) -> Tensor:
         """Scores and pattern as the module computes them, and z: its own, or anew from what the functions left.
 
         In training with attention dropout the mask that SDPA drew cannot be had: the pattern is dropped out here, and
@@ -268,8 +268,8 @@ class HookEngine:
             q, k = parts.qk_norm(q, k)
         q, k = q.transpose(1, 2), k.transpose(1, 2)  # [B, head, T, d_head]
         changed = False
-        if self.anatomy.rotary is not None:
-            q, k = self.anatomy.rotary(q, k, state["rope"])
+        if self.structure.rotary is not None:
+            q, k = self.structure.rotary(q, k, state["rope"])
             q, q_changed = self._call(prefix + "hook_rot_q", q.transpose(1, 2))
             k, k_changed = self._call(prefix + "hook_rot_k", k.transpose(1, 2))
             q, k, changed = q.transpose(1, 2), k.transpose(1, 2), q_changed or k_changed
@@ -299,7 +299,7 @@ class HookEngine:
         anew = anew.transpose(1, 2)
         return anew if changed else _graph_through(z, anew)
 
-    def _need_known_mask(self, parts: LayerParts, mask: Tensor | None) -> None:
+    def _need_known_mask(self, parts: LayerModules, mask: Tensor | None) -> None:
         kind = getattr(getattr(parts.attn, "config", None), "_attn_implementation", "sdpa")
         if kind not in ("sdpa", "eager") or (mask is not None and mask.ndim != 4):
             raise UnsupportedModelError(
@@ -309,7 +309,7 @@ class HookEngine:
 
     @property
     def causal(self) -> bool:
-        return self.anatomy.cfg.causal
+        return self.structure.cfg.causal
 
 
 def _version(tensor: Tensor) -> int | None:

@@ -78,9 +78,9 @@ class HookedModel(Weights):
         self.weight_hash = weight_hash
         self.tokenizer = tokenizer
         self.image_spec = image_spec
-        self.anatomy = describe(uncompiled(hf))
-        self._names = hook_names(self.anatomy)
-        self._engine = HookEngine(self.anatomy)
+        self.structure = describe(uncompiled(hf))
+        self._names = hook_names(self.structure)
+        self._engine = HookEngine(self.structure)
 
     def __repr__(self) -> str:
         c = self.cfg
@@ -177,7 +177,7 @@ class HookedModel(Weights):
     def _check_ids(self, tokens: Tensor) -> None:
         if not tokens.numel():
             raise ConfigError(f"there are no tokens ({list(tokens.shape)}); give at least one")
-        n_rows = getattr(self.anatomy.embed, "num_embeddings", self.cfg.d_vocab)
+        n_rows = getattr(self.structure.embed, "num_embeddings", self.cfg.d_vocab)
         low, high = (int(x) for x in tokens.aminmax())
         if low < 0 or high >= n_rows:
             more = f"; its tokenizer has {len(self.tokenizer)}" if self.tokenizer is not None else ""
@@ -271,7 +271,7 @@ class HookedModel(Weights):
     @contextlib.contextmanager
     def _stopping(self, layer: int) -> Iterator[None]:
         """Leave the forward pass where `layer` would begin (n_layers: at the final norm)."""
-        module = self.layers[layer].block if layer < self.cfg.n_layers else self.anatomy.final_norm
+        module = self.layers[layer].block if layer < self.cfg.n_layers else self.structure.final_norm
 
         def stop(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise StopForward(args[0] if args else kwargs["hidden_states"])
@@ -310,7 +310,7 @@ class HookedModel(Weights):
         self, inputs: Tensor, wanted: tuple[str, ...], layer: int, check_finite: bool, kwargs: dict[str, Any]
     ) -> Cache:
         """Capture that ends inside the last layer's attention: its output projection and MLP are not computed."""
-        parts = self._parts(inputs, wanted, kwargs)
+        parts = self._chunks(inputs, wanted, kwargs)
         caches: list[Cache] = [{} for _ in parts]
         here = threading.local()
 
@@ -341,9 +341,9 @@ class HookedModel(Weights):
             require_finite(cache)
         return cache
 
-    def _parts(self, inputs: Tensor, wanted: tuple[str, ...], kwargs: dict[str, Any]) -> Sequence[Tensor]:
+    def _chunks(self, inputs: Tensor, wanted: tuple[str, ...], kwargs: dict[str, Any]) -> Sequence[Tensor]:
         """Sequences to run on threads of their own on the CPU (see attlas.kernels.cpu.crew), of 256 tokens or more: where
-        nothing but z is read, since the hooks of other names keep what one pass needs. Else the inputs as one part."""
+        nothing but z is read, since the hooks of other names keep what one pass needs. Else the inputs as one chunk."""
         threads = self.device.type == "cpu" and not self.hf.training and not torch.is_autocast_enabled("cpu")
         alone = not kwargs and not self._engine.registrations and all(name.endswith("hook_z") for name in wanted)
         n_parts = min(16, inputs.shape[0], inputs.numel() // 256) if inputs.dim() == 2 else 1

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable
 
 from attlas.errors import HookNameError, LayerRangeError, nearest
-from attlas.interp.anatomy import Anatomy
+from attlas.interp.structure import ModelStructure
 
 NameFilter = str | Iterable[str] | Callable[[str], bool] | None
 
@@ -37,24 +37,24 @@ ON_REQUEST = ("attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_result")
 _LAYER = re.compile(r"^blocks\.(\d+)\.")
 
 
-def hook_names(anatomy: Anatomy) -> tuple[str, ...]:
+def hook_names(structure: ModelStructure) -> tuple[str, ...]:
     """Every hook of a model, in the order a forward pass reaches them."""
     names = ["hook_embed"]
-    if anatomy.pos_embed is not None:
+    if structure.pos_embed is not None:
         names.append("hook_pos_embed")
-    for layer in range(anatomy.cfg.n_layers):
+    for layer in range(structure.cfg.n_layers):
         for part in _BLOCK:
-            if _absent(part, anatomy, layer):
+            if _absent(part, structure, layer):
                 continue
             names.append(f"blocks.{layer}.{part}")
     return (*names, "ln_final.hook_scale", "ln_final.hook_normalized")
 
 
-def _absent(part: str, anatomy: Anatomy, layer: int) -> bool:
+def _absent(part: str, structure: ModelStructure, layer: int) -> bool:
     """Whether a layer of this family has no such place."""
-    parts = anatomy.layers[layer]
+    parts = structure.layers[layer]
     lacking = {
-        "attn.hook_rot_": anatomy.rotary is None,
+        "attn.hook_rot_": structure.rotary is None,
         "ln1.": parts.ln1 is None,
         "ln2.": parts.ln2 is None,
         "hook_resid_mid": parts.mid is None,

@@ -161,9 +161,9 @@ class Prefix:
             args, kwargs = over_tensors(args, follow), over_tensors(kwargs, follow)
             output = parts.block(residual, *args, **kwargs)
             residual = output[0] if isinstance(output, tuple) else output
-        norm, unembed = self.model.final_norm, self.model.anatomy.unembed
+        norm, unembed = self.model.final_norm, self.model.structure.unembed
         assert unembed is not None
-        cap = self.model.anatomy.capped
+        cap = self.model.structure.capped
         return torch.stack([read(cap(unembed(norm(part)))) for part in residual.split(self.n_rows)])
 
 
@@ -195,7 +195,7 @@ class Suffix:
         model.require_vision_model()
         model.layer(layer)
         self.model = model
-        self._feed = _Feed(model.anatomy.embed)
+        self._feed = _Feed(model.structure.embed)
         self.hf = self._shorten(model.hf, layer)
 
     def _shorten(self, module: nn.Module, layer: int) -> nn.Module:
@@ -206,11 +206,11 @@ class Suffix:
         for name, child in module._modules.items():
             if child is None:
                 continue
-            if child is self.model.anatomy.embed:
+            if child is self.model.structure.embed:
                 short._modules[name] = self._feed
             elif isinstance(child, nn.ModuleList) and len(child) and child[0] is first:
                 short._modules[name] = nn.ModuleList(list(child)[layer:])
-            elif any(m is first or m is self.model.anatomy.embed for m in child.modules()):
+            elif any(m is first or m is self.model.structure.embed for m in child.modules()):
                 short._modules[name] = self._shorten(child, layer)
         return short
 
@@ -221,7 +221,7 @@ class Suffix:
         [B, T, d_model]).
         """
         normed: list[Tensor] = []
-        handle = self.model.anatomy.final_norm.register_forward_hook(lambda _m, _a, out: normed.append(out))
+        handle = self.model.structure.final_norm.register_forward_hook(lambda _m, _a, out: normed.append(out))
         self._feed.residual = residual
         size = self.model.cfg.image_size
         pixels = torch.empty(residual.shape[0], 3, *size, dtype=residual.dtype, device=residual.device)

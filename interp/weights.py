@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from attlas.errors import LayerRangeError, UnsupportedModelError
-from attlas.interp.anatomy import Anatomy, LayerParts, linear_bias, linear_weight
 from attlas.interp.config import TRAITS, ModelConfig
+from attlas.interp.structure import LayerModules, ModelStructure, linear_bias, linear_weight
 from attlas.interp.wrappers.compiled import uncompiled
 
 
@@ -17,20 +17,20 @@ class Weights:
 
     hf: Any
     name: str
-    anatomy: Anatomy
+    structure: ModelStructure
 
     @property
     def cfg(self) -> ModelConfig:
-        return self.anatomy.cfg
+        return self.structure.cfg
 
     @property
-    def layers(self) -> tuple[LayerParts, ...]:
-        return self.anatomy.layers
+    def layers(self) -> tuple[LayerModules, ...]:
+        return self.structure.layers
 
     @property
     def has_head(self) -> bool:
         """Whether outputs are logits; a backbone's are hidden states, from which there is no loss."""
-        return self.anatomy.unembed is not None
+        return self.structure.unembed is not None
 
     def require_head(self, purpose: str) -> None:
         """The one check of all that needs logits or losses.
@@ -58,7 +58,7 @@ class Weights:
         if self.cfg.family != "vit":
             raise UnsupportedModelError(f"{self.name} is a {self.cfg.family} model and reads no images; give a ViT")
 
-    def layer(self, index: int) -> LayerParts:
+    def layer(self, index: int) -> LayerModules:
         """The modules of a layer.
 
         Raises:
@@ -156,11 +156,11 @@ class Weights:
     def norm_weight(self, norm: nn.Module) -> Tensor:
         """What a norm multiplies with [d_model]: its weight, of Gemma 1 + its weight."""
         weight: Tensor = norm.weight  # type: ignore[assignment]
-        return weight + self.anatomy.gain_offset if self.anatomy.gain_offset else weight
+        return weight + self.structure.gain_offset if self.structure.gain_offset else weight
 
     @property
     def final_norm(self) -> nn.Module:
-        return self.anatomy.final_norm
+        return self.structure.final_norm
 
     @property
     def W_U(self) -> Tensor:
@@ -171,5 +171,5 @@ class Weights:
             UnsupportedModelError: the model is a backbone.
         """
         self.require_head("unembedding or classifier")
-        assert self.anatomy.unembed is not None
-        return linear_weight(self.anatomy.unembed)
+        assert self.structure.unembed is not None
+        return linear_weight(self.structure.unembed)

@@ -38,13 +38,13 @@ class LossTerms:
 
     Attributes:
         total: scalar.
-        parts: its addends by name, detached; "mse" is Σ_D (x − x̂)² averaged over tokens.
+        terms: its addends by name, detached; "mse" is Σ_D (x − x̂)² averaged over tokens.
         fired_F: how many tokens of the batch each feature was active on, int64 [F].
         l0: mean number of active features a token, scalar.
     """
 
     total: Tensor
-    parts: dict[str, Tensor]
+    terms: dict[str, Tensor]
     fired_F: Tensor
     l0: Tensor = field(default_factory=lambda: torch.zeros(()))
 

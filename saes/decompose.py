@@ -18,7 +18,7 @@ SAEs = Mapping[str, SAE]
 
 
 @dataclass(frozen=True)
-class Parts:
+class Decomposition:
     """x = coefficients · W_dec + bias + error.
 
     Attributes:
@@ -32,14 +32,14 @@ class Parts:
     error: Tensor
 
 
-def decompose(sae: SAE, x: Tensor) -> Parts:
+def decompose(sae: SAE, x: Tensor) -> Decomposition:
     """Split activations [..., D] (or [..., heads, d_head]) into features, bias and error."""
     flat = sae.flatten_heads(x)
     features = sae.encode(flat).to(flat.dtype)
     shift, _, factor = (t.to(flat.dtype) for t in sae.token_statistics(flat.to(sae.W_enc.dtype)))
     bias = sae.b_dec.to(flat.dtype) * factor + shift
     coefficients = features * factor
-    return Parts(coefficients, bias, flat - bias - coefficients @ sae.W_dec.to(flat.dtype))
+    return Decomposition(coefficients, bias, flat - bias - coefficients @ sae.W_dec.to(flat.dtype))
 
 
 def encoder_rows(sae: SAE, x: Tensor, features: Sequence[int], path: str = "magnitude") -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.interp import AnyModel, HookedModel, as_hooked
-from attlas.interp.anatomy import LayerParts
+from attlas.interp.structure import LayerModules
 
 _F = pa.float64()
 COST = TableSchema(
@@ -147,10 +147,10 @@ def cost_profile(model: AnyModel, config: CostConfig | None = None, track: Track
     return CostResult(rows, device, torch.get_num_threads(), config)
 
 
-def _attention_call(model: HookedModel, parts: LayerParts, x: Tensor) -> Callable[[], Any]:
+def _attention_call(model: HookedModel, parts: LayerModules, x: Tensor) -> Callable[[], Any]:
     """The attention module on hidden states x; Llama's wants its rotation, which is made outside the timing."""
     attn: Any = parts.attn
-    if model.anatomy.rotary is None:
+    if model.structure.rotary is None:
         return lambda: attn(x)
     turn: Any = next(m for name, m in model.hf.named_modules() if name.endswith("rotary_emb"))
     positions = torch.arange(x.shape[1], device=x.device)[None]
@@ -169,7 +169,7 @@ def _timed(call: Callable[[], Any], cuda: bool) -> float:
     return time.perf_counter() - start
 
 
-def _arithmetic(model: HookedModel, parts: LayerParts, module: str, length: int, batch: int) -> dict[str, float]:
+def _arithmetic(model: HookedModel, parts: LayerModules, module: str, length: int, batch: int) -> dict[str, float]:
     cfg = model.cfg
     size = torch.finfo(model.dtype).bits // 8
     modules: list[nn.Module] = [parts.mlp]

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from attlas.errors import ConfigError, PromptError
 from attlas.interp import AnyModel, as_hooked
-from attlas.interp.anatomy import norm_eps
 from attlas.interp.names import layer_index
+from attlas.interp.structure import norm_eps
 from attlas.saes.base import SAE
 from attlas.saes.decompose import SAEs, check_saes, decompose
 
@@ -293,9 +293,9 @@ class FrozenPass:
         """
         W_U = self.model.W_U.detach().double()
         direction = W_U[:, right].mean(1)
-        logits = self.logits[position] if self.model.anatomy.logit_softcap is None else self._uncapped(position)
+        logits = self.logits[position] if self.model.structure.logit_softcap is None else self._uncapped(position)
         value = logits[right].mean()
-        bias = getattr(self.model.anatomy.unembed, "bias", None)
+        bias = getattr(self.model.structure.unembed, "bias", None)
         extra = 0.0 if bias is None else float(bias.detach().double()[right].mean())
         if wrong:
             direction = direction - W_U[:, wrong].mean(1)
@@ -307,7 +307,7 @@ class FrozenPass:
     @torch.no_grad()
     def _uncapped(self, position: int) -> Tensor:
         """Logits [d_vocab] as the unembedding gives them."""
-        unembed = self.model.anatomy.unembed
+        unembed = self.model.structure.unembed
         assert unembed is not None
         return unembed(self.cache["ln_final.hook_normalized"][position].to(self.model.dtype)).double()
 

@@ -238,7 +238,7 @@ def projected(frozen: FrozenPass, layer: int, head: int, position: int, which: s
     parts, vectors = frozen.parts(position, layer)
     covectors, constants = frozen.through_norm(f"blocks.{layer}.ln1", position, weight.T)  # [d_head, d_model], [d_head]
     rows = torch.cat([vectors @ covectors.T, (constants + bias)[None]])
-    norm, rotary = model.layers[layer].qk_norm, model.anatomy.rotary
+    norm, rotary = model.layers[layer].qk_norm, model.structure.rotary
     if norm is not None:
         rows = rows * norm.factors(which, frozen.cache[f"blocks.{layer}.attn.hook_{which}"][position])[at]
     if rotary is not None:

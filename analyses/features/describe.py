@@ -330,7 +330,7 @@ def features(
         attribute=has_heads,
         track=track,
     )
-    logits = logit_effects(model, sae.W_dec, hook, config.n_logits) if model.anatomy.unembed is not None else None
+    logits = logit_effects(model, sae.W_dec, hook, config.n_logits) if model.structure.unembed is not None else None
     top_tokens = stream.top_tokens() if is_text else {}
     ids = set() if logits is None else {int(i) for slot in (1, 3) for i in logits[slot].unique()}
     if checkpoint is not None:

@@ -77,7 +77,7 @@ def direction_nulls(
     d_slice = rows.shape[1] // H
     groups = profiles(norms, np.ones(len(rows), dtype=np.int64), usable & (norms.sum(1) > 0).numpy(), config)
     found = {"neighbour_cosine": _neighbours(rows, norms, d_slice, groups, config.seed)}
-    if model.anatomy.unembed is not None:
+    if model.structure.unembed is not None:
         drawn = null_directions(norms[torch.from_numpy(groups.members)], d_slice, [config.seed, 1]).flatten(0, 1)
         null = top_effect_z(model, drawn.to(W_dec.device, W_dec.dtype), hook).reshape(groups.members.shape)
         found["logit_z"] = beside(top_effect_z(model, W_dec, hook), null, groups.of)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from attlas.errors import UnsupportedModelError
 from attlas.interp import AnyModel, HookedModel, as_hooked
-from attlas.interp.anatomy import linear_weight
 from attlas.interp.names import layer_index
+from attlas.interp.structure import linear_weight
 
 
 @torch.no_grad()

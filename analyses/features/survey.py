@@ -230,7 +230,7 @@ def _survey_layer(
     phi = together.phi_matrix()
     alive = np.flatnonzero(stream.count.numpy() >= config.least_active)
     tokens = stream.top_tokens()
-    logits = logit_effects(model, sae.W_dec, hook, 5) if model.anatomy.unembed is not None else None
+    logits = logit_effects(model, sae.W_dec, hook, 5) if model.structure.unembed is not None else None
     generator = np.random.default_rng(config.seed)
     n = min(config.n_features, len(alive))
 

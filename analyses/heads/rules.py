@@ -63,7 +63,7 @@ class Vocabulary:
     @classmethod
     def of(cls, model: HookedModel) -> Vocabulary:
         """Of a model's tokenizer (None: rules that need text take nothing) and embedding."""
-        weight = cast(Tensor, model.anatomy.embed.weight).detach().float()
+        weight = cast(Tensor, model.structure.embed.weight).detach().float()
         weight = weight - weight.mean(0)
         embeddings = torch.nn.functional.normalize(weight, dim=-1)
         if model.tokenizer is None:

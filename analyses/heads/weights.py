@@ -72,7 +72,7 @@ def _behind_norm(model: HookedModel, norm: nn.Module | None, weight: Tensor) -> 
 
 def _normed_embedding(model: HookedModel, n_vocab: int) -> Tensor:
     """Embeddings as a norm leaves them but for its weights: centred (LayerNorm), root mean square 1; float64 [n, d_model]."""
-    weight = cast(Tensor, model.anatomy.embed.weight).detach()[: n_vocab or None].double()
+    weight = cast(Tensor, model.structure.embed.weight).detach()[: n_vocab or None].double()
     if model.cfg.norm == "ln":
         weight = weight - weight.mean(-1, keepdim=True)
     return weight / weight.pow(2).mean(-1, keepdim=True).sqrt().clamp_min(1e-12)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attlas.interp.anatomy import LayerParts, linear_weight
 from attlas.interp.config import ModelConfig
+from attlas.interp.structure import LayerModules, linear_weight
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ def plan_heads(cfg: ModelConfig, dropped: Sequence[int]) -> HeadPlan:
 
 
 @torch.no_grad()
-def silence_heads(parts: LayerParts, heads: Sequence[int], d_head: int) -> None:
+def silence_heads(parts: LayerModules, heads: Sequence[int], d_head: int) -> None:
     """Zero the rows of W_O that belong to these heads, in place."""
     for head in heads:
         linear_weight(parts.out_proj)[head * d_head : (head + 1) * d_head] = 0
 
 
 @torch.no_grad()
-def narrow(parts: LayerParts, plan: HeadPlan, d_head: int) -> None:
+def narrow(parts: LayerModules, plan: HeadPlan, d_head: int) -> None:
     """Cut the attention module's projections to the kept heads, in place."""
     from attlas.interp.pruned.modeling_attlas_pruned import shrink
 

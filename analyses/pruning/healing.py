@@ -24,8 +24,8 @@ from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError, NonFiniteError
 from attlas.interp import AnyModel, HookedModel, as_hooked
-from attlas.interp.anatomy import linear_weight
 from attlas.interp.labels import loss_labels, targets_for
+from attlas.interp.structure import linear_weight
 
 HEALING = TableSchema(
     "healing",

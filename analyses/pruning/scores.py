@@ -38,7 +38,7 @@ class Judge:
         """Whether predictions can be judged: a head, and for images labels."""
         if model.cfg.family == "vit":
             return bool(model.cfg.n_classes) and getattr(data, "labels", None) is not None
-        return model.anatomy.unembed is not None
+        return model.structure.unembed is not None
 
     def __init__(self, model: HookedModel, data: Dataset, batch_size: int = 8, track: Track = no_track) -> None:
         self.model, self.data, self.batch_size, self.track = model, data, batch_size, track

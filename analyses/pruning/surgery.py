@@ -18,9 +18,9 @@ from attlas.analyses.pruning.head_surgery import HeadPlan, narrow, plan_heads, s
 from attlas.analyses.pruning.layer_fields import check_layer_fields, drop_layers, silent_layer_types
 from attlas.errors import CheckpointError, ConfigError, UnsupportedModelError
 from attlas.interp import AnyModel, HookedModel, as_hooked
-from attlas.interp.anatomy import LayerParts
 from attlas.interp.drop import Drop, masked, mlp_writes
 from attlas.interp.families import describe
+from attlas.interp.structure import LayerModules
 
 FORMATS = ("stock", "compact")
 MODELING = "modeling_attlas_pruned"
@@ -186,7 +186,7 @@ def _renumber(layers: Sequence[int], blocks: Sequence[int]) -> list[int]:
     return [layer - sum(block < layer for block in blocks) for layer in layers if layer not in blocks]
 
 
-def _parts(hf: Any) -> tuple[LayerParts, ...]:
+def _layers(hf: Any) -> tuple[LayerModules, ...]:
     return describe(hf).layers
 
 
@@ -197,7 +197,7 @@ def _cut_heads(model: HookedModel, hf: Any, drop: Drop, format: str) -> Kept | N
     """Silence and cut heads in `hf`; kept heads and kv heads of every layer for the compact config, None where all stay."""
     if not drop.heads:
         return None
-    cfg, parts = model.cfg, _parts(hf)
+    cfg, parts = model.cfg, _layers(hf)
     gone: dict[int, list[int]] = {index: [] for index in range(len(parts))}
     for layer, head in drop.heads:
         for index in _renumber((layer,), drop.blocks):
@@ -251,7 +251,7 @@ def forward_logits(hf: Any, inputs: Tensor) -> Tensor:
 
 def silenced(hf: Any, drop: Drop) -> list[nn.Parameter]:
     """The parameters of a stock build that are zero so that a module is silent (healing must leave them so)."""
-    parts = _parts(hf)
+    parts = _layers(hf)
     found: list[nn.Parameter] = []
     for layer in _renumber(drop.attn, drop.blocks):
         found += list(parts[layer].out_proj.parameters())

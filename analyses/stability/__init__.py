@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from attlas.analyses.stability.callbacks import lightning_callback, trainer_callback
     from attlas.analyses.stability.collapse import CollapseResult, collapse_demo
     from attlas.analyses.stability.config import CollapseConfig
+    from attlas.analyses.stability.layer import AttentionLayer
     from attlas.analyses.stability.reparam import merge_sigma, sigma_reparam
-    from attlas.analyses.stability.site import AttentionSite
     from attlas.analyses.stability.tracker import EntropyTracker, TrackerConfig
 
 _PUBLIC = {
     "Alert": "alerts",
     "AlertConfig": "alerts",
-    "AttentionSite": "site",
+    "AttentionLayer": "layer",
     "CollapseConfig": "config",
     "CollapseResult": "collapse",
     "EntropyTracker": "tracker",
@@ -36,7 +36,7 @@ _PUBLIC = {
 __all__ = [
     "Alert",
     "AlertConfig",
-    "AttentionSite",
+    "AttentionLayer",
     "CollapseConfig",
     "CollapseResult",
     "EntropyTracker",

@@ -58,7 +58,7 @@ class Alert:
     Attributes:
         kind: "collapse", "uniform" or "nonfinite".
         began: True where the alert begins, False where it ends.
-        layer, head: which head; layer counts the tracker's sites.
+        layer, head: which head; layer counts the tracker's attention layers.
         since: the step of the first of the consecutive checks that led here.
         step: the step of this check.
         value, threshold: normalised entropy (for "nonfinite" the share of such queries), and the line it crossed.

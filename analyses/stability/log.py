@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from attlas.analyses.common.columns import HEAD, LOWER_BOUND, MAX_WEIGHT, NORMALIZED, SINK_MASS, STEP
-from attlas.analyses.stability.site import AttentionSite
+from attlas.analyses.stability.layer import AttentionLayer
 from attlas.analyses.stability.sums import QUANTILES
 from attlas.data.disk import check_writable
 from attlas.data.files import atomic_path
@@ -75,15 +75,17 @@ class TrackerLog:
     """Collects checks.
 
     Args:
-        sites: the layers.
+        attention_layers: the layers.
         out: Parquet file, or None. It is replaced whole (a reader always sees a complete file), at most so often that
             writing takes 1 % of the time.
         loggers: objects with `add_scalar(tag, value, step)` (TensorBoard) or `log(dict, step=)` (Weights & Biases), or
             functions (dict, step).
     """
 
-    def __init__(self, sites: Sequence[AttentionSite], out: str | Path | None, loggers: Sequence[Any]) -> None:
-        self.sites = sites
+    def __init__(
+        self, attention_layers: Sequence[AttentionLayer], out: str | Path | None, loggers: Sequence[Any]
+    ) -> None:
+        self.attention_layers = attention_layers
         self.out = None if out is None else Path(out)
         if self.out is not None:
             check_writable(self.out.absolute().parent)
@@ -98,14 +100,14 @@ class TrackerLog:
         """One check: columns [layer, head], norms by layer."""
         shape = columns["entropy"].shape
         present = np.zeros(shape, dtype=bool)
-        for layer, site in enumerate(self.sites):
-            present[layer, : site.n_heads] = True
+        for layer, attention in enumerate(self.attention_layers):
+            present[layer, : attention.n_heads] = True
         layers, heads = np.nonzero(present)
         chunk: dict[str, Any] = {
             "step": np.full(len(layers), step),
             "layer": layers,
             "head": heads,
-            "site": np.array([self.sites[int(i)].name for i in layers]),
+            "site": np.array([self.attention_layers[int(i)].name for i in layers]),
             "loss": np.full(len(layers), np.nan if loss is None else loss),
         }
         chunk |= {f.name: columns[f.name][present] for f in _MEASURED}
@@ -113,7 +115,7 @@ class TrackerLog:
             values = np.full(shape, np.nan)
             for layer, found in norms.items():
                 if found.get(field.name) is not None:
-                    values[layer, : self.sites[layer].n_heads] = found[field.name]
+                    values[layer, : self.attention_layers[layer].n_heads] = found[field.name]
             chunk[field.name] = values[present]
         self._chunks.append(chunk)
         self._hand_on(step, chunk, loss)
@@ -171,12 +173,12 @@ class TrackerLog:
         if not self.loggers:
             return
         values: dict[str, float] = {} if loss is None else {"attlas/loss": loss}
-        for layer, site in enumerate(self.sites):
+        for layer, attention in enumerate(self.attention_layers):
             of = chunk["layer"] == layer
             for name, reduce in (("entropy", np.nanmean), ("entropy", np.nanmin), ("sigma_qk", np.nanmax)):
                 found = chunk[name][of]
                 if not np.isnan(found).all():
-                    values[f"attlas/{name}_{reduce.__name__[3:]}/{site.name}"] = float(reduce(found))
+                    values[f"attlas/{name}_{reduce.__name__[3:]}/{attention.name}"] = float(reduce(found))
         for logger in list(self.loggers):
             try:
                 if hasattr(logger, "add_scalar"):

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 
 from attlas.analyses.stability.alerts import Alert, AlertConfig, AlertMonitor
 from attlas.analyses.stability.bound import entropy_lower_bound, logit_bound, qk_norms, spectral_norm
+from attlas.analyses.stability.layer import Adapter, AttentionLayer, HeadWeights, Reading
+from attlas.analyses.stability.layers import attention_layers, unwrap
 from attlas.analyses.stability.log import TRACKER, TRACKER_ALERTS, TrackerLog
 from attlas.analyses.stability.reparam import hold_power_iteration
-from attlas.analyses.stability.site import Adapter, AttentionSite, HeadWeights, Reading
-from attlas.analyses.stability.sites import attention_sites, unwrap
 from attlas.analyses.stability.sums import WIDTH, all_reduce, means_of, sums_of
 from attlas.data.result import Result
 from attlas.errors import ConfigError
@@ -74,7 +74,7 @@ class EntropyTracker(Result):
         model: what the loop calls: GPT-2, Llama, ViT of transformers, a module with nn.MultiheadAttention in it, or any
             with an adapter; compiled and DistributedDataParallel-wrapped ones too (attach after wrapping).
         config: a TrackerConfig; keywords such as every=100 replace its fields.
-        adapter: module → AttentionSite objects, for attention modules of your own.
+        adapter: module → AttentionLayer objects, for attention modules of your own.
         optimizer: when given, each of its steps counts, and `step()` need not be called.
         out: Parquet file to keep up to date.
         loggers: TensorBoard SummaryWriters, Weights & Biases runs, or functions (values: dict, step: int).
@@ -123,16 +123,16 @@ class EntropyTracker(Result):
         self._inner = unwrap(model)
         if self._inner in _tracked:
             raise ConfigError(f"{type(self._inner).__name__} has an EntropyTracker already; close() that one first")
-        self.sites = attention_sites(model, adapter)
-        self.n_heads = max(site.n_heads for site in self.sites)
-        self.monitor = AlertMonitor((len(self.sites), self.n_heads), self.config.alerts)
+        self.attention_layers = attention_layers(model, adapter)
+        self.n_heads = max(attention.n_heads for attention in self.attention_layers)
+        self.monitor = AlertMonitor((len(self.attention_layers), self.n_heads), self.config.alerts)
         self.alerts: list[Alert] = []
         self.should_stop = False
         self.steps = 0
-        self._log = TrackerLog(self.sites, out, loggers)
+        self._log = TrackerLog(self.attention_layers, out, loggers)
         self._on_alert = on_alert
         self._distributed = _is_ddp(model) if reduce is None else reduce
-        self._sums: list[Tensor | None] = [None] * len(self.sites)
+        self._sums: list[Tensor | None] = [None] * len(self.attention_layers)
         self._norms: dict[int, dict[str, np.ndarray | float]] = {}
         self._vectors: dict[tuple[int, str], Tensor] = {}
         self._handles: list[Any] = []
@@ -203,30 +203,32 @@ class EntropyTracker(Result):
     def _arm(self) -> None:
         """Put the hooks in place for the next forward pass."""
         self._disarm()
-        self._sums = [None] * len(self.sites)
+        self._sums = [None] * len(self.attention_layers)
         if self._compiled:
             self._handles.append(_before_forward(self.model, self._probe))
         else:
             self._watch()
 
     def _watch(self) -> None:
-        for index, site in enumerate(self.sites):
-            self._handles.append(site.module.register_forward_pre_hook(self._hook(index, site), with_kwargs=True))
+        for index, attention in enumerate(self.attention_layers):
+            self._handles.append(
+                attention.module.register_forward_pre_hook(self._hook(index, attention), with_kwargs=True)
+            )
 
     def _disarm(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
-    def _hook(self, index: int, site: AttentionSite) -> Callable[..., None]:
+    def _hook(self, index: int, attention: AttentionLayer) -> Callable[..., None]:
         @torch.compiler.disable
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._sums[index] is not None or (self.config.training_only and not self._counts):
                 return  # the first forward pass of a step; recomputation by checkpointing comes later
-            with self._never_raise(site.name), torch.no_grad(), hold_power_iteration():
-                reading = site.read(module, args, kwargs, self.config.n_sequences)
+            with self._never_raise(attention.name), torch.no_grad(), hold_power_iteration():
+                reading = attention.read(module, args, kwargs, self.config.n_sequences)
                 if reading is not None:
-                    self._sums[index] = self._measure(index, site, reading)
+                    self._sums[index] = self._measure(index, attention, reading)
 
         return hook
 
@@ -258,14 +260,14 @@ class EntropyTracker(Result):
 
     # -- measuring -------------------------------------------------------------------------------------------------
 
-    def _measure(self, index: int, site: AttentionSite, reading: Reading) -> Tensor:
+    def _measure(self, index: int, attention: AttentionLayer, reading: Reading) -> Tensor:
         """Sums of one layer, [H, WIDTH]. Logits and sums are float32 whatever the autocast."""
         with torch.autocast(reading.q.device.type, enabled=False):
             stats = attention_stats(reading.q, reading.k, reading.rule, mask=reading.whole_mask, window=1)
             bound = None
-            weights = site.weights() if site.weights is not None and self.config.weights else None
+            weights = attention.weights() if attention.weights is not None and self.config.weights else None
             if weights is not None:
-                norms = self._weight_norms(index, weights, site.rotary)
+                norms = self._weight_norms(index, weights, attention.rotary)
                 if reading.inputs is not None:
                     s = logit_bound(norms, reading.inputs, reading.rule.scaled(reading.q.shape[-1]), reading.real)
                     bound = entropy_lower_bound(s[..., None], stats.n_keys)
@@ -291,7 +293,7 @@ class EntropyTracker(Result):
     def _finish(self, loss: Tensor | float | None) -> None:
         """Turn the sums of an armed step into rows, loggers' values and alerts."""
         self._disarm()
-        shape = (len(self.sites), self.n_heads, WIDTH)
+        shape = (len(self.attention_layers), self.n_heads, WIDTH)
         sums = torch.zeros(shape, dtype=torch.float64)
         for index, found in enumerate(self._sums):
             if found is not None:
@@ -311,7 +313,7 @@ class EntropyTracker(Result):
 
     def _raise_alert(self, alert: Alert) -> None:
         self.alerts.append(alert)
-        log.warning("%s (%s)", alert, self.sites[alert.layer].name)
+        log.warning("%s (%s)", alert, self.attention_layers[alert.layer].name)
         if alert.began and alert.kind != "uniform" and self.config.alerts.stop:
             self.should_stop = True
         if self._on_alert is not None:

@@ -9,14 +9,14 @@ from attlas.lazy import face
 if TYPE_CHECKING:
     from attlas.analyses.vit.config import VitConfig, VitPatternsConfig, VitPruningConfig, VitTokensConfig
     from attlas.analyses.vit.heads import VitResult, vit
-    from attlas.analyses.vit.one_image import FeatureHeat, Look, feature_heat, look
+    from attlas.analyses.vit.one_image import FeatureHeat, ImageAttention, feature_heat, image_attention
     from attlas.analyses.vit.patterns.run import VitPatternsResult, vit_patterns
     from attlas.analyses.vit.pruning import VitPruningResult, vit_pruning
     from attlas.analyses.vit.tokens.run import VitTokensResult, vit_tokens
 
 _PUBLIC = {
     "FeatureHeat": "one_image",
-    "Look": "one_image",
+    "ImageAttention": "one_image",
     "VitConfig": "config",
     "VitPatternsConfig": "config",
     "VitPatternsResult": "patterns.run",
@@ -26,7 +26,7 @@ _PUBLIC = {
     "VitTokensConfig": "config",
     "VitTokensResult": "tokens.run",
     "feature_heat": "one_image",
-    "look": "one_image",
+    "image_attention": "one_image",
     "vit": "heads",
     "vit_patterns": "patterns.run",
     "vit_pruning": "pruning",
@@ -35,7 +35,7 @@ _PUBLIC = {
 
 __all__ = [
     "FeatureHeat",
-    "Look",
+    "ImageAttention",
     "VitConfig",
     "VitPatternsConfig",
     "VitPatternsResult",
@@ -45,7 +45,7 @@ __all__ = [
     "VitTokensConfig",
     "VitTokensResult",
     "feature_heat",
-    "look",
+    "image_attention",
     "vit",
     "vit_patterns",
     "vit_pruning",

@@ -34,7 +34,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Look:
+class ImageAttention:
     """Attention of every head on one image.
 
     Attributes:
@@ -71,15 +71,15 @@ class Look:
 
 
 @torch.no_grad()
-def look(model: AnyModel, pixels: Tensor) -> Look:
+def image_attention(model: AnyModel, pixels: Tensor) -> ImageAttention:
     """Every head's attention on an image float [C, H, W].
 
     Raises:
         UnsupportedModelError: the model is no vision model.
 
     Example:
-        >>> from attlas.analyses.vit import look
-        >>> found = look(vit_model, images.pixels[0])
+        >>> from attlas.analyses.vit import image_attention
+        >>> found = image_attention(vit_model, images.pixels[0])
         >>> found.patterns.shape, found.grid  # [layer, head, query, source]
         ((4, 6, 65, 65), (8, 8))
         >>> found.maps(None).shape  # CLS over patches, [layer, head, rows, columns]
@@ -95,7 +95,7 @@ def look(model: AnyModel, pixels: Tensor) -> Look:
         so_far = rollout_step(pattern, so_far)
     assert so_far is not None  # a model has layers
     grid, prefix = patch_grid(model, pixels), model.cfg.n_prefix_tokens
-    return Look(
+    return ImageAttention(
         patterns=torch.cat(patterns).cpu().numpy(),
         rollout=of_patches(so_far[0], prefix).reshape(grid).cpu().numpy(),
         answer=answer(model, pixels),

@@ -38,7 +38,7 @@ def graph(
 def heatmap(
     rows: Sequence[dict[str, Any]],
     value: str,
-    look: Theme,
+    theme: Theme,
     *,
     x: str = "head",
     y: str = "layer",
@@ -71,14 +71,14 @@ def heatmap(
             y=[str(j) for j in ys],
             xgap=2,
             ygap=2,
-            colorscale=look.scale(signed),
+            colorscale=theme.scale(signed),
             zmid=0 if signed else None,
             hovertemplate=f"{y} %{{y}}, {x} %{{x}}<br><b>%{{z:.4g}}</b> {unit}"
             + ("<br>%{text}<extra></extra>" if text else "<extra></extra>"),
-            colorbar={"thickness": 8, "outlinewidth": 0, "tickfont": {"color": look.muted, "size": 11}, "len": 1},
+            colorbar={"thickness": 8, "outlinewidth": 0, "tickfont": {"color": theme.muted, "size": 11}, "len": 1},
         )
     )
-    style(figure, look, height or max(180, min(560, 70 + 34 * len(ys))), margin={"l": 44, "r": 8, "t": 8, "b": 40})
+    style(figure, theme, height or max(180, min(560, 70 + 34 * len(ys))), margin={"l": 44, "r": 8, "t": 8, "b": 40})
     figure.update_xaxes(title_text=x, type="category", showgrid=False)
     figure.update_yaxes(title_text=y, type="category", showgrid=False, autorange="reversed")
     return graph(
@@ -90,7 +90,7 @@ def bars(
     rows: Sequence[dict[str, Any]],
     x: str,
     value: str,
-    look: Theme,
+    theme: Theme,
     *,
     group: str | None = None,
     x_title: str = "",
@@ -107,7 +107,7 @@ def bars(
                 "type": "data",
                 "array": [max(0.0, row["high"] - row[value]) for row in part],
                 "arrayminus": [max(0.0, row[value] - row["low"]) for row in part],
-                "color": look.muted,
+                "color": theme.muted,
                 "thickness": 1,
                 "width": 2,
             }
@@ -118,14 +118,14 @@ def bars(
             error_y=error,
             hovertemplate=f"{x} %{{x}}<br><b>%{{y:.4g}}</b><extra>{name or ''}</extra>",
         )
-    style(figure, look, height, showlegend=group is not None, barmode="group", bargap=0.25)
+    style(figure, theme, height, showlegend=group is not None, barmode="group", bargap=0.25)
     figure.update_xaxes(title_text=x_title or x, type="category", showgrid=False)
     figure.update_yaxes(title_text=y_title or value)
     return graph(figure, f"bars of {value} by {x}")
 
 
 def histogram(
-    left: Sequence[float], width: float, count: Sequence[int], look: Theme, *, x_title: str, y_title: str, log: bool
+    left: Sequence[float], width: float, count: Sequence[int], theme: Theme, *, x_title: str, y_title: str, log: bool
 ) -> html.Div:
     """A histogram from ready bins of equal width."""
     figure = go.Figure(
@@ -133,23 +133,23 @@ def histogram(
             x=[edge + width / 2 for edge in left],
             y=list(count),
             width=width * 0.94,
-            marker_color=look.accent,
+            marker_color=theme.accent,
             hovertemplate="%{x:.3g}<br><b>%{y}</b><extra></extra>",
         )
     )
-    style(figure, look, 180, margin={"l": 48, "r": 12, "t": 6, "b": 40}, showlegend=False)
+    style(figure, theme, 180, margin={"l": 48, "r": 12, "t": 6, "b": 40}, showlegend=False)
     figure.update_xaxes(title_text=x_title, showgrid=False)
     figure.update_yaxes(title_text=y_title, type="log" if log else "linear", nticks=4)
     return graph(figure, f"histogram of {x_title}")
 
 
-def _mark(look: Theme, colour: int, dash: int) -> dict[str, str]:
-    return {"color": look.marks[colour % len(look.marks)], "dash": _DASHES[dash % len(_DASHES)]}
+def _mark(theme: Theme, colour: int, dash: int) -> dict[str, str]:
+    return {"color": theme.marks[colour % len(theme.marks)], "dash": _DASHES[dash % len(_DASHES)]}
 
 
 def curve(
     series: Mapping[str, tuple[Sequence[Any], Sequence[Any]]],
-    look: Theme,
+    theme: Theme,
     *,
     x_title: str,
     y_title: str,
@@ -170,13 +170,13 @@ def curve(
             y=list(ys),
             name=name,
             mode="lines+markers" if len(xs) < 12 else "lines",
-            line={"width": 1 if faint else 2, "color": look.muted if faint else (look.accent if strong else None)}
-            | ({} if marks is None else _mark(look, *marks(name))),
+            line={"width": 1 if faint else 2, "color": theme.muted if faint else (theme.accent if strong else None)}
+            | ({} if marks is None else _mark(theme, *marks(name))),
             opacity=0.35 if faint else 1,
             showlegend=not faint and len(series) > 1,
             hovertemplate=f"{x_title} %{{x}}<br><b>%{{y:.4g}}</b><extra>{name}</extra>",
         )
-    style(figure, look, height)
+    style(figure, theme, height)
     whole = {x for xs, _ in series.values() for x in xs}
     few = 1 < len(whole) <= 16 and all(isinstance(x, int) and x < 100 for x in whole)
     figure.update_xaxes(title_text=x_title, showgrid=False, dtick=1 if few else None)

@@ -12,13 +12,13 @@ from plotly.subplots import make_subplots
 
 from attlas.dashboard.components import attributes, bars, card, graph, short
 from attlas.dashboard.components.tokens import visible
-from attlas.dashboard.store import Row
+from attlas.dashboard.reader import Row
 from attlas.dashboard.theme import Theme, style
 
 _LINES = ("solid", "dash", "dot")
 
 
-def attention(tokens: Sequence[str], pattern: Sequence[Sequence[float]], to: int, look: Theme) -> Any:
+def attention(tokens: Sequence[str], pattern: Sequence[Sequence[float]], to: int, theme: Theme) -> Any:
     """The map: rows attend to columns. A click sets the URL parameter `to`."""
     names = [f"{i}: {visible(token)}" for i, token in enumerate(tokens)]
     words = [visible(token) for token in tokens]
@@ -30,18 +30,18 @@ def attention(tokens: Sequence[str], pattern: Sequence[Sequence[float]], to: int
             y=names,
             zmin=0,
             zmax=1,
-            colorscale=look.scale(),
+            colorscale=theme.scale(),
             hoverongaps=False,
             hovertemplate="from <b>%{y}</b><br>to <b>%{x}</b><br>weight <b>%{z:.4f}</b><extra></extra>",
-            colorbar={"thickness": 8, "outlinewidth": 0, "tickfont": {"color": look.muted, "size": 11}, "len": 1},
+            colorbar={"thickness": 8, "outlinewidth": 0, "tickfont": {"color": theme.muted, "size": 11}, "len": 1},
         )
     )
     side = max(320, min(720, 90 + 15 * len(tokens)))
-    style(figure, look, side, margin={"l": 70, "r": 8, "t": 8, "b": 70})
+    style(figure, theme, side, margin={"l": 70, "r": 8, "t": 8, "b": 70})
     dense = {"tickmode": "array", "tickvals": names, "ticktext": words, "showgrid": False, "type": "category"}
     figure.update_xaxes(**dense, tickangle=-90, constrain="domain")
     figure.update_yaxes(**dense, autorange="reversed", scaleanchor="x", constrain="domain")
-    figure.add_hline(y=to, line={"color": look.second, "width": 1})
+    figure.add_hline(y=to, line={"color": theme.second, "width": 1})
     for axis in (figure.update_xaxes, figure.update_yaxes):
         axis(tickfont={"size": 9 if len(tokens) > 40 else 11})
     return graph(figure, "attention map: rows attend to columns", pick=",to")
@@ -59,31 +59,31 @@ def tinted(tokens: Sequence[str], weights: Sequence[float], to: int) -> Any:
     return html.P(spans, className="tokens")
 
 
-def row_entropy(tokens: Sequence[str], entropy: Sequence[float], look: Theme) -> Any:
+def row_entropy(tokens: Sequence[str], entropy: Sequence[float], theme: Theme) -> Any:
     """Entropy by position, with log n behind it."""
     at = list(range(len(tokens)))
     words = [visible(token) for token in tokens]
     figure = go.Figure()
     even = [math.log(i + 1) for i in at]
     figure.add_scatter(
-        x=at, y=even, mode="lines", line={"color": look.muted, "width": 1}, opacity=0.5, hoverinfo="skip"
+        x=at, y=even, mode="lines", line={"color": theme.muted, "width": 1}, opacity=0.5, hoverinfo="skip"
     )
     figure.add_scatter(
         x=at,
         y=list(entropy),
         text=words,
         mode="lines+markers",
-        line={"color": look.accent, "width": 1.5},
+        line={"color": theme.accent, "width": 1.5},
         marker={"size": 4},
         hovertemplate="%{x}: %{text}<br><b>%{y:.3f}</b> nats<extra></extra>",
     )
-    style(figure, look, 260, showlegend=False)
+    style(figure, theme, 260, showlegend=False)
     figure.update_xaxes(title_text="position", showgrid=False)
     figure.update_yaxes(title_text="nats", rangemode="tozero")
     return graph(figure, "entropy of each row of the map")
 
 
-def quantiles(beside: Sequence[Row], head: int, look: Theme) -> Any:
+def quantiles(beside: Sequence[Row], head: int, theme: Theme) -> Any:
     """Quantiles of entropy as boxes, one a head of the layer."""
     figure = go.Figure()
     for row in (row for row in beside if row.get("q50") is not None):
@@ -97,10 +97,10 @@ def quantiles(beside: Sequence[Row], head: int, look: Theme) -> Any:
             upperfence=[row["q95"]],
             mean=[row["entropy"]],
             name=f"head {row['head']}",
-            line={"color": look.accent if mine else look.muted, "width": 2 if mine else 1},
+            line={"color": theme.accent if mine else theme.muted, "width": 2 if mine else 1},
             fillcolor="rgba(0,0,0,0)",
         )
-    style(figure, look, 260, showlegend=False)
+    style(figure, theme, 260, showlegend=False)
     figure.update_xaxes(title_text="head", type="category", showgrid=False)
     figure.update_yaxes(title_text="nats", rangemode="tozero")
     return graph(figure, "quantiles of entropy of this layer's heads")
@@ -110,7 +110,7 @@ def _of(masses: Sequence[Row], kind: str) -> list[Row]:
     return [row for row in masses if row["kind"] == kind]
 
 
-def distance_card(masses: Sequence[Row], look: Theme) -> Any:
+def distance_card(masses: Sequence[Row], theme: Theme) -> Any:
     """How far back the mass lies."""
     rows = [
         {"distance": "itself" if row["at"] == 1 else f"{row['at'] // 2}–{row['at'] - 1}", "mass": row["mass"]}
@@ -121,22 +121,22 @@ def distance_card(masses: Sequence[Row], look: Theme) -> Any:
         row["distance"] = low if low == high else row["distance"]
     if not rows:
         return None
-    figure = bars(rows, "distance", "mass", look, x_title="tokens back", y_title="share of attention", height=260)
+    figure = bars(rows, "distance", "mass", theme, x_title="tokens back", y_title="share of attention", height=260)
     return card("How far it looks", figure, note="Mean share of a query's attention by distance.")
 
 
-def top_k_card(masses: Sequence[Row], look: Theme) -> Any:
+def top_k_card(masses: Sequence[Row], theme: Theme) -> Any:
     """How few keys hold the mass, and how much lies in windows."""
     rows = [{"keys": f"top {row['at']}", "mass": row["mass"]} for row in _of(masses, "top_k")]
     rows += [{"keys": f"last {row['at']}", "mass": row["mass"]} for row in _of(masses, "window")]
     if not rows:
         return None
-    figure = bars(rows, "keys", "mass", look, x_title="keys", y_title="share of attention", height=260)
+    figure = bars(rows, "keys", "mass", theme, x_title="keys", y_title="share of attention", height=260)
     note = "Mean share on a query's largest weights, and on the last tokens (its own among them)."
     return card("How few keys hold it", figure, note=note)
 
 
-def received_card(received: Sequence[Row], look: Theme) -> Any:
+def received_card(received: Sequence[Row], theme: Theme) -> Any:
     """Mass by key position."""
     if not received:
         return None
@@ -145,10 +145,10 @@ def received_card(received: Sequence[Row], look: Theme) -> Any:
         x=[row["position"] for row in received],
         y=[row["per_query"] for row in received],
         mode="lines",
-        line={"color": look.accent, "width": 1.5},
+        line={"color": theme.accent, "width": 1.5},
         hovertemplate="position %{x}<br><b>%{y:.4f}</b><extra></extra>",
     )
-    style(figure, look, 260, showlegend=False)
+    style(figure, theme, 260, showlegend=False)
     figure.update_xaxes(title_text="key position", showgrid=False)
     figure.update_yaxes(title_text="weight per query", type="log", dtick=1)  # decades; "5", "2" between say nothing
     return card(
@@ -158,35 +158,35 @@ def received_card(received: Sequence[Row], look: Theme) -> Any:
     )
 
 
-def history(rows: Sequence[Row], scores: Sequence[str], look: Theme) -> Any:
+def history(rows: Sequence[Row], scores: Sequence[str], theme: Theme) -> Any:
     """Scores and entropy over checkpoints; a band where a score passes its null for good."""
     steps = [row["step"] for row in rows]
     figure = make_subplots(specs=[[{"secondary_y": True}]])
     there = [name for name in scores if any(row.get(name) is not None for row in rows)]
     for name, dash in zip(there, _LINES, strict=False):
-        line = {"color": look.accent, "dash": dash, "width": 2}
+        line = {"color": theme.accent, "dash": dash, "width": 2}
         y = [row[name] for row in rows]
         figure.add_scatter(x=steps, y=y, name=name.replace("_", " "), mode="lines+markers", line=line)
         null = [row.get(f"{name}_null") for row in rows]
         if any(value is not None for value in null):
-            thin = {"color": look.muted, "dash": dash, "width": 1}
+            thin = {"color": theme.muted, "dash": dash, "width": 1}
             figure.add_scatter(x=steps, y=null, name=f"{name.replace('_', ' ')}, null", mode="lines", line=thin)
     for name, dash in (("entropy", "solid"), ("lower_bound", "dot")):
-        line = {"color": look.second, "dash": dash, "width": 1.5}
+        line = {"color": theme.second, "dash": dash, "width": 1.5}
         y = [row[name] for row in rows]
         figure.add_scatter(x=steps, y=y, name=name.replace("_", " "), mode="lines+markers", line=line, secondary_y=True)
-    style(figure, look, 320)
+    style(figure, theme, 320)
     for name in there:
         born = birth(rows, name)
         if born and name != "duplicate_token":
             figure.add_vrect(
                 x0=born[0],
                 x1=born[1],
-                fillcolor=look.second,
+                fillcolor=theme.second,
                 opacity=0.12,
                 line_width=0,
                 annotation_text=f"{name.replace('_', ' ')} born",
-                annotation_font={"size": 11, "color": look.muted},
+                annotation_font={"size": 11, "color": theme.muted},
             )
     figure.update_xaxes(title_text="step", showgrid=False)
     figure.update_yaxes(title_text="share of attention", rangemode="tozero", secondary_y=False)

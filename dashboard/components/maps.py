@@ -103,7 +103,7 @@ def download(pixels: np.ndarray, name: str, text: str = "PNG") -> html.A:
 def patch_picker(
     picture: np.ndarray,
     values: np.ndarray,
-    look: Theme,
+    theme: Theme,
     *,
     label: str,
     query: int | None = None,
@@ -143,8 +143,8 @@ def patch_picker(
     if query is not None:
         y, x = divmod(query, columns)
         box = {"x0": x - 0.5, "x1": x + 0.5, "y0": y - 0.5, "y1": y + 0.5}
-        figure.add_shape(type="rect", **box, line={"color": look.accent, "width": 3})
-    style(figure, look, height, margin={"l": 4, "r": 4, "t": 4, "b": 4})
+        figure.add_shape(type="rect", **box, line={"color": theme.accent, "width": 3})
+    style(figure, theme, height, margin={"l": 4, "r": 4, "t": 4, "b": 4})
     figure.update_xaxes(visible=False, range=[-0.5, columns - 0.5], constrain="domain", fixedrange=True)
     figure.update_yaxes(visible=False, range=[rows - 0.5, -0.5], scaleanchor="x", constrain="domain", fixedrange=True)
     return graph(figure, label, pick="column,row")

@@ -17,7 +17,7 @@ _GREY = "#8b929a"
 def network(
     nodes: Sequence[dict[str, Any]],
     edges: Sequence[dict[str, Any]],
-    look: Theme,
+    theme: Theme,
     label: str,
     *,
     pick: str = "",
@@ -53,7 +53,7 @@ def network(
         id={"type": "network", "name": label, "pick": pick},
         elements=elements,
         layout={"name": "preset", "fit": True, "padding": 16},
-        stylesheet=_style(look),
+        stylesheet=_style(theme),
         style={"width": "100%", "height": f"{height}px"},
         minZoom=0.15,
         maxZoom=3,
@@ -63,12 +63,12 @@ def network(
     return html.Div(inner, className="network", role="img", **attributes({"aria-label": label}))
 
 
-def _style(look: Theme) -> list[dict[str, Any]]:
+def _style(theme: Theme) -> list[dict[str, Any]]:
     colours = {
-        "logits": look.ink,
-        "feature": look.accent,
-        "head": look.second,
-        "mlp": look.third,
+        "logits": theme.ink,
+        "feature": theme.accent,
+        "head": theme.second,
+        "mlp": theme.third,
         "error": "#b5484b",
         "embed": _GREY,
         "position": _GREY,
@@ -79,7 +79,7 @@ def _style(look: Theme) -> list[dict[str, Any]]:
         "width": "data(size)",
         "height": "data(size)",
         "background-color": _GREY,
-        "color": look.ink,
+        "color": theme.ink,
         "font-size": 11,
         "font-family": "Inter Variable, system-ui, sans-serif",
         "text-valign": "bottom",
@@ -88,13 +88,13 @@ def _style(look: Theme) -> list[dict[str, Any]]:
     line = {
         "width": "data(weight)",
         "curve-style": "bezier",
-        "line-color": look.accent,
-        "target-arrow-color": look.accent,
+        "line-color": theme.accent,
+        "target-arrow-color": theme.accent,
         "target-arrow-shape": "triangle",
         "arrow-scale": 0.7,
         "opacity": 0.65,
     }
-    quiet = {"background-opacity": 0, "border-width": 0, "color": look.muted, "events": "no", "text-valign": "center"}
+    quiet = {"background-opacity": 0, "border-width": 0, "color": theme.muted, "events": "no", "text-valign": "center"}
     return [
         {"selector": "node", "style": node},
         *[{"selector": f"node.{kind}", "style": {"background-color": c}} for kind, c in colours.items()],
@@ -104,15 +104,15 @@ def _style(look: Theme) -> list[dict[str, Any]]:
                 "background-opacity": 0,
                 "border-width": 1.5,
                 "border-style": "dashed",
-                "border-color": look.muted,
+                "border-color": theme.muted,
             },
         },
         {"selector": "node.text", "style": quiet},
-        {"selector": "node.chosen", "style": {"border-width": 3, "border-style": "solid", "border-color": look.ink}},
+        {"selector": "node.chosen", "style": {"border-width": 3, "border-style": "solid", "border-color": theme.ink}},
         {"selector": "edge", "style": line},
-        {"selector": "edge.less", "style": {"line-color": look.second, "target-arrow-color": look.second}},
+        {"selector": "edge.less", "style": {"line-color": theme.second, "target-arrow-color": theme.second}},
         {
             "selector": "edge.dotted",
-            "style": {"line-style": "dotted", "line-color": look.muted, "target-arrow-color": look.muted},
+            "style": {"line-style": "dotted", "line-color": theme.muted, "target-arrow-color": theme.muted},
         },
     ]

@@ -28,7 +28,7 @@ def heads_of(pairs: Sequence[Sequence[int]]) -> list[Head]:
 
 
 def head_map(
-    rows: Sequence[dict[str, Any]], value: str, look: Theme, *, unit: str, chosen: Head | None, lit: Sequence[Head]
+    rows: Sequence[dict[str, Any]], value: str, theme: Theme, *, unit: str, chosen: Head | None, lit: Sequence[Head]
 ) -> html.Div:
     """Layers × heads; a click chooses the head, the chosen one and those lit up are outlined."""
     layers, heads = sorted({r["layer"] for r in rows}), sorted({r["head"] for r in rows})
@@ -40,9 +40,9 @@ def head_map(
             y=layers,
             xgap=2,
             ygap=2,
-            colorscale=look.scale(),
+            colorscale=theme.scale(),
             hovertemplate=f"head %{{y}}.%{{x}}<br><b>%{{z:.4g}}</b> {unit}<extra></extra>",
-            colorbar={"thickness": 8, "outlinewidth": 0, "tickfont": {"color": look.muted, "size": 11}, "len": 1},
+            colorbar={"thickness": 8, "outlinewidth": 0, "tickfont": {"color": theme.muted, "size": 11}, "len": 1},
         )
     )
     for layer, head in dict.fromkeys([*lit, *([chosen] if chosen else [])]):
@@ -53,9 +53,9 @@ def head_map(
             x1=head + 0.48,
             y0=layer - 0.48,
             y1=layer + 0.48,
-            line={"color": look.second if strong else look.ink, "width": 3 if strong else 1.5},
+            line={"color": theme.second if strong else theme.ink, "width": 3 if strong else 1.5},
         )
-    style(figure, look, max(180, min(560, 70 + 34 * len(layers))), margin={"l": 44, "r": 8, "t": 8, "b": 40})
+    style(figure, theme, max(180, min(560, 70 + 34 * len(layers))), margin={"l": 44, "r": 8, "t": 8, "b": 40})
     figure.update_xaxes(title_text="head", showgrid=False, dtick=1, range=[-0.5, len(heads) - 0.5])
     figure.update_yaxes(title_text="layer", showgrid=False, dtick=1, range=[len(layers) - 0.5, -0.5])
     return graph(figure, f"heatmap of {value} by layer and head", pick="head,layer")
@@ -64,7 +64,7 @@ def head_map(
 def strength_profile(
     rows: Sequence[dict[str, Any]],
     value: str,
-    look: Theme,
+    theme: Theme,
     *,
     unit: str,
     title: str,
@@ -79,7 +79,7 @@ def strength_profile(
     n_heads = 1 + max(head for _, head in heads)
     bright = set(lit)
     figure = go.Figure(
-        go.Scatter(x=layers, y=means, mode="lines", line={"color": look.muted, "width": 1}, hoverinfo="skip")
+        go.Scatter(x=layers, y=means, mode="lines", line={"color": theme.muted, "width": 1}, hoverinfo="skip")
     )
     figure.add_scatter(
         x=[layer + 0.5 * (head / max(1, n_heads - 1) - 0.5) for layer, head in heads],
@@ -89,17 +89,17 @@ def strength_profile(
         text=[named(h) for h in heads],
         marker={
             "size": [13 if h == chosen else 9 for h in heads],
-            "color": [importance.get(h) for h in heads] if importance else look.accent,
-            "colorscale": look.scale(),
+            "color": [importance.get(h) for h in heads] if importance else theme.accent,
+            "colorscale": theme.scale(),
             "line": {
-                "color": [look.second if h == chosen else look.ink for h in heads],
+                "color": [theme.second if h == chosen else theme.ink for h in heads],
                 "width": [2.5 if h == chosen else 0.6 for h in heads],
             },
             "opacity": [1 if not bright or h in bright or h == chosen else _FAINT for h in heads],
         },
         hovertemplate=f"head %{{text}}<br><b>%{{y:.4g}}</b> {unit}<extra></extra>",
     )
-    style(figure, look, 300, showlegend=False, dragmode="select")
+    style(figure, theme, 300, showlegend=False, dragmode="select")
     figure.update_xaxes(title_text="layer", dtick=1 if len(layers) < 17 else None, showgrid=False)
     figure.update_yaxes(title_text=f"{title}, {unit}")
     return graph(figure, f"profile of {value} over layers", pick="*", brush="heads")
@@ -112,7 +112,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 def pattern_map(
     points: dict[str, list[Any]],
-    look: Theme,
+    theme: Theme,
     *,
     color: str,
     names: dict[int, str],
@@ -140,7 +140,7 @@ def pattern_map(
         for h, c in zip(heads, points["cluster"], strict=True)
     ]
     figure = go.Figure()
-    for label, members, paint in _groups(points, heads, color, names, importance, look):
+    for label, members, paint in _groups(points, heads, color, names, importance, theme):
         figure.add_scatter(
             x=[points["x"][i] for i in members],
             y=[points["y"][i] for i in members],
@@ -160,11 +160,11 @@ def pattern_map(
             x=[points["x"][i]],
             y=[points["y"][i]],
             mode="markers",
-            marker={"size": 15, "symbol": "circle-open", "color": look.ink, "line": {"width": 2.5}},
+            marker={"size": 15, "symbol": "circle-open", "color": theme.ink, "line": {"width": 2.5}},
             hoverinfo="skip",
             showlegend=False,
         )
-    style(figure, look, 440, dragmode="select", showlegend=color in ("cluster", "head"))
+    style(figure, theme, 440, dragmode="select", showlegend=color in ("cluster", "head"))
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False)
     inner = graph(figure, "map of attention patterns", pick="*", brush="heads")
@@ -177,7 +177,7 @@ def _groups(
     color: str,
     names: dict[int, str],
     importance: dict[Head, float],
-    look: Theme,
+    theme: Theme,
 ) -> list[tuple[str, list[int], dict[str, Any]]]:
     """(name, indices, marker) of each trace: one a category, or one in all with a colour scale."""
     if color in ("cluster", "head"):
@@ -188,7 +188,7 @@ def _groups(
             found.append((label, members, {"color": COLORS[n % len(COLORS)]}))
         return found
     values = points["layer"] if color == "layer" else [importance.get(h) for h in heads]
-    bar = {"thickness": 8, "outlinewidth": 0, "tickfont": {"color": look.muted, "size": 11}}
-    scale = look.scale()[1:]  # the palest step is the panel's own tone
+    bar = {"thickness": 8, "outlinewidth": 0, "tickfont": {"color": theme.muted, "size": 11}}
+    scale = theme.scale()[1:]  # the palest step is the panel's own tone
     scale = [[i / (len(scale) - 1), c] for i, (_, c) in enumerate(scale)]
     return [(color, list(range(len(heads))), {"color": values, "colorscale": scale, "colorbar": bar})]

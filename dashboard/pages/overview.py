@@ -8,8 +8,8 @@ from dash import dcc, html
 
 from attlas.dashboard.components import card, columns, empty, heading, metric_cards, tag
 from attlas.dashboard.page import Data, Page, Params, link
+from attlas.dashboard.reader import WorkspaceReader
 from attlas.dashboard.run_kinds import KINDS, headline
-from attlas.dashboard.store import Store
 from attlas.dashboard.theme import Theme
 from attlas.data.workspace import Run
 
@@ -17,10 +17,10 @@ from attlas.data.workspace import Run
 _NEXT = ("sae", "sae_eval", "features", "entropy", "redundancy", "drop_curve", "patching", "vit", "vit_patterns")
 
 
-def data(store: Store, params: Params) -> Data:
+def data(reader: WorkspaceReader, params: Params) -> Data:
     """Runs, newest first, and the newest headline numbers of the chosen model."""
     model = params.get("model")
-    runs = store.runs(model=model if model in store.models() else None)
+    runs = reader.runs(model=model if model in reader.models() else None)
     newest: dict[str, Run] = {}
     for run in runs:
         newest.setdefault(run.kind, run)
@@ -53,7 +53,7 @@ def data(store: Store, params: Params) -> Data:
     }
 
 
-def view(data: Data, look: Theme) -> Any:
+def view(data: Data, theme: Theme) -> Any:
     """Headline numbers, cards that lead on, the list of runs."""
     if not data["runs"]:
         return html.Div(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from attlas.errors import UnsupportedModelError, nearest
-from attlas.interp.anatomy import Anatomy
 from attlas.interp.families import gemma, gpt2, gpt_oss, gptj, llama, neox, olmo2, phi3, qwen3, vit
+from attlas.interp.structure import ModelStructure
 
 FAMILIES = (
     gemma,
@@ -50,8 +50,8 @@ def unsupported(model_type: Any) -> UnsupportedModelError:
     )
 
 
-def describe(hf: Any) -> Anatomy:
-    """Anatomy of any supported Hugging Face model.
+def describe(hf: Any) -> ModelStructure:
+    """ModelStructure of any supported Hugging Face model.
 
     Raises:
         UnsupportedModelError: no family knows its `model_type`.

@@ -10,14 +10,14 @@ import dataclasses
 from typing import Any
 
 from attlas.errors import UnsupportedModelError
-from attlas.interp.anatomy import Anatomy, LayerParts
 from attlas.interp.families import llama
 from attlas.interp.families.qk_norm import QKNorms
+from attlas.interp.structure import LayerModules, ModelStructure
 
 MODEL_TYPES = ("gemma", "gemma2", "gemma3_text")
 
 
-def _layer(config: Any, block: Any, index: int) -> LayerParts:
+def _layer(config: Any, block: Any, index: int) -> LayerModules:
     parts = llama.layer(config, block, index)
     if config.model_type == "gemma":
         return parts
@@ -39,8 +39,8 @@ def _traits(config: Any) -> list[str]:
     return found + (["logit_softcap"] if config.final_logit_softcapping is not None else [])
 
 
-def describe(hf: Any) -> Anatomy:
-    """Anatomy of a Gemma, Gemma 2 or Gemma 3 text model, with or without its head.
+def describe(hf: Any) -> ModelStructure:
+    """ModelStructure of a Gemma, Gemma 2 or Gemma 3 text model, with or without its head.
 
     Raises:
         UnsupportedModelError: one that attends in both directions (embedding models).

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from attlas.interp.anatomy import Anatomy, LayerParts
 from attlas.interp.config import ModelConfig
 from attlas.interp.fused import FusedQKV
+from attlas.interp.structure import LayerModules, ModelStructure
 from attlas.kernels import AttentionRule
 
 MODEL_TYPES = ("gpt2",)
 
 
-def describe(hf: Any) -> Anatomy:
-    """Anatomy of a GPT2LMHeadModel or GPT2Model."""
+def describe(hf: Any) -> ModelStructure:
+    """ModelStructure of a GPT2LMHeadModel or GPT2Model."""
     config = hf.config
     base = getattr(hf, "transformer", hf)
     d_head = config.n_embd // config.n_head
@@ -33,7 +33,7 @@ def describe(hf: Any) -> Anatomy:
     for block in base.h:
         c_attn = block.attn.c_attn
         layers.append(
-            LayerParts(
+            LayerModules(
                 block=block,
                 attn=block.attn,
                 mlp=block.mlp,
@@ -51,7 +51,7 @@ def describe(hf: Any) -> Anatomy:
                 fused=FusedQKV(config.n_head, config.n_head, d_head),
             )
         )
-    return Anatomy(
+    return ModelStructure(
         cfg=cfg,
         layers=tuple(layers),
         embed=base.wte,

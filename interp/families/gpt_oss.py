@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from attlas.interp.anatomy import Anatomy
 from attlas.interp.families import llama
 from attlas.interp.families.rotary import rotate
+from attlas.interp.structure import ModelStructure
 
 MODEL_TYPES = ("gpt_oss",)
 
@@ -19,8 +19,8 @@ def rotate_by_half(q: Tensor, k: Tensor, position_embeddings: tuple[Tensor, Tens
     return rotate(q, k, (cos, sin))
 
 
-def describe(hf: Any) -> Anatomy:
-    """Anatomy of a GptOssForCausalLM or GptOssModel."""
+def describe(hf: Any) -> ModelStructure:
+    """ModelStructure of a GptOssForCausalLM or GptOssModel."""
     base = getattr(hf, "model", hf)
     layers = [
         llama.layer(hf.config, block, i, down_proj=None, sinks=block.self_attn.sinks)

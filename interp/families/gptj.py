@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attlas.interp.anatomy import Anatomy, LayerParts
 from attlas.interp.config import ModelConfig
+from attlas.interp.structure import LayerModules, ModelStructure
 from attlas.kernels import AttentionRule
 
 MODEL_TYPES = ("gptj",)
@@ -26,9 +26,9 @@ def _turn(x: Tensor, sin: Tensor, cos: Tensor) -> Tensor:
     return torch.cat((turning * cos + across * sin, still), dim=-1)
 
 
-def _layer(block: Any) -> LayerParts:
+def _layer(block: Any) -> LayerModules:
     attn = block.attn
-    return LayerParts(
+    return LayerModules(
         block=block,
         attn=attn,
         mlp=block.mlp,
@@ -46,8 +46,8 @@ def _layer(block: Any) -> LayerParts:
     )
 
 
-def describe(hf: Any) -> Anatomy:
-    """Anatomy of a GPTJForCausalLM or GPTJModel."""
+def describe(hf: Any) -> ModelStructure:
+    """ModelStructure of a GPTJForCausalLM or GPTJModel."""
     config, base = hf.config, getattr(hf, "transformer", hf)
     cfg = ModelConfig(
         family="gptj",
@@ -65,7 +65,7 @@ def describe(hf: Any) -> Anatomy:
         rotary_pairs="next",
         traits=frozenset({"parallel"}),
     )
-    return Anatomy(
+    return ModelStructure(
         cfg=cfg,
         layers=tuple(_layer(block) for block in base.h),
         embed=base.wte,

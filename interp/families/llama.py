@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from attlas.interp.anatomy import Anatomy, LayerParts
 from attlas.interp.config import ModelConfig
 from attlas.interp.families.rotary import rotate
+from attlas.interp.structure import LayerModules, ModelStructure
 from attlas.kernels import AttentionRule
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
@@ -44,7 +44,7 @@ def shape(hf: Any, family: str, *traits: str, **more: Any) -> ModelConfig:
     )
 
 
-def layer(config: Any, block: Any, index: int, **other: Any) -> LayerParts:
+def layer(config: Any, block: Any, index: int, **other: Any) -> LayerModules:
     """Parts of a layer; `other` stands in place of Llama's."""
     attn = block.self_attn
     window = sliding_window(config, attn, index)
@@ -61,17 +61,17 @@ def layer(config: Any, block: Any, index: int, **other: Any) -> LayerParts:
         parts |= {"q": attn.q_proj, "k": attn.k_proj, "v": attn.v_proj}
     if "down_proj" not in other:
         parts["down_proj"] = block.mlp.down_proj
-    return LayerParts(block=block, attn=attn, mlp=block.mlp, **{**parts, **other})
+    return LayerModules(block=block, attn=attn, mlp=block.mlp, **{**parts, **other})
 
 
-def whole(hf: Any, cfg: ModelConfig, layers: list[LayerParts], **other: Any) -> Anatomy:
-    """Anatomy with Llama's embeddings, final norm and rotation."""
+def whole(hf: Any, cfg: ModelConfig, layers: list[LayerModules], **other: Any) -> ModelStructure:
+    """ModelStructure with Llama's embeddings, final norm and rotation."""
     base = getattr(hf, "model", hf)
     ends = {"embed": base.embed_tokens, "final_norm": base.norm, "unembed": getattr(hf, "lm_head", None)}
-    return Anatomy(cfg=cfg, layers=tuple(layers), **{**ends, "rotary": rotate, **other})
+    return ModelStructure(cfg=cfg, layers=tuple(layers), **{**ends, "rotary": rotate, **other})
 
 
-def describe(hf: Any) -> Anatomy:
-    """Anatomy of a LlamaForCausalLM, LlamaModel, or a model of the same layout."""
+def describe(hf: Any) -> ModelStructure:
+    """ModelStructure of a LlamaForCausalLM, LlamaModel, or a model of the same layout."""
     base = getattr(hf, "model", hf)
     return whole(hf, shape(hf, "llama"), [layer(hf.config, block, i) for i, block in enumerate(base.layers)])

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from attlas.interp.anatomy import Anatomy, LayerParts
 from attlas.interp.config import ModelConfig
 from attlas.interp.families.rotary import rotate
 from attlas.interp.fused import FusedQKV
+from attlas.interp.structure import LayerModules, ModelStructure
 from attlas.kernels import AttentionRule
 
 MODEL_TYPES = ("gpt_neox",)
 
 
-def _layer(block: Any, n_heads: int) -> LayerParts:
+def _layer(block: Any, n_heads: int) -> LayerModules:
     attn, fused = block.attention, block.attention.query_key_value
-    return LayerParts(
+    return LayerModules(
         block=block,
         attn=attn,
         mlp=block.mlp,
@@ -34,8 +34,8 @@ def _layer(block: Any, n_heads: int) -> LayerParts:
     )
 
 
-def describe(hf: Any) -> Anatomy:
-    """Anatomy of a GPTNeoXForCausalLM or GPTNeoXModel."""
+def describe(hf: Any) -> ModelStructure:
+    """ModelStructure of a GPTNeoXForCausalLM or GPTNeoXModel."""
     config = hf.config
     base = getattr(hf, "gpt_neox", hf)
     heads = config.num_attention_heads
@@ -54,7 +54,7 @@ def describe(hf: Any) -> Anatomy:
         rotary_dim=base.layers[0].attention.rotary_ndims,
         traits=frozenset({"parallel"} if config.use_parallel_residual else ()),
     )
-    return Anatomy(
+    return ModelStructure(
         cfg=cfg,
         layers=tuple(_layer(block, heads) for block in base.layers),
         embed=base.embed_in,

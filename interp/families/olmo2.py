@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from attlas.interp.anatomy import Anatomy, LayerParts
 from attlas.interp.families import llama
 from attlas.interp.families.qk_norm import QKNorms
+from attlas.interp.structure import LayerModules, ModelStructure
 
 MODEL_TYPES = ("olmo2",)
 
 
-def _layer(config: Any, block: Any, index: int) -> LayerParts:
+def _layer(config: Any, block: Any, index: int) -> LayerModules:
     return llama.layer(
         config,
         block,
@@ -24,8 +24,8 @@ def _layer(config: Any, block: Any, index: int) -> LayerParts:
     )
 
 
-def describe(hf: Any) -> Anatomy:
-    """Anatomy of an Olmo2ForCausalLM or Olmo2Model."""
+def describe(hf: Any) -> ModelStructure:
+    """ModelStructure of an Olmo2ForCausalLM or Olmo2Model."""
     base = getattr(hf, "model", hf)
     layers = [_layer(hf.config, block, i) for i, block in enumerate(base.layers)]
     return llama.whole(hf, llama.shape(hf, "olmo2", "post_norm", "qk_norm"), layers)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from attlas.interp.anatomy import Anatomy, LayerParts
 from attlas.interp.config import ModelConfig
 from attlas.interp.families import llama
 from attlas.interp.fused import FusedQKV
+from attlas.interp.structure import LayerModules, ModelStructure
 from attlas.kernels import AttentionRule
 
 MODEL_TYPES = ("phi3",)
 
 
-def _layer(config: Any, cfg: ModelConfig, block: Any, index: int) -> LayerParts:
+def _layer(config: Any, cfg: ModelConfig, block: Any, index: int) -> LayerModules:
     attn = block.self_attn
     return llama.layer(
         config,
@@ -29,8 +29,8 @@ def _layer(config: Any, cfg: ModelConfig, block: Any, index: int) -> LayerParts:
     )
 
 
-def describe(hf: Any) -> Anatomy:
-    """Anatomy of a Phi3ForCausalLM or Phi3Model."""
+def describe(hf: Any) -> ModelStructure:
+    """ModelStructure of a Phi3ForCausalLM or Phi3Model."""
     base = getattr(hf, "model", hf)
     cfg = llama.shape(hf, "phi3", rotary_dim=2 * len(base.rotary_emb.inv_freq))
     return llama.whole(hf, cfg, [_layer(hf.config, cfg, block, i) for i, block in enumerate(base.layers)])

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from attlas.interp.anatomy import norm_eps
+from attlas.interp.structure import norm_eps
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from attlas.interp.anatomy import Anatomy
 from attlas.interp.families import llama
 from attlas.interp.families.qk_norm import QKNorms
+from attlas.interp.structure import ModelStructure
 
 MODEL_TYPES = ("qwen3",)
 
 
-def describe(hf: Any) -> Anatomy:
-    """Anatomy of a Qwen3ForCausalLM or Qwen3Model."""
+def describe(hf: Any) -> ModelStructure:
+    """ModelStructure of a Qwen3ForCausalLM or Qwen3Model."""
     base = getattr(hf, "model", hf)
     layers = [
         llama.layer(hf.config, block, i, qk_norm=QKNorms(block.self_attn.q_norm, block.self_attn.k_norm))

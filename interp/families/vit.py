@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from attlas.interp.anatomy import Anatomy, LayerParts, find, linear_weight
 from attlas.interp.config import ModelConfig
+from attlas.interp.structure import LayerModules, ModelStructure, find, linear_weight
 from attlas.kernels import AttentionRule
 
 MODEL_TYPES = ("vit", "deit", "dinov2", "dinov2_with_registers", "ijepa")
@@ -17,14 +17,14 @@ def _pair(value: Any) -> tuple[int, int]:
     return (int(value[0]), int(value[1])) if isinstance(value, (list, tuple)) else (int(value), int(value))
 
 
-def _layer(block: nn.Module) -> LayerParts:
+def _layer(block: nn.Module) -> LayerModules:
     """Parts of a layer, by the names of transformers 5.2x first, then the older nested ones."""
     attn: Any = find(block, "attention")
     q = find(block, "attention.q_proj", "attention.attention.query")
     older = hasattr(block, "intermediate")  # the old ViT has no `mlp`; its residual sum sits inside `output`
     mlp = find(block, "mlp", "output.dense")
     d_head = getattr(attn, "head_dim", None) or attn.attention.attention_head_size
-    return LayerParts(
+    return LayerModules(
         block=block,
         attn=attn,
         mlp=mlp,
@@ -42,14 +42,14 @@ def _layer(block: nn.Module) -> LayerParts:
     )
 
 
-def _mlp_width(layer: LayerParts) -> int:
+def _mlp_width(layer: LayerModules) -> int:
     """Of the weights: DINOv2's SwiGLU takes two thirds of what its config says."""
     assert layer.down_proj is not None
     return int(linear_weight(layer.down_proj).shape[0])
 
 
-def describe(hf: Any) -> Anatomy:
-    """Anatomy of a ViT, DeiT or DINOv2 model, with or without a classifier."""
+def describe(hf: Any) -> ModelStructure:
+    """ModelStructure of a ViT, DeiT or DINOv2 model, with or without a classifier."""
     config = hf.config
     base: Any = hf
     for name in MODEL_TYPES:
@@ -81,7 +81,7 @@ def describe(hf: Any) -> Anatomy:
         image_size=image,
         patch_size=patch[0],
     )
-    return Anatomy(
+    return ModelStructure(
         cfg=cfg,
         layers=layers,
         embed=base.embeddings,

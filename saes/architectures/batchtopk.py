@@ -70,7 +70,7 @@ class BatchTopKSAE(SAE):
         active_BF = f_BF > 0
         return LossTerms(
             total=mse + aux,
-            parts={"mse": mse.detach(), "auxk": aux.detach()},
+            terms={"mse": mse.detach(), "auxk": aux.detach()},
             fired_F=active_BF.sum(0),
             l0=active_BF.sum(-1).float().mean(),
         )

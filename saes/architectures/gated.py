@@ -48,7 +48,7 @@ class GatedSAE(SAE):
         active_BF = f_BF > 0
         return LossTerms(
             total=mse + l1 + aux,
-            parts={"mse": mse.detach(), "l1": l1.detach(), "aux": aux.detach()},
+            terms={"mse": mse.detach(), "l1": l1.detach(), "aux": aux.detach()},
             fired_F=active_BF.sum(0),
             l0=active_BF.sum(-1).float().mean(),
         )

@@ -82,7 +82,7 @@ class JumpReLUSAE(SAE):
         penalty = self.cfg.sparsity * step.penalty_scale * l0
         return LossTerms(
             total=mse + penalty,
-            parts={"mse": mse.detach(), "l0_penalty": penalty.detach()},
+            terms={"mse": mse.detach(), "l0_penalty": penalty.detach()},
             fired_F=(active_BF.detach() > 0).sum(0),
             l0=l0.detach(),
         )

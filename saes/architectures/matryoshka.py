@@ -44,7 +44,7 @@ class MatryoshkaSAE(BatchTopKSAE):
         active_BF = f_BF > 0
         return LossTerms(
             total=nested + aux,
-            parts={"mse": errors[-1].detach(), "nested": nested.detach(), "auxk": aux.detach()},
+            terms={"mse": errors[-1].detach(), "nested": nested.detach(), "auxk": aux.detach()},
             fired_F=active_BF.sum(0),
             l0=active_BF.sum(-1).float().mean(),
         )

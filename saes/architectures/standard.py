@@ -34,7 +34,7 @@ class StandardSAE(SAE):
         active_BF = f_BF > 0
         return LossTerms(
             total=mse + l1,
-            parts={"mse": mse.detach(), "l1": l1.detach()},
+            terms={"mse": mse.detach(), "l1": l1.detach()},
             fired_F=active_BF.sum(0),
             l0=active_BF.sum(-1).float().mean(),
         )

@@ -51,7 +51,7 @@ class TopKSAE(SAE):
         fired_F = torch.bincount(indices_BK[active_BK], minlength=self.cfg.d_sae)
         return LossTerms(
             total=mse + aux,
-            parts={"mse": mse.detach(), "auxk": aux.detach()},
+            terms={"mse": mse.detach(), "auxk": aux.detach()},
             fired_F=fired_F,
             l0=active_BK.sum(-1).float().mean(),
         )

@@ -97,19 +97,19 @@ class FusedStep:
         result = kernel.step(x_BD, dead)
         return LossTerms(
             total=result.loss + result.aux_loss,
-            parts={"mse": result.loss, "auxk": result.aux_loss},
+            terms={"mse": result.loss, "auxk": result.aux_loss},
             fired_F=result.fired,
             l0=(result.values > 0).sum(-1).float().mean(),
         )
 
     def _terms(self, result: SparseStepResult, n: int) -> LossTerms:
-        parts = {"mse": result.errors[-1], "auxk": result.aux_loss}
+        named = {"mse": result.errors[-1], "auxk": result.aux_loss}
         if self.sae.nested:
-            parts["nested"] = result.errors.mean()
+            named["nested"] = result.errors.mean()
         if self.sae.cfg.arch != "topk":
             self.sae.update_threshold(result.least.view(1))  # type: ignore[operator]
         total = result.errors.mean() + result.aux_loss
-        return LossTerms(total=total, parts=parts, fired_F=result.fired, l0=result.fired.sum() / n)
+        return LossTerms(total=total, terms=named, fired_F=result.fired, l0=result.fired.sum() / n)
 
     def _jumprelu(self, kernel: JumpReLUStep, x_BD: Tensor, learning_rate: float, penalty_scale: float) -> LossTerms:
         """The sparse step where few pre-activations lie near or above their thresholds, else autograd's gradients."""

@@ -112,7 +112,7 @@ def _row(
     trainer: SAETrainer, terms: LossTerms, x_BD: Tensor, dead_F: Tensor, step: int, config: TrainConfig
 ) -> dict[str, Any]:
     """One row of the curve (see `history.TRAINING`)."""
-    loss, mse = float(terms.total.detach()), float(terms.parts["mse"])
+    loss, mse = float(terms.total.detach()), float(terms.terms["mse"])
     variance = float((x_BD - x_BD.mean(0)).pow(2).sum(-1).mean())
     return {
         "sae": trainer.name,

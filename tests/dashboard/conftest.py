@@ -43,7 +43,7 @@ from attlas.analyses.vit.patterns.run import VitPatternsConfig, vit_patterns
 from attlas.analyses.vit.pruning import VitPruningConfig, vit_pruning
 from attlas.analyses.vit.tokens.run import VitTokensConfig, vit_tokens
 from attlas.cli import main
-from attlas.dashboard.jobs import Live
+from attlas.dashboard.jobs import JobQueue
 from attlas.data.checkpoints import find_checkpoints
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.models_catalog import EMBEDDED_DIR
@@ -55,16 +55,16 @@ from attlas.saes import EvalConfig, TrainConfig, evaluate, train_sae
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_work_left_behind() -> Iterator[None]:
-    """Live work of a module's servers ends with the module."""
-    made: list[Live] = []
-    begin = Live.__init__
+    """JobQueue work of a module's servers ends with the module."""
+    made: list[JobQueue] = []
+    begin = JobQueue.__init__
 
-    def noted(self: Live, *args: object) -> None:
+    def noted(self: JobQueue, *args: object) -> None:
         begin(self, *args)  # type: ignore[arg-type]
         made.append(self)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Live, "__init__", noted)
+        patch.setattr(JobQueue, "__init__", noted)
         yield
     for live in made:
         live.close()

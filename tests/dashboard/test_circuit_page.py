@@ -17,7 +17,7 @@ from attlas.analyses.circuits.terms import FeatureTarget, LogitTarget, direct_at
 from attlas.analyses.circuits.tracing import TraceConfig, trace
 from attlas.dashboard.app import create_app
 from attlas.dashboard.pages.circuit import page as circuit
-from attlas.dashboard.store import Store, clean
+from attlas.dashboard.reader import WorkspaceReader, clean
 from attlas.dashboard.theme import theme
 from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
@@ -160,8 +160,8 @@ def test_without_autoencoders_it_is_told_in_heads(get: Get, tmp_path: Path) -> N
     assert found["prompt"]["layers"] == []
     assert found["trail"] == []
     assert {n["kind"] for n in found["graph"]["nodes"]} >= {"head", "mlp", "remainder"}
-    store = Store(tmp_path / "none")
+    reader = WorkspaceReader(tmp_path / "none")
     text = json.dumps(
-        circuit.view(clean(circuit.data(store, {})), theme("light")), default=lambda c: c.to_plotly_json()
+        circuit.view(clean(circuit.data(reader, {})), theme("light")), default=lambda c: c.to_plotly_json()
     )
     assert "attlas train" in text

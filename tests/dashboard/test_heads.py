@@ -11,7 +11,7 @@ import torch
 
 from attlas.dashboard.app import create_app
 from attlas.dashboard.pages import pages
-from attlas.dashboard.store import clean
+from attlas.dashboard.reader import clean
 from attlas.dashboard.theme import theme
 from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel

@@ -14,7 +14,7 @@ import pytest
 from attlas.dashboard.app import create_app
 from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.pages.heads import finder, head
-from attlas.dashboard.store import Store, clean
+from attlas.dashboard.reader import WorkspaceReader, clean
 from attlas.dashboard.theme import theme
 from attlas.data import workspace as of_workspace
 from attlas.data.runs import rows
@@ -99,7 +99,7 @@ def test_vision_models_and_other_runs_alone(client: Any, workspace: Workspace, t
     assert any(name.startswith("value: ") for name in names)
     assert "prev_token_score" not in names  # empty for images
     assert page["vision"]
-    nothing = finder.data(Store(tmp_path / "none"), {"model": "gpt2-mini"})
+    nothing = finder.data(WorkspaceReader(tmp_path / "none"), {"model": "gpt2-mini"})
     assert "attlas heads --model gpt2-mini" in _told(clean(nothing))
 
 

@@ -1,4 +1,4 @@
-"""Live work: one at a time, cancellable in the middle of a forward pass, limited in time, told as JSON and in the browser."""
+"""Work on models: one at a time, cancellable within a forward pass, limited in time, shown as JSON and in the browser."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from plotly import graph_objects as go
 
 from attlas.dashboard import app as dashboard_app
 from attlas.dashboard.components import graph, heading, heatmap, job_panel, text_box, upload
-from attlas.dashboard.jobs import WAITING, Job, Live
+from attlas.dashboard.jobs import WAITING, Job, JobQueue
 from attlas.dashboard.page import Data, Page, Params
-from attlas.dashboard.store import Store
+from attlas.dashboard.reader import WorkspaceReader
 from attlas.dashboard.theme import Theme
 from attlas.errors import ConfigError, ModelNotFoundError
 
@@ -36,7 +36,7 @@ def _endless(job: Job) -> None:
 
 
 def test_a_key_is_worked_on_once() -> None:
-    live, calls = Live(), []
+    live, calls = JobQueue(), []
     jobs = [live.job(("sum", 3), "adding", lambda job: calls.append(1) or sum(range(4))) for _ in range(5)]
     assert len({id(job) for job in jobs}) == 1
     assert jobs[0].wait(10)
@@ -47,7 +47,7 @@ def test_a_key_is_worked_on_once() -> None:
 
 
 def test_work_waits_its_turn_and_a_queued_one_can_be_called_off() -> None:
-    live = Live()
+    live = JobQueue()
     first = live.job("a", "first", _endless)
     _until(first, "running")
     second, third = live.job("b", "second", lambda job: "b"), live.job("c", "third", lambda job: "c")
@@ -59,7 +59,7 @@ def test_work_waits_its_turn_and_a_queued_one_can_be_called_off() -> None:
 
 
 def test_the_queue_has_an_end() -> None:
-    live = Live()
+    live = JobQueue()
     first = live.job("first", "first", _endless)
     _until(first, "running")
     queued = [live.job(i, "more", lambda job: None) for i in range(WAITING)]
@@ -72,7 +72,7 @@ def test_the_queue_has_an_end() -> None:
 
 
 def test_limits_and_failures_are_told() -> None:
-    live = Live()
+    live = JobQueue()
     late = live.job("late", "too slow", _endless, seconds=0.05)
     _until(late, "late")
 
@@ -92,7 +92,7 @@ def test_limits_and_failures_are_told() -> None:
 
 
 def test_cancelling_takes_effect_inside_a_forward_pass() -> None:
-    live, reached = Live(), threading.Event()
+    live, reached = JobQueue(), threading.Event()
 
     def work(job: Job) -> None:
         model = live.model("gpt2-mini")
@@ -111,14 +111,14 @@ def test_cancelling_takes_effect_inside_a_forward_pass() -> None:
 
 
 def test_models_by_folder(tiny_llama_dir: Path) -> None:
-    live = Live({"mine": str(tiny_llama_dir)})
+    live = JobQueue({"mine": str(tiny_llama_dir)})
     assert live.model("mine").cfg.n_kv_heads == 2
     with pytest.raises(ModelNotFoundError):
         live.model("theirs")
 
 
 def test_uploads_are_kept_in_memory() -> None:
-    live = Live()
+    live = JobQueue()
     name = live.keep_upload(b"abc")
     assert live.upload(name) == b"abc"
     for i in range(20):
@@ -131,9 +131,9 @@ def test_uploads_are_kept_in_memory() -> None:
 # A page with one of everything, so that the framework is tested apart from any real page.
 
 
-def _data(store: Store, params: Params) -> Data:
+def _data(reader: WorkspaceReader, params: Params) -> Data:
     slow = params.get("slow")
-    job = store.live.job(("demo", params.get("text"), slow), "a demonstration", _endless if slow else lambda job: 42)
+    job = reader.jobs.job(("demo", params.get("text"), slow), "a demonstration", _endless if slow else lambda job: 42)
     return {
         "job": job.describe(),
         "live": job.poll(),
@@ -141,11 +141,11 @@ def _data(store: Store, params: Params) -> Data:
         "text": params.get("text", ""),
         "cell": [params.get("layer"), params.get("head")],
         "dot": params.get("dot"),
-        "size": len(store.live.upload(params.get("file", "")) or b""),
+        "size": len(reader.jobs.upload(params.get("file", "")) or b""),
     }
 
 
-def _view(data: Data, look: Theme) -> html.Div:
+def _view(data: Data, theme: Theme) -> html.Div:
     rows = [{"layer": i, "head": j, "v": i + j} for i in range(2) for j in range(3)]
     places = [{"dot": f"d{i}"} for i in range(3)]
     dots = go.Figure(go.Scatter(x=[0, 1, 2], y=[0, 1, 2], mode="markers", customdata=places, marker={"size": 30}))
@@ -156,7 +156,7 @@ def _view(data: Data, look: Theme) -> html.Div:
             text_box("text", "Text", data["text"]),
             job_panel(data["job"]),
             html.P(f"result {data['result']}", id="result"),
-            heatmap(rows, "v", look, pick=True),
+            heatmap(rows, "v", theme, pick=True),
             graph(dots, "dots", pick="*", brush="dot"),
             html.P(f"cell {data['cell']}, dots {data['dot']}"),
             upload("file", "Drop a file"),

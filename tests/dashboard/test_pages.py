@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from attlas.dashboard.app import create_app, free_port
 from attlas.dashboard.components import short, table
 from attlas.dashboard.pages import pages
-from attlas.dashboard.store import Store, clean
+from attlas.dashboard.reader import WorkspaceReader, clean
 from attlas.dashboard.theme import theme
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError, WorkspaceError
@@ -115,18 +115,18 @@ def test_layers_and_vit_show_the_tables(workspace: Workspace) -> None:
 
 
 @pytest.mark.parametrize("path", PAGES)
-@pytest.mark.parametrize("look", ["light", "dark"])
-def test_every_page_draws_full_and_empty(path: str, look: str, workspace: Workspace, tmp_path: Path) -> None:
-    full, empty = Store(workspace.path), Store(tmp_path / "none")
-    for store, params in (
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_every_page_draws_full_and_empty(path: str, mode: str, workspace: Workspace, tmp_path: Path) -> None:
+    full, empty = WorkspaceReader(workspace.path), WorkspaceReader(tmp_path / "none")
+    for reader, params in (
         (full, {}),
         (full, {"id": "3", "model": "gpt2-mini"}),
         (full, {"model": "vit-mini"}),
         (empty, {}),
     ):
-        drawn = json.dumps(PAGES[path].view(clean(PAGES[path].data(store, params)), theme(look)), default=_plain)
+        drawn = json.dumps(PAGES[path].view(clean(PAGES[path].data(reader, params)), theme(mode)), default=_plain)
         assert "Traceback" not in drawn
-        if store is empty:
+        if reader is empty:
             assert "attlas " in drawn  # the command that fills it
 
 
@@ -144,7 +144,7 @@ def _plain(component: object) -> object:
 )
 def test_no_parameters_break_a_page(path: str, params: dict[str, str], workspace: Workspace) -> None:
     page = PAGES[path]
-    page.view(clean(page.data(Store(workspace.path), params)), theme("light"))
+    page.view(clean(page.data(WorkspaceReader(workspace.path), params)), theme("light"))
 
 
 def test_what_cannot_be_served_is_said(workspace: Workspace, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 import transformers
 from PIL import Image
 
-from attlas.analyses.vit.one_image import feature_heat, look
+from attlas.analyses.vit.one_image import feature_heat, image_attention
 from attlas.analyses.vit.relevance import class_relevance
 from attlas.dashboard.app import create_app
 from attlas.dashboard.page import parse_heads
@@ -22,7 +22,7 @@ from attlas.dashboard.pages.features import feature
 from attlas.dashboard.pages.image import page as image
 from attlas.dashboard.pages.vit import head as vit_head
 from attlas.dashboard.pages.vit import page as vit
-from attlas.dashboard.store import Store, clean
+from attlas.dashboard.reader import WorkspaceReader, clean
 from attlas.dashboard.theme import theme
 from attlas.data.images.dataset import load_images, to_array
 from attlas.data.workspace import Workspace
@@ -30,13 +30,13 @@ from attlas.interp import HookedModel
 from attlas.saes import load_sae
 
 
-def _asked(store: Store, **params: str) -> dict[str, Any]:
+def _asked(reader: WorkspaceReader, **params: str) -> dict[str, Any]:
     """The image page's data when its work is done; drawn, too."""
     until = time.monotonic() + 120
-    found = image.data(store, params)
+    found = image.data(reader, params)
     while found["live"] and time.monotonic() < until:
         time.sleep(0.02)
-        found = image.data(store, params)
+        found = image.data(reader, params)
     assert not found["live"]
     shown = clean(found)
     json.dumps(image.view(shown, theme("dark")), default=lambda component: component.to_plotly_json())
@@ -44,8 +44,8 @@ def _asked(store: Store, **params: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def store(vision_workspace: Workspace) -> Store:
-    return Store(vision_workspace.path)
+def reader(vision_workspace: Workspace) -> WorkspaceReader:
+    return WorkspaceReader(vision_workspace.path)
 
 
 def _png(picture: Image.Image, kind: str = "PNG") -> bytes:
@@ -54,7 +54,7 @@ def _png(picture: Image.Image, kind: str = "PNG") -> bytes:
     return buffer.getvalue()
 
 
-def test_overview_holds_the_tables(vision_workspace: Workspace, store: Store) -> None:
+def test_overview_holds_the_tables(vision_workspace: Workspace, reader: WorkspaceReader) -> None:
     client = create_app(vision_workspace.path).server.test_client()
     page = json.loads(client.get("/api/vit?heads=0.1,9.9,x,2.3&map=7&cluster=1&layer=2&head=3").data)
     assert page["lit"] == [[0, 1], [2, 3]]
@@ -97,11 +97,11 @@ def test_pictures_of_maps(vision_workspace: Workspace) -> None:
         assert client.get(bad).mimetype != "image/png"
 
 
-def test_a_head_is_what_its_rows_say(vision_workspace: Workspace, store: Store) -> None:
+def test_a_head_is_what_its_rows_say(vision_workspace: Workspace, reader: WorkspaceReader) -> None:
     run = vision_workspace.latest("vit")
     assert run is not None
     table = vision_workspace.read_table(run, "importance").to_pandas()
-    found = clean(vit_head.data(store, {"layer": "2", "head": "3", "measure": "mean_per_position:js"}))
+    found = clean(vit_head.data(reader, {"layer": "2", "head": "3", "measure": "mean_per_position:js"}))
     mine = table[(table.layer == 2) & (table["head"] == 3)]
     assert len(found["importance"]) == len(mine)
     for row in found["importance"]:
@@ -114,21 +114,21 @@ def test_a_head_is_what_its_rows_say(vision_workspace: Workspace, store: Store) 
     assert [r["value"] for r in found["by_class"]] == pytest.approx(wanted.value.tolist())
     assert sum(r["share"] for r in found["patterns"]["shares"]) == pytest.approx(1)
     for params in ({}, {"layer": "9", "head": "1"}, {"layer": "x"}):
-        assert not vit_head.data(store, params)["found"]
+        assert not vit_head.data(reader, params)["found"]
 
 
 @pytest.mark.parametrize("color", ["cluster", "layer", "head", "importance", "nonsense"])
-def test_the_plane_in_every_colour(color: str, store: Store) -> None:
-    found = clean(vit.data(store, {"color": color, "heads": "1.1", "map": "3", "cluster": "99"}))
+def test_the_plane_in_every_colour(color: str, reader: WorkspaceReader) -> None:
+    found = clean(vit.data(reader, {"color": color, "heads": "1.1", "map": "3", "cluster": "99"}))
     drawn = json.dumps(vit.view(found, theme("light")), default=lambda component: component.to_plotly_json())
     assert "/picture/vit_patterns-" in drawn
     assert found["patterns"]["cluster"] is None
 
 
-def test_a_sample_under_every_head(store: Store, vision_workspace: Workspace, vit_mini: HookedModel) -> None:
+def test_a_sample_under_every_head(reader: WorkspaceReader, vision_workspace: Workspace, vit_mini: HookedModel) -> None:
     samples = load_images("embedded:glyphs", vit_mini.image_spec, n_images=24, seed=0)
-    found = _asked(store, image="4", row="2", column="5", prune="0.1,1.3", beside="7")
-    by_hand = look(vit_mini, samples.pixels[4])
+    found = _asked(reader, image="4", row="2", column="5", prune="0.1,1.3", beside="7")
+    by_hand = image_attention(vit_mini, samples.pixels[4])
     np.testing.assert_allclose(found["picture"]["maps"], by_hand.maps(2 * 8 + 5), atol=2e-5)
     with torch.no_grad():
         before = vit_mini(samples.pixels[[4, 7]]).softmax(-1)
@@ -154,11 +154,11 @@ def test_a_sample_under_every_head(store: Store, vision_workspace: Workspace, vi
     assert found["features_run"] is not None
     likeliest = int(before[0].argmax())
     for params, chosen in (({}, likeliest), ({"class": "3"}, 3)):
-        told = _asked(store, image="4", **params)
+        told = _asked(reader, image="4", **params)
         expected = class_relevance(vit_mini, samples.pixels[[4]], torch.tensor([chosen]))[0].reshape(8, 8)
         np.testing.assert_allclose(told["relevance"], expected, atol=1e-6)
         assert told["classes"][0]["class"] == likeliest
-    whole = _asked(store, image="4")
+    whole = _asked(reader, image="4")
     np.testing.assert_allclose(whole["picture"]["maps"], by_hand.maps(None), atol=2e-5)
     np.testing.assert_allclose(whole["picture"]["rollout"], by_hand.rollout, atol=2e-6)
 
@@ -174,25 +174,25 @@ def test_a_sample_under_every_head(store: Store, vision_workspace: Workspace, vi
     ],
     ids=["grey-narrow", "rgba", "palette", "16-bit", "50-megapixels"],
 )
-def test_uploads_of_every_kind(picture: Image.Image, store: Store, vit_mini: HookedModel) -> None:
+def test_uploads_of_every_kind(picture: Image.Image, reader: WorkspaceReader, vit_mini: HookedModel) -> None:
     content = _png(picture)
-    found = _asked(store, image=store.live.keep_upload(content))
+    found = _asked(reader, image=reader.jobs.keep_upload(content))
     assert found["picture"]["caption"] == "your picture"
     pixels = vit_mini.image_spec.normalise(to_array(content, vit_mini.image_spec)[None])[0]
-    np.testing.assert_allclose(found["picture"]["maps"], look(vit_mini, pixels).maps(None), atol=2e-5)
+    np.testing.assert_allclose(found["picture"]["maps"], image_attention(vit_mini, pixels).maps(None), atol=2e-5)
 
 
-def test_uploads_that_are_no_pictures_are_told_in_a_line(store: Store) -> None:
+def test_uploads_that_are_no_pictures_are_told_in_a_line(reader: WorkspaceReader) -> None:
     whole = _png(Image.effect_noise((64, 64), 50).convert("RGB"))
     for content in (b"not a picture", b"", whole[: len(whole) // 2], whole[:20]):
-        job = _asked(store, image=store.live.keep_upload(content))["job"]
+        job = _asked(reader, image=reader.jobs.keep_upload(content))["job"]
         assert job["state"] == "failed"
         assert "not an image that can be read" in job["error"]
         assert "\n" not in job["error"]
-    gone = _asked(store, image="refused")["job"]
+    gone = _asked(reader, image="refused")["job"]
     assert "drop it again" in gone["error"]
-    assert "there are 24" in _asked(store, image="77")["job"]["error"]
-    beside = _asked(store, image="1", beside="refused")
+    assert "there are 24" in _asked(reader, image="77")["job"]["error"]
+    beside = _asked(reader, image="1", beside="refused")
     assert beside["picture"] is not None
     assert beside["job"]["state"] == "failed"
 
@@ -224,8 +224,8 @@ def test_vits_of_every_shape(
     (tmp_path / "preprocessor_config.json").write_text(
         json.dumps({"size": size, "image_processor_type": "ViTImageProcessor"})
     )
-    store = Store(vision_workspace.path, {"tiny": str(tmp_path)})
-    found = _asked(store, model="tiny", image="1", row="2", column="3", prune="1.2,0.0")
+    reader = WorkspaceReader(vision_workspace.path, {"tiny": str(tmp_path)})
+    found = _asked(reader, model="tiny", image="1", row="2", column="3", prune="1.2,0.0")
     assert found["job"]["error"] == ""
     assert (tuple(found["picture"]["grid"]), found["picture"]["n_prefix"]) == (grid, prefix)
     assert np.array(found["picture"]["maps"]).shape == (2, 4, *grid)
@@ -235,20 +235,20 @@ def test_vits_of_every_shape(
     assert ("js" in found["effect"]) == bool(classes)
 
 
-def test_what_is_no_vision_model_is_said(store: Store) -> None:
+def test_what_is_no_vision_model_is_said(reader: WorkspaceReader) -> None:
     for name in ("gpt2-mini", "/etc", "no/such"):
-        found = image.data(store, {"model": name})
+        found = image.data(reader, {"model": name})
         assert found["model"] is None
         drawn = json.dumps(image.view(found, theme("light")), default=lambda component: component.to_plotly_json())
         assert "no vision model" in drawn
 
 
-def test_image_features_have_pictures(store: Store, vision_workspace: Workspace) -> None:
+def test_image_features_have_pictures(reader: WorkspaceReader, vision_workspace: Workspace) -> None:
     run = vision_workspace.latest("features")
     assert run is not None
     examples = vision_workspace.read_table(run, "examples").to_pandas()
     number = int(examples.feature.iloc[0])
-    found = clean(feature.data(store, {"id": str(number)}))
+    found = clean(feature.data(reader, {"id": str(number)}))
     assert found["grid"] == [8, 8]
     assert set(found["pictures"]) == {str(s) for s in examples[examples.feature == number].sequence}
     drawn = json.dumps(feature.view(found, theme("light")), default=lambda component: component.to_plotly_json())

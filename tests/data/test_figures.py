@@ -36,5 +36,5 @@ def test_no_result_makes_a_figure_or_a_scale_by_itself():
 
 
 def test_categories_are_distinct():
-    for look in (LIGHT, DARK):
-        assert len(set(look.categories)) == 8
+    for theme in (LIGHT, DARK):
+        assert len(set(theme.categories)) == 8

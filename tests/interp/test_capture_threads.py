@@ -27,7 +27,7 @@ def tokens(model: HookedModel) -> torch.Tensor:
 
 def test_parts_equal_the_whole(gpt2_mini: HookedModel, two_threads: None) -> None:
     x = tokens(gpt2_mini)
-    assert len(gpt2_mini._parts(x, ("blocks.0.attn.hook_z",), {})) == 3
+    assert len(gpt2_mini._chunks(x, ("blocks.0.attn.hook_z",), {})) == 3
     _, want = gpt2_mini.run_with_cache(x, Z)
     found = gpt2_mini.capture(x, Z)
     assert list(found) == list(want)
@@ -39,7 +39,7 @@ def test_parts_equal_the_whole(gpt2_mini: HookedModel, two_threads: None) -> Non
 
 
 def test_an_error_in_one_part_is_raised(gpt2_mini: HookedModel, two_threads: None) -> None:
-    weight = gpt2_mini.anatomy.embed.weight
+    weight = gpt2_mini.structure.embed.weight
     x = tokens(gpt2_mini)
     x[4, 3] = 7
     usual = weight[7].detach().clone()
@@ -58,11 +58,11 @@ def test_an_error_in_one_part_is_raised(gpt2_mini: HookedModel, two_threads: Non
 def test_whole_where_parts_would_be_unsafe(gpt2_mini: HookedModel, two_threads: None) -> None:
     x, z = tokens(gpt2_mini), ("blocks.0.attn.hook_z",)
     with gpt2_mini.hooks({"blocks.0.attn.hook_z": lambda t, name: None}):
-        assert len(gpt2_mini._parts(x, z, {})) == 1
-    assert len(gpt2_mini._parts(x, ("blocks.0.attn.hook_q",), {})) == 1
-    assert len(gpt2_mini._parts(x, z, {"attention_mask": torch.ones_like(x)})) == 1
-    assert len(gpt2_mini._parts(x[:2, :100], z, {})) == 1
+        assert len(gpt2_mini._chunks(x, z, {})) == 1
+    assert len(gpt2_mini._chunks(x, ("blocks.0.attn.hook_q",), {})) == 1
+    assert len(gpt2_mini._chunks(x, z, {"attention_mask": torch.ones_like(x)})) == 1
+    assert len(gpt2_mini._chunks(x[:2, :100], z, {})) == 1
     with torch.autocast("cpu", torch.bfloat16):
-        assert len(gpt2_mini._parts(x, z, {})) == 1
+        assert len(gpt2_mini._chunks(x, z, {})) == 1
     torch.set_num_threads(1)
-    assert len(gpt2_mini._parts(x, z, {})) == 1
+    assert len(gpt2_mini._chunks(x, z, {})) == 1

@@ -109,7 +109,7 @@ def image_calls(vit_mini: HookedModel, glyphs: Any) -> dict[str, Call]:
         SAEConfig(arch="topk", d_in=width, d_sae=32, k=2, hook_name=HOOK, n_heads=cfg.n_heads, d_head=cfg.d_head)
     )
     return {
-        "look": lambda m: vit.look(m, images.pixels[0]),
+        "image_attention": lambda m: vit.image_attention(m, images.pixels[0]),
         "feature_heat": lambda m: vit.feature_heat(m, sae, images.pixels[0], n_top=1),
         "vit": lambda m: vit.vit(m, images, vit.VitConfig(("importance",), ("zero",), n_bootstrap=10)),
         "vit_patterns": lambda m: vit.vit_patterns(

@@ -77,11 +77,11 @@ def test_steps_equal_autograd(arch: str, lazy: bool, clip: float | None) -> None
         x, dead_now = batch(i), dead if i >= 20 and arch != "jumprelu" else None
         terms = theirs.loss(x, StepContext(dead_F=dead_now))
         result = kernel.step(x, dead_now, aux_weight=0.5)
-        assert float(result.errors[-1]) == pytest.approx(float(terms.parts["mse"]), rel=1e-9)
-        assert float(result.aux_loss) == pytest.approx(float(terms.parts.get("auxk", 0.0)), rel=1e-7)
+        assert float(result.errors[-1]) == pytest.approx(float(terms.terms["mse"]), rel=1e-9)
+        assert float(result.aux_loss) == pytest.approx(float(terms.terms.get("auxk", 0.0)), rel=1e-7)
         assert torch.equal(result.fired, terms.fired_F)
-        if "nested" in terms.parts:
-            assert float(result.errors.mean()) == pytest.approx(float(terms.parts["nested"]), rel=1e-9)
+        if "nested" in terms.terms:
+            assert float(result.errors.mean()) == pytest.approx(float(terms.terms["nested"]), rel=1e-9)
         norm = autograd_step(theirs, terms.total, clip, adam)
         clipped += clip is not None and norm > clip
     assert clip is None or clipped > 5

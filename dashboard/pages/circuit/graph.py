@@ -13,7 +13,7 @@ from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.page import Data, Params
 from attlas.dashboard.pages.circuit.setup import Setup
 from attlas.dashboard.pages.circuit.view import here, step
-from attlas.dashboard.store import Store
+from attlas.dashboard.reader import WorkspaceReader
 from attlas.dashboard.theme import Theme
 
 THRESHOLDS = ("0.01", "0.02", "0.05", "0.1")
@@ -23,14 +23,14 @@ DEEPEST, WIDEST = 1400.0, 1500.0  # px of the drawing before it is fitted into i
 FRAMES = (460, 1000)  # least and most height of the frame, px
 
 
-def graph_data(store: Store, found: Data, setup: Setup, params: Params, ask: Callable[..., Any]) -> None:
+def graph_data(reader: WorkspaceReader, found: Data, setup: Setup, params: Params, ask: Callable[..., Any]) -> None:
     """Ask for the graph, and put it into the data as plain values."""
     threshold = params["threshold"] if params.get("threshold") in THRESHOLDS else DEFAULT_THRESHOLD
     of = step(found["trail"][-1]) if found["trail"] and params.get("of") == "feature" else None
     attention = params.get("keys") != "no"
     found |= {"threshold": threshold, "of": "feature" if of else "logits", "keys": "yes" if attention else "no"}
     title = f"trace of {found['trail'][-1]}" if of else "trace of the logit difference"
-    graph = ask(store, found, "graph", setup, (of, float(threshold), attention), title, job=True)
+    graph = ask(reader, found, "graph", setup, (of, float(threshold), attention), title, job=True)
     found["graph"] = None if graph is None else plain(graph)
 
 
@@ -49,7 +49,7 @@ def plain(graph: Any) -> dict[str, Any]:
     }
 
 
-def graph_view(data: Data, look: Theme) -> Any:
+def graph_view(data: Data, theme: Theme) -> Any:
     """Controls, the graph, the node in focus."""
     controls = [
         picker(
@@ -66,11 +66,11 @@ def graph_view(data: Data, look: Theme) -> Any:
         controls.insert(0, picker("of", "Trace", options, data["of"], "logits"))
     if data["graph"] is None:
         return card("Graph", controls=controls)
-    return draw(data, data["graph"], look, controls, "node", data["params"].get("node"))
+    return draw(data, data["graph"], theme, controls, "node", data["params"].get("node"))
 
 
 def draw(
-    data: Data, graph: dict[str, Any], look: Theme, controls: Any = None, pick: str = "", chosen: str | None = None
+    data: Data, graph: dict[str, Any], theme: Theme, controls: Any = None, pick: str = "", chosen: str | None = None
 ) -> html.Div:
     """A graph as a figure and as a table, beside the node in focus."""
     s = graph["summary"]
@@ -88,13 +88,13 @@ def draw(
     names = {"node": "node", "token": "token", "value": "value", "influence": "influence on the target"}
     parts = [
         *[html.P(f"Note: {w}.", className="note warning") for w in graph["warnings"]],
-        _picture(graph, look, pick, node["id"]),
+        _picture(graph, theme, pick, node["id"]),
         table(rows, names, summary="Nodes, the 40 largest"),
     ]
     return html.Div([card("Graph", *parts, note=note, controls=controls), _node(data, graph, node, pick)])
 
 
-def _picture(graph: dict[str, Any], look: Theme, pick: str, chosen: str) -> html.Div:
+def _picture(graph: dict[str, Any], theme: Theme, pick: str, chosen: str) -> html.Div:
     drawn = [n for n in graph["nodes"] if n["kind"] != "constant"]
     there = {n["id"] for n in drawn}
     scale = max((abs(e["influence"]) for e in graph["edges"]), default=1.0) or 1.0
@@ -140,7 +140,7 @@ def _picture(graph: dict[str, Any], look: Theme, pick: str, chosen: str) -> html
         if e["source"] in there
     ]
     height = int(min(FRAMES[1], max(FRAMES[0], 0.72 * row * depth)))
-    return network(nodes, edges, look, f"graph of {graph['target']}", pick=pick, chosen=chosen, height=height)
+    return network(nodes, edges, theme, f"graph of {graph['target']}", pick=pick, chosen=chosen, height=height)
 
 
 def _label(node: dict[str, Any]) -> str:

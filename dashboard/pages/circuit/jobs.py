@@ -16,7 +16,7 @@ from attlas.analyses.circuits.terms import LogitTarget, logit_terms
 from attlas.analyses.circuits.tracing import FeatureTarget, TraceConfig, direct_attribution, trace
 from attlas.dashboard.jobs import Job
 from attlas.dashboard.pages.circuit.setup import Setup
-from attlas.dashboard.store import Store
+from attlas.dashboard.reader import WorkspaceReader
 from attlas.errors import PromptError
 from attlas.saes import load_sae
 
@@ -32,13 +32,13 @@ CHIPS = 8  # features told of a layer at a token
 TERMS = 15  # terms told of a feature
 
 
-def frozen_pass(store: Store, setup: Setup) -> tuple[HookedModel, FrozenPass, list[str]]:
+def frozen_pass(reader: WorkspaceReader, setup: Setup) -> tuple[HookedModel, FrozenPass, list[str]]:
     """(model, pass, warnings); the last pass is kept, for the page asks of it many times."""
-    held: dict[str, Any] = store.live.kept("circuit pass", dict)
+    held: dict[str, Any] = reader.jobs.kept("circuit pass", dict)
     if held.get("key") == setup.key:
         return held["pass"]
-    model = store.live.model(setup.model)
-    saes = {sae.cfg.hook_name: sae for run in setup.saes for sae in (_sae(store, run),)}
+    model = reader.jobs.model(setup.model)
+    saes = {sae.cfg.hook_name: sae for run in setup.saes for sae in (_sae(reader, run),)}
     tokens = model.to_tokens(setup.text)
     if tokens.shape[1] > MAX_TOKENS:
         raise PromptError(f"the prompt has {tokens.shape[1]} tokens; this page takes at most {MAX_TOKENS}")
@@ -51,9 +51,9 @@ def frozen_pass(store: Store, setup: Setup) -> tuple[HookedModel, FrozenPass, li
     return held["pass"]
 
 
-def _sae(store: Store, run: str) -> SAE:
-    path = store.workspace.folder(next(r for r in store.runs("sae") if r.id == run))
-    return store.live.kept(("sae", str(path)), lambda: load_sae(str(path)))
+def _sae(reader: WorkspaceReader, run: str) -> SAE:
+    path = reader.workspace.folder(next(r for r in reader.runs("sae") if r.id == run))
+    return reader.jobs.kept(("sae", str(path)), lambda: load_sae(str(path)))
 
 
 def _target(frozen: FrozenPass, setup: Setup) -> LogitTarget:
@@ -63,9 +63,9 @@ def _target(frozen: FrozenPass, setup: Setup) -> LogitTarget:
     return LogitTarget((right,), (wrong,) if wrong >= 0 and wrong != right else ())
 
 
-def prompt(store: Store, setup: Setup, job: Job) -> dict[str, Any]:
+def prompt(reader: WorkspaceReader, setup: Setup, job: Job) -> dict[str, Any]:
     """Tokens, next tokens, and the strongest features of each layer at each token."""
-    model, frozen, notes = frozen_pass(store, setup)
+    model, frozen, notes = frozen_pass(reader, setup)
     target = _target(frozen, setup)
     difference = logit_terms(frozen, target).value
     shares = frozen.logits[-1].softmax(-1)
@@ -96,9 +96,9 @@ def _text(model: HookedModel, i: int) -> str:
     return model.to_str_tokens([i])[0] if model.tokenizer is not None else str(i)
 
 
-def feature(store: Store, setup: Setup, layer: int, index: int, position: int) -> dict[str, Any]:
+def feature(reader: WorkspaceReader, setup: Setup, layer: int, index: int, position: int) -> dict[str, Any]:
     """A feature's DFA over heads and sources, and the terms of the residual streams it is made of."""
-    model, frozen, _ = frozen_pass(store, setup)
+    model, frozen, _ = frozen_pass(reader, setup)
     dfa = direct_attribution(frozen, layer, index, position)
     config = TraceConfig(threshold=0, top_n=TERMS, depth=1)
     graph = trace(model, frozen.tokens, FeatureTarget(layer, index, position), config, frozen=frozen)
@@ -114,10 +114,10 @@ def feature(store: Store, setup: Setup, layer: int, index: int, position: int) -
 
 
 def score(
-    store: Store, setup: Setup, layer: int | None, head: int | None, dest: int | None, src: int | None
+    reader: WorkspaceReader, setup: Setup, layer: int | None, head: int | None, dest: int | None, src: int | None
 ) -> dict[str, Any]:
     """A head's pattern, and one of its scores in pairs of terms; by default where it looks most from the last token."""
-    model, frozen, _ = frozen_pass(store, setup)
+    model, frozen, _ = frozen_pass(reader, setup)
     layer = model.cfg.n_layers - 1 if layer is None else layer
     head, dest = head or 0, frozen.n_positions - 1 if dest is None else dest
     config = QKConfig(layer, head, dest, 0)
@@ -146,10 +146,10 @@ def score(
 
 
 def graph(
-    store: Store, setup: Setup, of: tuple[int, int, int] | None, threshold: float, attention: bool, job: Job
+    reader: WorkspaceReader, setup: Setup, of: tuple[int, int, int] | None, threshold: float, attention: bool, job: Job
 ) -> CircuitGraph:
     """The trace of the logit difference, or of a feature (layer, index, position)."""
-    model, frozen, _ = frozen_pass(store, setup)
+    model, frozen, _ = frozen_pass(reader, setup)
     target = FeatureTarget(*of) if of is not None else _target(frozen, setup)
     config = TraceConfig(threshold=threshold, top_n=10, max_nodes=120)
     with warnings.catch_warnings():
@@ -158,9 +158,9 @@ def graph(
     return explain_attention(frozen, found) if attention else found
 
 
-def ablation(store: Store, setup: Setup, ids: tuple[str, ...]) -> dict[str, Any]:
+def ablation(reader: WorkspaceReader, setup: Setup, ids: tuple[str, ...]) -> dict[str, Any]:
     """The logit difference and the likeliest tokens without some parts."""
-    model, frozen, _ = frozen_pass(store, setup)
+    model, frozen, _ = frozen_pass(reader, setup)
     result = ablate(frozen, [parse_part(id) for id in ids], _target(frozen, setup))
     rows = [{"token": _text(model, row["id"]), **row} for row in result.tokens()]
     return {**result.summary(), "tokens": rows}

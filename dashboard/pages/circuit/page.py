@@ -18,7 +18,7 @@ from attlas.dashboard.pages.circuit.parts import ablation_view, attention_view
 from attlas.dashboard.pages.circuit.saved import saved_data, saved_view
 from attlas.dashboard.pages.circuit.setup import Setup
 from attlas.dashboard.pages.circuit.view import feature_view, prompt_view, step, tabs
-from attlas.dashboard.store import Store
+from attlas.dashboard.reader import WorkspaceReader
 from attlas.dashboard.theme import Theme
 from attlas.data.models_catalog import catalog
 
@@ -29,12 +29,12 @@ SECONDS = 90.0
 KEPT = "model lm text right wrong view trail at layer head dest src of threshold keys node ablate run".split()  # noqa: SIM905
 
 
-def data(store: Store, params: Params) -> Data:
+def data(reader: WorkspaceReader, params: Params) -> Data:
     """The prompt, one view of it, and what is taken out; each a piece of live work."""
-    names = _models(store)
+    names = _models(reader)
     name = params["lm"] if params.get("lm") in names else _default(params, names)
     text = params.get("text", DEFAULT)
-    choices = _autoencoders(store, name)
+    choices = _autoencoders(reader, name)
     chosen = {layer: _chosen(params, layer, runs) for layer, runs in choices.items()}
     runs = tuple(run for run in chosen.values() if run)
     right, wrong = integer(params, "right"), integer(params, "wrong")
@@ -53,40 +53,42 @@ def data(store: Store, params: Params) -> Data:
         "saes": {str(layer): run for layer, run in chosen.items()},
         "trail": [id for id in params.get("trail", "").split(">") if step(id)],
         "ablated": list(dict.fromkeys(id for id in params.get("ablate", "").split(",") if id)),
-        "told": _told(store),
+        "told": _told(reader),
         "jobs": {},
     }
-    _ask(store, found, "prompt", setup, (right, wrong), f"{name} reads the prompt", job=True)
+    _ask(reader, found, "prompt", setup, (right, wrong), f"{name} reads the prompt", job=True)
     if view == "features" and found["trail"]:
         focus = step(found["trail"][-1])
-        _ask(store, found, "feature", setup, focus, f"attribution of feature {found['trail'][-1]}")
+        _ask(reader, found, "feature", setup, focus, f"attribution of feature {found['trail'][-1]}")
     elif view == "attention":
         place = tuple(_whole(params, k) for k in ("layer", "head", "dest", "src"))
-        _ask(store, found, "score", setup, place, "an attention score in pairs of terms")
+        _ask(reader, found, "score", setup, place, "an attention score in pairs of terms")
     elif view == "graph":
-        graph_data(store, found, setup, params, _ask)
+        graph_data(reader, found, setup, params, _ask)
     elif view == "saved":
-        found["saved"] = saved_data(store, params)
+        found["saved"] = saved_data(reader, params)
     if found["ablated"]:
         ids = tuple(found["ablated"])
-        _ask(store, found, "ablation", setup, (ids,), f"{name} without {', '.join(ids)}")
+        _ask(reader, found, "ablation", setup, (ids,), f"{name} without {', '.join(ids)}")
     waiting = [job for job in found["jobs"].values() if job["state"] in ("queued", "running")]
     found["job"] = waiting[0] if waiting else None
     found["live"] = min(found.pop("polls"), default=False) if waiting else False
     return found
 
 
-def _ask(store: Store, found: Data, name: str, setup: Setup, more: Any, title: str, job: bool = False) -> Any:
-    """Queue the function `name` of `jobs` with (store, setup, *more); its result and state go into the data."""
+def _ask(
+    reader: WorkspaceReader, found: Data, name: str, setup: Setup, more: Any, title: str, job: bool = False
+) -> Any:
+    """Queue the function `name` of `jobs` with (reader, setup, *more); its result and state go into the data."""
     given = () if name == "prompt" else tuple(more or ())
 
     def work(running: Job) -> Any:
         from attlas.dashboard.pages.circuit import jobs
 
-        return getattr(jobs, name)(store, setup, *given, **({"job": running} if job else {}))
+        return getattr(jobs, name)(reader, setup, *given, **({"job": running} if job else {}))
 
-    piece = store.live.job(
-        ("circuit", name, setup, more, str(store.path)),
+    piece = reader.jobs.job(
+        ("circuit", name, setup, more, str(reader.path)),
         title,
         work,
         seconds=SECONDS,
@@ -99,31 +101,31 @@ def _ask(store: Store, found: Data, name: str, setup: Setup, more: Any, title: s
     return piece.result
 
 
-def _models(store: Store) -> list[str]:
+def _models(reader: WorkspaceReader) -> list[str]:
     """Language models at hand: embedded, fetched, and named to the server."""
     cards = catalog()
-    return [*(c.name for c in cards if c.present and c.family != "vit"), *store.live.named]
+    return [*(c.name for c in cards if c.present and c.family != "vit"), *reader.jobs.named]
 
 
 def _default(params: Params, names: list[str]) -> str:
     return params["model"] if params.get("model") in names else names[0]
 
 
-def _autoencoders(store: Store, model: str) -> dict[int, list[str]]:
+def _autoencoders(reader: WorkspaceReader, model: str) -> dict[int, list[str]]:
     """Layer → ids of the runs of autoencoders on its attention output, the newest first."""
     from attlas.analyses.circuits.frozen import ATTENTION_HOOKS
 
     found: dict[int, list[str]] = {}
-    for run in store.runs("sae", model):
+    for run in reader.runs("sae", model):
         parts = str(run.summary.get("hook", "")).split(".")
         if run.summary.get("hook", "").endswith(ATTENTION_HOOKS) and len(parts) > 1 and parts[1].isdigit():
             found.setdefault(int(parts[1]), []).append(run.id)
     return dict(sorted(found.items()))
 
 
-def _told(store: Store) -> dict[str, str]:
+def _told(reader: WorkspaceReader) -> dict[str, str]:
     """Run of an autoencoder → the newest run that interprets its features."""
-    return {parent: run.id for run in reversed(store.runs("features")) for parent in run.parents}
+    return {parent: run.id for run in reversed(reader.runs("features")) for parent in run.parents}
 
 
 def _chosen(params: Params, layer: int, runs: list[str]) -> str:
@@ -137,7 +139,7 @@ def _whole(params: Params, name: str) -> int | None:
     return value if value is not None and 0 <= value < 10**6 else None
 
 
-def view(data: Data, look: Theme) -> Any:
+def view(data: Data, theme: Theme) -> Any:
     """The prompt and its features, then the chosen view."""
     lead = "What made a model say what it says: features, heads and tokens, traced back with patterns and norms frozen."
     other = data["asked_for"] if data["asked_for"] and data["asked_for"] != data["lm"] else None
@@ -150,12 +152,12 @@ def view(data: Data, look: Theme) -> Any:
     return html.Div(
         [
             heading("Circuit", lead),
-            prompt_view(data, look, f"{other} is not shown here: it predicts no next token." if other else ""),
+            prompt_view(data, theme, f"{other} is not shown here: it predicts no next token." if other else ""),
             *[job_panel(job) for job in data["jobs"].values()],
             _nothing(data),
             ablation_view(data),
             tabs(data, VIEWS),
-            shown[data["view"]](data, look),
+            shown[data["view"]](data, theme),
         ]
     )
 

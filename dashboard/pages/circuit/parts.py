@@ -14,7 +14,7 @@ from attlas.dashboard.pages.circuit.view import here, over_tokens, step
 from attlas.dashboard.theme import Theme, style
 
 
-def attention_view(data: Data, look: Theme) -> Any:
+def attention_view(data: Data, theme: Theme) -> Any:
     """A head's pattern, and the score of the chosen cell in pairs of terms."""
     found, prompt = data["score"], data["prompt"]
     if found is None or prompt is None:
@@ -26,7 +26,7 @@ def attention_view(data: Data, look: Theme) -> Any:
         picker("layer", "Layer", [(str(i), f"Layer {i}") for i in range(last + 1)], str(layer), str(last)),
         picker("head", "Head", [(str(i), f"Head {i}") for i in range(prompt["n_heads"])], str(head), "0"),
     ]
-    pattern = _pattern(found["pattern"], tokens, look)
+    pattern = _pattern(found["pattern"], tokens, theme)
     cell = f"{dest} “{visible(tokens[dest])}” → {src} “{visible(tokens[src])}”"
     numbers = metric_cards(
         [
@@ -54,7 +54,7 @@ def attention_view(data: Data, look: Theme) -> Any:
                 card(
                     f"Head {layer}.{head}",
                     pattern,
-                    pairs_map(found["pairs"], look),
+                    pairs_map(found["pairs"], theme),
                     controls=controls,
                     note="Attention from destination (down) to source (across). A click on a cell explains its score.",
                 ),
@@ -80,22 +80,22 @@ def _linked(data: Data, id: str) -> Any:
     return dcc.Link(id, href=here(data, view="features", trail=trail, at=None))
 
 
-def _pattern(rows: list[dict[str, Any]], tokens: list[str], look: Theme) -> Any:
+def _pattern(rows: list[dict[str, Any]], tokens: list[str], theme: Theme) -> Any:
     n = len(tokens)
     cells = {(r["dest"], r["src"]): r["attention"] for r in rows}
     trace = go.Heatmap(
         z=[[cells.get((d, s)) for s in range(n)] for d in range(n)],
         y=list(range(n)),
-        colorscale=look.scale(),
+        colorscale=theme.scale(),
         hovertemplate="%{y} → %{x}<br>attention <b>%{z:.3g}</b><extra></extra>",
     )
-    figure = over_tokens(trace, tokens, look, max(260, min(760, 130 + 22 * n)))
+    figure = over_tokens(trace, tokens, theme, max(260, min(760, 130 + 22 * n)))
     ticks = {"tickvals": list(range(n)), "ticktext": [visible(t) for t in tokens]}
     figure.update_yaxes(**ticks, type="linear", autorange="reversed", zeroline=False)
     return graph(figure, "attention from each token to each token", pick="src,dest")
 
 
-def pairs_map(rows: list[dict[str, Any]], look: Theme, n: int = 9) -> Any:
+def pairs_map(rows: list[dict[str, Any]], theme: Theme, n: int = 9) -> Any:
     """The listed pairs of the n largest terms of each end as a heatmap; pairs that are not listed stay empty."""
     rows = [r for r in rows if r["dest"] != "remainder"]
     ends: dict[str, list[str]] = {}
@@ -112,11 +112,11 @@ def pairs_map(rows: list[dict[str, Any]], look: Theme, n: int = 9) -> Any:
         xgap=2,
         ygap=2,
         zmid=0,
-        colorscale=look.scale(True),
-        colorbar={"thickness": 8, "outlinewidth": 0, "tickfont": {"color": look.muted, "size": 11}},
+        colorscale=theme.scale(True),
+        colorbar={"thickness": 8, "outlinewidth": 0, "tickfont": {"color": theme.muted, "size": 11}},
         hovertemplate="%{y} with %{x}<br><b>%{z:.3g}</b> of the score<extra></extra>",
     )
-    figure = style(go.Figure(trace), look, 130 + 26 * len(ends["dest"]), margin={"l": 90, "r": 8, "t": 8, "b": 80})
+    figure = style(go.Figure(trace), theme, 130 + 26 * len(ends["dest"]), margin={"l": 90, "r": 8, "t": 8, "b": 80})
     figure.update_xaxes(title_text="source", tickangle=-50, showgrid=False)
     figure.update_yaxes(title_text="destination", autorange="reversed", showgrid=False)
     return graph(figure, "parts of the score by pair of terms")

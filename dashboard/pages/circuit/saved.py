@@ -13,7 +13,7 @@ from attlas.dashboard.page import Data, Params
 from attlas.dashboard.pages.circuit.graph import draw, plain
 from attlas.dashboard.pages.circuit.parts import pairs_map
 from attlas.dashboard.pages.circuit.view import here, over_tokens
-from attlas.dashboard.store import Row, Store
+from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
 from attlas.data.workspace import Run
 
@@ -27,11 +27,11 @@ KINDS = {
 MOST_RUNS = 40
 
 
-def saved_data(store: Store, params: Params) -> Data:
+def saved_data(reader: WorkspaceReader, params: Params) -> Data:
     """The list of runs, and the tables of the one in the URL (else the newest)."""
     model = params.get("model")
-    runs = [run for run in store.runs(model=model) if run.kind in KINDS]
-    run = next((r for r in store.runs() if r.id == params.get("run") and r.kind in KINDS), runs[0] if runs else None)
+    runs = [run for run in reader.runs(model=model) if run.kind in KINDS]
+    run = next((r for r in reader.runs() if r.id == params.get("run") and r.kind in KINDS), runs[0] if runs else None)
     listed = [
         {
             "run": r.id,
@@ -51,9 +51,9 @@ def saved_data(store: Store, params: Params) -> Data:
     if run is None:
         return found
     found |= {"model": run.model.name, "summary": run.summary, "config": run.config}
-    found["tables"] = {name: store.rows(run, name) for name in run.tables}
+    found["tables"] = {name: reader.rows(run, name) for name in run.tables}
     if run.kind == "circuit":
-        found["graph"] = _graph(store, run)
+        found["graph"] = _graph(reader, run)
     return found
 
 
@@ -61,16 +61,16 @@ def _settings(config: dict[str, Any]) -> str:
     return ", ".join(f"{k} {v}" for k, v in config.items() if isinstance(v, (str, int, float)) and k != "seed")
 
 
-def _graph(store: Store, run: Run) -> dict[str, Any] | None:
+def _graph(reader: WorkspaceReader, run: Run) -> dict[str, Any] | None:
     from attlas.analyses.circuits.graph import load_json
 
     name = "graph/graph.json"
-    if name not in run.files and not (store.workspace.folder(run) / name).is_file():
+    if name not in run.files and not (reader.workspace.folder(run) / name).is_file():
         return None
-    return plain(load_json(store.workspace.file(run, name)))
+    return plain(load_json(reader.workspace.file(run, name)))
 
 
-def saved_view(data: Data, look: Theme) -> Any:
+def saved_view(data: Data, theme: Theme) -> Any:
     """The chosen run, and all others."""
     saved = data["saved"]
     if saved["run"] is None:
@@ -82,7 +82,7 @@ def saved_view(data: Data, look: Theme) -> Any:
         "qk": _qk,
         "faithfulness": _faithfulness,
     }
-    return html.Div([drawn[saved["kind"]](data, look), _list(data)])
+    return html.Div([drawn[saved["kind"]](data, theme), _list(data)])
 
 
 def _list(data: Data) -> Any:
@@ -99,7 +99,7 @@ def _list(data: Data) -> Any:
     )
 
 
-def _patching(data: Data, look: Theme) -> Any:
+def _patching(data: Data, theme: Theme) -> Any:
     saved = data["saved"]
     rows: list[Row] = saved["tables"]["patching"]
     config, s = saved["config"], saved["summary"]
@@ -107,12 +107,12 @@ def _patching(data: Data, look: Theme) -> Any:
     unit = s.get("unit", "")
     tokens = s.get("tokens") or []
     if by == "position" and tokens:
-        figure = graph(_by_position(rows, tokens, unit, look), "effect by layer and position")
+        figure = graph(_by_position(rows, tokens, unit, theme), "effect by layer and position")
     elif by in ("head", "position"):
-        figure = heatmap(rows, "effect", look, x=by, unit=unit, signed=True)
+        figure = heatmap(rows, "effect", theme, x=by, unit=unit, signed=True)
     else:
         named = [{**r, "place": _place(r, by)} for r in rows]
-        figure = bars(named, "place", "effect", look, x_title="place", y_title=f"effect, {unit}")
+        figure = bars(named, "place", "effect", theme, x_title="place", y_title=f"effect, {unit}")
     names = {k: k for k in ("hook", "head", "position", "feature", "effect", "low", "high", "estimate")}
     numbers = metric_cards(
         [
@@ -136,17 +136,17 @@ def _patching(data: Data, look: Theme) -> Any:
     )
 
 
-def _by_position(rows: list[Row], tokens: list[str], unit: str, look: Theme) -> go.Figure:
+def _by_position(rows: list[Row], tokens: list[str], unit: str, theme: Theme) -> go.Figure:
     layers = sorted({r["layer"] for r in rows})
     cells = {(r["layer"], r["position"]): r["effect"] for r in rows}
     trace = go.Heatmap(
         z=[[cells.get((layer, i)) for i in range(len(tokens))] for layer in layers],
         y=[f"layer {layer}" for layer in layers],
         zmid=0,
-        colorscale=look.scale(True),
+        colorscale=theme.scale(True),
         hovertemplate=f"%{{y}}, %{{x}}<br><b>%{{z:.3g}}</b> {unit}<extra></extra>",
     )
-    return over_tokens(trace, tokens, look, 120 + 30 * len(layers))
+    return over_tokens(trace, tokens, theme, 120 + 30 * len(layers))
 
 
 def _place(row: Row, by: str) -> str:
@@ -155,20 +155,20 @@ def _place(row: Row, by: str) -> str:
     return f"{row['layer']}/" + ("error" if row["feature"] == -2 else str(row["feature"]))
 
 
-def _dla(data: Data, look: Theme) -> Any:
+def _dla(data: Data, theme: Theme) -> Any:
     saved = data["saved"]
     rows: list[Row] = saved["tables"]["dla"]
     lens: list[Row] = saved["tables"].get("logit_lens", [])
     heads = [r for r in rows if r["kind"] == "head"]
     ordered = sorted(rows, key=lambda r: -abs(r["contribution"]))
-    first = heatmap(heads, "contribution", look, unit="logits", signed=True) if heads else None
+    first = heatmap(heads, "contribution", theme, unit="logits", signed=True) if heads else None
     names = {"name": "part", "contribution": "logits", "low": "low", "high": "high"}
     if rows and "right" in rows[0]:  # older runs have the difference alone
         names |= {"right": "on right", "wrong": "on wrong", "looks_at": "looks at", "label": "label"}
     parts = card(
         "What each part adds",
         first,
-        bars(ordered[:15], "name", "contribution", look, x_title="part", y_title="logits"),
+        bars(ordered[:15], "name", "contribution", theme, x_title="part", y_title="logits"),
         table(ordered, names, summary="The numbers, with 95 % intervals"),
         note=f"Parts of the logit difference, the final norm frozen; {saved['model']}, run {saved['run']}.",
     )
@@ -178,21 +178,21 @@ def _dla(data: Data, look: Theme) -> Any:
     series = {"logit difference": ([r["layer"] for r in lens], [r["value"] for r in lens])}
     read = card(
         "Logit lens",
-        curve(series, look, x_title="layers done", y_title="logits"),
+        curve(series, theme, x_title="layers done", y_title="logits"),
         table(lens, {k: k for k in ("layer", "value", "low", "high")}, summary="The numbers, with 95 % intervals"),
         note="The same sum cut off after each layer, with the final run's scale.",
     )
     return columns(parts, read)
 
 
-def _trace(data: Data, look: Theme) -> Any:
+def _trace(data: Data, theme: Theme) -> Any:
     graph = data["saved"].get("graph")
     if graph is None:
         return card("Trace", html.P("The graph's file is gone from the run's folder.", className="note"))
-    return draw(data, graph, look, None, "node", data["params"].get("node"))
+    return draw(data, graph, theme, None, "node", data["params"].get("node"))
 
 
-def _qk(data: Data, look: Theme) -> Any:
+def _qk(data: Data, theme: Theme) -> Any:
     saved = data["saved"]
     rows: list[Row] = saved["tables"]["qk"]
     c, s = saved["config"], saved["summary"]
@@ -211,13 +211,13 @@ def _qk(data: Data, look: Theme) -> Any:
     return card(
         f"Head {c.get('layer')}.{c.get('head')}, {dest} → {src}",
         numbers,
-        pairs_map(rows, look),
+        pairs_map(rows, theme),
         table(rows[:40], names, summary="Pairs of terms, the 40 largest", open_=True),
         note=f"{saved['model']}, run {saved['run']}.",
     )
 
 
-def _faithfulness(data: Data, look: Theme) -> Any:
+def _faithfulness(data: Data, theme: Theme) -> Any:
     saved = data["saved"]
     rows = [r for r in saved["tables"]["faithfulness"] if r["recovered"] is not None]
     draws = {k: sorted(r["recovered"] for r in rows if r["kept"].startswith(k)) for k in ("random", "same places")}
@@ -235,7 +235,7 @@ def _faithfulness(data: Data, look: Theme) -> Any:
     )
     return card(
         "Faithfulness",
-        bars(rows, "kept", "recovered", look, x_title="units kept", y_title="share recovered"),
+        bars(rows, "kept", "recovered", theme, x_title="units kept", y_title="share recovered"),
         table(rows, names, summary="The numbers", open_=True),
         note=note,
     )

@@ -54,7 +54,7 @@ def tabs(data: Data, views: Mapping[str, str]) -> html.Nav:
 # -- the prompt -----------------------------------------------------------------------------------------------------
 
 
-def prompt_view(data: Data, look: Theme, remark: str) -> html.Section:
+def prompt_view(data: Data, theme: Theme, remark: str) -> html.Section:
     """The text, the model, its autoencoders, what it says next, and its tokens."""
     found = data["prompt"]
     controls = [picker("lm", "Model", [(n, n) for n in data["lms"]], data["lm"], data["default_lm"])]
@@ -111,15 +111,15 @@ def _next(data: Data) -> html.Div:
 # -- features -------------------------------------------------------------------------------------------------------
 
 
-def feature_view(data: Data, look: Theme) -> Any:
+def feature_view(data: Data, theme: Theme) -> Any:
     """Tokens with their features; below, the feature in focus."""
     found = data["prompt"]
     if found is None:
         return None
-    return html.Div([_tokens(data, look), _focus(data, look)])
+    return html.Div([_tokens(data, theme), _focus(data, theme)])
 
 
-def _tokens(data: Data, look: Theme) -> Any:
+def _tokens(data: Data, theme: Theme) -> Any:
     found = data["prompt"]
     n = len(found["tokens"])
     at = _at(data)
@@ -140,7 +140,7 @@ def _tokens(data: Data, look: Theme) -> Any:
     )
     parts: list[Any] = [html.P(items, className="tokens token-links"), *chips]
     if found["layers"]:
-        parts.append(_map(found, look))
+        parts.append(_map(found, theme))
     else:
         note = f"The {n} tokens. Features need autoencoders; heads are under Attention and Graph."
     return card("Tokens and their features", *parts, note=note)
@@ -174,7 +174,7 @@ def _chips(data: Data, layer: dict[str, Any], at: int) -> list[Any]:
     return links or [html.Span("none active", className="note")]
 
 
-def _map(found: dict[str, Any], look: Theme) -> Any:
+def _map(found: dict[str, Any], theme: Theme) -> Any:
     """The strongest feature of every layer at every token, as one figure (many components would be slow)."""
     tokens, layers = found["tokens"], found["layers"]
     best = [{r["position"]: r for r in reversed(layer["features"])} for layer in layers]
@@ -185,25 +185,25 @@ def _map(found: dict[str, Any], look: Theme) -> Any:
         texttemplate="%{text}" if len(tokens) <= 24 else None,
         textfont={"size": 10},
         y=[f"layer {layer['layer']}" for layer in layers],
-        colorscale=look.scale(),
+        colorscale=theme.scale(),
         hovertemplate="%{y}, token %{x}<br>feature %{text}: <b>%{z:.3g}</b><extra></extra>",
     )
-    figure = over_tokens(trace, tokens, look, 110 + 34 * len(layers))
+    figure = over_tokens(trace, tokens, theme, 110 + 34 * len(layers))
     return graph(figure, "strongest feature of each layer at each token", pick="at,,view=features")
 
 
-def over_tokens(trace: go.Heatmap, tokens: list[str], look: Theme, height: int) -> go.Figure:
+def over_tokens(trace: go.Heatmap, tokens: list[str], theme: Theme, height: int) -> go.Figure:
     """A heatmap whose columns are tokens, dressed; a click gives the token's position."""
     trace.update(x=list(range(len(tokens))), xgap=2, ygap=2)
-    trace.update(colorbar={"thickness": 8, "outlinewidth": 0, "tickfont": {"color": look.muted, "size": 11}})
-    figure = style(go.Figure(trace), look, height, margin={"l": 52, "r": 8, "t": 8, "b": 60})
+    trace.update(colorbar={"thickness": 8, "outlinewidth": 0, "tickfont": {"color": theme.muted, "size": 11}})
+    figure = style(go.Figure(trace), theme, height, margin={"l": 52, "r": 8, "t": 8, "b": 60})
     ticks = {"tickvals": list(range(len(tokens))), "ticktext": [visible(t) for t in tokens]}
     figure.update_xaxes(**ticks, tickangle=-50, showgrid=False, zeroline=False)
     figure.update_yaxes(type="category", showgrid=False)
     return figure
 
 
-def _focus(data: Data, look: Theme) -> Any:
+def _focus(data: Data, theme: Theme) -> Any:
     if not data["trail"]:
         return html.P("Choose a feature to see which tokens and heads it was made from.", className="note")
     trail, found = data["trail"], data["feature"]
@@ -228,7 +228,7 @@ def _focus(data: Data, look: Theme) -> Any:
     ablate = ",".join(dict.fromkeys([*data["ablated"], trail[-1]]))
     run = data["saes"].get(str(layer))
     buttons = [button_link("Take it out", here(data, ablate=ablate)), *_interpreted(data, run, index)]
-    both = columns(_dfa(data, look, layer, position), _terms(data))
+    both = columns(_dfa(data, theme, layer, position), _terms(data))
     return html.Div([path, numbers, html.Div(buttons, className="tags apart"), both])
 
 
@@ -237,7 +237,7 @@ def _interpreted(data: Data, run: str | None, index: int) -> list[Any]:
     return [button_link("What it means", link("/feature", run=told, id=index))] if told else []
 
 
-def _dfa(data: Data, look: Theme, layer: int, position: int) -> Any:
+def _dfa(data: Data, theme: Theme, layer: int, position: int) -> Any:
     tokens = data["prompt"]["tokens"]
     rows = data["feature"]["dfa"]
     heads, sources = sorted({r["head"] for r in rows}), sorted({r["source"] for r in rows})
@@ -245,11 +245,11 @@ def _dfa(data: Data, look: Theme, layer: int, position: int) -> Any:
     trace = go.Heatmap(
         z=[[cells[h, s] for s in sources] for h in heads],
         y=[str(h) for h in heads],
-        colorscale=look.scale(True),
+        colorscale=theme.scale(True),
         zmid=0,
         hovertemplate="head %{y}, source %{x}<br><b>%{z:.4g}</b><extra></extra>",
     )
-    figure = over_tokens(trace, tokens[: len(sources)], look, 110 + 30 * len(heads))
+    figure = over_tokens(trace, tokens[: len(sources)], theme, 110 + 30 * len(heads))
     figure.update_yaxes(title_text="head", autorange="reversed")
     pick = f"src,head,view=attention,layer={layer},dest={position}"
     named = [{**r, "token": visible(tokens[r["source"]])} for r in sorted(rows, key=lambda r: -abs(r["dfa"]))]

@@ -7,7 +7,7 @@ from typing import Any
 from dash import html
 
 from attlas.dashboard.components import card, short, table
-from attlas.dashboard.store import Row
+from attlas.dashboard.reader import Row
 
 FAMILIES = (
     ("induction", "induction", "on the token after an earlier copy of this one"),

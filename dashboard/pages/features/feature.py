@@ -24,7 +24,7 @@ from attlas.dashboard.components.maps import data_url, pixels_of
 from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.page import Data, Page, Params, integer, link
 from attlas.dashboard.pages.features.families_view import beside_null, families_card
-from attlas.dashboard.store import Row, Store
+from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
 from attlas.data.workspace import Run
 
@@ -42,20 +42,20 @@ _TOKEN_NOTE = (
 _PATCH_NOTE = "Warm where it fires: activation on each patch, on one scale for all."
 
 
-def data(store: Store, params: Params) -> Data:
+def data(reader: WorkspaceReader, params: Params) -> Data:
     """Everything the workspace holds about a feature."""
-    run = store.pick("features", params.get("run"), params.get("model"))
+    run = reader.pick("features", params.get("run"), params.get("model"))
     feature = integer(params, "id")
     base: Data = {"run": run.id if run else None, "feature": feature, "found": False, "model": params.get("model")}
     if run is None or feature is None:
         return base
-    rows = store.rows(run, "features", feature=feature)
+    rows = reader.rows(run, "features", feature=feature)
     if not rows:
         return base
-    before, after = store.beside(run, feature)
-    parent = next((r for r in store.runs("sae") if r.id in run.parents), None)
+    before, after = reader.beside(run, feature)
+    parent = next((r for r in reader.runs("sae") if r.id in run.parents), None)
     extra: dict[str, list[Row]] = {
-        name: store.rows(run, name, ("rank",), feature=feature)
+        name: reader.rows(run, name, ("rank",), feature=feature)
         for name in ("neighbours", "coactivation", "ngrams")
         if name in run.tables
     }
@@ -67,29 +67,29 @@ def data(store: Store, params: Params) -> Data:
         "before": before,
         "after": after,
         "n_tokens": run.summary.get("n_tokens"),
-        "heads": store.rows(run, "heads", ("head",), feature=feature),
-        "examples": store.rows(run, "examples", ("stratum", "rank"), feature=feature),
-        "histogram": store.rows(run, "histogram", ("bin_left",), feature=feature),
-        "logits": store.rows(run, "logits", ("rank",), feature=feature),
-        "has_output": bool(store.rows(run, "logits", limit=1)),
-        "tokens": store.rows(run, "feature_tokens", ("rank",), feature=feature),
+        "heads": reader.rows(run, "heads", ("head",), feature=feature),
+        "examples": reader.rows(run, "examples", ("stratum", "rank"), feature=feature),
+        "histogram": reader.rows(run, "histogram", ("bin_left",), feature=feature),
+        "logits": reader.rows(run, "logits", ("rank",), feature=feature),
+        "has_output": bool(reader.rows(run, "logits", limit=1)),
+        "tokens": reader.rows(run, "feature_tokens", ("rank",), feature=feature),
         "grid": run.summary.get("grid"),
-        "pictures": _pictures(store, run, feature),
+        "pictures": _pictures(reader, run, feature),
         **extra,
     }
 
 
-def _pictures(store: Store, run: Run, feature: int) -> dict[str, str]:
+def _pictures(reader: WorkspaceReader, run: Run, feature: int) -> dict[str, str]:
     """PNG of each image among the feature's examples, by its number; empty for text."""
-    arrays = store.arrays(run, "pictures")
+    arrays = reader.arrays(run, "pictures")
     if not arrays:
         return {}
-    wanted = {r["sequence"] for r in store.rows(run, "examples", feature=feature)}
+    wanted = {r["sequence"] for r in reader.rows(run, "examples", feature=feature)}
     place = {int(image): i for i, image in enumerate(arrays["images"])}
     return {str(n): data_url(arrays["thumbnails"][place[n]]) for n in sorted(wanted) if n in place}
 
 
-def view(data: Data, look: Theme) -> Any:
+def view(data: Data, theme: Theme) -> Any:
     """Headline numbers, heads and logits side by side, the examples below."""
     if not data["found"]:
         return html.Div([heading("Feature"), _absent(data)])
@@ -109,8 +109,8 @@ def view(data: Data, look: Theme) -> Any:
         [
             heading(f"Feature {data['feature']}", about, *extra),
             _numbers(row),
-            columns(_heads(data, look), _logits(data)),
-            columns(_activations(data, look), _tokens(data)),
+            columns(_heads(data, theme), _logits(data)),
+            columns(_activations(data, theme), _tokens(data)),
             families_card(row),
             _examples(data),
             *[_related(data, name) for name in ("neighbours", "coactivation", "ngrams") if data.get(name)],
@@ -149,13 +149,13 @@ def _family_note(row: Row) -> str:
     )
 
 
-def _heads(data: Data, look: Theme) -> Any:
+def _heads(data: Data, theme: Theme) -> Any:
     heads = data["heads"]
     if not heads:
         return card("Heads", html.P("This hook has no heads.", className="note"))
     top: dict[str, Any] = next((e for e in data["examples"] if e["stratum"] == "top"), {})
     parts = [
-        bars(heads, "head", "share", look, y_title="share of Σ ‖W_dec, head‖", height=210),
+        bars(heads, "head", "share", theme, y_title="share of Σ ‖W_dec, head‖", height=210),
         table(heads, {"head": "head", "share": "share"}, summary="The numbers"),
     ]
     for column, constant, name in (
@@ -168,7 +168,7 @@ def _heads(data: Data, look: Theme) -> Any:
             rows = [{"head": i, "dfa": value} for i, value in enumerate(values)]
             parts += [
                 html.P(f"On the strongest example: each head's part of the {name}{total}.", className="note"),
-                bars(rows, "head", "dfa", look, y_title="attribution", height=190),
+                bars(rows, "head", "dfa", theme, y_title="attribution", height=190),
             ]
     note = (
         "Head weight attribution: the norm of the decoder's slice of a head, as a share of the sum of all heads' norms."
@@ -220,7 +220,7 @@ def _logits(data: Data) -> Any:
     )
 
 
-def _activations(data: Data, look: Theme) -> Any:
+def _activations(data: Data, theme: Theme) -> Any:
     bins = data["histogram"]
     if not bins:
         return card("How strongly it fires", html.P("It never fired.", className="note"))
@@ -229,7 +229,7 @@ def _activations(data: Data, look: Theme) -> Any:
         rows,
         "bin",
         "count",
-        look,
+        theme,
         x_title="activation (bin's lower edge, doubling every two bins)",
         y_title="tokens",
         height=230,

@@ -8,7 +8,7 @@ from dash import dcc, html
 
 from attlas.dashboard.components import bars, card, columns, empty, heading, metric_cards, picker, short, table
 from attlas.dashboard.page import Data, Page, Params, integer, link
-from attlas.dashboard.store import Row, Store
+from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
 
 MOST_ROWS = 25
@@ -31,16 +31,16 @@ SHARES = {
 }
 
 
-def data(store: Store, params: Params) -> Data:
+def data(reader: WorkspaceReader, params: Params) -> Data:
     """Heads of the newest survey with the chosen head's features; the newest matching with the chosen kind of rows."""
-    run = store.pick("head_survey", params.get("run"), params.get("model"))
-    heads = store.rows(run, "head_survey", ("layer", "head"))
+    run = reader.pick("head_survey", params.get("run"), params.get("model"))
+    heads = reader.rows(run, "head_survey", ("layer", "head"))
     at = (integer(params, "layer"), integer(params, "head"))
     here = next((r for r in heads if (r["layer"], r["head"]) == at), heads[0] if heads else None)
     features: list[Row] = []
     if here is not None:
         where = {"layer": here["layer"], "head": here["head"]}
-        features = store.rows(run, "head_features", ("group", "rank"), **where)
+        features = reader.rows(run, "head_features", ("group", "rank"), **where)
     return {
         "model": run.model.name if run else params.get("model"),
         "run": run.id if run else None,
@@ -49,18 +49,18 @@ def data(store: Store, params: Params) -> Data:
         "layer": here["layer"] if here else None,
         "head": here["head"] if here else None,
         "features": features,
-        "features_run": _layer_features(store, run, here["layer"]) if run and here else None,
-        "matching": _matching(store, params),
+        "features_run": _layer_features(reader, run, here["layer"]) if run and here else None,
+        "matching": _matching(reader, params),
     }
 
 
-def _matching(store: Store, params: Params) -> Data | None:
-    run = store.pick("sae_matching", params.get("matching"), params.get("model"))
+def _matching(reader: WorkspaceReader, params: Params) -> Data | None:
+    run = reader.pick("sae_matching", params.get("matching"), params.get("model"))
     if run is None:
         return None
     asked = params.get("kind", "")
     kind = asked if asked in KINDS else "absorbed"
-    rows = store.rows(run, "sae_matches", ("feature",))
+    rows = reader.rows(run, "sae_matches", ("feature",))
     config = run.config or {}
     same = config.get("same_cosine", 0.7)
     chosen = {
@@ -74,13 +74,13 @@ def _matching(store: Store, params: Params) -> Data | None:
     first, second = (*run.parents, None, None)[:2]
     return {
         "run": run.id,
-        "runs": [{"id": r.id, "created": r.created} for r in store.runs("sae_matching", params.get("model"))],
+        "runs": [{"id": r.id, "created": r.created} for r in reader.runs("sae_matching", params.get("model"))],
         "kind": kind,
         "summary": run.summary,
         "counts": {name: len(found) for name, found in chosen.items()},
         "rows": chosen[kind][:MOST_ROWS],
         "saes": [first, second],
-        "features_runs": [_features_of(store, first), _features_of(store, second)],
+        "features_runs": [_features_of(reader, first), _features_of(reader, second)],
         "cosine": _counts([r["cosine"] for r in rows]),
         "control": _counts([r["control_cosine"] for r in rows]),
     }
@@ -94,27 +94,27 @@ def _counts(values: list[float]) -> list[int]:
     return found
 
 
-def _features_of(store: Store, sae: str | None) -> str | None:
+def _features_of(reader: WorkspaceReader, sae: str | None) -> str | None:
     """The newest features run of an autoencoder's run."""
-    return next((r.id for r in store.runs("features") if sae is not None and sae in r.parents), None)
+    return next((r.id for r in reader.runs("features") if sae is not None and sae in r.parents), None)
 
 
-def _layer_features(store: Store, run: Any, layer: int) -> str | None:
+def _layer_features(reader: WorkspaceReader, run: Any, layer: int) -> str | None:
     """The features run that describes the surveyed autoencoder of a layer."""
-    for sae in store.runs("sae"):
+    for sae in reader.runs("sae"):
         if sae.id in run.parents and str(sae.summary.get("hook", "")).startswith(f"blocks.{layer}."):
-            return _features_of(store, sae.id)
+            return _features_of(reader, sae.id)
     return None
 
 
-def view(data: Data, look: Theme) -> Any:
+def view(data: Data, theme: Theme) -> Any:
     """Heads with their control, one head's features in groups, then two autoencoders."""
     lead = (
         "Each head's top features, grouped by what they write and when they fire: is a head for one thing, or for many?"
     )
     parts: list[Any] = [heading("Survey", lead)]
     if data["heads"]:
-        parts += [_numbers(data), _groups(data, look), _one_head(data)]  # words need the whole width
+        parts += [_numbers(data), _groups(data, theme), _one_head(data)]  # words need the whole width
     else:
         parts.append(
             empty("No survey of heads yet", "Group what each head is for:", "attlas features survey --model gpt2-mini")
@@ -124,7 +124,7 @@ def view(data: Data, look: Theme) -> Any:
         why = "Train a second autoencoder on a hook, then compare:"
         parts.append(empty("No two autoencoders compared yet", why, "attlas features match --sae RUN --other RUN"))
     else:
-        parts.append(columns(_match_card(found, look), _match_table(found)))
+        parts.append(columns(_match_card(found, theme), _match_table(found)))
     return html.Div(parts)
 
 
@@ -144,7 +144,7 @@ def _numbers(data: Data) -> Any:
     )
 
 
-def _groups(data: Data, look: Theme) -> Any:
+def _groups(data: Data, theme: Theme) -> Any:
     rows = []
     for r in data["heads"]:
         name = {"name": f"{r['layer']}.{r['head']}"}
@@ -168,7 +168,7 @@ def _groups(data: Data, look: Theme) -> Any:
     }
     return card(
         "Groups of each head",
-        bars(rows, "name", "groups", look, group="of", x_title="layer.head", y_title="groups"),
+        bars(rows, "name", "groups", theme, group="of", x_title="layer.head", y_title="groups"),
         table(data["heads"], names, summary="The numbers"),
         note="One group: the head's top features belong together. Beside it random dictionaries of the same head norms and "
         "density (whiskers: 95 % of them): polysemantic is a head with more groups than those, coherent one with fewer.",
@@ -218,7 +218,7 @@ def _to_feature(run: str | None, feature: int) -> Any:
     return str(feature) if run is None else dcc.Link(str(feature), href=link("/feature", run=run, id=feature))
 
 
-def _match_card(found: Data, look: Theme) -> Any:
+def _match_card(found: Data, theme: Theme) -> Any:
     rows = [
         {"cosine": f"{i / 20:.2f}", "of": name, "features": n}
         for name, counts in (("best match", found["cosine"]), ("random directions", found["control"]))
@@ -230,7 +230,7 @@ def _match_card(found: Data, look: Theme) -> Any:
     switch = picker("matching", "", runs, found["run"], runs[0][0]) if len(runs) > 1 else None
     return card(
         "Two autoencoders",
-        bars(rows, "cosine", "features", look, group="of", x_title="decoder cosine, from", y_title="features"),
+        bars(rows, "cosine", "features", theme, group="of", x_title="decoder cosine, from", y_title="features"),
         html.P(
             f"{short(s.get('same'))} of the first's {s.get('n_active_features'):,} active features are the same in the "
             f"second, {short(s.get('split'))} split, {short(s.get('absorbed'))} absorbed.{_beyond(s)}",

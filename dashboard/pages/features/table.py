@@ -11,7 +11,7 @@ from dash import html
 from attlas.dashboard.components import card, empty, heading, histogram, metric_cards, picker
 from attlas.dashboard.components.grid import THEME
 from attlas.dashboard.page import Data, Page, Params, integer, number, param_id
-from attlas.dashboard.store import FeatureFilter, Store
+from attlas.dashboard.reader import FeatureFilter, WorkspaceReader
 from attlas.dashboard.theme import Theme
 from attlas.data.glossary import tooltip
 
@@ -70,49 +70,49 @@ def _order(params: Params) -> tuple[str, bool]:
     return sort.lstrip("-"), sort.startswith("-")
 
 
-def grid_rows(store: Store, params: Params, request: dict[str, Any]) -> dict[str, Any]:
+def grid_rows(reader: WorkspaceReader, params: Params, request: dict[str, Any]) -> dict[str, Any]:
     """Answer one block request of the grid."""
-    run = store.pick("features", params.get("run"), params.get("model"))
+    run = reader.pick("features", params.get("run"), params.get("model"))
     sort, descending = _order(params)
     if request.get("sortModel"):
         sort, descending = request["sortModel"][0]["colId"], request["sortModel"][0]["sort"] == "desc"
     start, end = int(request.get("startRow") or 0), int(request.get("endRow") or 100)
-    rows, total = store.features_page(run, chosen(params), sort, descending, start, end - start)
+    rows, total = reader.features_page(run, chosen(params), sort, descending, start, end - start)
     return {"rowData": rows, "rowCount": total}
 
 
-def data(store: Store, params: Params) -> Data:
+def data(reader: WorkspaceReader, params: Params) -> Data:
     """The newest (or the named) features run: choices for the filters, a first page, the density histogram."""
-    run = store.pick("features", params.get("run"), params.get("model"))
-    if run is None or store.table_file(run, "features") is None:
+    run = reader.pick("features", params.get("run"), params.get("model"))
+    if run is None or reader.table_file(run, "features") is None:
         return {"run": None, "model": params.get("model")}
     wanted = chosen(params)
     sort, descending = _order(params)
     offset = max(0, integer(params, "offset") or 0)
     limit = max(1, min(1000, integer(params, "limit") or 100))
-    rows, total = store.features_page(run, wanted, sort, descending, offset, limit)
-    parent = next((r for r in store.runs("sae") if r.id in run.parents), None)
+    rows, total = reader.features_page(run, wanted, sort, descending, offset, limit)
+    parent = next((r for r in reader.runs("sae") if r.id in run.parents), None)
     return {
         "run": run.id,
         "model": run.model.name,
         "hook": parent.summary.get("hook") if parent else None,
         "sae": parent.id if parent else None,
-        "runs": [{"id": r.id, "model": r.model.name, "created": r.created} for r in store.runs("features")],
+        "runs": [{"id": r.id, "model": r.model.name, "created": r.created} for r in reader.runs("features")],
         "n_tokens": run.summary.get("n_tokens"),
         "n_features": run.summary.get("n_features"),
         "dead_fraction": run.summary.get("dead_fraction"),
-        "families": store.choices(run, "family"),
-        "heads": store.choices(run, "top_head"),
+        "families": reader.choices(run, "family"),
+        "heads": reader.choices(run, "top_head"),
         "sort": ("-" if descending else "") + sort,
         "params": dict(params),
         "total": total,
         "rows": rows,
         "has_text": not rows or any(row.get("top_tokens") or row.get("promoted") for row in rows),
-        "density_histogram": store.density_histogram(run, wanted),
+        "density_histogram": reader.density_histogram(run, wanted),
     }
 
 
-def view(data: Data, look: Theme) -> Any:
+def view(data: Data, theme: Theme) -> Any:
     """Filters, the histogram, the table."""
     lead = "What each feature of a sparse autoencoder fires on, which head writes it, and what it promotes."
     if not data["run"]:
@@ -140,7 +140,7 @@ def view(data: Data, look: Theme) -> Any:
             ),
             card(
                 "How often they fire",
-                _densities(data, look),
+                _densities(data, theme),
                 note="Features by the share of tokens they are active on, log10; dead ones are left out.",
             ),
             html.Div(style={"height": "18px"}),
@@ -149,13 +149,12 @@ def view(data: Data, look: Theme) -> Any:
     )
 
 
-def _densities(data: Data, look: Theme) -> Any:
+def _densities(data: Data, theme: Theme) -> Any:
     bins = [b for b in data["density_histogram"] if b["bin"] is not None]
     if not bins:
-        return html.P("No live feature passes the filters.", className="note")
-    return histogram(
-        [b["bin"] for b in bins], 0.25, [b["count"] for b in bins], look, x_title="log10 density", y_title="features", log=False
-    )  # fmt: skip
+        return html.P("No feature passes the filters.", className="note")
+    left, counts = [b["bin"] for b in bins], [b["count"] for b in bins]
+    return histogram(left, 0.25, counts, theme, x_title="log10 density", y_title="features", log=False)
 
 
 def _filters(data: Data, params: Params) -> Any:

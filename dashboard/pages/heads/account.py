@@ -10,19 +10,19 @@ from dash import html
 from attlas.dashboard.components import card, graph, table
 from attlas.dashboard.page import Data
 from attlas.dashboard.pages.heads.sequences import gallery
-from attlas.dashboard.store import Row, Store
+from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme, style
 from attlas.data.workspace import Run
 
 _CONTROLS = {"share_shuffled": ("shuffled data", "x-thin-open"), "share_random": ("random weights", "circle-open")}
 
 
-def data(store: Store, run: Run | None, layer: int, head: int) -> list[Row]:
+def data(reader: WorkspaceReader, run: Run | None, layer: int, head: int) -> list[Row]:
     """The head's rules in the order they are tried."""
-    return store.rows(run, "head_account", layer=layer, head=head)
+    return reader.rows(run, "head_account", layer=layer, head=head)
 
 
-def account_card(data: Data, look: Theme) -> Any:
+def account_card(data: Data, theme: Theme) -> Any:
     """Bars by rule, with the sequences of most unexplained mass under them."""
     rows = data["account"]
     if not rows:
@@ -32,7 +32,7 @@ def account_card(data: Data, look: Theme) -> Any:
     names |= {"share_random": "random weights"}
     return card(
         "What its attention is spent on",
-        _bars(rows, look),
+        _bars(rows, theme),
         table(rows, names, summary="The numbers"),
         html.P(said, className="note"),
         gallery(data, "rest", limit=3),
@@ -42,10 +42,10 @@ def account_card(data: Data, look: Theme) -> Any:
     )
 
 
-def _bars(rows: list[Row], look: Theme) -> html.Div:
+def _bars(rows: list[Row], theme: Theme) -> html.Div:
     figure = go.Figure()
     rules = [row["rule"] for row in rows]
-    error = {"type": "data", "symmetric": False, "color": look.muted, "thickness": 1, "width": 3}
+    error = {"type": "data", "symmetric": False, "color": theme.muted, "thickness": 1, "width": 3}
     error["array"] = [_above(row["high"], row["share"]) for row in rows]
     error["arrayminus"] = [_above(row["share"], row["low"]) for row in rows]
     figure.add_bar(
@@ -54,7 +54,7 @@ def _bars(rows: list[Row], look: Theme) -> html.Div:
         orientation="h",
         name="this head",
         error_x=error,
-        marker_color=[look.accent] * (len(rows) - 1) + [look.second],
+        marker_color=[theme.accent] * (len(rows) - 1) + [theme.second],
         hovertemplate="%{y}<br><b>%{x:.4f}</b><extra></extra>",
     )
     for column, (name, symbol) in _CONTROLS.items():
@@ -64,10 +64,10 @@ def _bars(rows: list[Row], look: Theme) -> html.Div:
                 y=rules,
                 mode="markers",
                 name=name,
-                marker={"symbol": symbol, "size": 9, "color": look.ink, "line": {"width": 1.6, "color": look.ink}},
+                marker={"symbol": symbol, "size": 9, "color": theme.ink, "line": {"width": 1.6, "color": theme.ink}},
                 hovertemplate=f"%{{y}}, {name}<br><b>%{{x:.4f}}</b><extra></extra>",
             )
-    style(figure, look, 90 + 25 * len(rows), bargap=0.3)
+    style(figure, theme, 90 + 25 * len(rows), bargap=0.3)
     figure.update_xaxes(title_text="share of attention", rangemode="tozero")
     figure.update_yaxes(autorange="reversed", showgrid=False)
     return graph(figure, "what its attention is spent on, by rule")

@@ -11,12 +11,12 @@ from attlas.analyses.common.columns import Head
 from attlas.dashboard.components import bars, card, table
 from attlas.dashboard.page import Data, link, param_id
 from attlas.dashboard.pages.heads.numbers import Heads
-from attlas.dashboard.store import Row, Store
+from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
 from attlas.data.workspace import Run
 
 
-def data(store: Store, run: Run | None, heads: Heads, asked: list[Head]) -> Data | None:
+def data(reader: WorkspaceReader, run: Run | None, heads: Heads, asked: list[Head]) -> Data | None:
     """The account of each of two heads by rule, and their numbers, with differences; None unless two are asked for."""
     pair = [head for head in asked if head in heads.rows][:2]
     if len(pair) < 2:
@@ -27,7 +27,7 @@ def data(store: Store, run: Run | None, heads: Heads, asked: list[Head]) -> Data
         for n in heads.numbers.values()
         if not n.name.startswith("share: ")
     ]
-    accounts = [store.rows(run, "head_account", layer=layer, head=head) for layer, head in pair]
+    accounts = [reader.rows(run, "head_account", layer=layer, head=head) for layer, head in pair]
     by_rule = {row["rule"]: row for row in accounts[1]}
     account = [
         {
@@ -53,7 +53,7 @@ def _both(one: float | None, other: float | None) -> Row:
     }
 
 
-def view(data: Data, look: Theme) -> Any:
+def view(data: Data, theme: Theme) -> Any:
     """The choice of two heads, and what they have."""
     places = [f"{row['layer']}.{row['head']}" for row in data["rows"]]
     found = data["compare"]
@@ -85,7 +85,7 @@ def view(data: Data, look: Theme) -> Any:
     return card(
         f"{chosen[0]} beside {chosen[1]}",
         html.P(["Open ", links[0], " or ", links[1], "."], className="note"),
-        _account(found, chosen, look),
+        _account(found, chosen, theme),
         table(
             [{**row, "score": row["score"] + (f", {row['unit']}" if row["unit"] else "")} for row in found["scores"]],
             {"score": "number", "one": chosen[0], "other": chosen[1], "difference": "difference"},
@@ -97,7 +97,7 @@ def view(data: Data, look: Theme) -> Any:
     )
 
 
-def _account(found: Data, names: list[str], look: Theme) -> Any:
+def _account(found: Data, names: list[str], theme: Theme) -> Any:
     rows = found["account"]
     if not rows:
         return html.P("No account of them: it comes with attlas heads.", className="note")
@@ -115,7 +115,7 @@ def _account(found: Data, names: list[str], look: Theme) -> Any:
     columns = {"rule": "spent on", "one": names[0], "other": names[1], "difference": "difference"}
     return html.Div(
         [
-            bars(drawn, "rule", "share", look, group="head", x_title="spent on", y_title="share of attention"),
+            bars(drawn, "rule", "share", theme, group="head", x_title="spent on", y_title="share of attention"),
             table(rows, columns, summary="Shares", open_=True),
         ]
     )

@@ -12,7 +12,7 @@ from attlas.dashboard.components.grid import grid
 from attlas.dashboard.page import Data, Page, Params, link, parse_heads
 from attlas.dashboard.pages.heads import compare, finder_figures
 from attlas.dashboard.pages.heads.numbers import all_numbers
-from attlas.dashboard.store import Row, Store
+from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
 
 # What the axes show before one is chosen: the first of each that the workspace has.
@@ -27,17 +27,17 @@ _TOP = (5, 10, 20, 50)
 _KINDS = ("heads", "anatomy", "entropy", "head_effects", "vit")
 
 
-def data(store: Store, params: Params) -> Data:
+def data(reader: WorkspaceReader, params: Params) -> Data:
     """Every number of every head of a model, and what is chosen of them."""
-    run = store.pick("heads", params.get("run"), params.get("model"))
+    run = reader.pick("heads", params.get("run"), params.get("model"))
     model = params.get("model") or (run.model.name if run else None)
     if model is None:
-        newest = next((other for kind in _KINDS if (other := store.pick(kind))), None)
+        newest = next((other for kind in _KINDS if (other := reader.pick(kind))), None)
         model = newest.model.name if newest else None
     found: Data = {"run": run.id if run else None, "model": model, "rows": [], "summary": run.summary if run else {}}
     if model is None:
         return found
-    heads = all_numbers(store, model, run)
+    heads = all_numbers(reader, model, run)
     names = list(heads.numbers)
     rows = list(heads.rows.values())
     if not names:
@@ -56,9 +56,9 @@ def data(store: Store, params: Params) -> Data:
         "n": n,
         "top": [[row["layer"], row["head"]] for row in ranked[:n]],
         "lit": [list(head) for head in lit],
-        "compare": compare.data(store, run, heads, parse_heads(params.get("compare"))),
+        "compare": compare.data(reader, run, heads, parse_heads(params.get("compare"))),
         "compare_asked": params.get("compare", ""),
-        "vision": bool(run and "grid" in run.summary) or store.pick("vit", None, model) is not None,
+        "vision": bool(run and "grid" in run.summary) or reader.pick("vit", None, model) is not None,
     }
 
 
@@ -68,7 +68,7 @@ def _first(axis: str, names: list[str]) -> str:
     return next((name for name in _FIRST[axis] if name in names), names[0])
 
 
-def view(data: Data, look: Theme) -> Any:
+def view(data: Data, theme: Theme) -> Any:
     """Pickers and scatter beside the map, the first heads, the table, two heads."""
     if not data["rows"]:
         where = f" of {data['model']}" if data["model"] else ""
@@ -81,9 +81,9 @@ def view(data: Data, look: Theme) -> Any:
         [
             heading(f"Heads of {data['model']}", _LEAD),
             _summary(data),
-            columns(_scatter(data, titles, look), _map(data, titles, look)),
+            columns(_scatter(data, titles, theme), _map(data, titles, theme)),
             _top(data, titles),
-            compare.view(data, look),
+            compare.view(data, theme),
             _table(data, titles),
             None if data["run"] else _hint(data),
         ]
@@ -133,7 +133,7 @@ def _choose(data: Data, axis: str, label: str) -> Any:
     return picker(axis, label, [*extra, *options], data[axis], _first(axis, names))
 
 
-def _scatter(data: Data, titles: dict[str, str], look: Theme) -> Any:
+def _scatter(data: Data, titles: dict[str, str], theme: Theme) -> Any:
     axes = (("x", "Across"), ("y", "Up"), ("color", "Colour"), ("size", "Size"))
     units = {number["name"]: number["unit"] for number in data["numbers"]}
     meanings = {number["name"]: number["meaning"] for number in data["numbers"]}
@@ -146,7 +146,7 @@ def _scatter(data: Data, titles: dict[str, str], look: Theme) -> Any:
     return card(
         "All heads",
         html.Div([_choose(data, axis, label) for axis, label in axes], className="filters axes"),
-        finder_figures.scatter(data, names, look),
+        finder_figures.scatter(data, names, theme),
         html.Details([html.Summary("What these numbers are"), *told], className="table"),
         note="Ringed: the first by the number chosen below. Drag a box to light heads up.",
     )
@@ -158,10 +158,10 @@ def _axis(titles: dict[str, str], units: dict[str, str], name: str) -> str:
     return f"{titles[name]}, {units[name]}" if units[name] else titles[name]
 
 
-def _map(data: Data, titles: dict[str, str], look: Theme) -> Any:
+def _map(data: Data, titles: dict[str, str], theme: Theme) -> Any:
     return card(
         "By layer",
-        finder_figures.layer_map(data, titles[data["metric"]], look),
+        finder_figures.layer_map(data, titles[data["metric"]], theme),
         note=f"{titles[data['metric']]}; outlined: the first {len(data['top'])}, and those lit up.",
         controls=picker(
             "metric", "Number", _options(data), data["metric"], _first("metric", [n for n, _ in _options(data)])

@@ -26,12 +26,12 @@ from attlas.dashboard.page import Data, Page, Params, integer, link
 from attlas.dashboard.pages.heads import account, sequences
 from attlas.dashboard.pages.heads.metrics import head_rows, named
 from attlas.dashboard.pages.heads.numbers import with_atlas
-from attlas.dashboard.store import Row, Store
+from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
 
 MOST_TOKENS = 96
 EXAMPLES = {
-    "names": "When Mary and John went to the store, John gave a drink to Mary. Then Mary and John went home.",
+    "names": "When Mary and John went to the reader, John gave a drink to Mary. Then Mary and John went home.",
     "repeat": "one seven blue harbour nine copper lantern, and again: one seven blue harbour nine copper lantern",
     "prose": "The old bridge over the river had been closed since the flood, and nobody in the town could say when it "
     "would open again.",
@@ -39,18 +39,18 @@ EXAMPLES = {
 _SCORES = ("induction", "previous_token", "duplicate_token")
 
 
-def data(store: Store, params: Params) -> Data:
+def data(reader: WorkspaceReader, params: Params) -> Data:
     """The rows of one head, and the work that draws its map."""
     model = params.get("model")
-    entropy, anatomy = (store.pick(kind, params.get("run"), model) for kind in ("entropy", "anatomy"))
-    atlas = store.pick("heads", params.get("run"), model)
+    entropy, anatomy = (reader.pick(kind, params.get("run"), model) for kind in ("entropy", "anatomy"))
+    atlas = reader.pick("heads", params.get("run"), model)
     newest = entropy or anatomy or atlas
     model = model or (newest.model.name if newest else None)
     if anatomy and anatomy.model.name != model:
-        anatomy = store.pick("anatomy", None, model)
+        anatomy = reader.pick("anatomy", None, model)
     if atlas and atlas.model.name != model:
-        atlas = store.pick("heads", None, model)
-    heads, metrics = with_atlas(store, atlas, *head_rows(store, entropy, anatomy))
+        atlas = reader.pick("heads", None, model)
+    heads, metrics = with_atlas(reader, atlas, *head_rows(reader, entropy, anatomy))
     places = [(row["layer"], row["head"]) for row in heads]
     layer, head = integer(params, "layer"), integer(params, "head")
     place = (layer or 0, head or 0)
@@ -66,7 +66,7 @@ def data(store: Store, params: Params) -> Data:
         "numbers": shown,
         "metrics": metrics,
         "beside": [row for row in heads if row["layer"] == place[0]],
-        "vision": bool(store.pick("vit", None, model)) if model else False,
+        "vision": bool(reader.pick("vit", None, model)) if model else False,
     }
     if shown is None:
         return found
@@ -74,31 +74,31 @@ def data(store: Store, params: Params) -> Data:
     by = params.get("by", "")
     found["by"] = by if by in sequences.BY else "weight"
     found["grid"] = atlas.summary.get("grid") if atlas else None
-    found["account"] = account.data(store, atlas, *place)
-    found |= sequences.top_tokens(store, atlas, *place, found["by"])
-    timeline = store.pick("timeline", params.get("run"), model)
-    found["masses"] = store.rows(anatomy, "map_mass", ("kind", "at"), **one)
-    found["received"] = store.rows(anatomy, "map_columns", ("position",), **one)
-    found["timeline"] = store.rows(timeline, "timeline", ("step",), **one)
+    found["account"] = account.data(reader, atlas, *place)
+    found |= sequences.top_tokens(reader, atlas, *place, found["by"])
+    timeline = reader.pick("timeline", params.get("run"), model)
+    found["masses"] = reader.rows(anatomy, "map_mass", ("kind", "at"), **one)
+    found["received"] = reader.rows(anatomy, "map_columns", ("position",), **one)
+    found["timeline"] = reader.rows(timeline, "timeline", ("step",), **one)
     scores = ("previous_token", "prev_token_score")
     found["vision"] = found["vision"] or all(shown.get(name) is None for name in scores)
-    return found if found["vision"] else found | _live(store, params, str(model), place)
+    return found if found["vision"] else found | _live(reader, params, str(model), place)
 
 
-def _live(store: Store, params: Params, model: str, place: tuple[int, int]) -> Data:
+def _live(reader: WorkspaceReader, params: Params, model: str, place: tuple[int, int]) -> Data:
     example = params.get("example", "names")
     example = example if example in EXAMPLES else "names"
     text = params.get("text") or EXAMPLES[example]
 
     def work(job: Job) -> dict[str, Any]:
-        hooked = store.live.model(model)
+        hooked = reader.jobs.model(model)
         job.check()
         tokens = hooked.to_tokens(text)[:, :MOST_TOKENS]
         name = f"blocks.{place[0]}.attn.hook_pattern"
         return {"tokens": hooked.to_str_tokens(tokens), "patterns": hooked.capture(tokens, name)[name][0].cpu().numpy()}
 
     title = f"attention of layer {place[0]} of {model}"
-    job = store.live.job(("attention", model, place[0], text), title, work, seconds=60)
+    job = reader.jobs.job(("attention", model, place[0], text), title, work, seconds=60)
     found: Data = {"example": example, "text": params.get("text", ""), "job": job.describe(), "live": job.poll()}
     result = job.result
     if result is None:
@@ -113,7 +113,7 @@ def _live(store: Store, params: Params, model: str, place: tuple[int, int]) -> D
     return found
 
 
-def view(data: Data, look: Theme) -> Any:
+def view(data: Data, theme: Theme) -> Any:
     """Numbers and pickers, then the map, then distributions, then history."""
     if data["numbers"] is None:
         return _absent(data)
@@ -125,20 +125,20 @@ def view(data: Data, look: Theme) -> Any:
             heading(title, lead, *_pickers(data)),
             html.P([tag(label), html.Span(_label_note(data["numbers"]), className="note")]) if label else None,
             _numbers(data),
-            *_on_corpus(data, look),
-            _vision(data) if data["vision"] else _map(data, look),
-            _distributions(data, look),
-            _history(data, look),
+            *_on_corpus(data, theme),
+            _vision(data) if data["vision"] else _map(data, theme),
+            _distributions(data, theme),
+            _history(data, theme),
         ]
     )
 
 
-def _on_corpus(data: Data, look: Theme) -> list[Any]:
+def _on_corpus(data: Data, theme: Theme) -> list[Any]:
     """What it does on a whole corpus: its account, the sequences that show it, its tokens."""
     if not data["run"]:
         command = f"attlas heads --model {data['model']}"
         return [empty("Not read over a corpus yet", "What it is spent on, and sequences that show it:", command)]
-    cards = (account.account_card(data, look), sequences.sequences_card(data), sequences.tokens_card(data))
+    cards = (account.account_card(data, theme), sequences.sequences_card(data), sequences.tokens_card(data))
     return [columns(part) for part in cards if part is not None]
 
 
@@ -202,7 +202,7 @@ def _vision(data: Data) -> Any:
     return columns(card("Its maps", html.P(words), span=2))
 
 
-def _map(data: Data, look: Theme) -> Any:
+def _map(data: Data, theme: Theme) -> Any:
     options = [("names", "Names"), ("repeat", "A repeated list"), ("prose", "A sentence")]
     controls = [
         picker("example", "Example", options, data["example"], "names"),
@@ -222,13 +222,15 @@ def _map(data: Data, look: Theme) -> Any:
     return html.Div(
         [
             columns(
-                card("Its map of a text", *parts, views.attention(tokens, data["pattern"], to, look), note=note, span=2)
+                card(
+                    "Its map of a text", *parts, views.attention(tokens, data["pattern"], to, theme), note=note, span=2
+                )
             ),
             columns(
                 card("One row", html.P(said, className="note"), views.tinted(tokens, weights, to)),
                 card(
                     "Entropy of each row",
-                    views.row_entropy(tokens, data["row_entropy"], look),
+                    views.row_entropy(tokens, data["row_entropy"], theme),
                     note="Nats by position; the faint line is log n, attention spread evenly over what the row may see.",
                 ),
             ),
@@ -236,12 +238,12 @@ def _map(data: Data, look: Theme) -> Any:
     )
 
 
-def _distributions(data: Data, look: Theme) -> Any:
+def _distributions(data: Data, theme: Theme) -> Any:
     spread = None
     if data["numbers"].get("q50") is not None:
         spread = card(
             "Entropy over queries",
-            views.quantiles(data["beside"], data["head"], look),
+            views.quantiles(data["beside"], data["head"], theme),
             note="5, 25, 50, 75 and 95 % quantiles, nats; this head among those of its layer.",
         )
     if not data["masses"]:
@@ -255,13 +257,13 @@ def _distributions(data: Data, look: Theme) -> Any:
         )
     return html.Div(
         [
-            columns(spread, views.distance_card(data["masses"], look)),
-            columns(views.top_k_card(data["masses"], look), views.received_card(data["received"], look)),
+            columns(spread, views.distance_card(data["masses"], theme)),
+            columns(views.top_k_card(data["masses"], theme), views.received_card(data["received"], theme)),
         ]
     )
 
 
-def _history(data: Data, look: Theme) -> Any:
+def _history(data: Data, theme: Theme) -> Any:
     if not data["timeline"]:
         return empty(
             "No history of it yet", "Measure checkpoints of its training:", "attlas entropy timeline --checkpoints DIR"
@@ -270,7 +272,7 @@ def _history(data: Data, look: Theme) -> Any:
     nulls = {f"{s}_null": f"{s.replace('_', ' ')}, null" for s in scored}
     return card(
         "Over training",
-        views.history(data["timeline"], _SCORES, look),
+        views.history(data["timeline"], _SCORES, theme),
         table(
             data["timeline"],
             {"step": "step", "entropy": "entropy, nats", "lower_bound": "bound", **{s: s for s in _SCORES}, **nulls},

@@ -9,21 +9,21 @@ from dash import html
 from attlas.dashboard.components import bars, card, columns, curve, empty, heading, heatmap, metric_cards, picker, table
 from attlas.dashboard.page import Data, Page, Params, integer
 from attlas.dashboard.pages.heads.metrics import head_rows, named
-from attlas.dashboard.store import Row, Store
+from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
 
 _QUANTILES = ("q05", "q25", "q50", "q75", "q95")
 
 
-def data(store: Store, params: Params) -> Data:
+def data(reader: WorkspaceReader, params: Params) -> Data:
     """Rows of the newest entropy and redundancy runs of a model."""
     model = params.get("model")
-    entropy = store.pick("entropy", params.get("run"), model)
+    entropy = reader.pick("entropy", params.get("run"), model)
     model = model or (entropy.model.name if entropy else None)
-    redundancy = store.pick("redundancy", params.get("run"), model)
-    anatomy = store.pick("anatomy", params.get("run"), model)
+    redundancy = reader.pick("redundancy", params.get("run"), model)
+    anatomy = reader.pick("anatomy", params.get("run"), model)
     model = model or (anatomy.model.name if anatomy else None)
-    heads, there = head_rows(store, entropy, anatomy)
+    heads, there = head_rows(reader, entropy, anatomy)
     metric = params.get("metric")
     return {
         "model": model,
@@ -37,11 +37,11 @@ def data(store: Store, params: Params) -> Data:
         "heads": heads,
         "redundancy_run": redundancy.id if redundancy else None,
         "n_tokens": redundancy.summary.get("n_tokens") if redundancy else None,
-        "redundancy": store.rows(redundancy, "redundancy", ("layer", "module")),
+        "redundancy": reader.rows(redundancy, "redundancy", ("layer", "module")),
     }
 
 
-def view(data: Data, look: Theme) -> Any:
+def view(data: Data, theme: Theme) -> Any:
     """The heads' map with its metric picker, then redundancy."""
     lead = "How sharply each head attends, where it looks, and how much each module turns the residual stream."
     title = f"Layers of {data['model']}" if data["model"] else "Layers"
@@ -49,8 +49,8 @@ def view(data: Data, look: Theme) -> Any:
         [
             heading(title, lead),
             _numbers(data),
-            _entropy(data, look),
-            _redundancy(data, look),
+            _entropy(data, theme),
+            _redundancy(data, theme),
         ]
     )
 
@@ -74,7 +74,7 @@ def _numbers(data: Data) -> Any:
     )
 
 
-def _entropy(data: Data, look: Theme) -> Any:
+def _entropy(data: Data, theme: Theme) -> Any:
     heads: list[Row] = data["heads"]
     if not heads:
         where = f" of {data['model']}" if data["model"] else ""
@@ -99,7 +99,7 @@ def _entropy(data: Data, look: Theme) -> Any:
                     heatmap(
                         heads,
                         metric,
-                        look,
+                        theme,
                         unit=unit,
                         pick=f"head,layer,model={data['model']}",
                         path="/head",
@@ -111,7 +111,7 @@ def _entropy(data: Data, look: Theme) -> Any:
                 ),
                 card(
                     "Over depth",
-                    curve(by_layer, look, x_title="layer", y_title=f"{name.lower()}, {unit}"),
+                    curve(by_layer, theme, x_title="layer", y_title=f"{name.lower()}, {unit}"),
                     note=f"{name} of each layer's heads.",
                 ),
             )
@@ -129,7 +129,7 @@ def _extreme(heads: list[Row], layer: int, metric: str, which: Any) -> float | N
     return which(there) if there else None
 
 
-def _redundancy(data: Data, look: Theme) -> Any:
+def _redundancy(data: Data, theme: Theme) -> Any:
     rows: list[Row] = data["redundancy"]
     if not rows:
         where = f" of {data['model']}" if data["model"] else ""
@@ -137,7 +137,7 @@ def _redundancy(data: Data, look: Theme) -> Any:
     return columns(
         card(
             "Redundancy",
-            bars(rows, "layer", "score", look, group="module", x_title="layer", y_title="1 − cosine"),
+            bars(rows, "layer", "score", theme, group="module", x_title="layer", y_title="1 − cosine"),
             table(
                 rows,
                 {"layer": "layer", "module": "module", "score": "score", "low": "low", "high": "high"},
@@ -148,7 +148,7 @@ def _redundancy(data: Data, look: Theme) -> Any:
         ),
         card(
             "By module",
-            heatmap(_ranked(rows), "score", look, x="layer", y="module", unit="1 − cosine", height=210),
+            heatmap(_ranked(rows), "score", theme, x="layer", y="module", unit="1 − cosine", height=210),
             html.P(_sentence(rows), className="note"),
             note="The same scores, so that depths can be compared.",
         ),

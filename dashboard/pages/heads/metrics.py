@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attlas.dashboard.store import Row, Store
+from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.data.workspace import Run
 
 # column → (name, unit, what it means); of head_entropy first, then of map_anatomy.
@@ -83,27 +83,27 @@ def named(metric: str) -> tuple[str, str, str]:
     return name.format(at), unit, meaning.format(at)
 
 
-def head_rows(store: Store, entropy: Run | None, anatomy: Run | None) -> tuple[list[Row], list[str]]:
+def head_rows(reader: WorkspaceReader, entropy: Run | None, anatomy: Run | None) -> tuple[list[Row], list[str]]:
     """One row a head with every score the two runs have, and the names of those scores."""
     heads: dict[tuple[int, int], Row] = {}
     for run, table in ((anatomy, "map_anatomy"), (entropy, "head_entropy")):
-        for row in store.rows(run, table, ("layer", "head")):
+        for row in reader.rows(run, table, ("layer", "head")):
             heads.setdefault((row["layer"], row["head"]), {}).update(row)
-    masses = [row for row in store.rows(anatomy, "map_mass", ("kind", "at")) if row["kind"] in _MASS]
+    masses = [row for row in reader.rows(anatomy, "map_mass", ("kind", "at")) if row["kind"] in _MASS]
     for row in masses:
         heads[row["layer"], row["head"]][f"{row['kind']}_{row['at']}"] = row["mass"]
-    for row in _peaks(store, anatomy):
+    for row in _peaks(reader, anatomy):
         heads[row["layer"], row["head"]]["column_peak"] = row["peak"]
     rows = [heads[place] for place in sorted(heads)]
     names = [*METRICS, *dict.fromkeys(f"{row['kind']}_{row['at']}" for row in masses)]
     return rows, [name for name in names if any(row.get(name) is not None for row in rows)]
 
 
-def _peaks(store: Store, anatomy: Run | None) -> list[Row]:
-    path = store.table_file(anatomy, "map_columns")
+def _peaks(reader: WorkspaceReader, anatomy: Run | None) -> list[Row]:
+    path = reader.table_file(anatomy, "map_columns")
     if path is None:
         return []
-    return store.query(
+    return reader.query(
         f"SELECT layer, head, max(per_query) AS peak FROM read_parquet(?) WHERE position > 0 AND {_SEEN} GROUP BY 1, 2",
         [str(path)],
     )

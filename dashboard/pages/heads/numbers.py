@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow.parquet as pq
 
 from attlas.dashboard.pages.heads.metrics import METRICS, head_rows, named
-from attlas.dashboard.store import Row, Store
+from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.data.workspace import Run
 
 # Kinds whose tables have a row a head, then those with several, spread into columns: (kind, table, names, value).
@@ -61,11 +61,13 @@ class Heads:
             row[number.name] = value
 
 
-def with_atlas(store: Store, run: Run | None, rows: list[Row], names: list[str]) -> tuple[list[Row], list[str]]:
+def with_atlas(
+    reader: WorkspaceReader, run: Run | None, rows: list[Row], names: list[str]
+) -> tuple[list[Row], list[str]]:
     """Rows of heads and their numbers' names with those of table heads taken in; numbers that are there stay."""
     found = {(row["layer"], row["head"]): row for row in rows}
-    more = [name for name in _fields(store, run, "heads") if name not in _NO_NUMBERS and name in METRICS]
-    for row in store.rows(run, "heads", ("layer", "head")):
+    more = [name for name in _fields(reader, run, "heads") if name not in _NO_NUMBERS and name in METRICS]
+    for row in reader.rows(run, "heads", ("layer", "head")):
         mine = found.setdefault((row["layer"], row["head"]), {"layer": row["layer"], "head": row["head"]})
         mine |= {name: row[name] for name in more if mine.get(name) is None}
     names = [*names, *(name for name in more if name not in names)]
@@ -73,24 +75,24 @@ def with_atlas(store: Store, run: Run | None, rows: list[Row], names: list[str])
     return rows, [name for name in names if any(row.get(name) is not None for row in rows)]
 
 
-def all_numbers(store: Store, model: str, run: Run | None) -> Heads:
+def all_numbers(reader: WorkspaceReader, model: str, run: Run | None) -> Heads:
     """Every number of a model's heads; `run`, of kind heads, comes before the newest runs of the other kinds."""
     found = Heads({}, {})
-    _plain(found, store, run, "heads")
-    _scores(found, store, model)
+    _plain(found, reader, run, "heads")
+    _scores(found, reader, model)
     for kind, table in _PLAIN:
-        _plain(found, store, store.pick(kind, None, model), table)
+        _plain(found, reader, reader.pick(kind, None, model), table)
     for kind, table, names, value in _SPREAD:
-        _spread(found, store, run if kind == "heads" else store.pick(kind, None, model), table, names, value)
-    _redundancy(found, store, model)
-    _features(found, store, model)
+        _spread(found, reader, run if kind == "heads" else reader.pick(kind, None, model), table, names, value)
+    _redundancy(found, reader, model)
+    _features(found, reader, model)
     found.rows = {place: found.rows[place] for place in sorted(found.rows)}
     return found
 
 
-def _fields(store: Store, run: Run | None, table: str) -> dict[str, tuple[str, str]]:
+def _fields(reader: WorkspaceReader, run: Run | None, table: str) -> dict[str, tuple[str, str]]:
     """Column → (unit, description), as the file itself says."""
-    path = store.table_file(run, table)
+    path = reader.table_file(run, table)
     if path is None:
         return {}
     schema = pq.read_schema(path)
@@ -103,21 +105,21 @@ def titled(name: str) -> str:
     return METRICS[name][0] if name in METRICS else name.replace("_", " ").capitalize()
 
 
-def _plain(found: Heads, store: Store, run: Run | None, table: str) -> None:
+def _plain(found: Heads, reader: WorkspaceReader, run: Run | None, table: str) -> None:
     if run is None:
         return
-    rows = store.rows(run, table, ("layer", "head"))
-    for name, (unit, meaning) in _fields(store, run, table).items():
+    rows = reader.rows(run, table, ("layer", "head"))
+    for name, (unit, meaning) in _fields(reader, run, table).items():
         if name not in _NO_NUMBERS:
             values = {(r["layer"], r["head"]): r[name] for r in rows}
             found.add(Number(name, titled(name), unit, meaning, run.id), values)
 
 
-def _scores(found: Heads, store: Store, model: str) -> None:
+def _scores(found: Heads, reader: WorkspaceReader, model: str) -> None:
     """Of entropy and anatomy, with masses within windows and on the largest keys."""
-    entropy, anatomy = store.pick("entropy", None, model), store.pick("anatomy", None, model)
-    rows, names = head_rows(store, entropy, anatomy)
-    from_entropy = {"entropy", *_fields(store, entropy, "head_entropy")}
+    entropy, anatomy = reader.pick("entropy", None, model), reader.pick("anatomy", None, model)
+    rows, names = head_rows(reader, entropy, anatomy)
+    from_entropy = {"entropy", *_fields(reader, entropy, "head_entropy")}
     for name in names:
         source = entropy if name in from_entropy else anatomy
         title, unit, meaning = _named(name)
@@ -133,12 +135,14 @@ def _named(name: str) -> tuple[str, str, str]:
     return ("Score of its label" if name == "label_score" else title), unit, meaning
 
 
-def _spread(found: Heads, store: Store, run: Run | None, table: str, names: tuple[str, ...], value: str) -> None:
+def _spread(
+    found: Heads, reader: WorkspaceReader, run: Run | None, table: str, names: tuple[str, ...], value: str
+) -> None:
     if run is None:
         return
-    unit, meaning = _fields(store, run, table).get(value, ("", ""))
+    unit, meaning = _fields(reader, run, table).get(value, ("", ""))
     columns: dict[str, dict[tuple[int, int], object]] = {}
-    for row in store.rows(run, table, limit=200_000):
+    for row in reader.rows(run, table, limit=200_000):
         what = ", ".join(str(row[name]) for name in names)
         columns.setdefault(what, {})[row["layer"], row["head"]] = row[value]
     for what, values in columns.items():
@@ -146,9 +150,9 @@ def _spread(found: Heads, store: Store, run: Run | None, table: str, names: tupl
         found.add(Number(f"{value}: {what}", title, unit, meaning, run.id), values)
 
 
-def _redundancy(found: Heads, store: Store, model: str) -> None:
-    run = store.pick("redundancy", None, model)
-    rows = store.rows(run, "redundancy", module="attn") if run else []
+def _redundancy(found: Heads, reader: WorkspaceReader, model: str) -> None:
+    run = reader.pick("redundancy", None, model)
+    rows = reader.rows(run, "redundancy", module="attn") if run else []
     by_layer = {row["layer"]: row["score"] for row in rows}
     if run and by_layer:
         number = Number(
@@ -157,21 +161,21 @@ def _redundancy(found: Heads, store: Store, model: str) -> None:
         found.add(number, {place: by_layer.get(place[0]) for place in found.rows})
 
 
-def _features(found: Heads, store: Store, model: str) -> None:
-    """Live features of autoencoders on z whose decoder row is mostly this head's."""
+def _features(found: Heads, reader: WorkspaceReader, model: str) -> None:
+    """JobQueue features of autoencoders on z whose decoder row is mostly this head's."""
     values: dict[tuple[int, int], object] = {}
     newest: dict[int, Run] = {}
-    hooks = {run.id: str(run.summary.get("hook", "")) for run in store.runs("sae", model)}
-    for run in store.runs("features", model):
+    hooks = {run.id: str(run.summary.get("hook", "")) for run in reader.runs("sae", model)}
+    for run in reader.runs("features", model):
         at = _HOOK.fullmatch(next((hooks[parent] for parent in run.parents if parent in hooks), ""))
         if at:
             newest.setdefault(int(at[1]), run)
     for layer, run in newest.items():
         counts = {
             row["top_head"]: row["n"]
-            for row in store.query(
+            for row in reader.query(
                 "SELECT top_head, count(*) AS n FROM read_parquet(?) WHERE density > 0 GROUP BY 1",
-                [str(store.table_file(run, "features"))],
+                [str(reader.table_file(run, "features"))],
             )
         }
         values |= {place: counts.get(place[1], 0) for place in found.rows if place[0] == layer}

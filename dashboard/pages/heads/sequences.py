@@ -11,7 +11,7 @@ from attlas.dashboard.components import attributes, card, empty, heading, picker
 from attlas.dashboard.components.maps import data_url
 from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.page import Data, Page, Params, integer, link
-from attlas.dashboard.store import Row, Store
+from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
 from attlas.data.workspace import Run
 
@@ -21,19 +21,19 @@ SCALE = 10_000  # weights are whole numbers of ten-thousandths: exact as kept, a
 N_TOP = 50
 
 
-def data(store: Store, params: Params) -> Data:
+def data(reader: WorkspaceReader, params: Params) -> Data:
     """A head's kept sequences by one measure, the strongest first; `limit` at a time from `offset` on."""
-    run = store.pick("heads", params.get("run"), params.get("model"))
+    run = reader.pick("heads", params.get("run"), params.get("model"))
     layer, head = integer(params, "layer") or 0, integer(params, "head") or 0
     by = params.get("by") if params.get("by") in BY else "weight"
     found: Data = {"run": run.id if run else None, "model": run.model.name if run else params.get("model")}
     found |= {"layer": layer, "head": head, "by": by, "scale": SCALE, "sequences": [], "total": 0, "next": None}
     if run is None or not (0 <= layer < 2**15 and 0 <= head < 2**15):
         return found
-    rows = [row for row in _rows(store, run, layer, head) if row["by"] == by]
+    rows = [row for row in _rows(reader, run, layer, head) if row["by"] == by]
     first = max(0, integer(params, "offset") or 0)
     limit = min(max(1, integer(params, "limit") or 1000), 1000)
-    texts = store.texts(run, [row["sequence"] for row in rows[first : first + limit]])
+    texts = reader.texts(run, [row["sequence"] for row in rows[first : first + limit]])
     shown: list[Row] = []
     n_tokens = 0
     for row in rows[first : first + limit]:
@@ -45,7 +45,7 @@ def data(store: Store, params: Params) -> Data:
         shown.append(row)
     grid = run.summary.get("grid")
     if grid:
-        _pictures(store, run, shown)
+        _pictures(reader, run, shown)
     last = first + len(shown)
     n_intervals = 1 + max((row["interval"] for row in rows), default=0)
     return found | {
@@ -58,9 +58,9 @@ def data(store: Store, params: Params) -> Data:
     }
 
 
-def _rows(store: Store, run: Run, layer: int, head: int) -> list[Row]:
+def _rows(reader: WorkspaceReader, run: Run, layer: int, head: int) -> list[Row]:
     """Rows of one head, the highest interval first, with query, key and weight as arrays."""
-    found = store.workspace.read_rows(run, "head_sequences", layer=layer, head=head)
+    found = reader.workspace.read_rows(run, "head_sequences", layer=layer, head=head)
     names = [name for name in found.column_names if name not in ("query", "key", "weight")]
     rows: list[Row] = found.select(names).to_pylist()
     for name in ("query", "key", "weight") if rows else ():
@@ -84,20 +84,20 @@ def _sequence(row: Row, tokens: list[str]) -> Row:
     }
 
 
-def _pictures(store: Store, run: Run, shown: list[Row]) -> None:
-    arrays = store.arrays(run, "pictures")
+def _pictures(reader: WorkspaceReader, run: Run, shown: list[Row]) -> None:
+    arrays = reader.arrays(run, "pictures")
     at = {int(image): n for n, image in enumerate(arrays.get("images", ()))}
     for row in shown:
         row["picture"] = data_url(arrays["thumbnails"][at[row["sequence"]]]) if row["sequence"] in at else ""
 
 
-def top_tokens(store: Store, run: Run | None, layer: int, head: int, by: str) -> Data:
+def top_tokens(reader: WorkspaceReader, run: Run | None, layer: int, head: int, by: str) -> Data:
     """Tokens by the weight they give as queries and get as keys in the kept sequences, pairs with the first position left
     out (HeadVis's lists, which count them)."""
     if run is None or run.summary.get("grid"):
         return {"queries": [], "keys": []}
-    rows = [row for row in _rows(store, run, layer, head) if row["by"] == by]
-    texts = store.texts(run, [row["sequence"] for row in rows])
+    rows = [row for row in _rows(reader, run, layer, head) if row["by"] == by]
+    texts = reader.texts(run, [row["sequence"] for row in rows])
     sums: dict[str, dict[str, float]] = {"query": {}, "key": {}}
     for row in rows:
         tokens = texts.get(row["sequence"]) or []
@@ -131,7 +131,7 @@ HELP_IMAGES = (
 )
 
 
-def view(data: Data, look: Theme) -> Any:
+def view(data: Data, theme: Theme) -> Any:
     """The sequences alone."""
     if not data["sequences"]:
         command = f"attlas heads --model {data['model'] or 'gpt2-mini'}"

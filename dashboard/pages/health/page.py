@@ -9,7 +9,7 @@ from dash import html
 from attlas.dashboard.components import card, columns, heading, heatmap, picker, table
 from attlas.dashboard.page import Data, Page, Params, integer
 from attlas.dashboard.pages.health import view as views
-from attlas.dashboard.store import Store
+from attlas.dashboard.reader import WorkspaceReader
 from attlas.dashboard.theme import Theme
 
 # column of timeline, and of tracker → (name, unit)
@@ -26,18 +26,18 @@ TIMELINE = {
 _KINDS = ("entropy", "timeline", "selection", "window_loss", "cost", "tracker")
 
 
-def data(store: Store, params: Params) -> Data:
+def data(reader: WorkspaceReader, params: Params) -> Data:
     """Rows of the newest run of each kind, of the chosen model when there is one."""
     model = params.get("model")
-    runs = {kind: store.pick(kind, params.get("run"), model) for kind in _KINDS}
-    collapse = store.pick("collapse", params.get("run"))
-    timeline = store.rows(runs["timeline"], "timeline", ("step", "layer", "head"))
+    runs = {kind: reader.pick(kind, params.get("run"), model) for kind in _KINDS}
+    collapse = reader.pick("collapse", params.get("run"))
+    timeline = reader.rows(runs["timeline"], "timeline", ("step", "layer", "head"))
     there = [name for name in TIMELINE if any(row.get(name) is not None for row in timeline)]
     metric = params.get("metric")
-    coverage = store.rows(runs["selection"], "selection_coverage", ("k", "selector", "layer"))
+    coverage = reader.rows(runs["selection"], "selection_coverage", ("k", "selector", "layer"))
     widths = sorted({row["k"] for row in coverage})
     k = integer(params, "k")
-    parts = store.rows(runs["selection"], "selection_partition", ("n_full", "layer"))
+    parts = reader.rows(runs["selection"], "selection_partition", ("n_full", "layer"))
     shown = k if k in widths else (widths[0] if widths else None)
     most = max((row["n_full"] for row in parts), default=1)
     full = integer(params, "full")
@@ -45,7 +45,7 @@ def data(store: Store, params: Params) -> Data:
         "model": model,
         "runs": {kind: run.id if run else None for kind, run in {**runs, "collapse": collapse}.items()},
         "models": {kind: run.model.name if run else None for kind, run in runs.items()},
-        "entropy": store.rows(runs["entropy"], "head_entropy", ("layer", "head")),
+        "entropy": reader.rows(runs["entropy"], "head_entropy", ("layer", "head")),
         "metric": metric if metric in there else (there[0] if there else None),
         "metrics": there,
         "timeline": timeline,
@@ -55,36 +55,36 @@ def data(store: Store, params: Params) -> Data:
         "full": full if full is not None and 1 <= full <= most else max(1, round(most / 4)),
         "most_full": most,
         "partition": [row for row in parts if row["k"] == shown],
-        "window_loss": store.rows(runs["window_loss"], "window_loss", ("window", "layer")),
-        "cost": store.rows(runs["cost"], "cost", ("seq_len", "layer", "module")),
+        "window_loss": reader.rows(runs["window_loss"], "window_loss", ("window", "layer")),
+        "cost": reader.rows(runs["cost"], "cost", ("seq_len", "layer", "module")),
         "cost_summary": runs["cost"].summary if runs["cost"] else {},
-        "tracker": store.rows(runs["tracker"], "tracker", ("step", "layer", "head")),
-        "alerts": store.rows(runs["tracker"], "tracker_alerts", ("step", "layer", "head")),
-        "collapse": views.mean_by_step(store.rows(collapse, "collapse", ("model", "method", "seed", "step"))),
-        "collapse_runs": store.rows(collapse, "collapse_runs", ("model", "method", "seed")),
+        "tracker": reader.rows(runs["tracker"], "tracker", ("step", "layer", "head")),
+        "alerts": reader.rows(runs["tracker"], "tracker_alerts", ("step", "layer", "head")),
+        "collapse": views.mean_by_step(reader.rows(collapse, "collapse", ("model", "method", "seed", "step"))),
+        "collapse_runs": reader.rows(collapse, "collapse_runs", ("model", "method", "seed")),
     }
 
 
-def view(data: Data, look: Theme) -> Any:
+def view(data: Data, theme: Theme) -> Any:
     """One section a kind of run."""
     lead = "Heads over training, entropy and its bound, and what attention layers could do without."
     title = f"Attention health of {data['model']}" if data["model"] else "Attention health"
-    pair = [part for part in (_window_loss(data, look), _cost(data, look)) if part is not None]
+    pair = [part for part in (_window_loss(data, theme), _cost(data, theme)) if part is not None]
     return html.Div(
         [
             heading(title, lead),
-            _now(data, look),
-            _timeline(data, look),
-            _tracker(data, look),
-            _selection(data, look),
+            _now(data, theme),
+            _timeline(data, theme),
+            _tracker(data, theme),
+            _selection(data, theme),
             columns(*pair) if pair else None,
-            _collapse(data, look),
+            _collapse(data, theme),
             _absent(data),
         ]
     )
 
 
-def _now(data: Data, look: Theme) -> Any:
+def _now(data: Data, theme: Theme) -> Any:
     """Heads as `attlas entropy` found them."""
     rows = data["entropy"]
     if not rows:
@@ -98,7 +98,7 @@ def _now(data: Data, look: Theme) -> Any:
         heatmap(
             rows,
             "normalized",
-            look,
+            theme,
             unit="of log n",
             pick=f"head,layer,model={data['models']['entropy']}",
             path="/head",
@@ -155,7 +155,7 @@ def _absent(data: Data) -> Any:
     return card("Not measured yet", *items) if items else None
 
 
-def _timeline(data: Data, look: Theme) -> Any:
+def _timeline(data: Data, theme: Theme) -> Any:
     if not data["timeline"]:
         return None
     name, unit = TIMELINE[data["metric"]]
@@ -166,7 +166,7 @@ def _timeline(data: Data, look: Theme) -> Any:
     names |= {f"{m}_null": f"{TIMELINE[m][0].lower()}, null" for m in nulls}
     return card(
         f"{name} over checkpoints",
-        views.heads_over_steps(data["timeline"], data["metric"], look, unit, str(data["models"]["timeline"])),
+        views.heads_over_steps(data["timeline"], data["metric"], theme, unit, str(data["models"]["timeline"])),
         views.births(data["timeline"]),
         table(data["timeline"], names, summary="The numbers"),
         note=f"{data['models']['timeline']}, one line a head, the strongest named. Unit: {unit}. Click a point to open a head.",
@@ -175,7 +175,7 @@ def _timeline(data: Data, look: Theme) -> Any:
     )
 
 
-def _tracker(data: Data, look: Theme) -> Any:
+def _tracker(data: Data, theme: Theme) -> Any:
     rows = data["tracker"]
     if not rows:
         return None
@@ -185,7 +185,7 @@ def _tracker(data: Data, look: Theme) -> Any:
     said = f"{sum(bool(a['began']) for a in alerts)} alerts began." if alerts else "No alert was raised."
     return card(
         "A tracked training",
-        views.tracked(rows, alerts, look),
+        views.tracked(rows, alerts, theme),
         html.P(said, className="note"),
         table(alerts, names, summary="Alerts", open_=True),
         note=f"{data['models']['tracker']}: entropy of each layer, mean over its heads (lines) and the lowest head's (dashed), "
@@ -194,7 +194,7 @@ def _tracker(data: Data, look: Theme) -> Any:
     )
 
 
-def _selection(data: Data, look: Theme) -> Any:
+def _selection(data: Data, theme: Theme) -> Any:
     rows = data["coverage"]
     if not rows:
         return None
@@ -208,19 +208,19 @@ def _selection(data: Data, look: Theme) -> Any:
         chosen = [row for row in parts if row["n_full"] == data["full"]]
         best = card(
             "Best partition",
-            views.partition(chosen, look),
-            views.partition_curve(parts, look),
+            views.partition(chosen, theme),
+            views.partition_curve(parts, theme),
             note="Full layers read every key; a selecting one also chooses the keys that those following it read.",
             controls=picker("full", "Full layers", levels, str(data["full"]), default),
         )
     note = (
         f"{data['models']['selection']}: share of a layer's attention on the {k} keys that another layer looks at most."
     )
-    matrix = heatmap(rows, "coverage", look, x="layer", y="selector", unit="of its attention")
+    matrix = heatmap(rows, "coverage", theme, x="layer", y="selector", unit="of its attention")
     return columns(card("Selection layers", matrix, note=note, controls=choose), best)
 
 
-def _window_loss(data: Data, look: Theme) -> Any:
+def _window_loss(data: Data, theme: Theme) -> Any:
     rows = data["window_loss"]
     if not rows:
         return None
@@ -234,14 +234,14 @@ def _window_loss(data: Data, look: Theme) -> Any:
     }
     return card(
         "Window loss",
-        views.window_loss(rows, look),
+        views.window_loss(rows, theme),
         table(views.named_layers(rows), names, summary="The numbers"),
         note=f"{data['models']['window_loss']}: rise of the loss when a layer sees {rows[0]['sinks']} first positions and a "
         "window alone; 95 % bootstrap intervals.",
     )
 
 
-def _cost(data: Data, look: Theme) -> Any:
+def _cost(data: Data, theme: Theme) -> Any:
     rows = data["cost"]
     if not rows:
         return None
@@ -257,13 +257,13 @@ def _cost(data: Data, look: Theme) -> Any:
     device, threads = data["cost_summary"].get("device"), data["cost_summary"].get("threads")
     return card(
         "Cost by length",
-        views.cost(rows, look),
+        views.cost(rows, theme),
         table(rows, names, summary="The numbers"),
         note=f"{data['models']['cost']}: median time a layer on {device} ({threads} threads), ms, with quartiles.",
     )
 
 
-def _collapse(data: Data, look: Theme) -> Any:
+def _collapse(data: Data, theme: Theme) -> Any:
     if not data["collapse"]:
         return None
     names = {
@@ -281,7 +281,7 @@ def _collapse(data: Data, look: Theme) -> Any:
     figures = [
         card(
             "Entropy collapse: " + {"vit": "a small ViT", "lm": "a small language model"}.get(model, model),
-            views.collapse([row for row in data["collapse"] if row["model"] == model], look),
+            views.collapse([row for row in data["collapse"] if row["model"] == model], theme),
             note="Training loss above; mean entropy with its lower bound (dotted) below, nats. One line a seed.",
         )
         for model in dict.fromkeys(row["model"] for row in data["collapse"])

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from attlas.dashboard.components import graph
 from attlas.dashboard.components.head_figures import birth
-from attlas.dashboard.store import Row
+from attlas.dashboard.reader import Row
 from attlas.dashboard.theme import Theme, style
 
 _NAMED = 3
@@ -23,13 +23,13 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(there) / len(there) if there else None
 
 
-def heads_over_steps(rows: Sequence[Row], metric: str, look: Theme, unit: str, model: str) -> Any:
+def heads_over_steps(rows: Sequence[Row], metric: str, theme: Theme, unit: str, model: str) -> Any:
     """One line a head; those that end highest stand out and have a name."""
     heads: dict[tuple[int, int], list[Row]] = {}
     for row in rows:
         heads.setdefault((row["layer"], row["head"]), []).append(row)
     ranked = sorted(heads, key=lambda place: -(heads[place][-1].get(metric) or 0))
-    strong = dict(zip(ranked[:_NAMED], look.marks, strict=False))
+    strong = dict(zip(ranked[:_NAMED], theme.marks, strict=False))
     figure = go.Figure()
     for place in sorted(heads, key=lambda p: p in strong):
         part, color = heads[place], strong.get(place)
@@ -41,12 +41,12 @@ def heads_over_steps(rows: Sequence[Row], metric: str, look: Theme, unit: str, m
             name=f"{place[0]}.{place[1]}",
             mode="lines+markers",
             marker={"size": 6 if color else 4},
-            line={"width": 2.5 if color else 1, "color": color or look.muted},
+            line={"width": 2.5 if color else 1, "color": color or theme.muted},
             opacity=1 if color else 0.45,
             showlegend=color is not None,
             hovertemplate=f"head {place[0]}.{place[1]}, step %{{x}}<br><b>%{{y:.4g}}</b><extra></extra>",
         )
-    style(figure, look, 340)
+    style(figure, theme, 340)
     figure.update_xaxes(title_text="step", showgrid=False)
     figure.update_yaxes(title_text=unit)
     return graph(figure, f"{metric} of every head over checkpoints", pick="*", path="/head")
@@ -74,13 +74,13 @@ def births(rows: Sequence[Row]) -> Any:
     return html.P(said, className="note")
 
 
-def tracked(rows: Sequence[Row], alerts: Sequence[Row], look: Theme) -> Any:
+def tracked(rows: Sequence[Row], alerts: Sequence[Row], theme: Theme) -> Any:
     """Entropy of each layer over steps: mean, lowest head and bound; where alerts began."""
     layers: dict[int, dict[int, list[Row]]] = {}
     for row in rows:
         layers.setdefault(row["layer"], {}).setdefault(row["step"], []).append(row)
     figure = go.Figure()
-    palette = look.scale()[2:]
+    palette = theme.scale()[2:]
     lows: dict[tuple[int, int], float | None] = {}
     for i, (layer, steps) in enumerate(sorted(layers.items())):
         color = palette[(i * (len(palette) - 1)) // max(1, len(layers) - 1)][1]
@@ -107,19 +107,19 @@ def tracked(rows: Sequence[Row], alerts: Sequence[Row], look: Theme) -> Any:
             y=[lows.get((a["layer"], a["step"])) or 0 for a in began],
             mode="markers",
             name="alert",
-            marker={"symbol": "triangle-down", "size": 10, "color": look.second},
+            marker={"symbol": "triangle-down", "size": 10, "color": theme.second},
             text=[f"{a['kind']}: head {a['layer']}.{a['head']} since step {a['since']}" for a in began],
             hovertemplate="%{text}<extra></extra>",
         )
-    style(figure, look, 340)
+    style(figure, theme, 340)
     figure.update_xaxes(title_text="step", showgrid=False)
     figure.update_yaxes(title_text="entropy, nats", rangemode="tozero")
     return graph(figure, "entropy of a tracked training by step")
 
 
-def partition(rows: Sequence[Row], look: Theme) -> Any:
+def partition(rows: Sequence[Row], theme: Theme) -> Any:
     """Roles of the layers, as bars of coverage."""
-    colors = {"full": look.muted, "selecting": look.accent, "following": look.second}
+    colors = {"full": theme.muted, "selecting": theme.accent, "following": theme.second}
     figure = go.Figure()
     for role, color in colors.items():
         part = [row for row in rows if row["role"] == role]
@@ -132,19 +132,19 @@ def partition(rows: Sequence[Row], look: Theme) -> Any:
             marker_color=color,
             hovertemplate=f"layer %{{x}}, {role}<br>covered <b>%{{y:.3f}}</b><extra></extra>",
         )
-    style(figure, look, 200, bargap=0.2)
+    style(figure, theme, 200, bargap=0.2)
     order = [str(row["layer"]) for row in sorted(rows, key=lambda r: r["layer"])]
     figure.update_xaxes(title_text="layer", type="category", categoryorder="array", categoryarray=order, showgrid=False)
     figure.update_yaxes(title_text="attention covered", range=[0, 1])
     return graph(figure, "roles of the layers in the best partition")
 
 
-def partition_curve(rows: Sequence[Row], look: Theme) -> Any:
+def partition_curve(rows: Sequence[Row], theme: Theme) -> Any:
     """Mean coverage of the best partition against the number of full layers."""
     levels = sorted({row["n_full"] for row in rows})
     y = [_mean([row["coverage"] for row in rows if row["n_full"] == n]) for n in levels]
-    figure = go.Figure(go.Scatter(x=levels, y=y, mode="lines+markers", line={"color": look.accent}))
-    style(figure, look, 170, showlegend=False)
+    figure = go.Figure(go.Scatter(x=levels, y=y, mode="lines+markers", line={"color": theme.accent}))
+    style(figure, theme, 170, showlegend=False)
     figure.update_xaxes(title_text="full layers", showgrid=False, dtick=1 if len(levels) <= 16 else None)
     figure.update_yaxes(title_text="mean coverage")
     return graph(figure, "mean coverage of the best partition by number of full layers")
@@ -155,7 +155,7 @@ def named_layers(rows: Sequence[Row]) -> list[Row]:
     return [{**row, "layer": "all" if row["layer"] < 0 else row["layer"]} for row in rows]
 
 
-def window_loss(rows: Sequence[Row], look: Theme) -> Any:
+def window_loss(rows: Sequence[Row], theme: Theme) -> Any:
     """Rise of the loss by layer, one colour a window."""
     figure = go.Figure()
     ordered = sorted(rows, key=lambda r: (r["layer"] < 0, r["layer"]))
@@ -170,22 +170,22 @@ def window_loss(rows: Sequence[Row], look: Theme) -> Any:
                 # Without an interval (fewer than eight sequences) no bar.
                 "array": [None if row["high"] is None else max(0.0, row["high"] - row["delta"]) for row in part],
                 "arrayminus": [None if row["low"] is None else max(0.0, row["delta"] - row["low"]) for row in part],
-                "color": look.muted,
+                "color": theme.muted,
                 "thickness": 1,
                 "width": 2,
             },
             hovertemplate=f"layer %{{x}}, window {window}<br><b>%{{y:.4f}}</b> nats<extra></extra>",
         )
-    style(figure, look, 300, barmode="group")
+    style(figure, theme, 300, barmode="group")
     figure.update_xaxes(title_text="limited layer", type="category", showgrid=False)
     figure.update_yaxes(title_text="rise of the loss, nats")
     return graph(figure, "rise of the loss by limited layer and window")
 
 
-def cost(rows: Sequence[Row], look: Theme) -> Any:
+def cost(rows: Sequence[Row], theme: Theme) -> Any:
     """Milliseconds a layer against tokens, both axes logarithmic."""
     figure = go.Figure()
-    for module, color in (("attn", look.accent), ("mlp", look.second)):
+    for module, color in (("attn", theme.accent), ("mlp", theme.second)):
         lengths = sorted({row["seq_len"] for row in rows})
         parts = {t: [row for row in rows if row["seq_len"] == t and row["module"] == module] for t in lengths}
         y = [1e3 * (_mean([r["seconds"] for r in parts[t]]) or 0) for t in lengths]
@@ -205,7 +205,7 @@ def cost(rows: Sequence[Row], look: Theme) -> Any:
             line={"color": color},
             hovertemplate="%{x} tokens<br><b>%{y:.3g}</b> ms<extra></extra>",
         )
-    style(figure, look, 300)
+    style(figure, theme, 300)
     figure.update_xaxes(
         title_text="tokens", type="log", showgrid=False, tickvals=lengths, ticktext=[str(t) for t in lengths]
     )
@@ -225,13 +225,13 @@ def mean_by_step(rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def collapse(rows: Sequence[Row], look: Theme) -> Any:
+def collapse(rows: Sequence[Row], theme: Theme) -> Any:
     """Loss above, entropy and bound below; one colour a method, one line a seed."""
     figure = make_subplots(rows=2, cols=1, shared_xaxes=True, vertical_spacing=0.08)
-    names = {"baseline": ("baseline", look.second), "sigma_reparam": ("σReparam", look.accent)}
+    names = {"baseline": ("baseline", theme.second), "sigma_reparam": ("σReparam", theme.accent)}
     shown: set[str] = set()
     for method, seed in dict.fromkeys((row["method"], row["seed"]) for row in rows):
-        name, color = names.get(method, (method, look.muted))
+        name, color = names.get(method, (method, theme.muted))
         part = [row for row in rows if row["method"] == method and row["seed"] == seed]
         x = [row["step"] for row in part]
         for column, place, dash in (("loss", 1, "solid"), ("entropy", 2, "solid"), ("lower_bound", 2, "dot")):
@@ -248,7 +248,7 @@ def collapse(rows: Sequence[Row], look: Theme) -> Any:
                 col=1,
             )
         shown.add(method)
-    style(figure, look, 380)
+    style(figure, theme, 380)
     figure.update_yaxes(title_text="loss, nats", row=1)
     figure.update_yaxes(title_text="entropy, nats", rangemode="tozero", row=2)
     figure.update_xaxes(title_text="step", showgrid=False, row=2)

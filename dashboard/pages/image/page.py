@@ -12,57 +12,59 @@ from attlas.dashboard.jobs import POLL_MS, Job
 from attlas.dashboard.page import Data, Page, Params, integer, parse_heads
 from attlas.dashboard.pages.image.jobs import (
     Picture,
+    attention_job,
     heat_job,
-    look_job,
     prune_job,
     relevance_job,
     samples_job,
     vit_names,
 )
 from attlas.dashboard.pages.image.view import view
-from attlas.dashboard.store import Store
+from attlas.dashboard.reader import WorkspaceReader
 from attlas.data.workspace import Run
 
 MOST_CLASSES = 100
 
 
-def data(store: Store, params: Params) -> Data:
+def data(reader: WorkspaceReader, params: Params) -> Data:
     """The chosen picture (and one beside it) under every head; without the pruned heads; its sparse features."""
-    names = vit_names(store)
+    names = vit_names(reader)
     asked = params.get("model")
     base: Data = {"models": names, "asked": asked, "model": None, "picture": None}
     if asked and asked not in names:
         return base
     name = asked or names[0]
     image, beside = params.get("image") or "0", params.get("beside") or ""
-    samples, look = samples_job(store, name), look_job(store, name, image)
-    jobs = [(job, job.finished) for job in (samples, look)]  # told before results are read: a page never misses one
+    samples, attention = samples_job(reader, name), attention_job(reader, name, image)
+    jobs = [
+        (job, job.finished) for job in (samples, attention)
+    ]  # told before results are read: a page never misses one
     base |= {"model": name, "image": image, "beside": beside, "overlay": params.get("sheet") == "overlay"}
     base["gallery"] = _gallery(samples)
     pruned = parse_heads(params.get("prune"))
-    if look.state == "done":
-        picture: Picture = look.result
-        n_layers, n_heads = picture.look.patterns.shape[:2]
+    if attention.state == "done":
+        picture: Picture = attention.result
+        n_layers, n_heads = picture.attention.patterns.shape[:2]
         layer, head = integer(params, "layer"), integer(params, "head")
         if layer is None or head is None or not (0 <= layer < n_layers and 0 <= head < n_heads):
             layer, head = n_layers - 1, 0
         pruned = [(a, b) for a, b in pruned if a < n_layers and b < n_heads]
-        base |= {"layer": layer, "head": head, "pruned": pruned} | _query(params, picture.look.grid)
+        base |= {"layer": layer, "head": head, "pruned": pruned} | _query(params, picture.attention.grid)
         base["picture"] = _shown(picture, base["query"])
-        other = look_job(store, name, beside) if beside else None
+        other = attention_job(reader, name, beside) if beside else None
         jobs += [(other, other.finished)] if other else []
         base["other"] = _other(other, base["query"]) if other else None
         pairs = [(image, picture, "effect"), (beside, other.result if other else None, "other_effect")]
         for where, seen, into in pairs:
             if pruned and seen is not None:
-                job = prune_job(store, name, where, pruned)
+                job = prune_job(reader, name, where, pruned)
                 jobs.append((job, job.finished))
                 base[into] = _effect(seen, job.result)
-        base |= _relevance(store, params, name, image, picture, jobs)
-        base |= _features(store, params, name, image, jobs)
+        base |= _relevance(reader, params, name, image, picture, jobs)
+        base |= _features(reader, params, name, image, jobs)
     waiting = [job for job, finished in jobs if not finished]
     bad = [job for job, _ in jobs if job.state not in ("done", "queued", "running")]
-    told = next(iter([*bad, *waiting]), look)
+    told = next(iter([*bad, *waiting]), attention)
     return base | {"job": told.describe(), "live": POLL_MS if waiting else False}
 
 
@@ -83,7 +85,7 @@ def _query(params: Params, grid: tuple[int, int]) -> dict[str, Any]:
 
 def _shown(picture: Picture, query: int | None) -> dict[str, Any]:
     """One picture as JSON: the image as PNG, the maps of one query, rollout, the answer."""
-    seen = picture.look
+    seen = picture.attention
     n_patches = seen.grid[0] * seen.grid[1]
     maps = seen.maps(query if query is None or query < n_patches else None)
     return {
@@ -112,7 +114,7 @@ def _effect(picture: Picture, after: Any) -> dict[str, Any] | None:
     """The answer without the pruned heads, and how far it is from the whole model's."""
     if after is None:
         return None
-    before = picture.look.answer
+    before = picture.attention.answer
     rows = []
     if before.probabilities is not None:
         strongest = np.argsort(-np.maximum(before.probabilities, after.probabilities), kind="stable")[:6]
@@ -123,27 +125,29 @@ def _effect(picture: Picture, after: Any) -> dict[str, Any] | None:
 
 
 def _relevance(
-    store: Store, params: Params, name: str, image: str, picture: Picture, jobs: list[tuple[Job, bool]]
+    reader: WorkspaceReader, params: Params, name: str, image: str, picture: Picture, jobs: list[tuple[Job, bool]]
 ) -> dict[str, Any]:
     """Relevance of patches for the chosen class, the likeliest by default; nothing for a backbone."""
-    probabilities = picture.look.answer.probabilities
+    probabilities = picture.attention.answer.probabilities
     if probabilities is None:
         return {"class": None, "classes": [], "relevance": None}
     asked = integer(params, "class")
     chosen = asked if asked is not None and 0 <= asked < len(probabilities) else None
-    job = relevance_job(store, name, image, chosen)
+    job = relevance_job(reader, name, image, chosen)
     jobs.append((job, job.finished))
     found = None if job.result is None else np.round(job.result.astype(float), 7).tolist()
     return {"class": chosen, "classes": _top(picture.classes, probabilities, MOST_CLASSES), "relevance": found}
 
 
-def _features(store: Store, params: Params, name: str, image: str, jobs: list[tuple[Job, bool]]) -> dict[str, Any]:
+def _features(
+    reader: WorkspaceReader, params: Params, name: str, image: str, jobs: list[tuple[Job, bool]]
+) -> dict[str, Any]:
     """Sparse autoencoders of this model, and what the chosen one's features see in the picture."""
-    runs = [r for r in store.runs("sae", name) if str(r.summary.get("hook", "")).startswith("blocks.")]
+    runs = [r for r in reader.runs("sae", name) if str(r.summary.get("hook", "")).startswith("blocks.")]
     if not runs:
         return {"saes": [], "sae": None, "features": None, "features_run": None}
     run = next((r for r in runs if r.id == params.get("sae")), runs[0])
-    job = heat_job(store, name, image, run)
+    job = heat_job(reader, name, image, run)
     jobs.append((job, job.finished))
     found = None
     if job.result is not None:
@@ -155,12 +159,12 @@ def _features(store: Store, params: Params, name: str, image: str, jobs: list[tu
         "saes": [{"id": r.id, "hook": r.summary.get("hook")} for r in runs],
         "sae": run.id,
         "features": found,
-        "features_run": _told_by(store, run),
+        "features_run": _told_by(reader, run),
     }
 
 
-def _told_by(store: Store, run: Run) -> str | None:
-    return next((r.id for r in store.runs("features") if run.id in r.parents), None)
+def _told_by(reader: WorkspaceReader, run: Run) -> str | None:
+    return next((r.id for r in reader.runs("features") if run.id in r.parents), None)
 
 
 PAGE = Page("/image", "Image", data, view)

@@ -47,7 +47,7 @@ def here(data: Data, **changed: Any) -> str:
     return link("/image", **(now | changed))
 
 
-def view(data: Data, look: Theme) -> Any:
+def view(data: Data, theme: Theme) -> Any:
     """Choosing, the answer, the large picture, the contact sheet, the features."""
     if data["model"] is None:
         text = f"{data['asked']} is no vision model that can run here; there are {', '.join(data['models'])}."
@@ -61,7 +61,7 @@ def view(data: Data, look: Theme) -> Any:
     parts.append(_choose(data))
     if data["picture"] is not None:
         parts += [
-            columns(_large(data, look), _side(data, look)),
+            columns(_large(data, theme), _side(data, theme)),
             _sheet(data),
             _features(data),
         ]
@@ -98,18 +98,18 @@ def _choose(data: Data) -> Any:
     )
 
 
-def _large(data: Data, look: Theme) -> Any:
+def _large(data: Data, theme: Theme) -> Any:
     """The chosen head's attention from one query over the picture, and the same over the other one."""
     layer, head = data["layer"], data["head"]
     first = data["picture"]
     said = _query_name(data)
     values = np.array(first["maps"][layer][head])
     name = f"head {layer}.{head} from {said}"
-    both = [_one(first, values, data, look, f"attention of {name}, over the picture")]
+    both = [_one(first, values, data, theme, f"attention of {name}, over the picture")]
     if data.get("other"):
         other = data["other"]
         both.append(
-            _one(other, np.array(other["maps"][layer][head]), data, look, f"attention of {name}, over the other")
+            _one(other, np.array(other["maps"][layer][head]), data, theme, f"attention of {name}, over the other")
         )
     gone = [layer, head] in [list(p) for p in data["pruned"]]
     rest = [p for p in data["pruned"] if list(p) != [layer, head]]
@@ -133,11 +133,11 @@ def _large(data: Data, look: Theme) -> Any:
     )
 
 
-def _one(shown: dict[str, Any], values: np.ndarray, data: Data, look: Theme, label: str) -> Any:
+def _one(shown: dict[str, Any], values: np.ndarray, data: Data, theme: Theme, label: str) -> Any:
     same = shown["grid"] == data["picture"]["grid"]
     picture = pixels_of(shown["png"])
     height = 300 if data.get("other") else 440
-    figure = patch_picker(picture, values, look, label=label, query=data["query"] if same else None, height=height)
+    figure = patch_picker(picture, values, theme, label=label, query=data["query"] if same else None, height=height)
     return html.Div([figure, html.P(shown["caption"], className="note")])
 
 
@@ -149,7 +149,7 @@ def _query_name(data: Data) -> str:
     return _whole_name(data) if data["query"] is None else f"patch ({data['row']}, {data['column']})"
 
 
-def _side(data: Data, look: Theme) -> Any:
+def _side(data: Data, theme: Theme) -> Any:
     """The answer, with and without the pruned heads; rollout."""
     pruned = [tuple(p) for p in data["pruned"]]
     tags = [

@@ -8,7 +8,7 @@ from typing import Any
 from attlas.dashboard.jobs import Job
 from attlas.dashboard.page import Data, Page, Params, integer
 from attlas.dashboard.pages.prune.view import view
-from attlas.dashboard.store import Row, Store
+from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.data.workspace import Run
 
 KINDS = ("redundancy", "drop_curve", "prune", "module_effects", "head_effects")
@@ -19,34 +19,34 @@ SECONDS = 240.0
 N_FEATURES = 200
 
 
-def data(store: Store, params: Params) -> Data:
+def data(reader: WorkspaceReader, params: Params) -> Data:
     """Scores, curves, pruned models and the slider of one model."""
-    names = list(dict.fromkeys(run.model.name for kind in KINDS for run in store.runs(kind)))
-    newest = max((run for kind in KINDS for run in store.runs(kind)), key=lambda run: run.created, default=None)
+    names = list(dict.fromkeys(run.model.name for kind in KINDS for run in reader.runs(kind)))
+    newest = max((run for kind in KINDS for run in reader.runs(kind)), key=lambda run: run.created, default=None)
     model = params.get("model") or (newest.model.name if newest else None)
     if model is None or model not in names:
         return {"model": model, "found": False, "live": False, "job": None}
-    curve = store.pick("drop_curve", params.get("run"), model)
-    scores, scored_by = _scores(store, model)
+    curve = reader.pick("drop_curve", params.get("run"), model)
+    scores, scored_by = _scores(reader, model)
     base: Data = {
         "model": model,
         "found": True,
         "scores": scores,
         "scored_by": scored_by,
-        "curve_runs": [{"id": r.id, "created": r.created} for r in store.runs("drop_curve", model)],
+        "curve_runs": [{"id": r.id, "created": r.created} for r in reader.runs("drop_curve", model)],
         "curve_run": curve.id if curve else None,
-        "curve": store.rows(curve, "drop_curve", ("target", "order", "draw", "n_dropped")),
-        "control": store.rows(curve, "drop_control", ("target", "order", "n_dropped")),
+        "curve": reader.rows(curve, "drop_curve", ("target", "order", "draw", "n_dropped")),
+        "control": reader.rows(curve, "drop_control", ("target", "order", "n_dropped")),
         "value": params.get("value") if params.get("value") in VALUES else "delta",
         "show": params.get("show") if params.get("show") in TARGETS else "all",
-        "over_training": store.rows(
-            store.pick("redundancy_timeline", None, model), "redundancy_timeline", ("step", "layer", "module")
+        "over_training": reader.rows(
+            reader.pick("redundancy_timeline", None, model), "redundancy_timeline", ("step", "layer", "module")
         ),
     }
-    base |= _pruned(store, params, model)
-    what_if, job = _what_if(store, params, model, scores, base["curve"])
+    base |= _pruned(reader, params, model)
+    what_if, job = _what_if(reader, params, model, scores, base["curve"])
     if what_if is not None:
-        alone = store.pick("head_effects" if what_if["target"] == "head" else "module_effects", None, model)
+        alone = reader.pick("head_effects" if what_if["target"] == "head" else "module_effects", None, model)
         what_if["predicted_on"] = {"sum_alone": _measured_on(alone), "on_curve": _measured_on(curve)}
     describe = job.describe() if job else None
     return base | {"what_if": what_if, "job": describe, "live": job.poll() if job else False}
@@ -55,12 +55,12 @@ def data(store: Store, params: Params) -> Data:
 # -- scores ------------------------------------------------------------------------------------------------------------
 
 
-def _scores(store: Store, model: str) -> tuple[list[Row], dict[str, str]]:
+def _scores(reader: WorkspaceReader, model: str) -> tuple[list[Row], dict[str, str]]:
     """(rows with target, unit, score, interval and the measured cost alone where known; target → the run it is from)."""
-    alone = _alone(store, model)
+    alone = _alone(reader, model)
     rows, runs = [], {}
-    scored = store.pick("redundancy", None, model)
-    for row in store.rows(scored, "redundancy", ("layer", "module")):
+    scored = reader.pick("redundancy", None, model)
+    for row in reader.rows(scored, "redundancy", ("layer", "module")):
         name = f"{row['module']}.{row['layer']}"
         runs[row["module"]] = scored.id if scored else ""
         rows.append(
@@ -71,8 +71,8 @@ def _scores(store: Store, model: str) -> tuple[list[Row], dict[str, str]]:
                 "alone": alone.get(name),
             }
         )
-    heads = store.pick("head_effects", None, model)
-    for row in store.rows(heads, "head_effects", ("layer", "head"), ablation="zero"):
+    heads = reader.pick("head_effects", None, model)
+    for row in reader.rows(heads, "head_effects", ("layer", "head"), ablation="zero"):
         name = f"head.{row['layer']}.{row['head']}"
         runs["head"] = heads.id if heads else ""
         rows.append(
@@ -89,9 +89,9 @@ def _scores(store: Store, model: str) -> tuple[list[Row], dict[str, str]]:
     return rows, runs
 
 
-def _alone(store: Store, model: str) -> dict[str, float]:
+def _alone(reader: WorkspaceReader, model: str) -> dict[str, float]:
     """Unit → Δ loss when it alone is dropped."""
-    rows = store.rows(store.pick("module_effects", None, model), "module_effects")
+    rows = reader.rows(reader.pick("module_effects", None, model), "module_effects")
     return {f"{row['module']}.{row['layer']}": row["delta"] for row in rows}
 
 
@@ -106,7 +106,7 @@ def ranking(scores: list[Row], target: str) -> list[Row]:
 
 
 def _what_if(
-    store: Store, params: Params, model: str, scores: list[Row], curve: list[Row]
+    reader: WorkspaceReader, params: Params, model: str, scores: list[Row], curve: list[Row]
 ) -> tuple[dict[str, Any] | None, Job | None]:
     """The slider: how many of a target go, what that should cost, and, when asked, what it does cost."""
     targets = [t for t in TARGETS if ranking(scores, t)]
@@ -117,7 +117,7 @@ def _what_if(
     most = len(order) - 1 if target in ("attn", "block") else len(order)
     asked = integer(params, "n")
     n = max(0, min(1 if asked is None else asked, most))
-    runs = _runs(store, model) if target == "block" else {}
+    runs = _runs(reader, model) if target == "block" else {}
     by = "angular" if runs and params.get("order") == "angular" else "ranked"
     gone = [row for row in order if row["layer"] in runs.get(n, ())] if by == "angular" else order[:n]
     gone.sort(key=lambda row: row["layer"] if by == "angular" else 0)
@@ -140,15 +140,15 @@ def _what_if(
         return found, None
     near = bracket(curve, str(target), n, by)
     around = [(k, at) for k, at in points(curve, str(target), by).items() if k in near]
-    job = _measure_job(store, model, (str(target), by), units, [(k, at["dropped"]) for k, at in around])
+    job = _measure_job(reader, model, (str(target), by), units, [(k, at["dropped"]) for k, at in around])
     if job.result:  # predicted and measured on the same sequences
         found |= {"sum_alone": job.result["sum_alone"], "on_curve": on_curve(job.result["curve"], str(target), n, by)}
     return found | {"measured": job.result}, job
 
 
-def _runs(store: Store, model: str) -> dict[int, range]:
+def _runs(reader: WorkspaceReader, model: str) -> dict[int, range]:
     """Number of blocks → the layers of the run that turns the stream least."""
-    rows = store.rows(store.pick("redundancy", None, model), "block_runs", best=True)
+    rows = reader.rows(reader.pick("redundancy", None, model), "block_runs", best=True)
     return {r["length"]: range(r["start"], r["start"] + r["length"]) for r in rows}
 
 
@@ -202,7 +202,7 @@ def sample(model: Any) -> Any:
 
 
 def _measure_job(
-    store: Store, model: str, line: tuple[str, str], units: list[str], around: list[tuple[int, list[str]]]
+    reader: WorkspaceReader, model: str, line: tuple[str, str], units: list[str], around: list[tuple[int, list[str]]]
 ) -> Job:
     """Loss without the units together, without each alone, and at the points around of the curve of `line` (target, order):
     on the same sequences.
@@ -212,8 +212,8 @@ def _measure_job(
         from attlas.analyses.pruning.curve import drop_row
         from attlas.analyses.pruning.measure import Judge, measure_drops
 
-        hooked = store.live.model(model)
-        held_out = store.live.kept(("prune-data", model), lambda: sample(hooked))
+        hooked = reader.jobs.model(model)
+        held_out = reader.jobs.kept(("prune-data", model), lambda: sample(hooked))
         job.note = f"without {len(units)}, and each alone"
         drops = [units, *([unit] for unit in units), *(names for _, names in around)]
         whole, found, kind = measure_drops(hooked, held_out, [parse_units(names) for names in drops])
@@ -238,18 +238,18 @@ def _measure_job(
         }
 
     key = ("prune-what-if", model, line, tuple(units), tuple(tuple(names) for _, names in around))
-    return store.live.job(key, f"{model} without {len(units)}", work, SECONDS)
+    return reader.jobs.job(key, f"{model} without {len(units)}", work, SECONDS)
 
 
 # -- pruned models -----------------------------------------------------------------------------------------------------
 
 
-def _pruned(store: Store, params: Params, model: str) -> dict[str, Any]:
+def _pruned(reader: WorkspaceReader, params: Params, model: str) -> dict[str, Any]:
     """Pruned models of this workspace; of the chosen one its losses, its healing and what it lost."""
-    runs = store.runs("prune", model)
+    runs = reader.runs("prune", model)
     run = next((r for r in runs if r.id == params.get("pruned")), runs[0] if runs else None)
     told = run.summary.get("what_dies") if run else None
-    lost = store.pick("what_dies", told.get("run"), model) if isinstance(told, dict) else None
+    lost = reader.pick("what_dies", told.get("run"), model) if isinstance(told, dict) else None
     hooks = list(lost.summary.get("features", {})) if lost else []
     hook = params.get("hook") if params.get("hook") in hooks else (hooks[-1] if hooks else None)
     state = next((s for s in STATES if s == params.get("state")), "dead")
@@ -257,19 +257,19 @@ def _pruned(store: Store, params: Params, model: str) -> dict[str, Any]:
         "pruned": [_pruned_row(r) for r in runs],
         "pruned_run": run.id if run else None,
         "pruned_summary": run.summary if run else {},
-        "losses": store.rows(run, "drop_curve"),
-        "healing": store.rows(run, "healing", ("step",)),
+        "losses": reader.rows(run, "drop_curve"),
+        "healing": reader.rows(run, "healing", ("step",)),
         "what_dies": {
             "run": lost.id if lost else None,
             "features": lost.summary.get("features", {}) if lost else {},
-            "behaviours": store.rows(lost, "behaviours_lost"),
-            "heads": _lost_heads(store, lost),
+            "behaviours": reader.rows(lost, "behaviours_lost"),
+            "heads": _lost_heads(reader, lost),
             "hooks": hooks,
             "hook": hook,
             "state": state,
-            "rows": _lost_features(store, lost, hook, state),
-            "examples": store.rows(lost, "lost_examples", ("place", "rank"), 12, hook=hook) if hook else [],
-            "features_run": _described_by(store, lost, hook),
+            "rows": _lost_features(reader, lost, hook, state),
+            "examples": reader.rows(lost, "lost_examples", ("place", "rank"), 12, hook=hook) if hook else [],
+            "features_run": _described_by(reader, lost, hook),
         },
     }
 
@@ -282,31 +282,31 @@ def _pruned_row(run: Run) -> Row:
     return {"id": run.id, "created": run.created, "dropped": dropped, **{k: s.get(k) for k in (*keys, *sizes)}}
 
 
-def _lost_heads(store: Store, run: Run | None) -> list[Row]:
+def _lost_heads(reader: WorkspaceReader, run: Run | None) -> list[Row]:
     """Heads whose scores on repeated tokens change most."""
-    rows = store.rows(run, "heads_lost", ("layer", "head"))
+    rows = reader.rows(run, "heads_lost", ("layer", "head"))
     names = ("induction", "previous_token", "duplicate_token")
     change = {id(row): max(abs(row[f"{n}_after"] - row[f"{n}_before"]) for n in names) for row in rows}
     return sorted((row for row in rows if change[id(row)] > 0.01), key=lambda row: -change[id(row)])[:12]
 
 
-def _lost_features(store: Store, run: Run | None, hook: str | None, state: str) -> list[Row]:
+def _lost_features(reader: WorkspaceReader, run: Run | None, hook: str | None, state: str) -> list[Row]:
     """Features of one autoencoder in one state, those with the largest effect before first."""
-    path = store.table_file(run, "features_lost")
+    path = reader.table_file(run, "features_lost")
     if path is None or hook is None:
         return []
-    return store.query(
+    return reader.query(
         "SELECT * FROM read_parquet(?) WHERE hook = ? AND state = ? ORDER BY size_before DESC, feature LIMIT ?",
         [str(path), hook, state, N_FEATURES],
     )
 
 
-def _described_by(store: Store, lost: Run | None, hook: str | None) -> str | None:
+def _described_by(reader: WorkspaceReader, lost: Run | None, hook: str | None) -> str | None:
     """The features run of the autoencoder on this hook, for links to its features."""
     if lost is None or hook is None:
         return None
-    saes = [r.id for r in store.runs("sae") if r.id in lost.parents and r.summary.get("hook") == hook]
-    return next((r.id for r in store.runs("features") if set(saes) & set(r.parents)), None)
+    saes = [r.id for r in reader.runs("sae") if r.id in lost.parents and r.summary.get("hook") == hook]
+    return next((r.id for r in reader.runs("features") if set(saes) & set(r.parents)), None)
 
 
 PAGE = Page("/prune", "Prune", data, view)

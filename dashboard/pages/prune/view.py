@@ -26,7 +26,7 @@ from attlas.dashboard.components import (
     table,
 )
 from attlas.dashboard.page import Data, link
-from attlas.dashboard.store import Row
+from attlas.dashboard.reader import Row
 from attlas.dashboard.theme import Theme
 
 NAMES = {"attn": "attention", "mlp": "MLPs", "joint": "attention and MLPs", "block": "blocks", "head": "heads"}
@@ -49,7 +49,7 @@ STATES = {
 }
 
 
-def view(data: Data, look: Theme) -> Any:
+def view(data: Data, theme: Theme) -> Any:
     """The slider first, then scores, curves, pruned models and what they lost."""
     lead = "Which modules hardly matter, what dropping them costs beside controls, and what is lost with them."
     if not data["found"]:
@@ -60,11 +60,11 @@ def view(data: Data, look: Theme) -> Any:
         [
             heading(f"Prune {data['model']}", lead),
             _what_if(data),
-            columns(_scores(data, look), _curves(data, look)),
+            columns(_scores(data, theme), _curves(data, theme)),
             _control(data["control"]),
-            _over_training(data["over_training"], look),
-            _pruned(data, look),
-            _what_dies(data, look),
+            _over_training(data["over_training"], theme),
+            _pruned(data, theme),
+            _what_dies(data, theme),
         ]
     )
 
@@ -137,7 +137,7 @@ def _what_if(data: Data) -> Any:
 # -- scores and curves -------------------------------------------------------------------------------------------------
 
 
-def _scores(data: Data, look: Theme) -> Any:
+def _scores(data: Data, theme: Theme) -> Any:
     it = data["what_if"]
     if it is None:
         return None
@@ -147,7 +147,7 @@ def _scores(data: Data, look: Theme) -> Any:
     names = {"unit": "module", "score": unit, "low": "low", "high": "high", "alone": "Δ loss alone"}
     return card(
         "Ranking",
-        bars(rows[:60], "unit", "score", look, group="target", x_title="most redundant first", y_title=unit),
+        bars(rows[:60], "unit", "score", theme, group="target", x_title="most redundant first", y_title=unit),
         table(rows, names, summary="The numbers, with what each costs alone"),
         note=f"Scores of {NAMES[it['target']]}, 95 % bootstrap intervals over sequences; the slider drops from the left.",
     )
@@ -193,7 +193,7 @@ def _control(rows: list[Row]) -> Any:
     return card("Beside random sets", numbers, span=2)
 
 
-def _curves(data: Data, look: Theme) -> Any:
+def _curves(data: Data, theme: Theme) -> Any:
     rows: list[Row] = [r for r in data["curve"] if r.get("delta") is not None]
     if not rows:
         return empty("No curves yet", "Measure what dropping costs:", f"attlas prune --model {data['model']}")
@@ -221,7 +221,7 @@ def _curves(data: Data, look: Theme) -> Any:
         "Cost of dropping",
         curve(
             series(rows, value, data["show"]),
-            look,
+            theme,
             x_title="modules dropped",
             y_title=title,
             height=380,
@@ -234,7 +234,7 @@ def _curves(data: Data, look: Theme) -> Any:
     )
 
 
-def _over_training(rows: list[Row], look: Theme) -> Any:
+def _over_training(rows: list[Row], theme: Theme) -> Any:
     if not rows:
         return None
     steps = sorted({r["step"] for r in rows})
@@ -246,12 +246,12 @@ def _over_training(rows: list[Row], look: Theme) -> Any:
     return columns(
         card(
             "Redundancy over training",
-            curve(lines, look, x_title="step", y_title="1 − cosine"),
+            curve(lines, theme, x_title="step", y_title="1 − cosine"),
             note="Mean score over layers at each checkpoint.",
         ),
         card(
             "Attention by layer",
-            heatmap(cells, "score", look, x="step", y="layer", unit="1 − cosine"),
+            heatmap(cells, "score", theme, x="step", y="layer", unit="1 − cosine"),
             note="Is the order of layers there from the start?",
         ),
     )
@@ -265,7 +265,7 @@ def _mean(rows: list[Row], step: int, module: str) -> float:
 # -- pruned models -----------------------------------------------------------------------------------------------------
 
 
-def _pruned(data: Data, look: Theme) -> Any:
+def _pruned(data: Data, theme: Theme) -> Any:
     rows: list[Row] = data["pruned"]
     if not rows:
         command = f"attlas prune --model {data['model']} --target attn --n 1 --what-dies --heal-steps 50 --to pruned"
@@ -300,7 +300,7 @@ def _pruned(data: Data, look: Theme) -> Any:
             "Healing",
             curve(
                 {"held-out loss": ([r["step"] for r in healing], [r["eval_loss"] for r in healing])},
-                look,
+                theme,
                 x_title="steps",
                 y_title="nats",
             ),
@@ -316,7 +316,7 @@ def _pair(summary: dict[str, Any], name: str) -> str | None:
     return None if before is None or after is None else f"{short(before)} → {short(after)}"
 
 
-def _what_dies(data: Data, look: Theme) -> Any:
+def _what_dies(data: Data, theme: Theme) -> Any:
     it = data["what_dies"]
     if not data["pruned"]:
         return None
@@ -334,10 +334,10 @@ def _what_dies(data: Data, look: Theme) -> Any:
         note="Right less wrong answer, with the 95 % interval of the change over prompts; heads on random tokens repeated "
         "once. Before any healing.",
     )
-    return html.Div([columns(behaviours, _lost_features(it, look)), _lost_examples(it)])
+    return html.Div([columns(behaviours, _lost_features(it, theme)), _lost_examples(it)])
 
 
-def _lost_features(it: dict[str, Any], look: Theme) -> Any:
+def _lost_features(it: dict[str, Any], theme: Theme) -> Any:
     if not it["hooks"]:
         return None
     counts = [
@@ -355,7 +355,7 @@ def _lost_features(it: dict[str, Any], look: Theme) -> Any:
     }
     return card(
         "Features lost",
-        bars(counts, "state", "features", look, group="autoencoder", y_title="features", height=220),
+        bars(counts, "state", "features", theme, group="autoencoder", y_title="features", height=220),
         table(rows, names, summary=f"{len(rows)} features, the largest effects before first", open_=True),
         note=f"{STATES[it['state']]}. Effect: nats of a sequence's loss, to first order, over all its tokens.",
         controls=[

@@ -8,7 +8,7 @@ from dash import html
 
 from attlas.dashboard.components import bars, card, columns, empty, heading, histogram, metric_cards, picker, table
 from attlas.dashboard.page import Data, Page, Params
-from attlas.dashboard.store import Row, Store
+from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
 
 SUBJECTS = {
@@ -19,31 +19,31 @@ SUBJECTS = {
 }
 
 
-def data(store: Store, params: Params) -> Data:
+def data(reader: WorkspaceReader, params: Params) -> Data:
     """Metrics of the newest (or the named) evaluation; the chosen metric for every subject."""
-    run = store.pick("sae_eval", params.get("run"), params.get("model"))
-    rows = store.rows(run, "evaluation")
+    run = reader.pick("sae_eval", params.get("run"), params.get("model"))
+    rows = reader.rows(run, "evaluation")
     if run is None or not rows:
         return {"run": None, "model": params.get("model")}
     controlled = [m for m in dict.fromkeys(r["metric"] for r in rows) if sum(r["metric"] == m for r in rows) > 1]
     metrics = controlled or list(dict.fromkeys(r["metric"] for r in rows))
     first = "ce_recovered" if "ce_recovered" in metrics else metrics[0]
     metric = params.get("metric") if params.get("metric") in metrics else first
-    parent = next((r for r in store.runs("sae") if r.id in run.parents), None)
+    parent = next((r for r in reader.runs("sae") if r.id in run.parents), None)
     return {
         "run": run.id,
         "model": run.model.name,
         "hook": parent.summary.get("hook") if parent else None,
-        "runs": [{"id": r.id, "model": r.model.name, "created": r.created} for r in store.runs("sae_eval")],
+        "runs": [{"id": r.id, "model": r.model.name, "created": r.created} for r in reader.runs("sae_eval")],
         "metric": metric,
         "default_metric": first,
         "metrics": metrics,
         "rows": rows,
-        "density": store.rows(run, "density", ("bin_left",)),
+        "density": reader.rows(run, "density", ("bin_left",)),
     }
 
 
-def view(data: Data, look: Theme) -> Any:
+def view(data: Data, theme: Theme) -> Any:
     """Headline numbers, the controls, every metric with its definition, densities."""
     lead = "How faithful an autoencoder is, beside controls that should do worse. Intervals: 95 %, over sequences."
     if not data["run"]:
@@ -68,12 +68,12 @@ def view(data: Data, look: Theme) -> Any:
             columns(
                 card(
                     "Beside the controls",
-                    bars(chosen, "who", "value", look, x_title=" ", y_title=unit),
+                    bars(chosen, "who", "value", theme, x_title=" ", y_title=unit),
                     html.P(" ".join(f"{r['who']}: {r['note']}." for r in chosen if r["note"]), className="note"),
                     note=f"{definition[:1].upper()}{definition[1:]}.",
                     controls=choose,
                 ),
-                _densities(data, look),
+                _densities(data, theme),
             ),
             card("Every metric", _table(rows)),
         ]
@@ -88,13 +88,13 @@ def _number(mine: dict[str, Row], metric: str, title: str) -> tuple[str, Any, st
     return title, row.get("value"), interval
 
 
-def _densities(data: Data, look: Theme) -> Any:
+def _densities(data: Data, theme: Theme) -> Any:
     bins = [b for b in data["density"] if b["bin_left"] is not None and b["bin_right"] is not None]
     dead = sum(b["count"] for b in data["density"] if b["bin_right"] is None)
     if not bins:
         return None
     width = bins[0]["bin_right"] - bins[0]["bin_left"]
-    figure = histogram([b["bin_left"] for b in bins], width, [b["count"] for b in bins], look,
+    figure = histogram([b["bin_left"] for b in bins], width, [b["count"] for b in bins], theme,
                        x_title="log10 density", y_title="features", log=False)  # fmt: skip
     return card(
         "How often features fire", figure, note=f"Share of tokens a feature is active on. {dead} fired on none."

@@ -9,7 +9,7 @@ from dash import html
 
 from attlas.dashboard.components import card, columns, curve, empty, heading, metric_cards, picker, table
 from attlas.dashboard.page import Data, Page, Params
-from attlas.dashboard.store import Row, Store
+from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
 from attlas.saes.training.history import live_runs
 
@@ -27,13 +27,13 @@ METRICS = {
 }
 
 
-def data(store: Store, params: Params) -> Data:
+def data(reader: WorkspaceReader, params: Params) -> Data:
     """Curves of the chosen (or newest) run, or of what trains now; the newest sweep."""
-    running = [r for r in live_runs(store.path) if time.time() - r.path.stat().st_mtime < LIVE_SECONDS]
-    runs = store.runs("sae", params.get("model"))
-    run = store.pick("sae", params.get("run"), params.get("model"))
-    sweep = store.pick("sae_sweep", params.get("run"), params.get("model"))
-    rows = store.rows(run, "training", ("hook", "tokens"))
+    running = [r for r in live_runs(reader.path) if time.time() - r.path.stat().st_mtime < LIVE_SECONDS]
+    runs = reader.runs("sae", params.get("model"))
+    run = reader.pick("sae", params.get("run"), params.get("model"))
+    sweep = reader.pick("sae_sweep", params.get("run"), params.get("model"))
+    rows = reader.rows(run, "training", ("hook", "tokens"))
     metric = params.get("metric") if params.get("metric") in METRICS else "explained_variance"
     return {
         "live": bool(running),
@@ -47,12 +47,12 @@ def data(store: Store, params: Params) -> Data:
         "config": run.config if run else {},
         "metric": metric,
         "rows": rows,
-        "pareto": store.rows(sweep, "pareto", ("hook", "l0")),
-        "sweep_rows": store.rows(sweep, "training", ("hook", "tokens")),
+        "pareto": reader.rows(sweep, "pareto", ("hook", "l0")),
+        "sweep_rows": reader.rows(sweep, "training", ("hook", "tokens")),
     }
 
 
-def view(data: Data, look: Theme) -> Any:
+def view(data: Data, theme: Theme) -> Any:
     """Running curves first, then the chosen run's, then the sweep."""
     lead = "Curves of sparse autoencoders, as they train and after."
     if not data["run"] and not data["running"] and not data["pareto"]:
@@ -69,10 +69,10 @@ def view(data: Data, look: Theme) -> Any:
                 picker("metric", "", list(METRICS.items()), data["metric"], "explained_variance"),
                 switch,
             ),
-            *[_curves(f"Now: {live['name']}", live["rows"], data["metric"], look) for live in data["running"]],
-            _finished(data, look),
-            _pareto(data["pareto"], look),
-            _curves("Curves of the sweep", data["sweep_rows"], data["metric"], look) if data["sweep_rows"] else None,
+            *[_curves(f"Now: {live['name']}", live["rows"], data["metric"], theme) for live in data["running"]],
+            _finished(data, theme),
+            _pareto(data["pareto"], theme),
+            _curves("Curves of the sweep", data["sweep_rows"], data["metric"], theme) if data["sweep_rows"] else None,
         ]
     )
 
@@ -90,12 +90,12 @@ def _series(rows: list[Row], metric: str) -> dict[str, tuple[list[Any], list[Any
     }
 
 
-def _curves(title: str, rows: list[Row], metric: str, look: Theme) -> Any:
-    figure = curve(_series(rows, metric), look, x_title="tokens", y_title=METRICS[metric], height=320)
+def _curves(title: str, rows: list[Row], metric: str, theme: Theme) -> Any:
+    figure = curve(_series(rows, metric), theme, x_title="tokens", y_title=METRICS[metric], height=320)
     return card(title, figure)
 
 
-def _finished(data: Data, look: Theme) -> Any:
+def _finished(data: Data, theme: Theme) -> Any:
     s = data["summary"]
     if not data["run"]:
         return None
@@ -112,7 +112,7 @@ def _finished(data: Data, look: Theme) -> Any:
                 ]
             ),
             columns(
-                _curves("Curve", data["rows"], data["metric"], look),
+                _curves("Curve", data["rows"], data["metric"], theme),
                 card(
                     "Configuration",
                     table(
@@ -137,7 +137,7 @@ def _config(config: dict[str, Any]) -> list[Row]:
     return [{"name": k, "value": _setting(v)} for k, v in config.items()]
 
 
-def _pareto(rows: list[Row], look: Theme) -> Any:
+def _pareto(rows: list[Row], theme: Theme) -> Any:
     if not rows:
         return None
     series: dict[str, tuple[list[Any], list[Any]]] = {}
@@ -159,7 +159,7 @@ def _pareto(rows: list[Row], look: Theme) -> Any:
     }
     return columns(
         card(
-            "Sweep", curve(series, look, x_title="L0", y_title="explained variance", height=300), note="Held-out data."
+            "Sweep", curve(series, theme, x_title="L0", y_title="explained variance", height=300), note="Held-out data."
         ),
         card("Every autoencoder of the sweep", table(rows, names, summary="Table", open_=True)),
     )

@@ -24,21 +24,21 @@ from attlas.dashboard.page import Data, Page, Params, integer, link
 from attlas.dashboard.pages.vit.page import maps_of
 from attlas.dashboard.pages.vit.view import ABLATIONS, METRICS, STRENGTH, measure_name
 from attlas.dashboard.pictures import pattern_url
-from attlas.dashboard.store import Store
+from attlas.dashboard.reader import WorkspaceReader
 from attlas.dashboard.theme import Theme
 
 
-def data(store: Store, params: Params) -> Data:
+def data(reader: WorkspaceReader, params: Params) -> Data:
     """All that the workspace holds about a head; by class for the chosen measure."""
-    run = store.pick("vit", params.get("run"), params.get("model"))
+    run = reader.pick("vit", params.get("run"), params.get("model"))
     layer, head = integer(params, "layer"), integer(params, "head")
     base: Data = {"run": run.id if run else None, "model": run.model.name if run else params.get("model")}
     base |= {"layer": layer, "head": head, "found": False}
     if run is None or layer is None or head is None:
         return base
-    every = store.rows(run, "importance", ("ablation", "metric"))
+    every = reader.rows(run, "importance", ("ablation", "metric"))
     rows = [r for r in every if (r["layer"], r["head"]) == (layer, head)]
-    strength = store.rows(run, "strength", layer=layer, head=head)
+    strength = reader.rows(run, "strength", layer=layer, head=head)
     if not rows and not strength:
         return base
     measures = [f"{r['ablation']}:{r['metric']}" for r in rows]
@@ -46,7 +46,7 @@ def data(store: Store, params: Params) -> Data:
     measures.sort(key=lambda m: [*ABLATIONS, m.partition(":")[0]].index(m.partition(":")[0]))
     measure = asked if asked in measures else (measures[0] if measures else "")
     ablation, _, metric = measure.partition(":")
-    maps = maps_of(store.arrays(run, "maps"), layer)
+    maps = maps_of(reader.arrays(run, "maps"), layer)
     return base | {
         "found": True,
         "main_metric": run.summary.get("metric"),
@@ -55,13 +55,13 @@ def data(store: Store, params: Params) -> Data:
         "importance": [{**r, "rank": _rank(every, r)} for r in rows],
         "measure": measure,
         "measures": measures,
-        "by_class": store.rows(
+        "by_class": reader.rows(
             run, "importance_by_class", ("class",), layer=layer, head=head, ablation=ablation, metric=metric
         ),
         "strength": strength[0] if strength else {},
-        "rings": store.rows(run, "rings", ("hop",), layer=layer, head=head),
+        "rings": reader.rows(run, "rings", ("hop",), layer=layer, head=head),
         "map": maps[head] if head < len(maps) else None,
-        "patterns": _patterns(store, run.model.name, layer, head),
+        "patterns": _patterns(reader, run.model.name, layer, head),
     }
 
 
@@ -71,13 +71,13 @@ def _rank(every: list[dict[str, Any]], row: dict[str, Any]) -> int:
     return 1 + sum(value > row["value"] for value in same)
 
 
-def _patterns(store: Store, model: str, layer: int, head: int) -> dict[str, Any] | None:
-    run = store.pick("vit_patterns", None, model)
-    shares = store.rows(run, "head_clusters", ("cluster",), layer=layer, head=head)
+def _patterns(reader: WorkspaceReader, model: str, layer: int, head: int) -> dict[str, Any] | None:
+    run = reader.pick("vit_patterns", None, model)
+    shares = reader.rows(run, "head_clusters", ("cluster",), layer=layer, head=head)
     if run is None or not shares:
         return None
-    names = {r["cluster"]: r["name"] for r in store.rows(run, "clusters", ("cluster",))}
-    maps = [r["map"] for r in store.rows(run, "patterns", ("cluster", "map"), layer=layer, head=head)]
+    names = {r["cluster"]: r["name"] for r in reader.rows(run, "clusters", ("cluster",))}
+    maps = [r["map"] for r in reader.rows(run, "patterns", ("cluster", "map"), layer=layer, head=head)]
     return {
         "run": run.id,
         "shares": [{**r, "cluster": f"{r['cluster']} {names.get(r['cluster'], '')}"} for r in shares],
@@ -85,7 +85,7 @@ def _patterns(store: Store, model: str, layer: int, head: int) -> dict[str, Any]
     }
 
 
-def view(data: Data, look: Theme) -> Any:
+def view(data: Data, theme: Theme) -> Any:
     """Headline numbers, importance and classes, reach and mean map, patterns."""
     if not data["found"]:
         what = "No head chosen" if data["layer"] is None or data["head"] is None else "No such head"
@@ -116,9 +116,9 @@ def view(data: Data, look: Theme) -> Any:
                 f"Head {layer}.{head} of {data['model']}", "One head, by everything that was measured.", *_doors(data)
             ),
             metric_cards(cards),
-            columns(_importance(data, look), _by_class(data, look)),
-            columns(_reach(data, look), _mean_map(data)),
-            _drawn(data, look),
+            columns(_importance(data, theme), _by_class(data, theme)),
+            columns(_reach(data, theme), _mean_map(data)),
+            _drawn(data, theme),
         ]
     )
 
@@ -142,7 +142,7 @@ def _doors(data: Data) -> list[Any]:
     ]
 
 
-def _importance(data: Data, look: Theme) -> Any:
+def _importance(data: Data, theme: Theme) -> Any:
     rows = [
         {
             **r,
@@ -155,7 +155,7 @@ def _importance(data: Data, look: Theme) -> Any:
         return card("Importance", html.P("Not measured in this run.", className="note"))
     names = {"metric": "measure", "ablation": "set to", "value": "value", "low": "low", "high": "high", "rank": "rank"}
     drawn = [{**r, "ablation": ABLATIONS.get(r["ablation"], r["ablation"])} for r in data["importance"]]
-    figure = bars(drawn, "metric", "value", look, group="ablation", y_title="effect", height=260)
+    figure = bars(drawn, "metric", "value", theme, group="ablation", y_title="effect", height=260)
     return card(
         "Importance",
         figure,
@@ -165,7 +165,7 @@ def _importance(data: Data, look: Theme) -> Any:
     )
 
 
-def _by_class(data: Data, look: Theme) -> Any:
+def _by_class(data: Data, theme: Theme) -> Any:
     rows = data["by_class"]
     if not rows:
         return card("By class", html.P("The images of this run have no classes.", className="note"))
@@ -174,14 +174,14 @@ def _by_class(data: Data, look: Theme) -> Any:
     ordered = sorted(rows, key=lambda r: -r["value"])
     return card(
         "By class",
-        bars(ordered[:40], "class_name", "value", look, x_title="class", y_title="effect"),
+        bars(ordered[:40], "class_name", "value", theme, x_title="class", y_title="effect"),
         table(ordered, names, summary="The numbers, with 95 % intervals"),
         note="The same effect over the images of one class, the strongest first.",
         controls=picker("measure", "Measure", options, data["measure"], data["measures"][0], wide=True),
     )
 
 
-def _reach(data: Data, look: Theme) -> Any:
+def _reach(data: Data, theme: Theme) -> Any:
     if not data["rings"]:
         return card("How far it looks", html.P("Not measured in this run.", className="note"))
     rows = [
@@ -191,8 +191,8 @@ def _reach(data: Data, look: Theme) -> Any:
     ]
     return card(
         "How far it looks",
-        bars(data["rings"], "hop", "mass", look, x_title="hops, patches", y_title="share of attention", height=220),
-        bars(data["rings"], "hop", "mean_per_patch", look, x_title="hops, patches", y_title="a patch", height=200),
+        bars(data["rings"], "hop", "mass", theme, x_title="hops, patches", y_title="share of attention", height=220),
+        bars(data["rings"], "hop", "mean_per_patch", theme, x_title="hops, patches", y_title="a patch", height=200),
         table(rows, {"what": "measure", "value": "mean"}, summary="Strength", open_=True),
         note="Attention of patches on the ring of patches k hops away: in all, each query counted equally; and a patch of the "
         "ring, each pair of patches counted equally (the table rings has it by query too).",
@@ -213,7 +213,7 @@ def _mean_map(data: Data) -> Any:
     )
 
 
-def _drawn(data: Data, look: Theme) -> Any:
+def _drawn(data: Data, theme: Theme) -> Any:
     found = data["patterns"]
     if not found:
         command = html.Code(f"attlas vit patterns --model {data['model']}")
@@ -221,7 +221,7 @@ def _drawn(data: Data, look: Theme) -> Any:
     examples = [html.Img(src=pattern_url(found["run"], m), alt=f"map {m}", className="wide") for m in found["examples"]]
     return card(
         "What it draws",
-        bars(found["shares"], "cluster", "share", look, y_title="share of its maps", height=220),
+        bars(found["shares"], "cluster", "share", theme, y_title="share of its maps", height=220),
         html.Div(examples, className="maps"),
         note="Its single-query maps by cluster, and some of them: the image, and where the outlined patch looks.",
         span=2,

@@ -8,17 +8,17 @@ import numpy as np
 
 from attlas.dashboard.page import Data, Page, Params, integer, parse_heads
 from attlas.dashboard.pages.vit.view import ABLATIONS, METRICS, STRENGTH, view
-from attlas.dashboard.store import Row, Store
+from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.data.workspace import Run
 
 MOST_POINTS = 3000
 COLOR_BY = ("cluster", "layer", "head", "importance")
 
 
-def data(store: Store, params: Params) -> Data:
+def data(reader: WorkspaceReader, params: Params) -> Data:
     """Importance under the chosen metric and ablation; strength and rings of the chosen head; patterns; removals."""
-    run = store.pick("vit", params.get("run"), params.get("model"))
-    rows = store.rows(run, "importance", ("layer", "head"))
+    run = reader.pick("vit", params.get("run"), params.get("model"))
+    rows = reader.rows(run, "importance", ("layer", "head"))
     if run is None or not rows:
         return {"run": None, "model": params.get("model")}
     ablations = sorted({r["ablation"] for r in rows}, key=lambda a: [*ABLATIONS, a].index(a))
@@ -56,16 +56,16 @@ def data(store: Store, params: Params) -> Data:
         "top_head": list(top_head),
         "lit": [h for h in parse_heads(params.get("heads")) if h in heads],
         "importance": shown,
-        "agreement": store.rows(run, "agreement", ("first", "second")),
-        "trend": store.rows(run, "trend"),
-        "strengths": store.rows(run, "strength", ("layer", "head")),
-        "rings": store.rows(run, "rings", ("hop",), layer=layer, head=head),
-        "all_rings": store.rows(run, "rings", ("layer", "head", "hop")),
-        "maps": maps_of(store.arrays(run, "maps"), layer),
+        "agreement": reader.rows(run, "agreement", ("first", "second")),
+        "trend": reader.rows(run, "trend"),
+        "strengths": reader.rows(run, "strength", ("layer", "head")),
+        "rings": reader.rows(run, "rings", ("hop",), layer=layer, head=head),
+        "all_rings": reader.rows(run, "rings", ("layer", "head", "hop")),
+        "maps": maps_of(reader.arrays(run, "maps"), layer),
         "summary": run.summary,
-        "patterns": _patterns(store, params, run.model.name),
-        "pruning": _pruning(store, run.model.name),
-        "tokens": _tokens(store, params, run.model.name),
+        "patterns": _patterns(reader, params, run.model.name),
+        "pruning": _pruning(reader, run.model.name),
+        "tokens": _tokens(reader, params, run.model.name),
     }
 
 
@@ -75,19 +75,19 @@ def maps_of(arrays: dict[str, np.ndarray], layer: int) -> list[list[list[float]]
     return [] if maps is None or layer >= len(maps) else np.round(maps[layer].astype(float), 4).tolist()
 
 
-def _patterns(store: Store, params: Params, model: str) -> dict[str, Any] | None:
+def _patterns(reader: WorkspaceReader, params: Params, model: str) -> dict[str, Any] | None:
     """The newest vit_patterns run of the model: points of the plane, clusters with prototypes, quality."""
-    run = store.pick("vit_patterns", None, model)
-    path = store.table_file(run, "patterns")
+    run = reader.pick("vit_patterns", None, model)
+    path = reader.table_file(run, "patterns")
     if run is None or path is None:
         return None
     columns = ("map", "x", "y", "layer", "head", "cluster")
-    rows = store.rows(run, "patterns", ("map",), limit=200_000)
+    rows = reader.rows(run, "patterns", ("map",), limit=200_000)
     step = -(-len(rows) // MOST_POINTS)
     wanted = integer(params, "map")
     kept = [r for i, r in enumerate(rows) if i % step == 0 or r["map"] == wanted]
-    prototypes = store.arrays(run, "patterns").get("prototypes", np.zeros((0, 1, 1)))
-    clusters = store.rows(run, "clusters", ("cluster",))
+    prototypes = reader.arrays(run, "patterns").get("prototypes", np.zeros((0, 1, 1)))
+    clusters = reader.rows(run, "clusters", ("cluster",))
     cluster = integer(params, "cluster")
     cluster = cluster if any(c["cluster"] == cluster for c in clusters) else None
     members = [r["map"] for r in rows if r["cluster"] == cluster]
@@ -97,7 +97,7 @@ def _patterns(store: Store, params: Params, model: str) -> dict[str, Any] | None
         "points": {c: [round(r[c], 3) if isinstance(r[c], float) else r[c] for r in kept] for c in columns},
         "clusters": clusters,
         "prototypes": np.round(prototypes.astype(float), 4).tolist(),
-        "quality": store.rows(run, "pattern_quality"),
+        "quality": reader.rows(run, "pattern_quality"),
         "color": params.get("color") if params.get("color") in COLOR_BY else "cluster",
         "cluster": cluster,
         "members": members[:: max(1, len(members) // 12)][:12],
@@ -105,24 +105,24 @@ def _patterns(store: Store, params: Params, model: str) -> dict[str, Any] | None
     }
 
 
-def _pruning(store: Store, model: str) -> dict[str, Any] | None:
-    run = store.pick("vit_pruning", None, model)
+def _pruning(reader: WorkspaceReader, model: str) -> dict[str, Any] | None:
+    run = reader.pick("vit_pruning", None, model)
     if run is None:
         return None
     metric = run.summary.get("metric")
-    rows = store.rows(run, "pruning_curve", ("order", "n_pruned"), metric=metric)
+    rows = reader.rows(run, "pruning_curve", ("order", "n_pruned"), metric=metric)
     if not rows:
         return None
     ablation = run.summary.get("ablation", "zero")
     return {"run": run.id, "metric": metric, "ablation": ablation, "rows": rows, "summary": run.summary}
 
 
-def _tokens(store: Store, params: Params, model: str) -> dict[str, Any] | None:
-    run: Run | None = store.pick("vit_tokens", None, model)
+def _tokens(reader: WorkspaceReader, params: Params, model: str) -> dict[str, Any] | None:
+    run: Run | None = reader.pick("vit_tokens", None, model)
     if run is None:
         return None
     metric = run.summary.get("metric")
-    rows: list[Row] = store.rows(run, "removal", ("order", "fraction"), metric=metric)
+    rows: list[Row] = reader.rows(run, "removal", ("order", "fraction"), metric=metric)
     layers = sorted({r["layer"] for r in rows})
     if not layers:
         return None
@@ -134,7 +134,7 @@ def _tokens(store: Store, params: Params, model: str) -> dict[str, Any] | None:
         "layers": layers,
         "before": before,
         "rows": [r for r in rows if r["layer"] == before],
-        "rollout": store.rows(run, "rollout", ("test", "method")),
+        "rollout": reader.rows(run, "rollout", ("test", "method")),
     }
 
 

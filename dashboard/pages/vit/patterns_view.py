@@ -18,21 +18,21 @@ from attlas.dashboard.theme import Theme
 COLORS = {"cluster": "cluster", "layer": "layer", "head": "head", "importance": "importance"}
 
 
-def patterns_cards(data: Data, look: Theme, importance: dict[Head, float]) -> list[Any]:
+def patterns_cards(data: Data, theme: Theme, importance: dict[Head, float]) -> list[Any]:
     """The plane beside the clusters; or how to get them."""
     found = data["patterns"]
     if not found:
         command = html.Code(f"attlas vit patterns --model {data['model']}")
         return [card("Patterns", html.P(["What single queries look at, in clusters: ", command], className="note"))]
-    return [columns(_plane(data, look, importance), _clusters(data))]
+    return [columns(_plane(data, theme, importance), _clusters(data))]
 
 
-def _plane(data: Data, look: Theme, importance: dict[Head, float]) -> Any:
+def _plane(data: Data, theme: Theme, importance: dict[Head, float]) -> Any:
     found = data["patterns"]
     chosen = found["chosen"]
     figure = pattern_map(
         found["points"],
-        look,
+        theme,
         color=found["color"],
         names={c["cluster"]: c["name"] for c in found["clusters"]},
         importance=importance,

@@ -25,7 +25,7 @@ from attlas.dashboard.components.vit_figures import Head, head_map, heads_of, st
 from attlas.dashboard.page import Data, link
 from attlas.dashboard.pages.vit.patterns_view import patterns_cards
 from attlas.dashboard.pages.vit.urls import here
-from attlas.dashboard.store import Row
+from attlas.dashboard.reader import Row
 from attlas.dashboard.theme import Theme
 
 METRICS = {
@@ -56,7 +56,7 @@ ABLATIONS = {
 LEAD = "Which heads of a vision model matter, how far they look, and what they draw."
 
 
-def view(data: Data, look: Theme) -> Any:
+def view(data: Data, theme: Theme) -> Any:
     """Importance beside strength, patterns, the chosen head's rings, curves of removal."""
     if not data["run"]:
         where = f" for {data['model']}" if data.get("model") else ""
@@ -77,11 +77,11 @@ def view(data: Data, look: Theme) -> Any:
                 ]
             ),
             _lit(data),
-            columns(_importance(data, look), _strength(data, look)),
-            *patterns_cards(data, look, importance_of(data)),
-            columns(_rings(data, look), _drawn(data)),
-            columns(_pruning(data, look), _tokens(data, look)),
-            columns(_agreement(data), _rollout(data, look)),
+            columns(_importance(data, theme), _strength(data, theme)),
+            *patterns_cards(data, theme, importance_of(data)),
+            columns(_rings(data, theme), _drawn(data)),
+            columns(_pruning(data, theme), _tokens(data, theme)),
+            columns(_agreement(data), _rollout(data, theme)),
         ]
     )
 
@@ -104,7 +104,7 @@ def _lit(data: Data) -> Any:
     return html.Div(parts, className="buttons", id="lit")
 
 
-def _importance(data: Data, look: Theme) -> Any:
+def _importance(data: Data, theme: Theme) -> Any:
     name, unit = METRICS[data["metric"]]
     controls = [
         picker(
@@ -137,7 +137,7 @@ def _importance(data: Data, look: Theme) -> Any:
     lit = heads_of(data["lit"])
     return card(
         "Importance",
-        head_map(rows, "value", look, unit=unit, chosen=(layer, head), lit=lit),
+        head_map(rows, "value", theme, unit=unit, chosen=(layer, head), lit=lit),
         html.Div(
             [
                 button_link(
@@ -167,7 +167,7 @@ def _beside(data: Data) -> str:
     return f" Head {data['layer']}.{data['head']}: {short(own['value'])}; {said}." if said else ""
 
 
-def _strength(data: Data, look: Theme) -> Any:
+def _strength(data: Data, theme: Theme) -> Any:
     rows: list[Row] = data["strengths"]
     if not rows:
         return card("Strength", html.P("Not measured in this run.", className="note"))
@@ -183,7 +183,7 @@ def _strength(data: Data, look: Theme) -> Any:
         strength_profile(
             rows,
             metric,
-            look,
+            theme,
             unit=unit,
             title=name,
             importance=importance_of(data),
@@ -202,7 +202,7 @@ def _strength(data: Data, look: Theme) -> Any:
     )
 
 
-def _rings(data: Data, look: Theme) -> Any:
+def _rings(data: Data, theme: Theme) -> Any:
     layer, head = _chosen(data)
     if not data["rings"]:
         return card("How far heads look", html.P("Not measured in this run.", className="note"))
@@ -219,8 +219,8 @@ def _rings(data: Data, look: Theme) -> Any:
     ]
     return card(
         f"How far head {layer}.{head} looks",
-        bars(data["rings"], "hop", "mass", look, x_title="hops, patches", y_title="share of attention", height=220),
-        curve(lines, look, x_title="hops", y_title="share of attention", strong=f"{layer}.{head}", height=220),
+        bars(data["rings"], "hop", "mass", theme, x_title="hops, patches", y_title="share of attention", height=220),
+        curve(lines, theme, x_title="hops", y_title="share of attention", strong=f"{layer}.{head}", height=220),
         note="Attention of patches on the ring of patches k hops away; each query counts equally. Below: the same beside all "
         "other heads.",
         controls=controls,
@@ -257,7 +257,7 @@ def _orders(rows: list[Row], x: str) -> dict[str, tuple[list[Any], list[Any]]]:
     return {n: (list(at), [sum(v) / len(v) for v in at.values()]) for n, at in lines.items()}
 
 
-def _pruning(data: Data, look: Theme) -> Any:
+def _pruning(data: Data, theme: Theme) -> Any:
     found = data["pruning"]
     if not found:
         command = html.Code(f"attlas vit pruning --model {data['model']}")
@@ -268,14 +268,14 @@ def _pruning(data: Data, look: Theme) -> Any:
     names = {"order": "order", "n_pruned": "heads gone", "layer": "layer", "head": "head", "value": spoken}
     return card(
         "Heads together",
-        curve(_orders(found["rows"], "n_pruned"), look, x_title="heads gone", y_title=spoken),
+        curve(_orders(found["rows"], "n_pruned"), theme, x_title="heads gone", y_title=spoken),
         table(found["rows"], names | {"low": "low", "high": "high"}, summary="The numbers, with 95 % intervals"),
         note=f"Heads set to {_spoken(found['ablation'])} one after another, on other images than those that chose the order."
         f"{said}",
     )
 
 
-def _tokens(data: Data, look: Theme) -> Any:
+def _tokens(data: Data, theme: Theme) -> Any:
     found = data["tokens"]
     if not found:
         command = html.Code(f"attlas vit tokens --model {data['model']}")
@@ -285,7 +285,7 @@ def _tokens(data: Data, look: Theme) -> Any:
     names = {"order": "order", "fraction": "share removed", "value": spoken, "low": "low", "high": "high"}
     return card(
         "Patches removed",
-        curve(_orders(found["rows"], "fraction"), look, x_title="share removed", y_title=spoken),
+        curve(_orders(found["rows"], "fraction"), theme, x_title="share removed", y_title=spoken),
         table(found["rows"], names, summary="The numbers, with 95 % intervals"),
         note="Patches leave as tokens: those that receive least attention first, most first, or at random.",
         controls=picker("before", "Before", options, str(found["before"]), str(found["layers"][0])),
@@ -310,7 +310,7 @@ def _agreement(data: Data) -> Any:
     )
 
 
-def _rollout(data: Data, look: Theme) -> Any:
+def _rollout(data: Data, theme: Theme) -> Any:
     found = (data["tokens"] or {}).get("rollout")
     if not found:
         return None
@@ -318,6 +318,6 @@ def _rollout(data: Data, look: Theme) -> Any:
     shown = [{**r, "value": r["gain"], "low": r["gain_low"], "high": r["gain_high"]} for r in rows]
     return card(
         "Does attention say what is needed?",
-        bars(shown, "method", "value", look, group="test", x_title="ranking of patches", y_title="gain over chance"),
+        bars(shown, "method", "value", theme, group="test", x_title="ranking of patches", y_title="gain over chance"),
         note="Area gained over random orders when patches go by a ranking (deletion) or stay by it (insertion); 0 is chance.",
     )

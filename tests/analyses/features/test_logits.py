@@ -73,8 +73,8 @@ def test_decoder_rows_reach_the_residual_stream_so(kind: str) -> None:
 
 def test_a_classifier_of_anything_else_is_refused_by_name() -> None:
     model = tiny("vit")
-    model.anatomy.unembed.in_features = 72  # type: ignore[union-attr,assignment]
-    model.anatomy.unembed.weight = nn.Parameter(torch.zeros(5, 72))  # type: ignore[union-attr]
+    model.structure.unembed.in_features = 72  # type: ignore[union-attr,assignment]
+    model.structure.unembed.weight = nn.Parameter(torch.zeros(5, 72))  # type: ignore[union-attr]
     with pytest.raises(UnsupportedModelError, match="reads 72 numbers, not d_model 24"):
         readout_weight(model)
 

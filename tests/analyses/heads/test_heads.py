@@ -107,7 +107,7 @@ def test_rules_are_the_plain_ones(gpt2_mini: HookedModel, text: TokenDataset) ->
     vocabulary = Vocabulary.of(gpt2_mini)
     rules = TextRules(text.tokens[:2], vocabulary, window=5, alike=0.4)
     codes = rules.codes(Block(slice(0, 2), slice(7, 40), slice(0, 40)))
-    embeddings = gpt2_mini.anatomy.embed.weight.detach().double()
+    embeddings = gpt2_mini.structure.embed.weight.detach().double()
     embeddings = embeddings - embeddings.mean(0)
     found = set()
     for row in range(2):

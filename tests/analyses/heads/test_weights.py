@@ -51,7 +51,7 @@ def _whole(model: HookedModel, layer: int, head: int) -> dict[str, Tensor]:
         for w in (model.W_Q(layer)[head], model.W_K(layer)[kv], model.W_V(layer)[kv], model.W_O(layer)[head])
     )
     identity = torch.eye(model.cfg.d_model, dtype=torch.float64)
-    E = model.anatomy.embed.weight.detach().double()  # type: ignore[operator]
+    E = model.structure.embed.weight.detach().double()  # type: ignore[operator]
     unembed = _through_norm(model.final_norm, identity, scale=False) @ model.W_U.detach().double()
     reads, tokens = _through_norm(norm, identity, scale=False), _through_norm(norm, E)
     scale = model.cfg.d_head**-0.5

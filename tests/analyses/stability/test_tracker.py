@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import attlas
-from attlas.analyses.stability.site import AttentionSite, Reading
+from attlas.analyses.stability.layer import AttentionLayer, Reading
 from attlas.analyses.stability.tracker import EntropyTracker
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
@@ -150,8 +150,8 @@ def test_half_precision_logits_that_overflow() -> None:
         def forward(self) -> Tensor:
             return q
 
-    def adapter(model: nn.Module) -> Iterable[AttentionSite]:
-        return [AttentionSite("half", model, 1, lambda *_: Reading(q, k))]
+    def adapter(model: nn.Module) -> Iterable[AttentionLayer]:
+        return [AttentionLayer("half", model, 1, lambda *_: Reading(q, k))]
 
     model = Half().train()
     with EntropyTracker(model, every=1, adapter=adapter) as tracker:

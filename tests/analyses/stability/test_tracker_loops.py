@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from attlas.analyses.stability.alerts import AlertConfig
-from attlas.analyses.stability.sites import attention_sites
+from attlas.analyses.stability.layers import attention_layers
 from attlas.analyses.stability.tracker import EntropyTracker
 from attlas.interp import HookedModel
 
@@ -128,12 +128,12 @@ def test_float16_model_whose_keys_overflow() -> None:
 def test_steps_of_generation_are_not_read(gpt2_mini: HookedModel, tiny_llama: HookedModel) -> None:
     """With a key-value cache a step's queries attend to keys that are not among its inputs."""
     for model in (gpt2_mini, tiny_llama):
-        (site, *_), found = attention_sites(model.hf), []
+        (attention, *_), found = attention_layers(model.hf), []
 
-        def read(module: Any, args: Any, kwargs: Any, site: Any = site, found: Any = found) -> None:
-            found.append(site.read(module, args, kwargs, 1))
+        def read(module: Any, args: Any, kwargs: Any, attention: Any = attention, found: Any = found) -> None:
+            found.append(attention.read(module, args, kwargs, 1))
 
-        handle = site.module.register_forward_pre_hook(read, with_kwargs=True)
+        handle = attention.module.register_forward_pre_hook(read, with_kwargs=True)
         model.hf.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=3, do_sample=False, eos_token_id=None)
         handle.remove()
         assert found[0].k.shape[2] == 3

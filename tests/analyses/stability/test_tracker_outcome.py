@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from attlas.analyses.stability.alerts import Alert, AlertConfig
-from attlas.analyses.stability.site import AttentionSite, Reading
+from attlas.analyses.stability.layer import AttentionLayer, Reading
 from attlas.analyses.stability.tracker import EntropyTracker, TrackerConfig
 from attlas.data.workspace import Ref, Workspace
 from attlas.interp import HookedModel
@@ -63,8 +63,8 @@ def test_failures_inside_are_logged_once(gpt2_mini: HookedModel, caplog: pytest.
     def broken(*_: Any) -> Reading:
         raise ValueError("shape of tomorrow")
 
-    def adapter(model: nn.Module) -> list[AttentionSite]:
-        return [AttentionSite("broken", model, 2, broken)]
+    def adapter(model: nn.Module) -> list[AttentionLayer]:
+        return [AttentionLayer("broken", model, 2, broken)]
 
     model = nn.Linear(3, 3).train()
     with caplog.at_level(logging.WARNING), EntropyTracker(model, every=1, adapter=adapter) as tracker:

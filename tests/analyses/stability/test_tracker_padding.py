@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from attlas.analyses.stability.site import AttentionSite, Reading
+from attlas.analyses.stability.layer import AttentionLayer, Reading
 from attlas.analyses.stability.tracker import EntropyTracker
 from attlas.interp import HookedModel
 
@@ -83,7 +83,7 @@ def test_padding_on_either_side_is_no_query(
     np.testing.assert_allclose(table.weight_bound, np.average(bounds, axis=0, weights=lengths), rtol=1e-3, atol=1e-5)
 
 
-def test_padding_of_custom_sites() -> None:
+def test_padding_of_custom_layers() -> None:
     q = torch.randn(2, 2, 5, 4)
     keys = torch.ones(2, 1, 1, 5, dtype=torch.bool)
     keys[1, ..., 3:] = False
@@ -96,8 +96,8 @@ def test_padding_of_custom_sites() -> None:
     }
     for n, reading in readings.items():
         model = nn.Identity().train()
-        sites = [AttentionSite("mine", model, 2, lambda *_, reading=reading: reading)]
-        with EntropyTracker(model, every=1, adapter=lambda _, sites=sites: sites) as tracker:
+        layers = [AttentionLayer("mine", model, 2, lambda *_, reading=reading: reading)]
+        with EntropyTracker(model, every=1, adapter=lambda _, layers=layers: layers) as tracker:
             model(torch.zeros(1))
             tracker.step()
         assert set(tracker.table()["n_queries"].to_pylist()) == {n}

@@ -138,7 +138,7 @@ def test_only_the_mean_at_each_position_leaves_alone_what_does_not_depend_on_the
     """Heads that attend and read by position alone: no image is in z, so taking images away must change nothing."""
     model = load_model(copy.deepcopy(vit_mini.hf))
     with torch.no_grad():
-        model.anatomy.embed.patch_embeddings.projection.weight.zero_()  # what is left is the positions
+        model.structure.embed.patch_embeddings.projection.weight.zero_()  # what is left is the positions
     names = ("mean_per_position", "resample", "mean", "zero")
     found = {e.ablation: e.per_image["js"] for e in head_importance(model, glyphs.take(4), ablations=names)}
     assert max(np.abs(found[name]).max() for name in ("mean_per_position", "resample")) < 1e-6

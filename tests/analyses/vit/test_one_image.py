@@ -10,7 +10,7 @@ import torch
 import transformers
 from scipy.spatial.distance import cosine, jensenshannon
 
-from attlas.analyses.vit.one_image import answer, change, feature_heat, look
+from attlas.analyses.vit.one_image import answer, change, feature_heat, image_attention
 from attlas.analyses.vit.rollout import rollout
 from attlas.data.images.dataset import ImageDataset
 from attlas.errors import ConfigError, UnsupportedModelError
@@ -20,7 +20,7 @@ from attlas.saes.base import SAE
 
 def test_maps_are_those_of_eager_attention(vit_mini: HookedModel, glyphs: ImageDataset) -> None:
     pixels = glyphs.pixels[3]
-    seen = look(vit_mini, pixels)
+    seen = image_attention(vit_mini, pixels)
     eager = type(vit_mini.hf)(vit_mini.hf.config).eval()
     eager.load_state_dict(vit_mini.hf.state_dict())
     eager.set_attn_implementation("eager")
@@ -65,7 +65,7 @@ def test_pooled_and_registers_and_oblong_grids() -> None:
     common = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
     config = transformers.Dinov2WithRegistersConfig(**common, image_size=16, patch_size=4, num_register_tokens=3)
     registers = load_model(transformers.Dinov2WithRegistersModel(config).eval())
-    seen = look(registers, torch.randn(3, 16, 24))
+    seen = image_attention(registers, torch.randn(3, 16, 24))
     assert (seen.grid, seen.n_prefix) == ((4, 6), 4)
     assert seen.maps(None).shape == (2, 4, 4, 6)
     np.testing.assert_array_equal(seen.maps(23)[1, 2], seen.patterns[1, 2, 4 + 23, 4:].reshape(4, 6))
@@ -89,4 +89,4 @@ def test_feature_heat_is_the_encoders(
 
 def test_language_models_are_refused(gpt2_mini: HookedModel) -> None:
     with pytest.raises(UnsupportedModelError, match="gpt2"):
-        look(gpt2_mini, torch.zeros(3, 8, 8))
+        image_attention(gpt2_mini, torch.zeros(3, 8, 8))

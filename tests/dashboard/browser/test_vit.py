@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from attlas.analyses.vit.one_image import look
+from attlas.analyses.vit.one_image import image_attention
 from attlas.dashboard.components import short
 from attlas.data.images.dataset import load_images
 from attlas.data.workspace import Workspace
@@ -79,7 +79,7 @@ def test_a_patch_is_clicked_and_heads_are_pruned(page, address: str, vit_mini: H
     page.wait_for_url("**row=2**")
     assert _params(page.url)["column"] == "5"
     page.get_by_role("heading", name="Head 0.1, from patch (2, 5)").wait_for()
-    values = look(vit_mini, samples.pixels[2]).maps(2 * 8 + 5)[0, 1]
+    values = image_attention(vit_mini, samples.pixels[2]).maps(2 * 8 + 5)[0, 1]
     told = page.get_by_text("of this query's attention").inner_text()
     assert short(round(float(values.sum()), 3)) in told
     shown = page.evaluate("document.querySelector('.js-plotly-plot').data[0].z")

@@ -80,7 +80,7 @@ Reader = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], int], Reading 
 
 
 @dataclass(frozen=True)
-class AttentionSite:
+class AttentionLayer:
     """One attention layer. For a module of your own, write `read` (and `weights`, for norms and the weight-based bound).
 
     Attributes:
@@ -100,7 +100,7 @@ class AttentionSite:
     rotary: bool = False
 
 
-Adapter = Callable[[nn.Module], Iterable[AttentionSite]]
+Adapter = Callable[[nn.Module], Iterable[AttentionLayer]]
 
 
 def boolean_mask(mask: Tensor | None, n_sequences: int, n_keys: int) -> Tensor | None:

@@ -28,7 +28,7 @@ class QKNorm(Protocol):
 
 
 @dataclass(frozen=True)
-class LayerParts:
+class LayerModules:
     """The modules of one transformer layer.
 
     Attributes:
@@ -80,7 +80,7 @@ class LayerParts:
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class ModelStructure:
     """A whole model, as a family adapter sees it.
 
     Attributes:
@@ -96,7 +96,7 @@ class Anatomy:
     """
 
     cfg: ModelConfig
-    layers: tuple[LayerParts, ...]
+    layers: tuple[LayerModules, ...]
     embed: nn.Module
     final_norm: nn.Module
     unembed: nn.Module | None = None

@@ -18,7 +18,7 @@ from typing import Any
 import duckdb
 import numpy as np
 
-from attlas.dashboard.jobs import Live
+from attlas.dashboard.jobs import JobQueue
 from attlas.data.workspace import Run, Workspace
 from attlas.errors import WorkspaceError
 
@@ -74,7 +74,7 @@ class FeatureFilter:
     max_density: float | None = None
 
 
-class Store:
+class WorkspaceReader:
     """A workspace, opened for reading.
 
     Args:
@@ -84,7 +84,7 @@ class Store:
 
     def __init__(self, path: str | Path, models: Mapping[str, str] | None = None) -> None:
         self.workspace = Workspace(path)
-        self.live = Live(models)
+        self.jobs = JobQueue(models)
         self._db = duckdb.connect(
             ":memory:", config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
         )

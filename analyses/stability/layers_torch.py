@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attlas.analyses.stability.site import AttentionSite, HeadWeights, Reading
+from attlas.analyses.stability.layer import AttentionLayer, HeadWeights, Reading
 from attlas.errors import UnsupportedModelError
 from attlas.kernels import AttentionRule
 
 
-def multihead_site(name: str, module: nn.MultiheadAttention) -> AttentionSite:
-    """A site of a MultiheadAttention, self- or cross-attention, batch first or not.
+def multihead_layer(name: str, module: nn.MultiheadAttention) -> AttentionLayer:
+    """The layer of a MultiheadAttention, self- or cross-attention, batch first or not.
 
     Raises:
         UnsupportedModelError: it was built with add_bias_kv or add_zero_attn, which add keys of their own.
@@ -28,7 +28,7 @@ def multihead_site(name: str, module: nn.MultiheadAttention) -> AttentionSite:
     def weights() -> HeadWeights:
         return _weights(module)
 
-    return AttentionSite(name, module, module.num_heads, _read, weights)
+    return AttentionLayer(name, module, module.num_heads, _read, weights)
 
 
 def _split(module: nn.MultiheadAttention) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Where a model attends, for instruments that sit in a training loop: q, k and weights of every attention layer.
 
-A site reads q and k from the *inputs* of an attention module, by running the projections once more on a few sequences.
+q and k are computed from the *inputs* of an attention module, by running the projections once more on a few sequences.
 So it needs one pre-hook a layer, whatever the module does inside (SDPA, flash attention, dropout, checkpointing).
 """
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attlas.analyses.stability.site import Adapter, AttentionSite, HeadWeights, Reading, boolean_mask
-from attlas.analyses.stability.sites_torch import multihead_site
+from attlas.analyses.stability.layer import Adapter, AttentionLayer, HeadWeights, Reading, boolean_mask
+from attlas.analyses.stability.layers_torch import multihead_layer
 from attlas.errors import UnsupportedModelError
-from attlas.interp.anatomy import Anatomy, LayerParts, linear_weight
 from attlas.interp.config import TRAITS
 from attlas.interp.families import describe
+from attlas.interp.structure import LayerModules, ModelStructure, linear_weight
 
 _ALIBI = ("bloom", "mpt", "falcon")
 _TURNS = 1.05  # cos² + sin² is 1, a little more in bfloat16, and more where RoPE also stretches (YaRN, LongRoPE)
@@ -34,24 +34,24 @@ def unwrap(model: nn.Module) -> nn.Module:
         model = inner
 
 
-def attention_sites(model: nn.Module, adapter: Adapter | None = None) -> tuple[AttentionSite, ...]:
+def attention_layers(model: nn.Module, adapter: Adapter | None = None) -> tuple[AttentionLayer, ...]:
     """Every attention layer of a model, in order.
 
     Args:
         model: GPT-2, Llama, ViT (Hugging Face), any module with `nn.MultiheadAttention` in it, or any with an adapter.
-        adapter: module → sites, for modules of your own.
+        adapter: module → attention layers, for modules of your own.
 
     Raises:
         UnsupportedModelError: nothing to watch, ALiBi biases, or a MultiheadAttention with bias_kv or zero_attn.
     """
     inner: Any = unwrap(model)
     if adapter is not None:
-        sites = tuple(adapter(inner))
-        if not sites:
+        given = tuple(adapter(inner))
+        if not given:
             raise UnsupportedModelError(
-                f"the adapter found no attention in {type(inner).__name__}; it must yield sites"
+                f"the adapter found no attention in {type(inner).__name__}; it must yield AttentionLayers"
             )
-        return sites
+        return given
     config = getattr(inner, "config", None)
     model_type = getattr(config, "model_type", "")
     if getattr(config, "alibi", False) or model_type in _ALIBI[:2]:
@@ -59,18 +59,18 @@ def attention_sites(model: nn.Module, adapter: Adapter | None = None) -> tuple[A
             f"model type '{model_type}' adds ALiBi biases to its logits, which are not read; pass adapter="
         )
     try:
-        anatomy = describe(inner)
+        structure = describe(inner)
     except UnsupportedModelError:
-        anatomy = None
-    if anatomy is not None:
-        if "sinks" in anatomy.cfg.traits:
+        structure = None
+    if structure is not None:
+        if "sinks" in structure.cfg.traits:
             raise UnsupportedModelError(
                 f"model type '{model_type}' has {TRAITS['sinks']}, which are not read; pass adapter="
             )
-        return tuple(_family_site(anatomy, layer) for layer in range(len(anatomy.layers)))
+        return tuple(_family_layer(structure, layer) for layer in range(len(structure.layers)))
     found = [(n, m) for n, m in inner.named_modules() if isinstance(m, nn.MultiheadAttention)]
     if found:
-        return tuple(multihead_site(name or "attention", module) for name, module in found)
+        return tuple(multihead_layer(name or "attention", module) for name, module in found)
     likely = sorted({type(m).__name__ for m in inner.modules() if "attention" in type(m).__name__.lower()})
     seen = f"; it has {', '.join(likely[:4])}, which hide q and k" if likely else ""
     raise UnsupportedModelError(
@@ -81,8 +81,8 @@ def attention_sites(model: nn.Module, adapter: Adapter | None = None) -> tuple[A
 # -- Hugging Face families ---------------------------------------------------------------------------------------------
 
 
-def _family_site(anatomy: Anatomy, layer: int) -> AttentionSite:
-    parts, cfg = anatomy.layers[layer], anatomy.cfg
+def _family_layer(structure: ModelStructure, layer: int) -> AttentionLayer:
+    parts, cfg = structure.layers[layer], structure.cfg
 
     def read(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], n_sequences: int) -> Reading | None:
         hidden = args[0] if args else kwargs["hidden_states"]
@@ -92,10 +92,10 @@ def _family_site(anatomy: Anatomy, layer: int) -> AttentionSite:
         x = hidden[:n_sequences].detach()
         q, k = _project(parts, x, cfg.d_head)
         bounded = parts.qk_norm is None
-        if anatomy.rotary is not None:
+        if structure.rotary is not None:
             cos, sin = kwargs["position_embeddings"]
             rows = slice(0, 1 if cos.shape[0] == 1 else n_sequences)
-            q, k = anatomy.rotary(q, k, (cos[rows], sin[rows]))
+            q, k = structure.rotary(q, k, (cos[rows], sin[rows]))
             bounded &= float(cos[0, 0, 0] ** 2 + sin[0, 0, 0] ** 2) < _TURNS
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 and isinstance(args[1], Tensor) else None)
         allowed = boolean_mask(mask, n_sequences, k.shape[2])
@@ -105,10 +105,10 @@ def _family_site(anatomy: Anatomy, layer: int) -> AttentionSite:
     def weights() -> HeadWeights:
         return _family_weights(parts, cfg.d_head)
 
-    return AttentionSite(f"blocks.{layer}.attn", parts.attn, cfg.n_heads, read, weights, anatomy.rotary is not None)
+    return AttentionLayer(f"blocks.{layer}.attn", parts.attn, cfg.n_heads, read, weights, structure.rotary is not None)
 
 
-def _project(parts: LayerParts, x: Tensor, d_head: int) -> tuple[Tensor, Tensor]:
+def _project(parts: LayerModules, x: Tensor, d_head: int) -> tuple[Tensor, Tensor]:
     """q [B, H, T, e], k [B, K, T, e], normed where the family does; through `.forward`, past any hooks of others."""
     if parts.fused is not None:
         both = parts.q.forward(x)
@@ -120,7 +120,7 @@ def _project(parts: LayerParts, x: Tensor, d_head: int) -> tuple[Tensor, Tensor]
     return q.transpose(1, 2), k.transpose(1, 2)
 
 
-def _family_weights(parts: LayerParts, d_head: int) -> HeadWeights:
+def _family_weights(parts: LayerModules, d_head: int) -> HeadWeights:
     """W_Q, W_K, W_V, W_O and the biases of queries and keys."""
 
     def part(tensor: Tensor, kind: str) -> Tensor:

@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from attlas.dashboard.store import FeatureFilter, Store, clean
+from attlas.dashboard.reader import FeatureFilter, WorkspaceReader, clean
 from attlas.data.workspace import Ref, Workspace
 
 MODEL = Ref("m", "0" * 16)
 
 
 @pytest.fixture(scope="module")
-def million(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def million(tmp_path_factory: pytest.TempPathFactory) -> WorkspaceReader:
     """A features table of 10^6 rows."""
     n = 1_000_000
     rng = np.random.default_rng(0)
@@ -36,7 +36,7 @@ def million(tmp_path_factory: pytest.TempPathFactory) -> Store:
     workspace = Workspace(tmp_path_factory.mktemp("big") / "w")
     with workspace.begin("features", model=MODEL) as run:
         run.table("features", table)
-    return Store(workspace.path)
+    return WorkspaceReader(workspace.path)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def million(tmp_path_factory: pytest.TempPathFactory) -> Store:
         FeatureFilter(text="#77"),
     ],
 )
-def test_a_page_of_a_million_is_right_and_quick(million: Store, chosen: FeatureFilter) -> None:
+def test_a_page_of_a_million_is_right_and_quick(million: WorkspaceReader, chosen: FeatureFilter) -> None:
     run = million.pick("features")
     million.features_page(run, FeatureFilter())  # the first call loads the table
     times = []
@@ -73,7 +73,7 @@ def test_a_page_of_a_million_is_right_and_quick(million: Store, chosen: FeatureF
     assert [r["feature"] for r in rows] == expected.tolist()
 
 
-def test_values_never_become_statements(million: Store) -> None:
+def test_values_never_become_statements(million: WorkspaceReader) -> None:
     run = million.pick("features")
     for text in ("'; DROP TABLE features_1; --", '"', "%", "\\", "\0"):
         rows, total = million.features_page(run, FeatureFilter(text=text))
@@ -83,13 +83,13 @@ def test_values_never_become_statements(million: Store) -> None:
     assert rows[0]["feature"] == 0
 
 
-def test_runs_are_looked_up_before_files_are_touched(million: Store) -> None:
+def test_runs_are_looked_up_before_files_are_touched(million: WorkspaceReader) -> None:
     assert million.pick("features", "../../etc/passwd") is not None  # unknown ids fall back to the newest run
     assert million.pick("features", model="another") is None
     assert million.rows(million.pick("features"), "../manifest") == []
 
 
-def test_beside_and_choices(million: Store) -> None:
+def test_beside_and_choices(million: WorkspaceReader) -> None:
     run = million.pick("features")
     assert million.beside(run, 0) == (None, 1)
     assert million.beside(run, 999_999) == (999_998, None)
@@ -105,7 +105,7 @@ def test_clean_gives_json_values() -> None:
 
 
 def test_a_workspace_that_is_not_there_yet_is_empty(tmp_path: Path) -> None:
-    store = Store(tmp_path / "none")
-    assert store.runs() == []
-    assert store.pick("features") is None
-    assert store.features_page(None, FeatureFilter()) == ([], 0)
+    reader = WorkspaceReader(tmp_path / "none")
+    assert reader.runs() == []
+    assert reader.pick("features") is None
+    assert reader.features_page(None, FeatureFilter()) == ([], 0)
