@@ -85,22 +85,22 @@ FONT = "Inter Variable, Inter, system-ui, sans-serif"
 
 
 @cache
-def template(look: Theme = LIGHT) -> Any:
+def template(theme: Theme = LIGHT) -> Any:
     """The plotly template of a theme: palette, scales, hairline grid, font."""
     import plotly.graph_objects as go
 
-    axis = {"gridcolor": look.line, "zerolinecolor": look.line, "linecolor": look.line, "automargin": True}
+    axis = {"gridcolor": theme.line, "zerolinecolor": theme.line, "linecolor": theme.line, "automargin": True}
     layout = go.Layout(
-        paper_bgcolor=look.surface,
-        plot_bgcolor=look.surface,
-        font={"family": FONT, "color": look.ink, "size": 13},
-        colorway=list(look.categories),
+        paper_bgcolor=theme.surface,
+        plot_bgcolor=theme.surface,
+        font={"family": FONT, "color": theme.ink, "size": 13},
+        colorway=list(theme.categories),
         colorscale={
-            "sequential": look.scale(),
-            "diverging": look.scale(signed=True),
-            "sequentialminus": look.scale(fading=True),
+            "sequential": theme.scale(),
+            "diverging": theme.scale(signed=True),
+            "sequentialminus": theme.scale(fading=True),
         },
-        coloraxis={"colorscale": look.scale()},
+        coloraxis={"colorscale": theme.scale()},
         margin={"l": 60, "r": 20, "t": 50, "b": 50},
         xaxis=axis,
         yaxis=axis,
