@@ -16,6 +16,8 @@ from attlas.analyses.circuits import validation as circuit_faithfulness
 from attlas.analyses.features import matching as sae_matching
 from attlas.analyses.features import survey as head_survey
 from attlas.analyses.features import tables as feature_tables
+from attlas.analyses.heads import logits as head_logits
+from attlas.analyses.heads import similar as head_similar
 from attlas.analyses.heads import tables as head_tables
 from attlas.analyses.heads import weight_tables as head_weight_tables
 from attlas.analyses.pruning import curve as drop_curve
@@ -44,6 +46,8 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "sae_matching": sae_matching.SCHEMAS,
     "heads": head_tables.SCHEMAS,
     "head_weights": head_weight_tables.SCHEMAS,
+    "head_logits": head_logits.SCHEMAS,
+    "head_similar": head_similar.SCHEMAS,
     "entropy": entropy.SCHEMAS,
     "tracker": entropy_log.SCHEMAS,
     "timeline": checkpoint_timeline.SCHEMAS,

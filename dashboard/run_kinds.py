@@ -68,6 +68,18 @@ KINDS = {
         "attlas heads weights",
         {"top_copying_head": "copying head", "random_composition": "composition at random"},
     ),
+    "head_logits": Kind(
+        "Logits of heads",
+        "/heads",
+        "attlas heads effects",
+        {"top_logit_head": "adds most", "top_direct_logit": "logits", "lowest_logit_head": "adds least"},
+    ),
+    "head_similar": Kind(
+        "Similar heads",
+        "/heads",
+        "attlas heads similar",
+        {"most_similar": "most similar", "n_clusters": "clusters", "n_alone": "alone"},
+    ),
     "entropy": Kind(
         "Entropy",
         "/layers",

@@ -51,6 +51,24 @@ class Attended:
         logits = self.rule.capped(q @ keys.mT * self.rule.scaled(q.shape[-1]))
         return logits.masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num(0.0), allowed
 
+    def of_queries(self, queries: Tensor) -> Tensor:
+        """Attention of some queries of each sequence, float [B, H, R, T].
+
+        Args:
+            queries: int64 [B, R], their positions.
+        """
+        dtype = torch.float64 if self.q.dtype == torch.float64 else torch.float32
+        batch, heads, _, width = self.q.shape
+        chosen = queries[:, None, :, None].expand(batch, heads, -1, width)
+        q, k = self.q.gather(2, chosen).to(dtype), self.k.to(dtype)
+        grouped = q.reshape(batch, k.shape[1], -1, width)  # heads that share a kv head, one after another
+        logits = self.rule.capped(grouped @ k.mT * self.rule.scaled(width)).view(batch, heads, queries.shape[1], -1)
+        at = torch.arange(k.shape[2], device=k.device)
+        allowed = self.rule.allowed(queries.flatten(), at).view(batch, 1, -1, len(at))
+        if self.mask is not None:
+            allowed = allowed & self.mask.gather(2, queries[:, None, :, None].expand(batch, 1, -1, len(at)))
+        return logits.masked_fill_(~allowed, -torch.inf).softmax(-1).nan_to_num(0.0)
+
 
 def attended(
     model: AnyModel, inputs: Tensor, attention_mask: Tensor | None = None, *, absent_too: bool = False

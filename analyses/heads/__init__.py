@@ -8,34 +8,48 @@ from attlas.lazy import face
 
 if TYPE_CHECKING:
     from attlas.analyses.heads.atlas import HeadAtlas, head_atlas
-    from attlas.analyses.heads.config import HeadsConfig
+    from attlas.analyses.heads.config import HeadsConfig, LogitsConfig, SimilarConfig
     from attlas.analyses.heads.headvis import save_headvis
     from attlas.analyses.heads.headvis_read import HeadVisTree, load_headvis
+    from attlas.analyses.heads.logits import HeadLogits, head_logits
+    from attlas.analyses.heads.similar import SimilarHeads, similar_heads
     from attlas.analyses.heads.weight_config import WeightsConfig
     from attlas.analyses.heads.weights import HeadWeights, head_weights
 
 _PUBLIC = {
     "HeadAtlas": "atlas",
+    "HeadLogits": "logits",
     "HeadVisTree": "headvis_read",
     "HeadWeights": "weights",
     "HeadsConfig": "config",
+    "LogitsConfig": "config",
+    "SimilarConfig": "config",
+    "SimilarHeads": "similar",
     "WeightsConfig": "weight_config",
     "head_atlas": "atlas",
+    "head_logits": "logits",
     "head_weights": "weights",
     "load_headvis": "headvis_read",
     "save_headvis": "headvis",
+    "similar_heads": "similar",
 }
 
 __all__ = [
     "HeadAtlas",
+    "HeadLogits",
     "HeadVisTree",
     "HeadWeights",
     "HeadsConfig",
+    "LogitsConfig",
+    "SimilarConfig",
+    "SimilarHeads",
     "WeightsConfig",
     "head_atlas",
+    "head_logits",
     "head_weights",
     "load_headvis",
     "save_headvis",
+    "similar_heads",
 ]
 
 __getattr__, __dir__ = face(__name__, _PUBLIC)

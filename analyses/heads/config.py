@@ -55,3 +55,52 @@ class HeadsConfig:
                 f"least_weight {self.least_weight} and active {self.active} must lie between 0 and 1, alike {self.alike} "
                 f"between -1 and 1, high_norm {self.high_norm} above 1"
             )
+
+
+@dataclass(frozen=True)
+class LogitsConfig:
+    """How to attribute logits to heads over a corpus.
+
+    Attributes:
+        batch_size: sequences at a time.
+        seed: of the bootstrap.
+    """
+
+    batch_size: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ConfigError(f"batch_size {self.batch_size} must be 1 or more")
+
+
+@dataclass(frozen=True)
+class SimilarConfig:
+    """How to find heads that are alike.
+
+    Attributes:
+        batch_size: sequences or images at a time.
+        n_rows: queries of each sequence whose patterns are compared, positions drawn anew every batch.
+        n_similar: heads kept for each head, by each measure.
+        alike: mean similarity of patterns off the first position from which heads form one cluster.
+        weights: compare what heads read and write by their weights too.
+        n_control: sequences on which a model of random weights is read; 0 for none.
+        seed: of the queries and of the random weights.
+    """
+
+    batch_size: int = 8
+    n_rows: int = 16
+    n_similar: int = 8
+    alike: float = 0.8
+    weights: bool = True
+    n_control: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.n_rows, self.n_similar) < 1 or self.n_control < 0:
+            raise ConfigError(
+                f"batch_size {self.batch_size}, n_rows {self.n_rows} and n_similar {self.n_similar} must be 1 or more, "
+                f"n_control {self.n_control} 0 or more"
+            )
+        if not 0 < self.alike < 1:
+            raise ConfigError(f"alike {self.alike} must lie between 0 and 1")

@@ -17,9 +17,9 @@ from attlas.data.schema import TableSchema, column
 MEANINGS: dict[str, int] = {
     "ablation": 2, "after": 2, "attention": 2, "before": 2, "bin_left": 2, "bin_right": 2, "column": 2,
     "cosine": 2, "count": 2, "coverage": 2, "dead_fraction": 2, "delta": 6, "duplicate_token": 2, "effect": 2,
-    "entropy": 4, "excess": 2, "explained_variance": 2, "feature": 5, "head": 5, "high": 18, "hook": 4,
+    "entropy": 4, "excess": 2, "explained_variance": 2, "feature": 5, "head": 5, "high": 19, "hook": 4,
     "induction": 5, "induction_null": 2, "influence": 2, "k": 3, "kind": 4, "l0": 2, "label": 2, "layer": 10,
-    "learning_rate": 2, "local": 2, "loss": 8, "low": 19, "lower_bound": 2, "mass": 5, "max_weight": 2,
+    "learning_rate": 2, "local": 2, "loss": 8, "low": 20, "lower_bound": 2, "mass": 5, "max_weight": 2,
     "method": 3, "metric": 7, "module": 2, "n_dropped": 2, "n_heads": 2, "n_maps": 3, "n_queries": 3,
     "n_seeds": 2, "n_sequences": 4, "n_tokens": 4, "n_units": 2, "name": 2, "normalized": 3, "order": 4,
     "place": 2, "position": 5, "previous_token": 2, "q05": 2, "q25": 2, "q50": 2, "q75": 2, "q95": 2, "rank": 5,

@@ -114,6 +114,8 @@ MAKERS: dict[str, Callable[[Bench], tuple[Any, ...]]] = {
         for model, data in ((b.gpt2, b.text), (b.vit, b.images))
     ),
     "head_weights": lambda b: (heads.head_weights(b.gpt2, heads.WeightsConfig(n_pairs=2, n_vocab=64, n_random=2)),),
+    "head_logits": lambda b: (heads.head_logits(b.gpt2, b.text),),
+    "head_similar": lambda b: (heads.similar_heads(b.gpt2, b.text, heads.SimilarConfig(n_rows=2, n_control=2)),),
     "entropy": lambda b: (attention.entropy(b.gpt2, b.text), attention.entropy(b.vit, b.images)),
     "tracker": lambda b: (_tracked(b),),
     "timeline": lambda b: (

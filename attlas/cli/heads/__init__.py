@@ -7,18 +7,20 @@ from typing import Annotated, Any
 from tyro.conf import subcommand
 
 from attlas.cli.common import Output, sub_verb_module
-from attlas.cli.heads.args import Import, Measure, Weights
+from attlas.cli.heads.args import Effects, Import, Measure, Similar, Weights
 
 Args = (
     Annotated[Measure, subcommand("measure")]
     | Annotated[Weights, subcommand("weights")]
+    | Annotated[Effects, subcommand("effects")]
+    | Annotated[Similar, subcommand("similar")]
     | Annotated[Import, subcommand("import")]
 )
-SUB_VERBS = ("measure", "weights", "import")
+SUB_VERBS = ("measure", "weights", "effects", "similar", "import")
 DEFAULT_ARGV = ["measure"]
 
 
-def run(args: Measure | Weights | Import, out: Output) -> dict[str, Any]:
+def run(args: Measure | Weights | Effects | Similar | Import, out: Output) -> dict[str, Any]:
     """Do what the sub-verb says."""
     found: dict[str, Any] = sub_verb_module("heads", args).run(args, out)
     return found

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from attlas.analyses.heads.config import HeadsConfig
+from attlas.analyses.heads.config import HeadsConfig, LogitsConfig, SimilarConfig
 from attlas.analyses.heads.weight_config import WeightsConfig
 from attlas.cli.inputs import DataArgs
 from attlas.cli.options import FLAT, ModelArgs, OutArgs
@@ -39,6 +39,36 @@ class Weights(ModelArgs, OutArgs):
     """
 
     config: Annotated[WeightsConfig, FLAT] = field(default_factory=WeightsConfig)
+
+
+@dataclass(frozen=True)
+class Effects(DataArgs, ModelArgs, OutArgs):
+    """Measure what every head is worth on a corpus: the loss without it, and what it adds to the next token's logit by itself.
+
+    For example:
+
+        attlas heads effects --model gpt2-mini --n-tokens 16384
+        attlas heads effects --ablations zero mean resample
+    """
+
+    config: Annotated[LogitsConfig, FLAT] = field(default_factory=LogitsConfig)
+    ablations: tuple[str, ...] = ("zero", "mean")
+    """Of zero, mean, mean_per_position, resample, identity, taylor, taylor_abs; none for logits alone."""
+
+
+@dataclass(frozen=True)
+class Similar(DataArgs, ModelArgs, OutArgs):
+    """Find heads that are alike, in one model or between two: by pattern on the same data, and by their weights.
+
+    For example:
+
+        attlas heads similar --model gpt2-mini --n-tokens 16384
+        attlas heads similar --other data/models/gpt2-mini/checkpoints/step-00250
+    """
+
+    other: str | None = None
+    """A second model or checkpoint that reads the same tokens or images."""
+    config: Annotated[SimilarConfig, FLAT] = field(default_factory=SimilarConfig)
 
 
 @dataclass(frozen=True)
