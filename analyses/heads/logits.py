@@ -141,7 +141,7 @@ def head_logits(
             found.append(((reads @ weight).view_as(z) * z).sum(-1))
         direct = torch.stack(found, 1).double()  # [B, layer, T − 1, head]
         whole = (cache["ln_final.hook_normalized"][:, :-1].float() * target).sum(-1).double()
-        if (bias := getattr(model.anatomy.unembed, "bias", None)) is not None:
+        if (bias := getattr(model.structure.unembed, "bias", None)) is not None:
             whole += (bias[tokens[:, 1:]] - bias.mean()).double()
         values = (direct.mean(2), direct.abs().mean(2), (direct > 0).double().mean(2), whole.mean(1))
         for part, value in zip(parts, values, strict=True):
