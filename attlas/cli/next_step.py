@@ -64,6 +64,9 @@ def _next(verb: str, args: Any, result: dict[str, Any]) -> list[str]:
 
 
 def _after_models(result: dict[str, Any]) -> list[str]:
+    if "releases" in result:
+        first = result["releases"][0]
+        return ["eval", "--model", first["model"], "--sae", f"{first['name']}/0"]
     if "models" in result:
         absent = [m["name"] for m in result["models"] if not m["present"]]
         return ["models", "get", absent[0]] if absent else ["entropy", "--model", "gpt2-mini"]

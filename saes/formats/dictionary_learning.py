@@ -1,7 +1,9 @@
 """dictionary_learning (Marks, Karvonen, Mueller): `ae.pt` (a state_dict) and `config.json`.
 
 `config.json` names the class under trainer.dict_class; each class has its own names and orientation of the weights, in
-the table below. Attlas adds its own configuration under the key "attlas".
+the table below. submodule_name says the hook ("resid_post_layer_5"; attlas.saes.formats.places). Attlas adds its own
+configuration under the key "attlas". Layout: github.com/saprmarks/dictionary_learning, `dictionary.py`, `utils.py`
+(load_dictionary) and `trainers/`.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from attlas.saes.formats.fields import (
 )
 from attlas.saes.formats.files import build, read_json
 from attlas.saes.formats.pickled import read_state, take, transposed
+from attlas.saes.formats.places import hook_of
 
 NAME = "dictionary_learning"
 
@@ -121,6 +124,7 @@ def _config(
     sizes = raw.get("group_sizes")
     if sizes is not None and sizes.ndim != 1:
         raise SAEFormatError(f"'{source.parent}': group_sizes has shape {list(sizes.shape)}, want a list")
+    model, said = text(trainer, "lm_name", source), text(trainer, "submodule_name", source)
     return SAEConfig(
         d_in=d_in,
         d_sae=d_sae,
@@ -128,8 +132,8 @@ def _config(
         k=k,
         widths=() if sizes is None else tuple(int(n) for n in sizes.cumsum(0)),
         apply_b_dec_to_input=layout.b_dec_to_input,
-        model_name=text(trainer, "lm_name", source),
-        hook_name=text(trainer, "submodule_name", source),
+        model_name=model,
+        hook_name=hook_of(said, model) or said,
         context_size=buffer.get("ctx_len"),
     )
 

@@ -57,6 +57,14 @@ DICTIONARY_BUFFER = words("""
     model_name submodule_name
 """)
 
+# OpenMOSS's lm_saes and llamascopium: training, its start, and where it ran.
+OPENMOSS_HARMLESS = words("""
+    device seed dtype bias_init_method decoder_exactly_fixed_norm init_decoder_norm init_encoder_norm
+    init_encoder_with_decoder_transpose lp l1_coefficient l1_coefficient_warmup_steps k_warmup_steps use_batch_norm_mse
+    use_ghost_grads tp_size ddp_size use_triton_kernel sparsity_threshold_for_triton_spmm_kernel jumprelu_threshold_window
+    jumprelu_threshold_grad_scale sae_pretrained_name_or_path strict_loading
+""")
+
 # The first hook_z SAEs: training and logging.
 ORIGINAL_HARMLESS = words("""
     seed batch_size buffer_mult lr num_tokens beta1 beta2 dict_mult enc_dtype site layer device reinit resample_scheme

@@ -1,12 +1,15 @@
 """The first attention-output SAEs (Kissane et al. 2024): `NAME.pt` with W_enc, W_dec, b_enc, b_dec; `NAME_cfg.json`.
 
-They are ReLU SAEs. The configuration has act_name, act_size and dict_size; without the file the sizes come from the
-weights. Give the `.pt` file, or a folder that holds one.
+They are ReLU SAEs: f = ReLU((x − b_dec)·W_enc + b_enc), x̂ = f·W_dec + b_dec. The configuration has act_name, act_size and
+dict_size; without the file the sizes come from the weights, and the hook and the model from a name such as
+`gpt2-small_L5_Hcat_z_lr1.20e-03_….pt`. Give the `.pt` file, or a folder that holds one. Layout:
+hf.co/ckkissane/attn-saes-gpt2-small-all-layers, and SAELens 6.54 (connor_rob_hook_z).
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from attlas.saes.formats.pickled import read_state, take
 
 NAME = "original"
 _NAMES = {name: name for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
+_FILE = re.compile(r"^(.+)_L(\d+)_Hcat_z_")
 _READ = words("act_name act_size dict_size l1_coeff model_name seq_len head concat_heads")
 
 
@@ -68,6 +72,8 @@ def _config(record: dict[str, Any], state: dict[str, Tensor], source: Path) -> S
     for key, found in (("act_size", d_in), ("dict_size", d_sae)):
         if record.get(key, found) != found:
             raise SAEFormatError(f"'{source}' has {key}={record[key]!r:.60} and W_enc has shape [{d_in}, {d_sae}]")
+    named = _FILE.match(source.name)
+    model, hook = (named.group(1), f"blocks.{named.group(2)}.attn.hook_z") if named else ("", "")
     dtype = str(state["W_enc"].dtype).removeprefix("torch.")
     return SAEConfig(
         d_in=d_in,
@@ -75,8 +81,8 @@ def _config(record: dict[str, Any], state: dict[str, Tensor], source: Path) -> S
         arch="standard",
         k=min(32, d_sae),
         sparsity=number(record, "l1_coeff", 1.0, source),
-        hook_name=text(record, "act_name", source),
-        model_name=text(record, "model_name", source),
+        hook_name=text(record, "act_name", source) or hook,
+        model_name=text(record, "model_name", source) or model,
         context_size=record.get("seq_len"),
         dtype=dtype if dtype != "float64" else "float32",
     )

@@ -1,12 +1,16 @@
 """EleutherAI's sparsify: `cfg.json` and `sae.safetensors`, TopK only.
 
-encoder.weight [F,D], encoder.bias [F], W_dec [F,D], b_dec [D]; k and d_in in cfg.json. The hook is the folder's name
-there (`layers.5`); Attlas adds its own configuration under the key "attlas", which sparsify passes over.
+encoder.weight [F,D], encoder.bias [F], W_dec [F,D], b_dec [D]; k and d_in in cfg.json: f = ReLU(TopK((x − b_dec)·W_enc +
+b_enc)). A training writes a folder a hook, named after the module whose output it is (`layers.5`, `layers.5.attention`,
+`h.5.mlp`; attlas.saes.formats.places), beside a config.json with the model's name; the hub's repositories are laid out so too.
+Attlas adds its own configuration under the key "attlas", which sparsify passes over. Layout:
+github.com/EleutherAI/sparsify, `sparse_coder.py` (save_to_disk, load_many) and `trainer.py`.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +23,12 @@ from attlas.saes.config import SAEConfig
 from attlas.saes.formats.fields import SPARSIFY_HARMLESS, neutral, refuse_unknown, section, whole, words
 from attlas.saes.formats.files import build, read_json, read_safetensors
 from attlas.saes.formats.pickled import take, transposed
+from attlas.saes.formats.places import folders, hook_of
 
 NAME = "sparsify"
 _NAMES = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
 _READ = words("d_in k activation expansion_factor num_latents transcode skip_connection attlas")
+_REPOSITORY = re.compile(r"^sae-(.+?)-\d+[kx]")
 _REFUSED = {
     "signed": "the k largest by magnitude, with their sign",
     "embed_skip": "a skip connection from the embedding",
@@ -54,12 +60,30 @@ def load(folder: Path) -> SAE:
     state = transposed(take(read_safetensors(folder / "sae.safetensors"), _NAMES, folder), "W_enc")
     own = section(record, "attlas", source)
     try:
-        cfg = SAEConfig.from_json(own) if own else SAEConfig(d_in=d_in, d_sae=_d_sae(record, d_in, source), k=k)
+        cfg = SAEConfig.from_json(own) if own else _config(record, d_in, k, source)
     except ConfigError as error:
         raise SAEFormatError(f"'{source}': {error}") from error
     if (cfg.d_in, cfg.k) != (d_in, k):
         raise SAEFormatError(f"'{source}' says d_in={d_in}, k={k} and, under attlas, d_in={cfg.d_in}, k={cfg.k}")
     return build(cfg, state, folder)
+
+
+def _config(record: dict[str, Any], d_in: int, k: int, source: Path) -> SAEConfig:
+    """The shape from cfg.json; the hook from the folder's name, the model from the training's config.json or the repository."""
+    names = folders(source)[1:]
+    training = source.parent.parent / "config.json"
+    said = read_json(training) if training.is_file() else {}
+    of_repository = next((found.group(1) for name in names if (found := _REPOSITORY.match(name))), "")
+    model = said["model"] if isinstance(said.get("model"), str) else of_repository
+    context = said.get("ctx_len")
+    return SAEConfig(
+        d_in=d_in,
+        d_sae=_d_sae(record, d_in, source),
+        k=k,
+        hook_name=hook_of(names[0], model),
+        model_name=model,
+        context_size=context if isinstance(context, int) and context > 0 else None,
+    )
 
 
 def _d_sae(record: dict[str, Any], d_in: int, source: Path) -> int:

@@ -21,7 +21,7 @@ from attlas.cli.common import with_sub_verb
 
 ROOT = Path(__file__).resolve().parents[2]
 SUB_VERBS = {
-    "models": ("list", "get"),
+    "models": ("list", "get", "saes"),
     "circuit": ("tasks", "patch", "dla", "trace", "qk", "ablate"),
     "entropy": ("heads", "anatomy", "timeline", "selection", "windows", "cost", "collapse"),
     "export": ("sae", "headvis"),

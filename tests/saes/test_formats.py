@@ -34,7 +34,7 @@ def test_own_round_trip_is_bit_equal(arch: str, tmp_path: Path) -> None:
 
 def _writable(name: str) -> list[str]:
     only = {"sparsify": ["topk"], "original": ["standard"]}
-    return only.get(name, ARCHS)
+    return only.get(name, ARCHS) if hasattr(FORMATS[name], "save") else []
 
 
 @pytest.mark.parametrize(("name", "arch"), [(name, arch) for name in FORMATS for arch in _writable(name)])
