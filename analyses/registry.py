@@ -17,6 +17,7 @@ from attlas.analyses.features import matching as sae_matching
 from attlas.analyses.features import survey as head_survey
 from attlas.analyses.features import tables as feature_tables
 from attlas.analyses.heads import logits as head_logits
+from attlas.analyses.heads import projection_tables as head_points
 from attlas.analyses.heads import similar as head_similar
 from attlas.analyses.heads import tables as head_tables
 from attlas.analyses.heads import weight_tables as head_weight_tables
@@ -48,6 +49,7 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "head_weights": head_weight_tables.SCHEMAS,
     "head_logits": head_logits.SCHEMAS,
     "head_similar": head_similar.SCHEMAS,
+    "head_points": head_points.SCHEMAS,
     "entropy": entropy.SCHEMAS,
     "tracker": entropy_log.SCHEMAS,
     "timeline": checkpoint_timeline.SCHEMAS,

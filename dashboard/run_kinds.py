@@ -74,6 +74,12 @@ KINDS = {
         "attlas heads effects",
         {"top_logit_head": "adds most", "top_direct_logit": "logits", "lowest_logit_head": "adds least"},
     ),
+    "head_points": Kind(
+        "Projections of heads",
+        "/heads",
+        "attlas heads project",
+        {"n_points": "pairs", "k_share": "variance of keys shown"},
+    ),
     "head_similar": Kind(
         "Similar heads",
         "/heads",

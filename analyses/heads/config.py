@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from attlas.errors import ConfigError
 
 BY = ("weight", "norm")
+MAPS = ("none", "umap", "tsne")
 
 
 @dataclass(frozen=True)
@@ -104,3 +105,37 @@ class SimilarConfig:
             )
         if not 0 < self.alike < 1:
             raise ConfigError(f"alike {self.alike} must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class ProjectConfig:
+    """How to project what heads read and write.
+
+    Attributes:
+        batch_size: sequences or images at a time.
+        n_points: pairs of query and key drawn of each head.
+        n_rows: queries of each sequence that pairs are drawn from, positions drawn anew every batch.
+        n_axes: principal components kept.
+        sink: draw pairs whose key is the first position too.
+        map: a map in two dimensions besides: none, umap (needs umap-learn), or tsne.
+        map_heads: heads that get one, such as "3.0"; none named: all, at a second or so a head.
+        seed: of the draws and of the map.
+    """
+
+    batch_size: int = 8
+    n_points: int = 128
+    n_rows: int = 16
+    n_axes: int = 3
+    sink: bool = False
+    map: str = "none"
+    map_heads: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.n_points, self.n_rows, self.n_axes) < 1:
+            raise ConfigError(
+                f"batch_size {self.batch_size}, n_points {self.n_points}, n_rows {self.n_rows} and n_axes {self.n_axes} must "
+                "be 1 or more"
+            )
+        if self.map not in MAPS:
+            raise ConfigError(f"map '{self.map}' is unknown; choose {', '.join(MAPS)}")

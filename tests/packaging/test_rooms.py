@@ -42,7 +42,7 @@ MOST_INNER = 56
 LATE = {  # heavy, or optional, or what one call of many needs: may be imported where they are used
     "plotly", "transformers", "triton", "sae_lens", "onnx", "IPython", "torch", "sklearn", "scipy", "pyarrow", "PIL",
     "safetensors", "lm_eval", "huggingface_hub", "datasets", "gguf", "dash", "duckdb", "werkzeug", "jinja2", "skimage",
-    "packaging", "numpy", "rich",
+    "packaging", "numpy", "rich", "umap",
 }  # fmt: skip
 FOUND = modules()
 GRAPH = {name: found.all for name, found in FOUND.items()}

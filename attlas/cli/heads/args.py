@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from attlas.analyses.heads.config import HeadsConfig, LogitsConfig, SimilarConfig
+from attlas.analyses.heads.config import HeadsConfig, LogitsConfig, ProjectConfig, SimilarConfig
 from attlas.analyses.heads.weight_config import WeightsConfig
 from attlas.cli.inputs import DataArgs
 from attlas.cli.options import FLAT, ModelArgs, OutArgs
@@ -69,6 +69,19 @@ class Similar(DataArgs, ModelArgs, OutArgs):
     other: str | None = None
     """A second model or checkpoint that reads the same tokens or images."""
     config: Annotated[SimilarConfig, FLAT] = field(default_factory=SimilarConfig)
+
+
+@dataclass(frozen=True)
+class Project(DataArgs, ModelArgs, OutArgs):
+    """Project the queries, keys, values and answers of pairs that every head attends between, drawn by weight.
+
+    For example:
+
+        attlas heads project --model gpt2-mini --n-tokens 16384
+        attlas heads project --n-points 300 --map tsne --map-heads 3.0 3.4
+    """
+
+    config: Annotated[ProjectConfig, FLAT] = field(default_factory=ProjectConfig)
 
 
 @dataclass(frozen=True)
