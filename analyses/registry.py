@@ -23,7 +23,7 @@ from attlas.analyses.heads import tables as head_tables
 from attlas.analyses.heads import weight_tables as head_weight_tables
 from attlas.analyses.pruning import curve as drop_curve
 from attlas.analyses.pruning import pipeline as prune
-from attlas.analyses.pruning.side_effects import report as what_dies
+from attlas.analyses.pruning.side_effects import report as side_effects
 from attlas.analyses.redundancy import heads as head_effects
 from attlas.analyses.redundancy import modules as module_effects
 from attlas.analyses.redundancy import scores as redundancy
@@ -63,7 +63,7 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "module_effects": module_effects.SCHEMAS,
     "head_effects": head_effects.SCHEMAS,
     "drop_curve": drop_curve.SCHEMAS,
-    "what_dies": what_dies.SCHEMAS,
+    "what_dies": side_effects.SCHEMAS,
     "patching": circuit_patching.SCHEMAS,
     "dla": circuit_dla.SCHEMAS,
     "circuit": circuit_nodes.SCHEMAS,

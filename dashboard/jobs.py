@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from attlas.data.progress import item_count
 from attlas.errors import AttlasError, ConfigError
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Job:
 
     def __call__(self, iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
         """A job is a `Track` (attlas.data.progress): the page shows it, and cancelling takes effect at each step."""
-        total = total if total is not None else getattr(iterable, "__len__", lambda: None)()
+        total = item_count(iterable, total)
         for i, item in enumerate(iterable):
             self.check()
             self.note, self.fraction = description, (i / total if total else None)

@@ -151,7 +151,10 @@ KINDS = {
         {"dropped": "without", "loss_before": "loss", "loss_after": "after"},
     ),
     "what_dies": Kind(
-        "What dies", "/prune", "attlas prune --drop attn:1 --what-dies", {"induction_head_lost": "induction head lost"}
+        "Side effects",
+        "/prune",
+        "attlas prune --drop attn:1 --what-dies",
+        {"induction_head_lost": "induction head lost"},
     ),
     "patching": Kind(
         "Patching",

@@ -44,6 +44,20 @@ class Silent:
 no_track = Silent()
 
 
+def item_count(iterable: Iterable[Any], total: int | None = None) -> int | None:
+    """How many items a loop has: the total where one is given, else what the iterable tells; None where neither does.
+
+    Example:
+        >>> from attlas.data.progress import item_count
+        >>> item_count("abc"), item_count((x for x in "abc")), item_count((x for x in "abc"), 3)
+        (3, None, 3)
+    """
+    if total is not None:
+        return total
+    found = length_hint(iterable, -1)
+    return None if found < 0 else found
+
+
 def terminal_track(wanted: bool = True) -> Track:
     """Bars on stderr where that is a terminal; silence elsewhere (a log, a pipe, a notebook), or where none is wanted."""
     return TerminalBars() if wanted and sys.stderr is not None and sys.stderr.isatty() else no_track
@@ -65,7 +79,7 @@ class TerminalBars:
             self._bars = Progress(*columns, console=Console(stderr=True))
             self._bars.start()
         bars = self._bars
-        self._tasks.append(bars.add_task(description, total=total or length_hint(iterable) or None, news=""))
+        self._tasks.append(bars.add_task(description, total=item_count(iterable, total), news=""))
         try:
             for item in iterable:
                 yield item

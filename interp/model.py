@@ -353,11 +353,6 @@ class HookedModel(Weights):
 
     # -- text ------------------------------------------------------------------------------------------------------
 
-    def _need_tokenizer(self) -> Any:
-        if self.tokenizer is None:
-            raise UnsupportedModelError(f"{self.name} has no tokenizer; pass token ids")
-        return self.tokenizer
-
     def to_tokens(self, text: str | list[str], prepend_bos: bool = True) -> Tensor:
         """Token ids int64 [B, T]; a list must tokenise to equal lengths (pad yourself otherwise).
 
@@ -365,7 +360,7 @@ class HookedModel(Weights):
             PromptError: a text is empty, or there is none.
             ConfigError: the texts are of several lengths.
         """
-        tokenizer = self._need_tokenizer()
+        tokenizer = self.require_tokenizer("texts")
         texts = [text] if isinstance(text, str) else text
         if not texts or not all(texts):
             raise PromptError("the prompt is empty; give some text")
@@ -378,7 +373,7 @@ class HookedModel(Weights):
 
     def to_str_tokens(self, ids: Tensor | list[int]) -> list[str]:
         """Each token as the text it stands for, see `attlas.interp.tokens.token_texts`."""
-        return token_texts(self._need_tokenizer(), ids.flatten().tolist() if isinstance(ids, Tensor) else ids)
+        return token_texts(self.require_tokenizer("texts"), ids.flatten().tolist() if isinstance(ids, Tensor) else ids)
 
     def cross_entropy(self, tokens: Tensor, logits: Tensor | None = None) -> Tensor:
         """Loss of each next token, nats, [B, T−1].

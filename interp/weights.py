@@ -17,6 +17,7 @@ class Weights:
 
     hf: Any
     name: str
+    tokenizer: Any
     structure: ModelStructure
 
     @property
@@ -44,6 +45,21 @@ class Weights:
                 f"{self.name} ({type(uncompiled(self.hf)).__name__}) is a backbone without {head}, so there is no "
                 f"{purpose}; open the model with its head, or measure attention alone (entropy, capture, train)"
             )
+
+    def require_text_head(self, purpose: str) -> None:
+        """`require_head` of a language model; a vision backbone passes: its features are compared where it has no loss."""
+        if self.cfg.family != "vit":
+            self.require_head(purpose)
+
+    def require_tokenizer(self, purpose: str) -> Any:
+        """The tokenizer, for all that reads or writes text.
+
+        Raises:
+            UnsupportedModelError: there is none; says what for ("which `purpose` need").
+        """
+        if self.tokenizer is None:
+            raise UnsupportedModelError(f"{self.name} has no tokenizer, which {purpose} need; give token ids instead")
+        return self.tokenizer
 
     def require_language_model(self) -> None:
         """Raises UnsupportedModelError for a model that predicts no next token: a vision model, or a backbone."""

@@ -20,17 +20,21 @@ Measured = tuple[float, float, int]
 def sequence_loss(model: HookedModel, target: Tensor, logits: Tensor) -> Tensor:
     """Loss of each sequence or image, nats, [B]; of text the mean over its next tokens, padding (NO_TARGET) left out."""
     if model.cfg.family == "vit":
-        return torch.nn.functional.cross_entropy(logits.float(), target, reduction="none")
+        return _image_loss(target, logits)
     losses = model.cross_entropy(target, logits)  # 0 where there is no target
     return losses.sum(-1) / (target[:, 1:] != NO_TARGET).sum(-1).to(losses.device)
 
 
+def _image_loss(target: Tensor, logits: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits.float(), target, reduction="none")
+
+
 @dataclass(frozen=True)
-class Judged:
+class Losses:
     """What one model has on each sequence or image, so that models can be compared in pairs.
 
     Attributes:
-        loss: float64 [n]: mean cross-entropy in nats, or how far features turn (see `Judge`).
+        loss: float64 [n]: mean cross-entropy in nats, or how far features turn (see `LossMeter`).
         right: share of right predictions, float64 [n]; NaN of a backbone.
         n_predictions: of each sequence or image: one number, or int64 [n] of padded text.
     """
@@ -45,13 +49,13 @@ class Judged:
         n = int(np.broadcast_to(self.n_predictions, self.loss.shape).sum())
         return float(self.loss.mean()), float(self.right.mean()), n
 
-    def first(self, n: int) -> Judged:
+    def first(self, n: int) -> Losses:
         """The first n sequences or images."""
         each = self.n_predictions if isinstance(self.n_predictions, int) else self.n_predictions[:n]
-        return Judged(self.loss[:n], self.right[:n], each)
+        return Losses(self.loss[:n], self.right[:n], each)
 
 
-def judge_rows(logits: Tensor, target: Tensor, per_token: bool) -> Tensor:
+def loss_and_accuracy(logits: Tensor, target: Tensor, per_token: bool) -> Tensor:
     """(mean cross-entropy in nats, share right) of each sequence or image, float64 [B, 2].
 
     Args:
@@ -59,7 +63,7 @@ def judge_rows(logits: Tensor, target: Tensor, per_token: bool) -> Tensor:
         target: the tokens [B, T] themselves, NO_TARGET in the padding behind them, or classes [B].
     """
     if not per_token:
-        loss = torch.nn.functional.cross_entropy(logits.float(), target, reduction="none")
+        loss = _image_loss(target, logits)
         return torch.stack([loss.double(), (logits.argmax(-1) == target).double()], dim=-1)
     rows = []
     for row, tokens in zip(logits, target, strict=True):  # one sequence at a time, to save memory
@@ -80,13 +84,13 @@ def n_predictions(data: Dataset) -> int | np.ndarray:
 
 
 @torch.no_grad()
-def judged(
+def measure_losses(
     model: HookedModel,
     data: Dataset,
     batch_size: int = 8,
     forward: Callable[[Tensor], Tensor] | None = None,
     track: Track = no_track,
-) -> Judged:
+) -> Losses:
     """Cross-entropy and accuracy of next tokens or image classes, of each sequence or image.
 
     Args:
@@ -96,16 +100,15 @@ def judged(
         ConfigError: a model without a head, or images without labels that it knows.
     """
     forward = forward or model
-    if model.cfg.family != "vit":
-        model.require_head("loss that says what dropping costs")
+    model.require_text_head("loss that says what dropping costs")
     labels = loss_labels(model, data)
     found: list[Tensor] = []
     for batch in track(data.minibatches(batch_size, labels), "loss"):
         logits = forward(batch.inputs)
         assert batch.targets is not None
-        found.append(judge_rows(logits, batch.targets.to(logits.device), labels is None).cpu())
+        found.append(loss_and_accuracy(logits, batch.targets.to(logits.device), labels is None).cpu())
     loss, right = torch.cat(found).numpy().T
-    return Judged(loss, right, n_predictions(data))
+    return Losses(loss, right, n_predictions(data))
 
 
 def quality(
@@ -115,5 +118,5 @@ def quality(
     forward: Callable[[Tensor], Tensor] | None = None,
     track: Track = no_track,
 ) -> Measured:
-    """(mean cross-entropy in nats, accuracy, predictions) of next tokens or image classes; otherwise as `judged`."""
-    return judged(model, data, batch_size, forward, track).total
+    """(mean cross-entropy in nats, accuracy, predictions) of next tokens or image classes; otherwise as `measure_losses`."""
+    return measure_losses(model, data, batch_size, forward, track).total

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from attlas.analyses.pruning.pipeline import PruneResult, prune
     from attlas.analyses.pruning.pipeline_config import PruneConfig
     from attlas.analyses.pruning.side_effects.behaviours import task_losses
-    from attlas.analyses.pruning.side_effects.report import WhatDiesConfig, WhatDiesResult, what_dies
+    from attlas.analyses.pruning.side_effects.report import SideEffectsConfig, SideEffectsResult, drop_side_effects
     from attlas.analyses.pruning.surgery import build
     from attlas.interp.drop import Drop, masked, units
 
@@ -31,8 +31,8 @@ _PUBLIC = {
     "PruneConfig": "pipeline_config",
     "PruneResult": "pipeline",
     "Selection": "budget",
-    "WhatDiesConfig": "side_effects.report",
-    "WhatDiesResult": "side_effects.report",
+    "SideEffectsConfig": "side_effects.report",
+    "SideEffectsResult": "side_effects.report",
     "build": "surgery",
     "drop_curve": "curve",
     "export": "checkpoint",
@@ -46,7 +46,7 @@ _PUBLIC = {
     "select": "budget",
     "task_losses": "side_effects.behaviours",
     "units": "attlas.interp.drop",
-    "what_dies": "side_effects.report",
+    "drop_side_effects": "side_effects.report",
 }
 
 __all__ = [
@@ -60,10 +60,11 @@ __all__ = [
     "PruneConfig",
     "PruneResult",
     "Selection",
-    "WhatDiesConfig",
-    "WhatDiesResult",
+    "SideEffectsConfig",
+    "SideEffectsResult",
     "build",
     "drop_curve",
+    "drop_side_effects",
     "export",
     "heal",
     "last_first",
@@ -75,7 +76,6 @@ __all__ = [
     "select",
     "task_losses",
     "units",
-    "what_dies",
 ]
 
 __getattr__, __dir__ = face(__name__, _PUBLIC)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attlas.analyses.pruning.scores import Judge
+from attlas.analyses.pruning.scores import LossMeter
 from attlas.analyses.pruning.surgery import build, check_prunable
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
@@ -134,11 +134,11 @@ def _within_loss(
     batch_size: int,
     track: Track,
 ) -> Selection:
-    judge = Judge(model, evaluation, batch_size)
+    meter = LossMeter(model, evaluation, batch_size)
     tried: list[tuple[int, float]] = []
     for n in track(range(1, max(2, len(order))), "loss kept"):
         with masked(model, Drop.of(order[:n], model.cfg.n_heads, model.cfg.n_kv_heads)):
-            tried.append((n, judge.measure().total[0] - judge.whole.total[0]))
+            tried.append((n, meter.measure().total[0] - meter.whole.total[0]))
         if tried[-1][1] > limit:
             break
     kept = [entry for entry in tried if entry[1] <= limit]

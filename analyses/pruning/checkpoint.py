@@ -89,7 +89,7 @@ class Check:
         """What `reopen` takes: the card's snippet with the folder's name, and the inputs."""
         return snippet(self.dense, self.hf, str(folder.resolve())), self.inputs
 
-    def judge(self, found: Reopened | str) -> None:
+    def verify(self, found: Reopened | str) -> None:
         """Compare.
 
         Raises:
@@ -162,7 +162,7 @@ def export(
     saved = copy.deepcopy(hf).to("cpu", dtype)
     check = _check(model, saved, dtype)
     text = card(model, hf, drop, format, source, {**(facts or {}), **check.sizes})
-    verdict = (lambda place: check.judge(reopen([check.job(place)])[0])) if verify else None
+    verdict = (lambda place: check.verify(reopen([check.job(place)])[0])) if verify else None
     record = {"model": model.name, "weights": model.weight_hash, "format": format, "dropped": dataclasses.asdict(drop)}
     _write(saved, folder, format, source, text, record, verdict)
     n_parameters = check.sizes["parameters_after"]

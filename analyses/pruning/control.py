@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from attlas.analyses.common.columns import TARGET, upper
-from attlas.analyses.common.losses import Judged
+from attlas.analyses.common.losses import Losses
 from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_mean
 
@@ -40,7 +40,7 @@ DROP_CONTROL = TableSchema(
 
 
 def control_row(
-    target: str, order: str, n_dropped: int, measured: Judged, draws: Sequence[Judged], dense: Judged, possible: int
+    target: str, order: str, n_dropped: int, measured: Losses, draws: Sequence[Losses], dense: Losses, possible: int
 ) -> dict[str, Any]:
     """A row of the table drop_control.
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from attlas.analyses.common.columns import TARGET, upper
-from attlas.analyses.common.losses import Judged
+from attlas.analyses.common.losses import Losses
 from attlas.analyses.pruning.control import DROP_CONTROL, control_row
 from attlas.analyses.pruning.curve_config import DropCurveConfig
 from attlas.analyses.pruning.measure import measure_drops
@@ -62,8 +62,8 @@ DROP_CURVE = TableSchema(
             "",
             "what was dropped: module.layer or head.layer.head, first to last",
         ),
-        column("n_predictions", pa.int64(), "", "tokens or images judged"),
-        column("n_sequences", pa.int64(), "", "sequences or images judged; random draws have a part of them"),
+        column("n_predictions", pa.int64(), "", "tokens or images measured"),
+        column("n_sequences", pa.int64(), "", "sequences or images measured; random draws have a part of them"),
     ),
 )
 SCHEMAS = (DROP_CURVE, DROP_CONTROL)
@@ -161,7 +161,7 @@ def drop_curve(
     n_first = [few if plan.order == "random" else n for plan in plans]
     dense, measured, _ = measure_drops(model, evaluation, drops, config.batch_size, track, n_first)
     rows = [drop_row("none", "dense", 0, [], dense, dense)]
-    draws: dict[tuple[str, int], list[Judged]] = {}
+    draws: dict[tuple[str, int], list[Losses]] = {}
     for plan, found in zip(plans, measured, strict=True):
         rows.append(drop_row(plan.target, plan.order, plan.draw, [unit_name(u, cfg) for u in plan.units], found, dense))
         if plan.order == "random":
@@ -220,7 +220,7 @@ def _order(name: str, candidates: list[Unit], scores: Scores, target: str, confi
     return best if name == "ranked" else best[::-1]
 
 
-def drop_row(target: str, order: str, draw: int, names: list[str], measured: Judged, dense: Judged) -> dict[str, Any]:
+def drop_row(target: str, order: str, draw: int, names: list[str], measured: Losses, dense: Losses) -> dict[str, Any]:
     """A row of the table drop_curve; of `dense`, the sequences or images that `measured` has count."""
     base = dense.first(len(measured.loss))
     loss, accuracy, count = measured.total

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attlas.analyses.common.losses import Judged, judge_rows, n_predictions
-from attlas.analyses.pruning.scores import Judge
+from attlas.analyses.common.losses import Losses, loss_and_accuracy, n_predictions
+from attlas.analyses.pruning.scores import LossMeter
 from attlas.data.dataset import Batch, Dataset
 from attlas.data.progress import Track, no_track
 from attlas.interp import HookedModel
@@ -27,8 +27,8 @@ def measure_drops(
     batch_size: int = 8,
     track: Track = no_track,
     n_first: Sequence[int] | None = None,
-) -> tuple[Judged, list[Judged], str]:
-    """(the whole model's, each drop's losses by sequence or image, what the loss is; see `drop_scores.Judge`).
+) -> tuple[Losses, list[Losses], str]:
+    """(the whole model's, each drop's losses by sequence or image, what the loss is; see `LossMeter`).
 
     A drop that comes twice is measured once.
 
@@ -39,17 +39,17 @@ def measure_drops(
     needed: dict[Drop, int] = {}
     for drop, n in zip(drops, wanted, strict=True):
         needed[drop] = max(n, needed.get(drop, 0))
-    if not Judge.has_loss(model, data):
-        judge = Judge(model, data, batch_size)
+    if not LossMeter.has_loss(model, data):
+        meter = LossMeter(model, data, batch_size)
         found = {}
         for drop in track(list(needed), "drop curves"):
             with masked(model, drop):
-                found[drop] = judge.measure()
-        return judge.whole, [found[drop].first(n) for drop, n in zip(drops, wanted, strict=True)], judge.kind
+                found[drop] = meter.measure()
+        return meter.whole, [found[drop].first(n) for drop, n in zip(drops, wanted, strict=True)], meter.kind
     rows, each = _rows(model, data, needed, batch_size, track)
-    whole, *measured = (Judged(loss, right, each) for loss, right in rows)
+    whole, *measured = (Losses(loss, right, each) for loss, right in rows)
     by_drop = dict(zip(needed, measured, strict=True))
-    return whole, [by_drop[drop].first(n) for drop, n in zip(drops, wanted, strict=True)], Judge.LOSS
+    return whole, [by_drop[drop].first(n) for drop, n in zip(drops, wanted, strict=True)], LossMeter.LOSS
 
 
 @torch.no_grad()
@@ -70,7 +70,7 @@ def _rows(
     prefix, target = None, torch.empty(0)
 
     def read(logits: Tensor) -> Tensor:
-        return judge_rows(logits, target, labels is None)
+        return loss_and_accuracy(logits, target, labels is None)
 
     for batch, row in track(work, "drop curves"):
         drop = drops[row]

@@ -19,7 +19,7 @@ from attlas.analyses.pruning.healing import HEALING, HealResult, heal
 from attlas.analyses.pruning.lm_eval.tasks import LMEvalTasks, compared, told
 from attlas.analyses.pruning.orders import available, last_first, random_order, ranked
 from attlas.analyses.pruning.pipeline_config import PruneConfig
-from attlas.analyses.pruning.scores import Judge, Scores, iterative_order
+from attlas.analyses.pruning.scores import LossMeter, Scores, iterative_order
 from attlas.analyses.pruning.surgery import build, check_format, check_prunable, forward_logits, silenced
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset
@@ -52,14 +52,14 @@ class PruneResult(Result):
         names: the same, in the order it went: attn.2, head.0.4.
         format: stock or compact, as it was built.
         rows: rows of the table drop_curve: whole, pruned, and healed where it was.
-        measure: what `loss` of the rows is (see `Judge.kind`).
+        measure: what `loss` of the rows is (see `LossMeter.kind`).
         healing: the training curve, or None.
         facts: what the model card tells.
         lm_eval: a row for each task and metric, before and after (see `compared`).
         calibration, evaluation: what chose and healed (None where nothing did), and what the rows were measured on.
         source: folder of the whole model, or None.
         written: folder of the exported checkpoint, or None.
-        side_effects: run id and summary of `what_dies`, where it was run beside, for the record.
+        side_effects: run id and summary of `drop_side_effects`, where it was run beside, for the record.
     """
 
     kind: ClassVar[str] = "prune"
@@ -111,7 +111,7 @@ class PruneResult(Result):
         error = {"type": "data", "array": up, "arrayminus": down}
         figure = new_figure()
         figure.add_bar(x=names, y=[row["loss"] for row in self.rows], error_y=error)
-        unit = "loss (nats)" if self.measure == Judge.LOSS else self.measure
+        unit = "loss (nats)" if self.measure == LossMeter.LOSS else self.measure
         figure.update_layout(yaxis_title=unit, title=f"{self.model.name} without {', '.join(self.names)}")
         return figure
 
@@ -178,8 +178,8 @@ def prune(
     drop = Drop.of(chosen, model.cfg.n_heads, model.cfg.n_kv_heads) if config.target else config.named
     hf, written = build(model, drop, config.format)
     dtype = stored_dtype(source) or model.dtype
-    judge = Judge(model, evaluation, config.batch_size, track)
-    dense, pruned = judge.whole, judge.measure(lambda x: forward_logits(hf, x))
+    meter = LossMeter(model, evaluation, config.batch_size, track)
+    dense, pruned = meter.whole, meter.measure(lambda x: forward_logits(hf, x))
     names = [unit_name(unit, model.cfg) for unit in chosen] or drop.names()
     target, order = (config.target, config.order) if config.target else ("named", "named")
     rows = [drop_row("none", "dense", 0, [], dense, dense), drop_row(target, order, 0, names, pruned, dense)]
@@ -189,8 +189,8 @@ def prune(
         frozen = silenced(hf, drop.with_silent(model)) if written == "stock" else ()
         healing = heal(hf, model, calibration, evaluation, config.healing, frozen=frozen, track=track)
         hf.to(dtype).to(model.dtype)  # what is measured is what the checkpoint will hold
-        rows.append(drop_row(target, "healed", 0, names, judge.measure(lambda x: forward_logits(hf, x)), dense))
-    facts = _facts(rows, calibration, evaluation, judge.kind, config) | sizes(model, hf, dtype)
+        rows.append(drop_row(target, "healed", 0, names, meter.measure(lambda x: forward_logits(hf, x)), dense))
+    facts = _facts(rows, calibration, evaluation, meter.kind, config) | sizes(model, hf, dtype)
     facts |= _healing_facts(rows, calibration, config) | choosing | _score_facts(names, chosen, scores, config)
     judged = compared(before, tasks.run(hf)) if tasks is not None else []
     return PruneResult(
@@ -201,7 +201,7 @@ def prune(
         tuple(names),
         written,
         tuple(rows),
-        judge.kind,
+        meter.kind,
         healing,
         facts | told(judged),
         tuple(judged),
@@ -213,13 +213,12 @@ def prune(
 
 def _check(model: HookedModel, data: Data, config: PruneConfig) -> None:
     """Refuse before any work what the model or the data cannot give."""
-    if model.cfg.family != "vit":
-        model.require_head("loss that says what dropping costs")
+    model.require_text_head("loss that says what dropping costs")
     if config.target is not None:
         check_format(model, config.format, config.target)
     else:
         check_prunable(model, config.named, config.format)
-    if not Judge.has_loss(model, data):
+    if not LossMeter.has_loss(model, data):
         needs = "healing" if config.heal_steps else f"target {config.target}"
         if config.heal_steps or config.target in ("head", "group"):
             raise ConfigError(f"{needs} needs a loss, and {model.name} has no head or the images no labels")

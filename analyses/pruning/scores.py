@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attlas.analyses.common.losses import Judged, judged
+from attlas.analyses.common.losses import Losses, measure_losses
 from attlas.analyses.pruning.orders import available, ranked
 from attlas.analyses.redundancy.block_runs import AngularOrder
 from attlas.analyses.redundancy.heads import HeadEffectsConfig, head_effects
@@ -19,7 +19,7 @@ from attlas.interp import HookedModel
 from attlas.interp.drop import Drop, Unit, group_heads, masked
 
 
-class Judge:
+class LossMeter:
     """Measures a model beside the whole one: by its loss, or, where there is none to take, by how far its features turn.
 
     Features of a vision model are its first token and the mean of its patches, of a text model every token. The distance
@@ -47,13 +47,13 @@ class Judge:
         self.whole = self.measure()
 
     @torch.no_grad()
-    def measure(self, forward: Callable[[Tensor], Tensor] | None = None) -> Judged:
+    def measure(self, forward: Callable[[Tensor], Tensor] | None = None) -> Losses:
         """Loss in nats or distance, and accuracy, of `forward`, or of the model under its hooks, by sequence or image."""
         if self._features is None:
-            return judged(self.model, self.data, self.batch_size, forward, self.track)
+            return measure_losses(self.model, self.data, self.batch_size, forward, self.track)
         cosine = torch.nn.functional.cosine_similarity(self._features, self._read(forward or self.model), dim=-1)
         turned = 1 - cosine.double().reshape(len(self.data), -1)
-        return Judged(turned.mean(1).numpy(), np.full(len(turned), np.nan), turned.shape[1])
+        return Losses(turned.mean(1).numpy(), np.full(len(turned), np.nan), turned.shape[1])
 
     @torch.no_grad()
     def _read(self, forward: Callable[[Tensor], Tensor]) -> Tensor:

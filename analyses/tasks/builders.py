@@ -26,7 +26,7 @@ from attlas.analyses.tasks.words import (
     token_ids,
 )
 from attlas.data.text import load_tokens
-from attlas.errors import TaskError, UnsupportedModelError
+from attlas.errors import TaskError
 from attlas.interp import HookedModel
 
 HALF = 24  # tokens in each half of a repeated-random prompt
@@ -79,9 +79,8 @@ def _start(model: HookedModel) -> list[int]:
 
 
 def _ids(model: HookedModel, text: str) -> list[int]:
-    if model.tokenizer is None:
-        raise UnsupportedModelError(f"{model.name} has no tokenizer, which tasks need; give prompts as token ids")
-    return _start(model) + token_ids(model.tokenizer, text)
+    tokenizer = model.require_tokenizer("tasks")
+    return _start(model) + token_ids(tokenizer, text)
 
 
 def _one(model: HookedModel, word: str) -> int:

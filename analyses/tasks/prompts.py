@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attlas.analyses.tasks.task import Task
 from attlas.analyses.tasks.words import token_ids
-from attlas.errors import PromptError, UnsupportedModelError
+from attlas.errors import PromptError
 from attlas.interp import AnyModel, HookedModel, as_hooked
 
 
@@ -36,14 +36,11 @@ def one_token(model: HookedModel, word: str) -> int:
     Raises:
         PromptError: it is not one token; names its tokens.
     """
-    if model.tokenizer is None:
-        raise UnsupportedModelError(f"{model.name} has no tokenizer; make a Task from token ids")
-    ids = token_ids(model.tokenizer, word)
+    tokenizer = model.require_tokenizer("answers in words")
+    ids = token_ids(tokenizer, word)
     if len(ids) != 1:
         parts = model.to_str_tokens(ids)
-        hint = (
-            "" if word.startswith(" ") else f" (with a space before it: {len(token_ids(model.tokenizer, ' ' + word))})"
-        )
+        hint = "" if word.startswith(" ") else f" (with a space before it: {len(token_ids(tokenizer, ' ' + word))})"
         raise PromptError(f"the answer {word!r} is {len(ids)} tokens {parts}{hint}; give an answer of one token")
     return ids[0]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress import Task as RichTask
 from rich.text import Text
+
+from attlas.data.progress import item_count
 
 T = TypeVar("T")
 
@@ -73,9 +75,7 @@ class Reporter:
 
     def __call__(self, iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
         """Go through an iterable as one task."""
-        if total is None and isinstance(iterable, Sized):
-            total = len(iterable)
-        with self.task(description, total) as task:
+        with self.task(description, item_count(iterable, total)) as task:
             for item in iterable:
                 yield item
                 task.done += 1

@@ -180,8 +180,7 @@ def evaluate_all(
     """
     model = as_hooked(model)
     config = config or EvalConfig()
-    if model.cfg.family != "vit":
-        model.require_head("loss to recover")
+    model.require_text_head("loss to recover")
     places = [
         Place(check_sae(sae, model, hook), positions_for(model, config.skip_positions, config.exclude_tokens, sae.cfg))
         for sae, hook in saes

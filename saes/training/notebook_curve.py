@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from operator import length_hint
 from typing import Any, TypeVar
 
+from attlas.data.progress import item_count
 from attlas.saes.plots import training_figure
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class NotebookCurve:
         self._left: list[int] = []  # items that loops have yet to begin, outermost first
 
     def __call__(self, iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-        self._left.append(total if total is not None else length_hint(iterable))
+        self._left.append(item_count(iterable, total) or 0)
         try:
             for item in iterable:
                 self._left[-1] -= 1

@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClas
 
 from attlas.analyses import attention, features, heads, pruning, redundancy, vit
 from attlas.analyses.attention import EntropyConfig
-from attlas.analyses.common.losses import judged
+from attlas.analyses.common.losses import measure_losses
 from attlas.analyses.pruning.measure import measure_drops
 from attlas.data.dataset import Dataset
 from attlas.data.images.dataset import ImageDataset
@@ -126,8 +126,8 @@ ALL: dict[str, Call] = {
     "heal": lambda m, sae, data: pruning.heal(
         pruning.build(m, Drop(attn=(1,)))[0], m, data, data, pruning.HealConfig(steps=1, objective="ce")
     ),
-    "what_dies": lambda m, sae, data: pruning.what_dies(
-        m, Drop(mlp=(1,)), data, {HOOK: sae}, pruning.WhatDiesConfig((), least_active=1)
+    "drop_side_effects": lambda m, sae, data: pruning.drop_side_effects(
+        m, Drop(mlp=(1,)), data, {HOOK: sae}, pruning.SideEffectsConfig((), least_active=1)
     ),
 }
 """Take packed text, padded text and images."""
@@ -188,8 +188,8 @@ def alone() -> list[TokenDataset]:
 
 
 def test_losses_are_those_of_each_document(gpt2: HookedModel, padded: TokenDataset) -> None:
-    found = judged(gpt2, padded, batch_size=3)
-    each = [judged(gpt2, one) for one in alone()]
+    found = measure_losses(gpt2, padded, batch_size=3)
+    each = [measure_losses(gpt2, one) for one in alone()]
     np.testing.assert_allclose(found.loss, [one.loss[0] for one in each], rtol=1e-5)
     np.testing.assert_allclose(found.right, [one.right[0] for one in each], rtol=1e-5)
     assert found.total[2] == sum(LENGTHS) - len(LENGTHS)

@@ -78,9 +78,9 @@ def _tracked(b: Bench) -> Any:
     return tracker
 
 
-def _what_dies(b: Bench, saes: dict[str, SAE]) -> Any:
-    config = pruning.WhatDiesConfig(("induction",), n_prompts=2, n_worst=1, n_examples=1)
-    return pruning.what_dies(b.gpt2, pruning.Drop.parse(("attn:2",)), b.text, saes, config)
+def _side_effects(b: Bench, saes: dict[str, SAE]) -> Any:
+    config = pruning.SideEffectsConfig(("induction",), n_prompts=2, n_worst=1, n_examples=1)
+    return pruning.drop_side_effects(b.gpt2, pruning.Drop.parse(("attn:2",)), b.text, saes, config)
 
 
 def _drop_curve(b: Bench, orders: tuple[str, ...]) -> Any:
@@ -142,7 +142,7 @@ MAKERS: dict[str, Callable[[Bench], tuple[Any, ...]]] = {
         redundancy.head_effects(b.gpt2, b.text, redundancy.HeadEffectsConfig(("zero",), n_bootstrap=5)),
     ),
     "drop_curve": lambda b: tuple(_drop_curve(b, orders) for orders in (("ranked",), ("ranked", "random"))),
-    "what_dies": lambda b: (_what_dies(b, {}), _what_dies(b, {HOOK: b.sae})),
+    "what_dies": lambda b: (_side_effects(b, {}), _side_effects(b, {HOOK: b.sae})),
     "patching": lambda b: (circuits.patching(b.gpt2, b.task, circuits.PatchingConfig(by="layer")),),
     "dla": lambda b: (circuits.dla(b.gpt2, b.task),),
     "circuit": lambda b: (b.graph,),

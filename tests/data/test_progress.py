@@ -7,6 +7,7 @@ import inspect
 import io
 import pkgutil
 import time
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -85,6 +86,33 @@ def test_all_who_show_progress_follow_one_protocol(which: str, monkeypatch: pyte
     for _ in track([1, 2], "left early"):
         break
     assert list(track([3], "afterwards")) == [3]
+
+
+@pytest.mark.parametrize("which", ["terminal", "lines", "bars", "job"])
+def test_a_loop_has_as_many_items_for_all_who_show_it(which: str) -> None:
+    """Of a list, of an iterator that tells what is left, of a total that is given, and of nothing that tells."""
+    cases: list[tuple[Any, int | None, int | None]] = [([1, 2, 3], None, 3), (iter([1, 2, 3]), None, 3)]
+    cases += [((x for x in "abc"), 3, 3), ([1, 2], 3, 3), ((x for x in "abc"), None, None)]
+    for items, total, expected in cases:
+        track: Any = _made(which)
+        loop = track(items, "loop", total)
+        assert [next(loop), next(loop)]
+        if isinstance(track, Job):
+            found = track.fraction and round(1 / track.fraction)  # the second item begins
+        elif isinstance(track, TerminalBars):
+            assert track._bars is not None
+            found = track._bars.tasks[0].total
+        else:
+            found = track.tasks[0].total
+        assert found == expected
+        loop.close()
+
+
+def _made(which: str) -> Any:
+    console = Console(file=io.StringIO(), force_terminal=which == "bars")
+    if which in ("lines", "bars"):
+        return Lines(console) if which == "lines" else Bars(console)
+    return TerminalBars() if which == "terminal" else _job()
 
 
 def test_no_function_takes_another_way_to_tell_progress() -> None:

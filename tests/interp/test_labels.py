@@ -16,7 +16,7 @@ from attlas.analyses.common.losses import quality
 from attlas.analyses.features.describe import FeaturesConfig, features
 from attlas.analyses.features.logits import logit_effects
 from attlas.analyses.pruning.healing import HealConfig, heal
-from attlas.analyses.pruning.side_effects.report import WhatDiesConfig, what_dies
+from attlas.analyses.pruning.side_effects.report import SideEffectsConfig, drop_side_effects
 from attlas.analyses.redundancy.heads import HeadEffectsConfig, head_effects
 from attlas.analyses.redundancy.modules import module_effects
 from attlas.analyses.redundancy.scores import RedundancyConfig
@@ -152,7 +152,9 @@ def test_effects_and_names(model: HookedModel, data: ImageDataset, truth: tuple[
     first = [r["token"] for r in rows if r["feature"] == rows[0]["feature"]][:5]
     assert first == [NAMES[i] for i in ids[rows[0]["feature"]].tolist()]
     tallies = [
-        what_dies(model, Drop(attn=(0,)), images, {sae.cfg.hook_name: sae}, WhatDiesConfig(batch_size=8)).tallies
+        drop_side_effects(
+            model, Drop(attn=(0,)), images, {sae.cfg.hook_name: sae}, SideEffectsConfig(batch_size=8)
+        ).tallies
         for images in (data, own)
     ]
     assert str(tallies[0]) == str(tallies[1])

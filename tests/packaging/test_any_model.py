@@ -87,7 +87,9 @@ def text_calls(sae: Any, few: TokenDataset, gpt2_mini: HookedModel, tmp_path_fac
         "prune": lambda m: pruning.prune(m, few, pruning.PruneConfig(drop=drop)),
         "select": lambda m: pruning.select(m, [("attn", 1)], pruning.Budget(parameters=0.01), few),
         "task_losses": lambda m: pruning.task_losses(m, drop, ("induction",), 2),
-        "what_dies": lambda m: pruning.what_dies(m, drop, few, {HOOK: sae}, pruning.WhatDiesConfig(("induction",), 2)),
+        "drop_side_effects": lambda m: pruning.drop_side_effects(
+            m, drop, few, {HOOK: sae}, pruning.SideEffectsConfig(("induction",), 2)
+        ),
         "heal": lambda m: pruning.heal(
             pruning.build(m, drop)[0], m, few, few, pruning.HealConfig(steps=1, batch_size=2, eval_every=1)
         ),

@@ -15,7 +15,7 @@ import torch
 from attlas.analyses.features.config import MatchingConfig
 from attlas.analyses.features.describe import FeaturesConfig, features
 from attlas.analyses.features.survey import HeadSurveyConfig, head_survey
-from attlas.analyses.pruning import Drop, WhatDiesConfig, what_dies
+from attlas.analyses.pruning import Drop, SideEffectsConfig, drop_side_effects
 from attlas.cli.capture import Args as CaptureArgs
 from attlas.data.text import TokenDataset, load_tokens
 from attlas.errors import ConfigError
@@ -167,14 +167,17 @@ def test_by_default_all_read_the_same_positions(gpt2_mini: HookedModel, packed: 
     assert evaluate(sae, gpt2_mini, text, EvalConfig(controls=(), functional=False)).rows[0]["n_tokens"] == n
     assert features(gpt2_mini, sae, text, FeaturesConfig(null_draws=0)).n_tokens == n
     assert head_survey(gpt2_mini, {HOOK: sae}, text, HeadSurveyConfig(n_draws=2, least_active=1)).n_tokens == n
-    assert what_dies(gpt2_mini, Drop(mlp=(3,)), text, {HOOK: sae}, WhatDiesConfig(())).tallies[HOOK].n_tokens == n
+    assert (
+        drop_side_effects(gpt2_mini, Drop(mlp=(3,)), text, {HOOK: sae}, SideEffectsConfig(())).tallies[HOOK].n_tokens
+        == n
+    )
     for kind in (
         TrainConfig,
         EvalConfig,
         FeaturesConfig,
         HeadSurveyConfig,
         MatchingConfig,
-        WhatDiesConfig,
+        SideEffectsConfig,
         CaptureArgs,
     ):
         default = next(field.default for field in dataclasses.fields(kind) if field.name == "skip_positions")

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from attlas.analyses.pruning.lm_eval.prompts import EMBEDDED, write_prompts
-from attlas.errors import ConfigError, MissingExtraError, TextDataError, UnsupportedModelError, nearest
+from attlas.errors import ConfigError, MissingExtraError, TextDataError, nearest
 from attlas.interp import HookedModel
 
 
@@ -71,10 +71,8 @@ class LMEvalTasks:
 
     def __init__(self, model: HookedModel, config: LMEvalConfig) -> None:
         require_lm_eval()
-        if model.tokenizer is None:
-            raise UnsupportedModelError(f"{model.name} has no tokenizer, which lm-eval tasks need; use a text model")
         self.config = config
-        self._tokenizer = model.tokenizer
+        self._tokenizer = model.require_tokenizer("lm-eval tasks")
         self._folder = tempfile.TemporaryDirectory(prefix="attlas-lm-eval-")  # gone with this object
         with _quiet():
             for name in sorted(set(config.tasks) & set(EMBEDDED)):

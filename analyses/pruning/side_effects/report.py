@@ -136,13 +136,13 @@ SCHEMAS = (FEATURES_LOST, LOST_EXAMPLES, BEHAVIOURS_LOST, HEADS_LOST)
 
 
 @dataclass(frozen=True)
-class WhatDiesConfig:
+class SideEffectsConfig:
     """How to look for what is lost.
 
     Attributes:
         tasks: tasks with known answers.
         n_prompts: prompts of each.
-        least_active: tokens on which a feature must be active before to be judged.
+        least_active: tokens on which a feature must be active before to be compared.
         dead_below: a feature is dead when its density falls below this share of what it was.
         n_worst: features of each autoencoder that get examples.
         n_examples: examples of each.
@@ -174,7 +174,7 @@ class WhatDiesConfig:
 
 
 @dataclass(frozen=True)
-class WhatDiesResult(Result):
+class SideEffectsResult(Result):
     """What is lost.
 
     Attributes:
@@ -193,7 +193,7 @@ class WhatDiesResult(Result):
     behaviours: list[dict[str, Any]]
     heads: list[dict[str, Any]]
     refused: dict[str, str]
-    config: WhatDiesConfig
+    config: SideEffectsConfig
 
     def states(self, hook: str) -> list[str]:
         """The state of each feature, see the table."""
@@ -262,14 +262,14 @@ class WhatDiesResult(Result):
         return {**dataclasses.asdict(self.config), "drop": dataclasses.asdict(self.drop), "hooks": list(self.tallies)}
 
 
-def what_dies(
+def drop_side_effects(
     model: AnyModel,
     drop: Drop,
     data: TokenDataset | ImageDataset,
     saes: Mapping[str, SAE] | None = None,
-    config: WhatDiesConfig | None = None,
+    config: SideEffectsConfig | None = None,
     track: Track = no_track,
-) -> WhatDiesResult:
+) -> SideEffectsResult:
     """Compare the model with itself without the dropped parts.
 
     Args:
@@ -281,19 +281,18 @@ def what_dies(
         LayerRangeError: see `Drop.check`.
 
     Example:
-        >>> from attlas.analyses.pruning import Drop, WhatDiesConfig, what_dies
-        >>> config = WhatDiesConfig(tasks=("induction",), n_prompts=2, n_worst=1, n_examples=1)
-        >>> result = what_dies(model, Drop.parse(("attn:2",)), text, {hook: sae}, config)
+        >>> from attlas.analyses.pruning import Drop, SideEffectsConfig, drop_side_effects
+        >>> config = SideEffectsConfig(tasks=("induction",), n_prompts=2, n_worst=1, n_examples=1)
+        >>> result = drop_side_effects(model, Drop.parse(("attn:2",)), text, {hook: sae}, config)
         >>> len(result.tables()["features_lost"])  # a row a feature
         32
     """
     model = as_hooked(model)
-    config = config or WhatDiesConfig()
+    config = config or SideEffectsConfig()
     drop.check(model)
     if not drop:
         raise ConfigError("nothing is dropped; name attention, MLP, blocks or heads")
-    if model.cfg.family != "vit":
-        model.require_head("loss to compare")
+    model.require_text_head("loss to compare")
     checked = check_saes(model, saes or {})
     tallies = {hook: FeatureTally(sae.cfg.d_sae, config.n_examples) for hook, sae in checked.items()}
     rules = {
@@ -313,7 +312,7 @@ def what_dies(
     if isinstance(data, TokenDataset):
         rows, refused = task_losses(model, drop, config.tasks, config.n_prompts, config.seed)
         heads = head_losses(model, drop, config.seed)
-    return WhatDiesResult(drop, tallies, examples, rows, heads, refused, config)
+    return SideEffectsResult(drop, tallies, examples, rows, heads, refused, config)
 
 
 def _examples(
@@ -323,7 +322,7 @@ def _examples(
     hook: str,
     sae: SAE,
     sums: FeatureTally,
-    config: WhatDiesConfig,
+    config: SideEffectsConfig,
 ) -> list[dict[str, Any]]:
     """Rows of lost_examples of one autoencoder: where the features that lose most were strongest, before and after."""
     before: list[tuple[int, Example]] = []

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from attlas.analyses.pruning.pipeline import Data, PruneResult, prune
 from attlas.analyses.pruning.pipeline_config import PruneConfig
-from attlas.analyses.pruning.scores import Judge
+from attlas.analyses.pruning.scores import LossMeter
 from attlas.cli.common import Output, done
 from attlas.cli.prune.lm_eval import show_lm_eval
-from attlas.cli.prune.side_effects import tell_what_dies
+from attlas.cli.prune.side_effects import print_side_effects
 from attlas.data.disk import other_place
 from attlas.data.models_catalog import resolve_model
 from attlas.data.workspace import Workspace
@@ -47,7 +47,7 @@ def prune_one(
     if args.out is not None:
         result = _export(result, args, out)
     if args.what_dies:
-        told = tell_what_dies(model, result.drop, result.evaluation, args, workspace, out)
+        told = print_side_effects(model, result.drop, result.evaluation, args, workspace, out)
         result = dataclasses.replace(result, side_effects=told)
     saved = result.save(workspace)
     _show(result, out)
@@ -80,8 +80,8 @@ def _show(result: PruneResult, out: Output) -> None:
         f"{result.model.name} without {', '.join(result.names)}",
         ["", "whole", "pruned", *(["healed"] if result.healing else [])],
         [
-            ("loss, nats" if result.measure == Judge.LOSS else result.measure, *[row["loss"] for row in rows]),
-            *([("accuracy", *[row["accuracy"] for row in rows])] if result.measure == Judge.LOSS else []),
+            ("loss, nats" if result.measure == LossMeter.LOSS else result.measure, *[row["loss"] for row in rows]),
+            *([("accuracy", *[row["accuracy"] for row in rows])] if result.measure == LossMeter.LOSS else []),
             ("parameters", facts["parameters_before"], facts["parameters_after"]),
             *([("KV bytes a token", facts["kv_bytes_before"], facts["kv_bytes_after"])] if causal else []),
         ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attlas.analyses.pruning.side_effects.report import WhatDiesConfig, what_dies
+from attlas.analyses.pruning.side_effects.report import SideEffectsConfig, drop_side_effects
 from attlas.cli.common import Output, done
 from attlas.cli.inputs import SAEArgs, find_sae, load_saes
 from attlas.data.images.dataset import ImageDataset
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from attlas.cli.prune.args import Args
 
 
-def tell_what_dies(
+def print_side_effects(
     model: HookedModel,
     drop: Drop,
     data: TokenDataset | ImageDataset,
@@ -27,8 +27,8 @@ def tell_what_dies(
 ) -> dict[str, Any]:
     """Compare, save, show; the run's id and summary."""
     saes = load_saes(model, SAEArgs(args.sae), workspace, out)
-    config = WhatDiesConfig(n_prompts=args.n_prompts, batch_size=args.curve.batch_size, seed=args.curve.seed)
-    result = what_dies(model, drop, data, saes, config, track=out.track)
+    config = SideEffectsConfig(n_prompts=args.n_prompts, batch_size=args.curve.batch_size, seed=args.curve.seed)
+    result = drop_side_effects(model, drop, data, saes, config, track=out.track)
     runs = [find_sae(workspace, name)[1] for name in args.sae]
     saved = result.save(workspace, model.ref, data.ref, parents=tuple(run.id for run in runs if run is not None))
     if result.tallies:

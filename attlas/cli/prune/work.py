@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from attlas.analyses.pruning.checkpoint import check_folder
 from attlas.analyses.pruning.curve import drop_curve
-from attlas.analyses.pruning.scores import Judge
+from attlas.analyses.pruning.scores import LossMeter
 from attlas.analyses.pruning.surgery import check_format, check_prunable
 from attlas.cli.common import Output, done, open_model, open_workspace
 from attlas.cli.inputs import load_data
@@ -57,7 +57,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     elif args.target is not None:
         check_format(model, args.format, args.target)
     calibration, evaluation = _data(model, args)
-    if not Judge.has_loss(model, evaluation):
+    if not LossMeter.has_loss(model, evaluation):
         headless = {"--heal-steps": args.heal_steps, "--target head or group": args.target in ("head", "group")}
         headless |= {"--targets head or group": bool({"head", "group"} & {*args.curve.targets}) and not args.target}
         if needs := next((flag for flag, given in headless.items() if given), None):

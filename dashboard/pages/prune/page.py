@@ -210,7 +210,7 @@ def _measure_job(
 
     def work(job: Job) -> dict[str, Any]:
         from attlas.analyses.pruning.curve import drop_row
-        from attlas.analyses.pruning.measure import Judge, measure_drops
+        from attlas.analyses.pruning.measure import LossMeter, measure_drops
 
         hooked = reader.jobs.model(model)
         held_out = reader.jobs.kept(("prune-data", model), lambda: sample(hooked))
@@ -222,7 +222,7 @@ def _measure_job(
         _, whole_accuracy, _ = whole.total
         return {
             **{key: together[key] for key in ("delta", "low", "high", "loss")},
-            "unit": "nats" if kind == Judge.LOSS else kind,
+            "unit": "nats" if kind == LossMeter.LOSS else kind,
             "accuracy": None if math.isnan(whole_accuracy) else together["accuracy"],
             "whole_loss": whole.total[0],
             "whole_accuracy": None if math.isnan(whole_accuracy) else whole_accuracy,

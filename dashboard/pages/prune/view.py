@@ -64,7 +64,7 @@ def view(data: Data, theme: Theme) -> Any:
             _control(data["control"]),
             _over_training(data["over_training"], theme),
             _pruned(data, theme),
-            _what_dies(data, theme),
+            _side_effects(data, theme),
         ]
     )
 
@@ -316,7 +316,7 @@ def _pair(summary: dict[str, Any], name: str) -> str | None:
     return None if before is None or after is None else f"{short(before)} → {short(after)}"
 
 
-def _what_dies(data: Data, theme: Theme) -> Any:
+def _side_effects(data: Data, theme: Theme) -> Any:
     it = data["what_dies"]
     if not data["pruned"]:
         return None

@@ -129,7 +129,7 @@ def test_a_stranger_finds_the_masked_model(exported: dict[Any, Any], model: str)
         hooked, drop, done, expected, found = exported[model, drop_name, format]
         assert isinstance(found, Reopened), f"{drop_name} {format}: {found}"
         assert difference(found.outputs, expected) < 1e-5, (drop_name, format)
-        done.check.judge(found)
+        done.check.verify(found)
         with torch.no_grad():
             assert difference(load_model(done.folder, device="cpu")(probe(hooked)), expected) < 1e-5
         if hooked.cfg.causal:

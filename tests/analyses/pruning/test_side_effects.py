@@ -13,7 +13,7 @@ from scipy import stats
 
 from attlas.analyses.pruning.side_effects.behaviours import head_losses, task_losses
 from attlas.analyses.pruning.side_effects.features import absent
-from attlas.analyses.pruning.side_effects.report import WhatDiesConfig, what_dies
+from attlas.analyses.pruning.side_effects.report import SideEffectsConfig, drop_side_effects
 from attlas.analyses.tasks.catalog import make_task
 from attlas.analyses.tasks.task import TaskConfig
 from attlas.cli import main
@@ -67,7 +67,9 @@ def test_features_equal_a_literal_reading(double: HookedModel, random_sae) -> No
     torch.manual_seed(3)
     data = TokenDataset.from_tokens(torch.randint(0, 4096, (8, 12)), "random")
     saes = {hook: random_sae(double, int(hook[7])).double() for hook in (EARLY, SAME, LATE)}
-    result = what_dies(double, DROP, data, saes, WhatDiesConfig(skip_positions=1, batch_size=2, least_active=3))
+    result = drop_side_effects(
+        double, DROP, data, saes, SideEffectsConfig(skip_positions=1, batch_size=2, least_active=3)
+    )
     table = result.features_table().to_pandas()
     literal = {}
     for hook in (EARLY, LATE):
@@ -94,12 +96,12 @@ def test_states_and_examples(double: HookedModel, random_sae) -> None:  # type: 
     torch.manual_seed(3)
     data = TokenDataset.from_tokens(torch.randint(0, 4096, (6, 12)), "random")
     saes = {hook: random_sae(double, int(hook[7])).double() for hook in (EARLY, SAME, LATE)}
-    result = what_dies(
+    result = drop_side_effects(
         double,
         DROP,
         data,
         saes,
-        WhatDiesConfig(skip_positions=1, batch_size=4, least_active=3, n_worst=2, n_examples=2),
+        SideEffectsConfig(skip_positions=1, batch_size=4, least_active=3, n_worst=2, n_examples=2),
     )
     table = result.features_table().to_pandas()
     early = table[table.hook == EARLY]
@@ -172,18 +174,18 @@ def test_images_and_bad_input(
 ) -> None:
     hook = "blocks.2.attn.hook_z"
     saes = {hook: random_sae(vit_mini, 2)}
-    result = what_dies(
-        vit_mini, Drop(blocks=(1,)), glyphs.take(6), saes, WhatDiesConfig(skip_positions=1, batch_size=4)
+    result = drop_side_effects(
+        vit_mini, Drop(blocks=(1,)), glyphs.take(6), saes, SideEffectsConfig(skip_positions=1, batch_size=4)
     )
     assert not result.behaviours
     assert result.features_table().to_pandas().size_before.max() > 0
     assert all(row["tokens"] == [] and len(row["before"]) == 65 for row in result.examples)
     with pytest.raises(ConfigError, match="nothing is dropped"):
-        what_dies(vit_mini, Drop(), glyphs)
+        drop_side_effects(vit_mini, Drop(), glyphs)
     with pytest.raises(ConfigError, match="n_worst 0"):
-        WhatDiesConfig(skip_positions=1, n_worst=0)
+        SideEffectsConfig(skip_positions=1, n_worst=0)
     with pytest.raises(ConfigError, match="dead_below"):
-        WhatDiesConfig(skip_positions=1, dead_below=1.5)
+        SideEffectsConfig(skip_positions=1, dead_below=1.5)
 
 
 def test_command_line(
