@@ -7,8 +7,8 @@ Both libraries get the same activations in the same order, the same width, k, ba
 λ), input scale and dead-feature window, and are measured by the same code on the same held-out rows; everything else is each
 library's default. Every rate is run with the first seed; the best one and its neighbours with all seeds. `standard`, `gated`
 and `jumprelu` are run over several λ, and a rate is as good as the explained variance at L0 = k, interpolated in log L0
-between its runs. Explained variance is 1 − Σ‖x−x̂‖²/Σ‖x−x̄‖² over all held-out rows, dead features those active on none of
-them, CE recovered that of `attlas.saes.evaluate` against zero ablation.
+between its runs, as CE recovered and dead features at L0 = k are. Explained variance is 1 − Σ‖x−x̂‖²/Σ‖x−x̄‖² over all
+held-out rows, dead features those active on none of them, CE recovered that of `attlas.saes.evaluate` against zero ablation.
 """
 
 from __future__ import annotations
@@ -85,12 +85,12 @@ def quality(runs: Rows, k: float) -> float:
 
 
 def interpolated(points: list[tuple[float, float]], l0: float) -> float:
-    """Explained variance at an L0, linear in log L0 between the two runs around it; NaN outside."""
+    """A number at an L0, linear in log L0 between the two runs, (L0, number), around it; NaN outside."""
     points = sorted(points)
-    for (low, ev_low), (high, ev_high) in itertools.pairwise(points):
+    for (low, at_low), (high, at_high) in itertools.pairwise(points):
         if low <= l0 <= high:
             share = (math.log(l0) - math.log(low)) / max(math.log(high) - math.log(low), 1e-12)
-            return ev_low + share * (ev_high - ev_low)
+            return at_low + share * (at_high - at_low)
     return math.nan
 
 
@@ -107,7 +107,7 @@ def with_ce(finals: list[Rows], case: Case, n_tokens: int) -> None:
 
 
 def row(final: Rows, k: float) -> str:
-    """A line of the table: mean ± standard deviation over seeds."""
+    """A line of the table: mean ± standard deviation over seeds of explained variance, CE recovered and dead features."""
     first = final[0]
     cells = [f"{first['library']} {first['arch']}", f"{first['lr']:g}" if first["lr"] else "default"]
     for sparsity in sorted({r["sparsity"] for r in final}, key=str):
@@ -122,9 +122,11 @@ def row(final: Rows, k: float) -> str:
         cells.append(("" if sparsity is None else f"λ {sparsity:g}: ") + " / ".join(parts))
     if first["arch"] in PENALISED and len(cells) > 3:
         seeds = sorted({r["seed"] for r in final})
-        fronts = [[(r["l0"], r["explained_variance"]) for r in final if r["seed"] == seed] for seed in seeds]
-        values = [interpolated(front, k) for front in fronts]
-        cells.append(f"EV at L0 {k}: {spread(values)}")
+        parts = []
+        for name in ("explained_variance", "ce", "dead"):
+            fronts = [[(r["l0"], r[name]) for r in final if r["seed"] == seed] for seed in seeds]
+            parts.append(spread([interpolated(front, k) for front in fronts]))
+        cells.append(f"at L0 {k}: {' / '.join(parts)}")
     return f"| {' | '.join(cells)} |"
 
 

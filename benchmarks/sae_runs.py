@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import math
@@ -70,6 +71,11 @@ class Job:
     def key(self) -> str:
         """Names the run in the results file."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @property
+    def digest(self) -> str:
+        """The key in ten characters: names the run's autoencoder, also where lines of the results file were taken out."""
+        return hashlib.sha256(self.key.encode()).hexdigest()[:10]
 
 
 class Activations:
@@ -243,7 +249,7 @@ def run_jobs(jobs: list[Job], data: Activations, folder: Path) -> list[dict[str,
             continue
         sae, seconds = train(job, data)
         row = {"key": job.key, **dataclasses.asdict(job), **reconstruction(sae, data.held_ND), "seconds": seconds}
-        row["sae"] = str(sae.save(folder / "saes" / f"{data.case.name}-{len(done)}"))
+        row["sae"] = str(sae.save(folder / "saes" / f"{data.case.name}-{job.digest}"))
         if job.arch in ("batchtopk", "matryoshka"):
             at_l0(sae, data.train_ND[:CHUNK], data.case.k)
             row["at_k"] = reconstruction(sae, data.held_ND)

@@ -66,7 +66,18 @@ def test_labels_of_three_dictionaries_in_one_table(monkeypatch: pytest.MonkeyPat
     found["rows"].append({**found["rows"][0], "seed": 1, "n_scored": 50, "labels": dict.fromkeys(bench.FAMILIES, 5)})
     found["rows"][0] |= {"n_scored": 100, "labels": dict.fromkeys(bench.FAMILIES, 1)}
     lines = list(bench.tables(found))
-    assert "| step-00250 | trained | 100 / 50 | 5.5 % (1.0 to 10.0) |" in lines[1]
+    assert "| step-00250 | trained | 100 / 50 | 5.5 % (1.0 to 10.0) |" in lines[2]
+    assert all(row["n_excess"] >= row["n_specific"] for row in found["rows"])
+
+
+def test_labels_of_every_architecture_width_and_k_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    bench = importlib.import_module("feature_labels")
+    asked = bench.arguments(["--archs", "topk", "jumprelu", "--d-sae", "24", "32", "--k", "4", "6"])
+    assert bench.variants(asked) == [
+        *(("topk", width, k) for width in (24, 32) for k in (4, 6)),
+        *(("jumprelu", width, 4) for width in (24, 32)),  # k chooses nothing there
+    ]
 
 
 def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
