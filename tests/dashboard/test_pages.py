@@ -209,9 +209,10 @@ def test_values_are_told_as_a_person_would() -> None:
     from attlas.dashboard.pages.saes.training import _setting
 
     assert [_setting(v) for v in (["a", "b"], [], None, 16)] == ["a, b", "—", "—", "16"]
-    summary = {"polysemantic": 0.8, "n_heads": 6, "polysemantic_low": None, "polysemantic_high": None}
-    assert "of 6; too few for an interval" in str(_numbers({"summary": summary}))
-    assert "95 % interval 0.5 to 0.9" in str(
-        _numbers({"summary": summary | {"polysemantic_low": 0.5, "polysemantic_high": 0.9}})
-    )
+    heads = [{"verdict": verdict} for verdict in ["polysemantic"] * 3 + ["coherent", "as random"]]
+    few = {"summary": {"polysemantic": 0.6, "polysemantic_low": None, "polysemantic_high": None}, "heads": heads}
+    assert all(words in str(_numbers(few)) for words in ("'3 of 5'", "'1 of 5'", "too few for an interval"))
+    many = few | {"summary": {"polysemantic_low": 0.5, "polysemantic_high": 0.9}}
+    assert "95 % interval of the share 0.5 to 0.9" in str(_numbers(many))
+    assert "Polysemantic" not in str(_numbers(few | {"heads": [{"n_groups": 3}]}))  # a run older than the verdict
     assert "Pre" not in str(empty("No such page", "Nothing is at /x."))

@@ -131,11 +131,17 @@ def view(data: Data, theme: Theme) -> Any:
 def _numbers(data: Data) -> Any:
     s = data["summary"]
     low, high = s.get("polysemantic_low"), s.get("polysemantic_high")
-    interval = "too few for an interval" if low is None else f"95 % interval {short(low)} to {short(high)}"
+    interval = "too few for an interval" if low is None else f"95 % interval of the share {short(low)} to {short(high)}"
+    verdicts = [r.get("verdict") for r in data["heads"]]
+    n, judged = len(verdicts), any(verdicts)
     return metric_cards(
         [
-            ("Polysemantic heads", s.get("polysemantic"), f"of {s.get('n_heads')}; {interval}"),
-            ("Coherent heads", s.get("coherent"), "fewer groups than random dictionaries"),
+            ("Polysemantic heads", f"{verdicts.count('polysemantic')} of {n}" if judged else None, interval),
+            (
+                "Coherent heads",
+                f"{verdicts.count('coherent')} of {n}" if judged else None,
+                "fewer groups than by chance",
+            ),
             ("Groups a head", s.get("mean_groups"), "mean over heads"),
             ("Random dictionaries", s.get("mean_groups_null"), "with the same head norms and density"),
             ("At random", s.get("mean_groups_control"), "as many features of the same autoencoder"),
@@ -158,13 +164,15 @@ def _groups(data: Data, theme: Theme) -> Any:
         "head": "head",
         "n_features": "features",
         "n_groups": "groups",
-        "largest_group": "largest",
-        "null_groups": "random dictionaries",
+        "largest_group": "largest group",
+        "null_groups": "groups, random dictionaries",
+        "null_low": "95 % of them, from",
+        "null_high": "to",
         "excess": "excess",
-        "excess_low": "from",
+        "excess_low": "its interval, from",
         "excess_high": "to",
         "verdict": "verdict",
-        "control_groups": "others of it at random",
+        "control_groups": "features drawn at random",
     }
     return card(
         "Groups of each head",
