@@ -45,6 +45,7 @@ from attlas.saes.evaluation.controls import random_dictionary, shuffled
 HOOK = "blocks.3.attn.hook_z"
 FAMILIES = ("induction", "local", "long-range")
 CHECKPOINTS = ("last", "step-00250")
+KINDS = ("trained", "random", "shuffled")
 
 
 def progress(args: argparse.Namespace) -> Track:
@@ -101,6 +102,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             of = f"{arch}, {sae.cfg.d_sae} features" + (f", k {k}" if sae.chooses_k else "")
             of = of if len(variants(args)) > 1 else ""
             for kind, other in dictionaries(sae, model, text, args.hook, seed):
+                if kind not in args.kinds:
+                    continue
                 row = {"checkpoint": checkpoint, "variant": of, "dictionary": kind, "seed": seed}
                 row |= labelled(model, other, text, args.hook, args)
                 rows.append(row)
@@ -196,6 +199,9 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--archs", nargs="+", default=["topk"], choices=list(ARCHITECTURES))
     parser.add_argument("--d-sae", type=int, nargs="+", default=[None], help="widths; default 8 × the hook's")
     parser.add_argument("--k", type=int, nargs="+", default=[TrainConfig.k], help="active features a token")
+    parser.add_argument(
+        "--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="trained ones and which controls"
+    )
     parser.add_argument("--tokens", type=int, default=8_192, help="held-out tokens that features are scored on")
     parser.add_argument("--draws", type=int, default=100, help="null directions of each profile")
     parser.add_argument("--dictionaries", type=int, default=50, help="random dictionaries of the survey")

@@ -269,7 +269,7 @@ class BatchTopKStep(SparseStep):
 
 
 class JumpReLUStep(SparseStep):
-    """All pre-activations π above a threshold θ a feature, L = mean ‖x − x̂‖² + λ·mean ‖f‖₀.
+    """All pre-activations π above a threshold θ a feature, L = mean ‖x − x̂‖² + λ·mean ‖f‖₀ (and AuxK, which θ has no part in).
 
     θ gets −Σ (θ/ε·∂L/∂f + λ/(N·ε)) over the pairs with |π − θ| < ε/2, firing or not. These and the firing ones are all
     pairs with π > θ − ε/2, so the step is sparse where few lie there, and says how many do (`density`).

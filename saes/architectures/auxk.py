@@ -1,7 +1,12 @@
-"""AuxK, the loss that brings dead features back (Gao et al. 2024, arXiv 2406.04093, appendix A.2).
+"""Losses that bring dead features back.
 
-The k_aux dead features with the largest pre-activations try to explain the error e = x − x̂ that the live ones
-leave: L_aux = ‖e − ê‖². With few dead features its weight falls in proportion *(ours, as in EleutherAI's sparsify)*.
+**AuxK** (Gao et al. 2024, arXiv 2406.04093, appendix A.2): the k_aux dead features with the largest pre-activations try to
+explain the error e = x − x̂ that the live ones leave, L_aux = ‖e − ê‖². With few dead features its weight falls in proportion
+*(ours, as in EleutherAI's sparsify)*. It reaches features that lose a competition, or stay below a threshold.
+
+**Pre-activation loss** (Anthropic, "Circuits Updates – January 2025"; there up to a threshold and for all features, here up
+to 0 and for dead ones): where a feature is dead because its pre-activation π is below 0 on every token, AuxK has no gradient
+there, and μ·Σ ReLU(−π) pulls π up.
 """
 
 from __future__ import annotations
@@ -11,6 +16,17 @@ from torch import Tensor
 
 from attlas.kernels import topk_rows
 from attlas.saes.base import SAE
+
+
+MU = 0.03
+"""Weight of the pre-activation loss: from 0.1 on it costs explained variance (docs/saes.md)."""
+
+
+def pre_activation_loss(sae: SAE, pre_BF: Tensor, dead_F: Tensor | None) -> Tensor:
+    """α·μ·Σ ReLU(−π) over the dead features, mean over tokens, a scalar; 0 when nothing is dead. α is `aux_coefficient`."""
+    if dead_F is None or sae.cfg.aux_coefficient == 0 or not bool(dead_F.any()):
+        return pre_BF.new_zeros(())
+    return sae.cfg.aux_coefficient * MU * torch.relu(-pre_BF[:, dead_F]).sum(-1).mean()
 
 
 def auxk_loss(sae: SAE, x_BD: Tensor, x_hat_BD: Tensor, dead_F: Tensor | None) -> Tensor:

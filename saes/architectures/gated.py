@@ -2,7 +2,8 @@
 
 π = (x − b_dec)·W_enc + b_gate decides which features fire, m = (x − b_dec)·(W_enc·e^{r_mag}) + b_mag how strongly:
 f = 1[π > 0]·ReLU(m).  L = ‖x − x̂(f)‖² + λ·Σ ReLU(π) + ‖x − x̂_frozen(ReLU(π))‖², the last with W_dec and b_dec
-held fixed, so that the gate learns without shrinking the magnitudes. Decoder rows have norm 1.
+held fixed, so that the gate learns without shrinking the magnitudes. Decoder rows have norm 1. Added *(ours)*: the
+pre-activation loss of attlas.saes.architectures.auxk on gates that no token opens.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from attlas.saes.architectures.auxk import pre_activation_loss
 from attlas.saes.base import SAE, LossTerms, StepContext, squared_error
 from attlas.saes.config import SAEConfig
 
@@ -45,10 +47,11 @@ class GatedSAE(SAE):
         open_BF = torch.relu(gate_BF)
         l1 = self.cfg.sparsity * step.penalty_scale * open_BF.sum(-1).mean()
         aux = squared_error(x, open_BF @ self.W_dec.detach() + self.b_dec.detach())
+        revival = pre_activation_loss(self, gate_BF, step.dead_F)
         active_BF = f_BF > 0
         return LossTerms(
-            total=mse + l1 + aux,
-            terms={"mse": mse.detach(), "l1": l1.detach(), "aux": aux.detach()},
+            total=mse + l1 + aux + revival,
+            terms={"mse": mse.detach(), "l1": l1.detach(), "aux": aux.detach(), "revival": revival.detach()},
             fired_F=active_BF.sum(0),
             l0=active_BF.sum(-1).float().mean(),
         )

@@ -1,7 +1,8 @@
 """JumpReLU SAE (Rajamanoharan et al. 2024, arXiv 2407.14435).
 
 f = ReLU(π)·1[π > θ], π = (x − b_dec)·W_enc + b_enc, with a learned threshold θ a feature;
-L = ‖x − x̂‖² + λ·‖f‖₀. The step function has no gradient, so θ gets the straight-through estimate of the paper, with a
+L = ‖x − x̂‖² + λ·‖f‖₀ + α·L_aux (AuxK, of attlas.saes.architectures.auxk: a feature whose θ no token reaches gets no other
+gradient; *ours*). The step function has no gradient, so θ gets the straight-through estimate of the paper, with a
 rectangular kernel of width ε = cfg.bandwidth:  ∂f/∂θ ≈ −(θ/ε)·1[|π − θ| < ε/2],  ∂‖f‖₀/∂θ ≈ −(1/ε)·1[|π − θ| < ε/2].
 Decoder rows have norm 1. θ is kept at or above 0 by clamping *(ours; the paper learns log θ)*.
 """
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from attlas.saes.architectures.auxk import auxk_loss
 from attlas.saes.base import SAE, LossTerms, StepContext, squared_error
 from attlas.saes.config import SAEConfig
 
@@ -76,13 +78,15 @@ class JumpReLUSAE(SAE):
     def loss(self, x: Tensor, step: StepContext) -> LossTerms:
         pre_BF = self.pre_activations(x)
         f_BF = self.activate(pre_BF)
-        mse = squared_error(x, self.decode(f_BF))
+        x_hat_BD = self.decode(f_BF)
+        mse = squared_error(x, x_hat_BD)
+        aux = auxk_loss(self, x, x_hat_BD, step.dead_F)
         active_BF = _Step.apply(pre_BF, self.threshold, self.cfg.bandwidth)
         l0 = active_BF.sum(-1).mean()
         penalty = self.cfg.sparsity * step.penalty_scale * l0
         return LossTerms(
-            total=mse + penalty,
-            terms={"mse": mse.detach(), "l0_penalty": penalty.detach()},
+            total=mse + penalty + aux,
+            terms={"mse": mse.detach(), "l0_penalty": penalty.detach(), "auxk": aux.detach()},
             fired_F=(active_BF.detach() > 0).sum(0),
             l0=l0.detach(),
         )

@@ -42,7 +42,7 @@ class FusedStep:
     ) -> None:
         self.sae = sae
         cfg = sae.cfg
-        self.k_aux = 0 if cfg.arch == "jumprelu" else cfg.k_aux or max(1, cfg.d_in // 2)
+        self.k_aux = cfg.k_aux or max(1, cfg.d_in // 2)
         self.options = StepOptions(
             k=cfg.k,
             eps=eps,
@@ -84,12 +84,12 @@ class FusedStep:
     def step(self, x_BD: Tensor, dead_F: Tensor, learning_rate: float, penalty_scale: float = 1.0) -> LossTerms:
         """Update on a batch; the terms are of the weights before the update, as with autograd."""
         kernel = self._kernel
-        if isinstance(kernel, JumpReLUStep):
-            return self._jumprelu(kernel, x_BD, learning_rate, penalty_scale)
-        n_dead = int(dead_F.sum()) if self.k_aux else 0
+        n_dead = int(dead_F.sum())
         # the weight of AuxK falls with few dead features, as in attlas.saes.architectures.auxk
         weight = self.sae.cfg.aux_coefficient * min(1.0, n_dead / self.k_aux)
         dead = dead_F if n_dead and weight else None
+        if isinstance(kernel, JumpReLUStep):
+            return self._jumprelu(kernel, x_BD, StepContext(dead, penalty_scale), learning_rate, weight)
         if isinstance(kernel, SparseStep):
             return self._terms(kernel.step(x_BD, dead, lr=learning_rate, aux_weight=weight), len(x_BD))
         kernel.options = dataclasses.replace(self.options, aux_weight=weight)
@@ -111,19 +111,22 @@ class FusedStep:
         total = result.errors.mean() + result.aux_loss
         return LossTerms(total=total, terms=named, fired_F=result.fired, l0=result.fired.sum() / n)
 
-    def _jumprelu(self, kernel: JumpReLUStep, x_BD: Tensor, learning_rate: float, penalty_scale: float) -> LossTerms:
+    def _jumprelu(
+        self, kernel: JumpReLUStep, x_BD: Tensor, context: StepContext, learning_rate: float, aux_weight: float
+    ) -> LossTerms:
         """The sparse step where few pre-activations lie near or above their thresholds, else autograd's gradients."""
         if kernel.density(x_BD) > DENSE:
-            terms = self.sae.loss(x_BD, StepContext(penalty_scale=penalty_scale))
+            terms = self.sae.loss(x_BD, context)
             named = dict(self.sae.named_parameters())
             grads = dict(zip(named, torch.autograd.grad(terms.total, list(named.values())), strict=True))
             kernel.apply(grads.pop("W_enc"), grads.pop("W_dec"), grads, learning_rate)
             return terms
-        kernel.penalty = self.sae.cfg.sparsity * penalty_scale
-        result = kernel.step(x_BD, lr=learning_rate)
+        kernel.penalty = self.sae.cfg.sparsity * context.penalty_scale
+        result = kernel.step(x_BD, context.dead_F, lr=learning_rate, aux_weight=aux_weight)
         l0 = result.fired.sum() / len(x_BD)
-        mse, penalty = result.errors[0], kernel.penalty * l0
-        return LossTerms(mse + penalty, {"mse": mse, "l0_penalty": penalty}, result.fired, l0)
+        mse, penalty, aux = result.errors[0], kernel.penalty * l0, result.aux_loss
+        parts = {"mse": mse, "l0_penalty": penalty, "auxk": aux}
+        return LossTerms(mse + penalty + aux, parts, result.fired, l0)
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 

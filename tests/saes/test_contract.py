@@ -145,16 +145,21 @@ def plain_loss(sae: SAE, x: Tensor, dead: Tensor | None) -> Tensor:
     f = pre.relu() * (pre >= cut)
     widths = sae.widths if arch == "matryoshka" else (sae.cfg.d_sae,)
     total = sum((mse(f, slice(0, width)) for width in widths), x.new_zeros(())) / len(widths)
-    if dead is not None and dead.any():
-        error = (x - (f @ sae.W_dec + sae.b_dec)).detach()
-        full = sae.cfg.d_in // 2
-        count = min(full, int(dead.sum()))
-        masked = pre.detach().masked_fill(~dead, float("-inf"))
-        limit = masked.sort(dim=-1, descending=True).values[:, count - 1 : count]
-        g = torch.where(masked >= limit, pre, 0).relu()
-        aux = ((error - g @ sae.W_dec) ** 2).sum() / len(x)
-        total = total + sae.cfg.aux_coefficient * min(1.0, int(dead.sum()) / full) * aux
-    return total
+    return total + plain_auxk(sae, x, pre, f, dead)
+
+
+def plain_auxk(sae: SAE, x: Tensor, pre: Tensor, f: Tensor, dead: Tensor | None) -> Tensor:
+    """The dead features' attempt at the error that the others leave."""
+    if dead is None or not dead.any():
+        return x.new_zeros(())
+    error = (x - (f @ sae.W_dec + sae.b_dec)).detach()
+    full = sae.cfg.d_in // 2
+    count = min(full, int(dead.sum()))
+    masked = pre.detach().masked_fill(~dead, float("-inf"))
+    limit = masked.sort(dim=-1, descending=True).values[:, count - 1 : count]
+    g = torch.where(masked >= limit, pre, 0).relu()
+    aux = ((error - g @ sae.W_dec) ** 2).sum() / len(x)
+    return sae.cfg.aux_coefficient * min(1.0, int(dead.sum()) / full) * aux
 
 
 @pytest.mark.parametrize("with_dead", [False, True])
@@ -172,12 +177,14 @@ def test_loss_and_gradients_equal_the_plain_formula(arch: str, with_dead: bool) 
         torch.testing.assert_close(a, b, msg=lambda m, n=name: f"{n}: {m}", atol=1e-9, rtol=1e-7)
 
 
-def test_jumprelu_straight_through_gradients() -> None:
+@pytest.mark.parametrize("with_dead", [False, True])
+def test_jumprelu_straight_through_gradients(with_dead: bool) -> None:
     """θ's gradient is the paper's pseudo-derivative; every other gradient is autograd's with the mask held fixed."""
     eps, lam = 0.4, 0.7
     sae = random_sae("jumprelu", 10, 24, 4, seed=5, dtype="float64", sparsity=lam, bandwidth=eps)
     x = torch.randn(40, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    terms = sae.loss(x, StepContext())
+    dead = torch.arange(24) % 3 == 0 if with_dead else None
+    terms = sae.loss(x, StepContext(dead_F=dead))
     terms.total.backward()
 
     pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
@@ -185,14 +192,16 @@ def test_jumprelu_straight_through_gradients() -> None:
     f = pre * mask
     f.retain_grad()
     mse = ((x - (f @ sae.W_dec + sae.b_dec)) ** 2).sum() / len(x)
+    aux = plain_auxk(sae, x, pre, f, dead)
+    assert (float(aux.detach()) > 0) == with_dead
     others = [sae.W_enc, sae.W_dec, sae.b_enc, sae.b_dec]
-    expected = torch.autograd.grad(mse, [*others, f])
+    expected = torch.autograd.grad(mse + aux, [*others, f])
     for parameter, gradient in zip(others, expected, strict=False):
         torch.testing.assert_close(parameter.grad, gradient)
     near = ((pre - sae.threshold).abs() < eps / 2).double()
     theta = (-(sae.threshold / eps) * near * expected[-1]).sum(0) - (lam / eps * near / len(x)).sum(0)
     torch.testing.assert_close(sae.threshold.grad, theta)
-    torch.testing.assert_close(terms.total, mse + lam * mask.sum(-1).mean())
+    torch.testing.assert_close(terms.total, mse + lam * mask.sum(-1).mean() + aux)
 
 
 @pytest.mark.parametrize("arch", ["batchtopk", "matryoshka"])

@@ -74,7 +74,7 @@ def test_steps_equal_autograd(arch: str, lazy: bool, clip: float | None) -> None
     dead = torch.arange(F) % 5 == 0
     clipped = 0
     for i in range(60):
-        x, dead_now = batch(i), dead if i >= 20 and arch != "jumprelu" else None
+        x, dead_now = batch(i), dead if i >= 20 else None
         terms = theirs.loss(x, StepContext(dead_F=dead_now))
         result = kernel.step(x, dead_now, aux_weight=0.5)
         assert float(result.errors[-1]) == pytest.approx(float(terms.terms["mse"]), rel=1e-9)
@@ -196,8 +196,10 @@ def test_dense_jumprelu_takes_the_same_step() -> None:
     adam = adam_of(theirs, (0.9, 0.999))
     for i in range(20):
         x = batch(i).float()
-        terms = fused.step(x, torch.zeros(F, dtype=torch.bool), LR, penalty_scale=0.5)
-        expected = theirs.loss(x, StepContext(penalty_scale=0.5))
+        dead = torch.arange(F) % 5 == (0 if i >= 10 else 7)
+        terms = fused.step(x, dead, LR, penalty_scale=0.5)
+        expected = theirs.loss(x, StepContext(dead_F=dead, penalty_scale=0.5))
+        assert (float(terms.parts["auxk"]) > 0) == bool(dead.any())
         assert float(terms.total.detach()) == pytest.approx(float(expected.total.detach()), rel=1e-4)
         autograd_step(theirs, expected.total, 1.0, adam)
     for name, parameter in theirs.named_parameters():

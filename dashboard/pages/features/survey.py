@@ -165,21 +165,22 @@ def _groups(data: Data, theme: Theme) -> Any:
         "n_features": "features",
         "n_groups": "groups",
         "largest_group": "largest group",
-        "null_groups": "groups, random dictionaries",
-        "null_low": "95 % of them, from",
-        "null_high": "to",
+        "null_groups": "random, mean",
+        "null_low": "2.5 %",
+        "null_high": "97.5 %",
         "excess": "excess",
-        "excess_low": "its interval, from",
-        "excess_high": "to",
+        "excess_low": "95 % low",
+        "excess_high": "high",
         "verdict": "verdict",
-        "control_groups": "features drawn at random",
+        "control_groups": "drawn at random",
     }
     return card(
         "Groups of each head",
         bars(rows, "name", "groups", theme, group="of", x_title="layer.head", y_title="groups"),
         table(data["heads"], names, summary="The numbers"),
         note="One group: the head's top features belong together. Beside it random dictionaries of the same head norms and "
-        "density (whiskers: 95 % of them): polysemantic is a head with more groups than those, coherent one with fewer.",
+        "density (whiskers: 95 % of them): polysemantic is a head with more groups than those, coherent one with fewer. "
+        "Drawn at random: as many features of the same autoencoder.",
     )
 
 
