@@ -17,7 +17,6 @@ from torch import Tensor
 from attlas.kernels import topk_rows
 from attlas.saes.base import SAE
 
-
 MU = 0.03
 """Weight of the pre-activation loss: from 0.1 on it costs explained variance (docs/saes.md)."""
 
