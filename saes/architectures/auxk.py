@@ -4,9 +4,8 @@
 explain the error e = x − x̂ that the live ones leave, L_aux = ‖e − ê‖². With few dead features its weight falls in proportion
 *(ours, as in EleutherAI's sparsify)*. It reaches features that lose a competition, or stay below a threshold.
 
-**Pre-activation loss** (Anthropic, "Circuits Updates – January 2025"; there up to a threshold and for all features, here up
-to 0 and for dead ones): where a feature is dead because its pre-activation π is below 0 on every token, AuxK has no gradient
-there, and μ·Σ ReLU(−π) pulls π up.
+**Pre-activation loss**, μ·Σ ReLU(−π) over dead features (the loss on pre-activations that SAELens has for JumpReLU, here up to
+0): a gate with π below 0 on every token gets no gradient from AuxK, and this pulls it up.
 """
 
 from __future__ import annotations

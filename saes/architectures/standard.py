@@ -11,7 +11,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attlas.saes.architectures.auxk import pre_activation_loss
 from attlas.saes.base import SAE, LossTerms, StepContext, squared_error
 
 
@@ -29,15 +28,13 @@ class StandardSAE(SAE):
         return torch.relu(pre)
 
     def loss(self, x: Tensor, step: StepContext) -> LossTerms:
-        pre_BF = self.pre_activations(x)
-        f_BF = self.activate(pre_BF)
+        f_BF = self.encode(x)
         mse = squared_error(x, self.decode(f_BF))
         l1 = self.cfg.sparsity * step.penalty_scale * (f_BF * self.W_dec.norm(dim=-1)).sum(-1).mean()
-        revival = pre_activation_loss(self, pre_BF, step.dead_F)
         active_BF = f_BF > 0
         return LossTerms(
-            total=mse + l1 + revival,
-            terms={"mse": mse.detach(), "l1": l1.detach(), "revival": revival.detach()},
+            total=mse + l1,
+            terms={"mse": mse.detach(), "l1": l1.detach()},
             fired_F=active_BF.sum(0),
             l0=active_BF.sum(-1).float().mean(),
         )

@@ -11,6 +11,7 @@ from torch import Tensor
 from attlas.errors import ConfigError
 from attlas.saes import ARCHITECTURES, SAE, SAEConfig
 from attlas.saes.architectures import create_sae
+from attlas.saes.architectures.auxk import MU
 from attlas.saes.base import StepContext
 
 ARCHS = sorted(ARCHITECTURES)
@@ -137,7 +138,8 @@ def plain_loss(sae: SAE, x: Tensor, dead: Tensor | None) -> Tensor:
     if arch == "gated":
         f = (pre > 0) * ((x - sae.b_dec) @ (sae.W_enc * sae.r_mag.exp()) + sae.b_mag).relu()
         frozen = ((x - (pre.relu() @ sae.W_dec.detach() + sae.b_dec.detach())) ** 2).sum() / len(x)
-        return mse(f) + lam * pre.relu().sum() / len(x) + frozen
+        silent = 0.0 if dead is None else (-pre).relu()[:, dead].sum() / len(x)
+        return mse(f) + lam * pre.relu().sum() / len(x) + frozen + sae.cfg.aux_coefficient * MU * silent
     if arch == "topk":
         cut = pre.detach().sort(dim=-1, descending=True).values[:, k - 1 : k]
     else:

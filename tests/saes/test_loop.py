@@ -203,17 +203,18 @@ def test_a_checkpoint_never_holds_broken_weights(tmp_path: Path) -> None:
     assert not (tmp_path / NAME).exists()
 
 
-def test_dead_features_are_revived_by_auxk() -> None:
-    """Features pushed out of reach come back with AuxK, and stay dead without."""
+@pytest.mark.parametrize(("arch", "weight"), [("topk", 1 / 32), ("gated", 1.0)])
+def test_dead_features_are_revived(arch: str, weight: float) -> None:
+    """Features pushed out of reach come back with AuxK or the pre-activation loss, and stay dead without."""
     counts = {}
-    for coefficient in (0.0, 1 / 32):
-        config = small(n_tokens=64_000, dead_after=1000, aux_coefficient=coefficient, normalise=False)
+    for coefficient in (0.0, weight):
+        config = small(arch=arch, n_tokens=12_800, dead_after=1000, aux_coefficient=coefficient, normalise=False)
         trainers, buffer = start(config)
         with torch.no_grad():
             trainers[0].sae.b_enc[:16] -= 1.0
         train_loop(trainers[:1], buffer, config)
         counts[coefficient] = int(trainers[0].dead(1000)[:16].sum())
-    assert counts[1 / 32] < counts[0.0]
+    assert counts[weight] < counts[0.0]
 
 
 def test_silent_tokens_are_counted() -> None:
