@@ -29,7 +29,7 @@ class SAEConfig:
         arch: one of `attlas.saes.ARCHITECTURES`.
         k: active features per token (TopK families; the others ignore it).
         sparsity: λ of the sparsity penalty (standard, gated, jumprelu; the TopK families ignore it).
-        aux_coefficient: weight α of the AuxK loss that revives dead features (TopK families and jumprelu).
+        aux_coefficient: weight α of the loss that revives dead features (AuxK, or gated's pre-activation loss).
         k_aux: how many dead features may explain the error; None is d_in // 2.
         bandwidth: width of the straight-through window around the threshold (jumprelu).
         widths: nested dictionary sizes, increasing, the last equal to d_sae (matryoshka); empty chooses

@@ -16,8 +16,8 @@ from torch import Tensor
 from attlas.kernels import topk_rows
 from attlas.saes.base import SAE
 
-MU = 0.03
-"""Weight of the pre-activation loss: from 0.1 on it costs explained variance (docs/saes.md)."""
+MU = 0.01
+"""Weight of the pre-activation loss; docs/saes.md has what more of it costs."""
 
 
 def pre_activation_loss(sae: SAE, pre_BF: Tensor, dead_F: Tensor | None) -> Tensor:

@@ -73,7 +73,7 @@ class TrainConfig:
     encoder_scale: float = 0.5
     """Norm of the encoder's columns at the start (decoder rows have norm 1)."""
     aux_coefficient: float = 1.0
-    """Weight of AuxK, which revives dead features (TopK families and jumprelu)."""
+    """Weight of what revives dead features: AuxK (TopK families, jumprelu), a pre-activation loss (gated); 0 for none."""
     k_aux: int | None = None
     """Dead features that may explain a token's error; None is d_in/2."""
     dead_after: int | None = None

@@ -125,8 +125,8 @@ class FusedStep:
         result = kernel.step(x_BD, context.dead_F, lr=learning_rate, aux_weight=aux_weight)
         l0 = result.fired.sum() / len(x_BD)
         mse, penalty, aux = result.errors[0], kernel.penalty * l0, result.aux_loss
-        parts = {"mse": mse, "l0_penalty": penalty, "auxk": aux}
-        return LossTerms(mse + penalty + aux, parts, result.fired, l0)
+        found = {"mse": mse, "l0_penalty": penalty, "auxk": aux}
+        return LossTerms(mse + penalty + aux, found, result.fired, l0)
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 

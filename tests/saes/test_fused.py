@@ -199,7 +199,7 @@ def test_dense_jumprelu_takes_the_same_step() -> None:
         dead = torch.arange(F) % 5 == (0 if i >= 10 else 7)
         terms = fused.step(x, dead, LR, penalty_scale=0.5)
         expected = theirs.loss(x, StepContext(dead_F=dead, penalty_scale=0.5))
-        assert (float(terms.parts["auxk"]) > 0) == bool(dead.any())
+        assert (float(terms.terms["auxk"]) > 0) == bool(dead.any())
         assert float(terms.total.detach()) == pytest.approx(float(expected.total.detach()), rel=1e-4)
         autograd_step(theirs, expected.total, 1.0, adam)
     for name, parameter in theirs.named_parameters():

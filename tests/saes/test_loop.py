@@ -203,7 +203,7 @@ def test_a_checkpoint_never_holds_broken_weights(tmp_path: Path) -> None:
     assert not (tmp_path / NAME).exists()
 
 
-@pytest.mark.parametrize(("arch", "weight"), [("topk", 1 / 32), ("gated", 1.0)])
+@pytest.mark.parametrize(("arch", "weight"), [("topk", 1 / 32), ("gated", 3.0)])
 def test_dead_features_are_revived(arch: str, weight: float) -> None:
     """Features pushed out of reach come back with AuxK or the pre-activation loss, and stay dead without."""
     counts = {}
