@@ -9,6 +9,8 @@ from pathlib import Path
 from attlas.data.files import cache_dir
 from attlas.errors import ModelNotFoundError, nearest
 
+MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+"""What is fetched of a model on the hub: never a pickle, nor code."""
 EMBEDDED_DIR = Path(__file__).resolve().parent / "models"
 
 
@@ -130,13 +132,12 @@ def _from_hub(name: str, known: list[str]) -> ResolvedModel:
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import HFValidationError
 
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model"]
     hint = f"embedded models are {', '.join(known)}{nearest(name, known)}"
     if "/" not in name and name not in ("gpt2", "distilgpt2"):
         raise ModelNotFoundError(f"no model or folder '{name}'; {hint}")
     try:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-        return ResolvedModel(Path(snapshot_download(name, allow_patterns=patterns)), name, "hub")
+        return ResolvedModel(Path(snapshot_download(name, allow_patterns=MODEL_FILES)), name, "hub")
     except HFValidationError as error:
         raise ModelNotFoundError(f"'{name}' is neither a folder nor a hub id; {hint}") from error
     except Exception as error:  # offline, not found and gated repositories come in many classes

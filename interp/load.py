@@ -93,7 +93,7 @@ def load_model(
     return HookedModel(
         hf,
         name=found.name,
-        weight_hash=_folder_hash(found.folder),
+        weight_hash=folder_hash(found.folder),
         tokenizer=_tokenizer(found.folder),
         image_spec=_image_spec(found.folder),
     )
@@ -232,7 +232,7 @@ def quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def _folder_hash(folder: Path) -> str:
+def folder_hash(folder: Path) -> str:
     """Sixteen hex digits over all weight files."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):

@@ -8,6 +8,7 @@ checkpoint from which its score stays above it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ import torch
 from attlas.analyses.attention.birth_null import null_scores
 from attlas.analyses.attention.config import EntropyConfig, TimelineConfig
 from attlas.analyses.attention.head_entropy import entropy
-from attlas.analyses.common.checkpoints import Shape, each_model
+from attlas.analyses.common.checkpoints import Arrays, Opening, Shape, over_checkpoints
 from attlas.analyses.common.columns import CHECKPOINT, CHECKPOINT_STEP, HEAD, LAYER
 from attlas.analyses.common.repeats import SCORES, repeat_scores, repeated_tokens
 from attlas.data.checkpoints import Checkpoint
@@ -62,6 +63,7 @@ TIMELINE = TableSchema(
     ),
 )
 SCHEMAS = (TIMELINE,)
+_LOSSES = ("loss", "repeat_loss")
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class TimelineResult(Result):
         data: dict[str, Any] = {name: values.ravel() for name, values in self.columns.items()}
         data |= {name: values[step.ravel()] for name, values in self.losses.items()}
         data["step"] = [self.checkpoints[i].step for i in step.ravel()]
-        data["checkpoint"] = [self.checkpoints[i].folder.name for i in step.ravel()]
+        data["checkpoint"] = [self.checkpoints[i].name for i in step.ravel()]
         return TIMELINE.table(data | {"layer": layer.ravel(), "head": head.ravel()})
 
     def tables(self) -> dict[str, pa.Table]:
@@ -169,12 +171,14 @@ def timeline(
     config: TimelineConfig | None = None,
     track: Track = no_track,
     device: str = "auto",
+    opening: Opening | None = None,
 ) -> TimelineResult:
-    """Measure every checkpoint on the same data.
+    """Measure every checkpoint on the same data, one model in memory at a time.
 
     Args:
-        checkpoints: from `find_checkpoints`.
+        checkpoints: from `find_checkpoints` or `find_revisions`.
         data: the first checkpoint's model → the text or images to use for all.
+        opening: in place of `device`: dtype too, and the folder from which a measure that was stopped goes on.
 
     Raises:
         CheckpointError: a checkpoint's architecture differs from the first one's.
@@ -187,37 +191,33 @@ def timeline(
         True
     """
     config = config or TimelineConfig()
-    rows: list[dict[str, np.ndarray]] = []
-    losses: list[dict[str, float]] = []
 
     def told(shape: Shape) -> str:
         return f"{shape[0]}, {shape[1]} × {shape[2]} heads"
 
-    for model, dataset in each_model(
-        checkpoints, data, lambda cfg: (cfg.family, cfg.n_layers, cfg.n_heads), told, track, device
-    ):
-        row, loss = _measure(model, dataset, config)
-        rows.append(row)
-        losses.append(loss)
-    return TimelineResult(
+    rows, last = over_checkpoints(
         checkpoints,
-        {name: np.stack([row[name] for row in rows]) for name in rows[0]},
-        {name: np.array([loss[name] for loss in losses]) for name in losses[0]},
-        model.ref,
-        config,
+        data,
+        lambda model, dataset: _measure(model, dataset, config),
+        lambda cfg: (cfg.family, cfg.n_layers, cfg.n_heads),
+        told,
+        dataclasses.replace(opening or Opening(device), settings=f"timeline {config}"),
+        track,
     )
+    found = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    losses = {name: found.pop(name) for name in _LOSSES}
+    return TimelineResult(checkpoints, found, losses, last, config)
 
 
 @torch.no_grad()
-def _measure(
-    model: HookedModel, data: TokenDataset | ImageDataset, config: TimelineConfig
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+def _measure(model: HookedModel, data: TokenDataset | ImageDataset, config: TimelineConfig) -> Arrays:
+    """Columns [layer, head], and the losses as arrays of one number."""
     found = entropy(model, data, EntropyConfig(batch_size=config.batch_size)).columns
     row = {name: found[name] for name in ("entropy", "normalized", "lower_bound", "sink_mass", "max_weight")}
-    losses = {"loss": np.nan, "repeat_loss": np.nan}
+    losses = dict.fromkeys(_LOSSES, np.nan)
     if model.cfg.family == "vit":
         nothing = np.full_like(row["entropy"], np.nan)
-        return row | {name + end: nothing for name in SCORES for end in ("", "_null")}, losses
+        return row | {name + end: nothing for name in SCORES for end in ("", "_null")} | _arrays(losses)
     tokens = repeated_tokens(model, length=config.repeat_length, n=config.n_repeats, seed=config.seed)
     row |= repeat_scores(model, tokens)
     null = null_scores(model, tokens, config.n_draws, config.seed)
@@ -228,4 +228,8 @@ def _measure(
     if model.has_head and isinstance(data, TokenDataset):
         parts = [model.cross_entropy(batch).mean(1) for batch in data.batches(config.batch_size)]
         losses["loss"] = float(torch.cat(parts).mean())
-    return row, losses
+    return row | _arrays(losses)
+
+
+def _arrays(losses: dict[str, float]) -> Arrays:
+    return {name: np.array(value) for name, value in losses.items()}

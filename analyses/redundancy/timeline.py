@@ -1,20 +1,25 @@
 """Redundancy over training: the scores of every checkpoint of a folder, and how soon their ranking is the final one.
 
-He et al. 2024 (arXiv 2406.15786, §5) find that redundancy of attention layers is there early and stays.
+He et al. 2024 (arXiv 2406.15786, §5) find that redundancy of attention layers is there early and stays. Asked for, also what
+every module alone and every head is worth at each checkpoint, by the measures of `modules` and `heads`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from attlas.analyses.common.checkpoints import Shape, each_model
+from attlas.analyses.common.checkpoints import Arrays, Opening, Shape, over_checkpoints
 from attlas.analyses.common.columns import CHECKPOINT, CHECKPOINT_STEP, LAYER, MODULE, MODULES, REDUNDANCY, interval
 from attlas.analyses.common.losses import quality
+from attlas.analyses.redundancy.block_runs import BlockRuns
+from attlas.analyses.redundancy.heads import HEAD_EFFECTS, HeadEffectsConfig, HeadEffectsResult, head_effects
+from attlas.analyses.redundancy.modules import MODULE_EFFECTS, ModuleEffectsResult, module_effects
 from attlas.analyses.redundancy.scores import RedundancyConfig, RedundancyResult, redundancy
 from attlas.data.checkpoints import Checkpoint
 from attlas.data.figures import new_figure
@@ -44,7 +49,19 @@ REDUNDANCY_TIMELINE = TableSchema(
         column("loss", pa.float64(), "nats", "mean loss of the checkpoint on the data; NaN without a classifier"),
     ),
 )
-SCHEMAS = (REDUNDANCY_TIMELINE,)
+HEADS_TIMELINE = TableSchema(
+    "head_effects_timeline",
+    "one head, one ablation, at one checkpoint",
+    (CHECKPOINT_STEP, CHECKPOINT, *HEAD_EFFECTS.columns),
+    only="where heads were asked for",
+)
+MODULES_TIMELINE = TableSchema(
+    "module_effects_timeline",
+    "one module of one layer, dropped alone, at one checkpoint",
+    (CHECKPOINT_STEP, CHECKPOINT, *MODULE_EFFECTS.columns),
+    only="where modules alone were asked for",
+)
+SCHEMAS = (REDUNDANCY_TIMELINE, HEADS_TIMELINE, MODULES_TIMELINE)
 
 
 @dataclass(frozen=True)
@@ -54,6 +71,7 @@ class RedundancyTimelineResult(Result):
     Attributes:
         losses: mean loss of each checkpoint.
         model: the last checkpoint.
+        heads, modules: what each head and each module alone is worth, a checkpoint each; empty where not asked for.
     """
 
     kind: ClassVar[str] = "redundancy_timeline"
@@ -63,6 +81,8 @@ class RedundancyTimelineResult(Result):
     losses: tuple[float, ...]
     model: Ref
     config: RedundancyConfig
+    heads: tuple[HeadEffectsResult, ...] = ()
+    modules: tuple[ModuleEffectsResult, ...] = ()
 
     @property
     def scores(self) -> np.ndarray:
@@ -77,11 +97,23 @@ class RedundancyTimelineResult(Result):
             for row in result.table().to_pylist():
                 row["rank"] = ranks[row["layer"], MODULES.index(row["module"])]
                 del row["n_tokens"]
-                rows.append({"step": checkpoint.step, "checkpoint": checkpoint.folder.name, "loss": loss, **row})
+                rows.append({"step": checkpoint.step, "checkpoint": checkpoint.name, "loss": loss, **row})
         return REDUNDANCY_TIMELINE.table(rows)
 
     def tables(self) -> dict[str, pa.Table]:
-        return {"redundancy_timeline": self.table()}
+        found = {"redundancy_timeline": self.table()}
+        for schema, results in ((HEADS_TIMELINE, self.heads), (MODULES_TIMELINE, self.modules)):
+            if results:
+                found[schema.name] = schema.table(self._rows(results))
+        return found
+
+    def _rows(self, results: Sequence[HeadEffectsResult | ModuleEffectsResult]) -> list[dict[str, Any]]:
+        """Every checkpoint's own table, under its step and name."""
+        return [
+            {"step": checkpoint.step, "checkpoint": checkpoint.name, **row}
+            for checkpoint, result in zip(self.checkpoints, results, strict=True)
+            for row in result.table().to_pylist()
+        ]
 
     def agreement(self, module: str) -> list[float]:
         """Spearman's ρ over layers of each checkpoint's scores with the last one's."""
@@ -125,12 +157,18 @@ def redundancy_timeline(
     config: RedundancyConfig | None = None,
     track: Track = no_track,
     device: str = "auto",
+    opening: Opening | None = None,
+    heads: HeadEffectsConfig | None = None,
+    alone: bool = False,
 ) -> RedundancyTimelineResult:
-    """Score every checkpoint on the same data.
+    """Score every checkpoint on the same data, one model in memory at a time.
 
     Args:
-        checkpoints: from `find_checkpoints`.
+        checkpoints: from `find_checkpoints` or `find_revisions`.
         data: the first checkpoint's model → the text or images to use for all.
+        opening: in place of `device`: dtype too, and the folder from which a measure that was stopped goes on.
+        heads: also measure what every head is worth, by these ablations.
+        alone: also measure what every module alone is worth.
 
     Raises:
         CheckpointError: a checkpoint's architecture differs from the first one's.
@@ -142,18 +180,56 @@ def redundancy_timeline(
         True
     """
     config = config or RedundancyConfig()
-    results, losses = [], []
 
     def told(shape: Shape) -> str:
         return f"{shape} (family, layers, width)"
 
-    for model, dataset in each_model(
-        checkpoints, data, lambda cfg: (cfg.family, cfg.n_layers, cfg.d_model), told, track, device
-    ):
-        results.append(redundancy(model, dataset, config))
-        if isinstance(dataset, TokenDataset):
-            measurable = model.has_head
-        else:
-            measurable = classifier_labels(model, dataset) is not None
-        losses.append(quality(model, dataset, config.batch_size)[0] if measurable else float("nan"))
-    return RedundancyTimelineResult(checkpoints, tuple(results), tuple(losses), model.ref, config)
+    def measure(model: HookedModel, dataset: TokenDataset | ImageDataset) -> Arrays:
+        return _measure(model, dataset, config, heads, alone)
+
+    found, last = over_checkpoints(
+        checkpoints,
+        data,
+        measure,
+        lambda cfg: (cfg.family, cfg.n_layers, cfg.d_model),
+        told,
+        dataclasses.replace(opening or Opening(device), settings=f"redundancy {config} {heads} {alone}"),
+        track,
+    )
+    return RedundancyTimelineResult(
+        checkpoints,
+        tuple(_scores(arrays, config) for arrays in found),
+        tuple(float(arrays["loss"]) for arrays in found),
+        last,
+        config,
+        tuple(HeadEffectsResult(_under(arrays, "head/"), heads) for arrays in found) if heads else (),
+        tuple(ModuleEffectsResult(arrays["alone"], config) for arrays in found) if alone else (),
+    )
+
+
+def _measure(
+    model: HookedModel,
+    data: TokenDataset | ImageDataset,
+    config: RedundancyConfig,
+    heads: HeadEffectsConfig | None,
+    alone: bool,
+) -> Arrays:
+    """All that a checkpoint is asked for, as arrays by name."""
+    scored = redundancy(model, data, config)
+    found = {name: getattr(scored, name) for name in ("scores", "low", "high")}
+    found |= {f"runs/{name}": getattr(scored.runs, name) for name in ("mean", "low", "high")}
+    measurable = model.has_head if isinstance(data, TokenDataset) else classifier_labels(model, data) is not None
+    loss = quality(model, data, config.batch_size)[0] if measurable else float("nan")
+    found |= {"n_tokens": np.array(scored.n_tokens), "loss": np.array(loss)}
+    if heads is not None:
+        found |= {f"head/{name}": values for name, values in head_effects(model, data, heads).per_sequence.items()}
+    return found | ({"alone": module_effects(model, data, config).per_sequence} if alone else {})
+
+
+def _under(arrays: Arrays, prefix: str) -> Arrays:
+    return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
+
+
+def _scores(arrays: Arrays, config: RedundancyConfig) -> RedundancyResult:
+    runs = BlockRuns(**_under(arrays, "runs/"))
+    return RedundancyResult(arrays["scores"], arrays["low"], arrays["high"], int(arrays["n_tokens"]), runs, config)

@@ -50,7 +50,7 @@ def _next(verb: str, args: Any, result: dict[str, Any]) -> list[str]:
         case "entropy":
             return ["entropy", "anatomy", *model] if what == "heads" else _SERVE
         case "redundancy":
-            return ["prune", *model] if args.checkpoints is None else _SERVE
+            return ["prune", *model] if args.checkpoints is None and not args.revisions else _SERVE
         case "prune":
             whole = not (args.drop or args.target)
             return ["prune", *model, "--target", "attn", "--n", "1", "--to", "pruned"] if whole else _SERVE

@@ -136,7 +136,12 @@ MAKERS: dict[str, Callable[[Bench], tuple[Any, ...]]] = {
         stability.collapse_demo(stability.CollapseConfig(models=("vit",), seeds=(0,), vit_steps=1, every=1)),
     ),
     "redundancy": lambda b: (redundancy.redundancy(b.gpt2, b.text),),
-    "redundancy_timeline": lambda b: (redundancy.redundancy_timeline(b.checkpoints, lambda _: b.text, device="cpu"),),
+    "redundancy_timeline": lambda b: tuple(
+        redundancy.redundancy_timeline(
+            b.checkpoints, lambda _: b.text.take(2), device="cpu", heads=heads, alone=bool(heads)
+        )
+        for heads in (None, redundancy.HeadEffectsConfig(("taylor",), n_bootstrap=5))
+    ),
     "module_effects": lambda b: (redundancy.module_effects(b.gpt2, b.text),),
     "head_effects": lambda b: (
         redundancy.head_effects(b.gpt2, b.text, redundancy.HeadEffectsConfig(("zero",), n_bootstrap=5)),

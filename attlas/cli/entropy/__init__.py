@@ -20,10 +20,9 @@ Args = (
 )
 SUB_VERBS = ("heads", "anatomy", "timeline", "selection", "windows", "cost", "collapse")
 DEFAULT_ARGV = ["heads"]
-IMPLIED = {"--checkpoints": "timeline"}
+IMPLIED = {"--checkpoints": "timeline", "--revisions": "timeline"}
 OLD_NAMES = {"window-loss": "windows", "collapse-demo": "collapse"}
 OLD_OPTIONS = {
-    "timeline": {"--model": (), "-m": (), "--dtype": ()},
     "collapse": {"--demo-models": ("--models",), "--demo-steps": ("--vit-steps", "--lm-steps")},
 }
 

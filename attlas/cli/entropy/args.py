@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import tyro
+
 from attlas.analyses.attention.config import (
     AnatomyConfig,
     CostConfig,
@@ -52,19 +54,28 @@ class Anatomy(_Measured, ModelArgs, OutArgs):
 
 @dataclass(frozen=True)
 class Timeline(_Measured, OutArgs):
-    """Measure the heads at every checkpoint of a training.
+    """Measure the heads at every checkpoint of a training, one model in memory at a time.
+
+    Stopped, the same command goes on after the checkpoints that are measured.
 
     For example:
 
         attlas entropy timeline --checkpoints data/models/gpt2-mini/checkpoints
+        attlas entropy timeline --model EleutherAI/pythia-160m --revisions step1000 step4000 step143000
     """
 
     checkpoints: Path | None = None
     """Folder of Hugging Face checkpoints such as checkpoint-500/."""
+    revisions: tuple[str, ...] = ()
+    """In place of --checkpoints: revisions of --model, as folders of these names below it or on the hub."""
+    model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = ""
+    """With --revisions: a hub id, or a folder with a folder a revision."""
     final_step: int | None = None
-    """Step of the model in that folder or its parent, where its trainer_state.json or README does not say."""
+    """Step of the model in that folder or its parent, or of a revision without a number, where nothing says it."""
     device: str = "auto"
     """cpu, cuda, cuda:1 …; auto takes CUDA when there is one."""
+    dtype: str = "float32"
+    """float32, bfloat16 or float16."""
     config: Annotated[TimelineConfig, FLAT] = field(default_factory=TimelineConfig)
 
 

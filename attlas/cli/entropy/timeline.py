@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from attlas.analyses.attention.head_timeline import timeline
+from attlas.analyses.common.checkpoints import forget
+from attlas.cli.checkpoints import asked_for, opening_of
 from attlas.cli.common import Output, done, open_workspace
 from attlas.cli.inputs import load_data
-from attlas.data.checkpoints import find_checkpoints
-from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
     from attlas.cli.entropy.args import Timeline
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 def run(args: Timeline, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
-    if args.checkpoints is None:
-        raise ConfigError("timeline needs --checkpoints DIR, a folder of Hugging Face checkpoints")
     workspace = open_workspace(args)
-    checkpoints = find_checkpoints(args.checkpoints, args.final_step)
+    checkpoints = asked_for(args.checkpoints, args.model, args.revisions, args.final_step, out)
+    opening = opening_of("entropy", checkpoints, workspace, out, args.device, args.dtype)
     used: list[Any] = []
 
     def data(model: Any) -> Any:
         used.append(load_data(model, args, args.config.seed))
         return used[0]
 
-    result = timeline(checkpoints, data, args.config, track=out.track, device=args.device)
+    result = timeline(checkpoints, data, args.config, track=out.track, opening=opening)
     saved = result.save(workspace, data=used[0].ref)
+    forget(opening)
     rows = [(f"{b.layer}.{b.head}", b.after, b.by, b.score, b.null) for b in result.births()]
     shown = ["head", "after step", "by step", "score at the end", "null"]
     out.table("induction heads: the score stays above its null from then on", shown, rows)

@@ -17,13 +17,14 @@ class Args(DataArgs, ModelArgs, OutArgs):
     """Score how much every attention, MLP and block turns the residual stream; a low score marks a redundant one.
 
     With --alone also the loss without each module alone; with --heads what every head is worth, by ablation and by
-    gradients; with --checkpoints the scores over a training.
+    gradients; with --checkpoints, or --revisions of a model, each of these over a training.
 
     For example:
 
         attlas redundancy --model gpt2-mini --n-tokens 65536 --workspace workspace
         attlas redundancy --alone --heads --n-tokens 8192
         attlas redundancy --checkpoints data/models/gpt2-mini/checkpoints
+        attlas redundancy --model EleutherAI/pythia-160m --revisions step1000 step4000 --heads
     """
 
     config: Annotated[RedundancyConfig, FLAT] = field(default_factory=RedundancyConfig)
@@ -33,8 +34,10 @@ class Args(DataArgs, ModelArgs, OutArgs):
     """Also measure every head: zero, mean and identity ablation, and first order from one gradient."""
     checkpoints: Path | None = None
     """Folder of Hugging Face checkpoints such as checkpoint-500/: score each; --model is not read."""
+    revisions: tuple[str, ...] = ()
+    """Revisions of --model, as folders of these names below it or on the hub: score each."""
     final_step: int | None = None
-    """--checkpoints: step of the model in that folder or its parent, where its files do not say."""
+    """Step of the model in that folder or its parent, or of a revision without a number, where nothing says it."""
 
 
 def run(args: Args, out: Output) -> dict[str, Any]:

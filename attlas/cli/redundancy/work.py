@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from attlas.analyses.common.checkpoints import forget
 from attlas.analyses.redundancy.heads import HeadEffectsConfig, head_effects
 from attlas.analyses.redundancy.modules import module_effects
 from attlas.analyses.redundancy.scores import redundancy
 from attlas.analyses.redundancy.timeline import redundancy_timeline
+from attlas.cli.checkpoints import asked_for, opening_of
 from attlas.cli.common import Output, done, open_model, open_workspace
 from attlas.cli.inputs import load_data
-from attlas.data.checkpoints import find_checkpoints
-from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
     from attlas.cli.redundancy import Args
@@ -20,10 +19,8 @@ if TYPE_CHECKING:
 
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
-    if args.checkpoints is not None:
-        if args.heads or args.alone:
-            raise ConfigError("--heads and --alone measure one model; leave out --checkpoints")
-        return _timeline(args, args.checkpoints, out)
+    if args.checkpoints is not None or args.revisions:
+        return _timeline(args, out)
     workspace = open_workspace(args)
     model = open_model(args, out)
     data = load_data(model, args, args.config.seed)
@@ -58,9 +55,7 @@ def _alone(model: Any, data: Any, scores: Any, args: Args, workspace: Any, out: 
 
 
 def _heads(model: Any, data: Any, args: Args, workspace: Any, out: Output) -> dict[str, Any]:
-    config = HeadEffectsConfig(
-        batch_size=min(8, args.config.batch_size), seed=args.config.seed, n_bootstrap=args.config.n_bootstrap
-    )
+    config = _heads_config(args)
     result = head_effects(model, data, config, track=out.track)
     saved = result.save(workspace, model.ref, data.ref)
     rows: dict[tuple[int, int], dict[str, float]] = {}
@@ -77,17 +72,27 @@ def _heads(model: Any, data: Any, args: Args, workspace: Any, out: Output) -> di
     return done(saved, workspace, summary, out)
 
 
-def _timeline(args: Args, folder: Path, out: Output) -> dict[str, Any]:
+def _heads_config(args: Args) -> HeadEffectsConfig:
+    config = args.config
+    return HeadEffectsConfig(batch_size=min(8, config.batch_size), seed=config.seed, n_bootstrap=config.n_bootstrap)
+
+
+def _timeline(args: Args, out: Output) -> dict[str, Any]:
     workspace = open_workspace(args)
-    checkpoints = find_checkpoints(folder, args.final_step)
+    checkpoints = asked_for(args.checkpoints, args.model, args.revisions, args.final_step, out)
+    opening = opening_of("redundancy", checkpoints, workspace, out, args.device, args.dtype)
     used: list[Any] = []
 
     def data(model: Any) -> Any:
         used.append(load_data(model, args, args.config.seed))
         return used[0]
 
-    result = redundancy_timeline(checkpoints, data, args.config, track=out.track, device=args.device)
+    heads = _heads_config(args) if args.heads else None
+    result = redundancy_timeline(
+        checkpoints, data, args.config, track=out.track, opening=opening, heads=heads, alone=args.alone
+    )
     saved = result.save(workspace, data=used[0].ref)
+    forget(opening)
     scores, agreement = result.scores, {module: result.agreement(module) for module in ("attn", "mlp")}
     out.table(
         "1 − cosine over training (low = redundant); ρ: ranking of layers against the last checkpoint's",

@@ -146,8 +146,8 @@ def test_command_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     assert set(found["alone"]["rank_correlation_with_score"]) == {"attn", "mlp", "block"}
     assert found["best_run_of_2"] in (0, 1, 2)
     folder = str(EMBEDDED_DIR / "gpt2-mini" / "checkpoints")
-    assert main(["redundancy", "--checkpoints", folder, "--heads", *common]) == 2
-    assert "one model" in capsys.readouterr().err
+    assert main(["redundancy", "--checkpoints", folder, "--revisions", "step1", "step2", *common]) == 2
+    assert "--checkpoints DIR, a folder of Hugging Face checkpoints, or by --model" in capsys.readouterr().err
     assert main(["redundancy", "--checkpoints", str(tmp_path / "none"), *common]) == 2
     assert "not a folder" in capsys.readouterr().err
 
