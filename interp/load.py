@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from attlas.data.files import sha256_file
@@ -57,7 +58,7 @@ def load_model(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "float32",
 ) -> HookedModel:
-    """Open a GPT-2, Llama-like or ViT-like model.
+    """Open a model of a supported family (docs/models.md).
 
     From a folder, GPT-2's `gelu_new` runs as torch's fused kernel (the same formula); all else is the module as it is.
 
@@ -135,10 +136,6 @@ def wrap_module(module: Any) -> HookedModel:
         )
     hf = unbridged(module)
     plain = uncompiled(hf)
-    digest = hashlib.sha256()
-    for key, tensor in sorted(plain.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     if plain.training and any(isinstance(m, nn.Dropout) and m.p > 0 for m in plain.modules()):
         warnings.warn(
             f"{type(plain).__name__} is in training mode, with dropout; call .eval() first to measure it as it is used",
@@ -146,9 +143,36 @@ def wrap_module(module: Any) -> HookedModel:
         )
     config = getattr(plain, "config", None)
     name = str(getattr(config, "_name_or_path", "") or type(plain).__name__)
-    return HookedModel(
-        hf, name=Path(name).name or type(plain).__name__, weight_hash=digest.hexdigest()[:16], tokenizer=tokenizer
-    )
+    weight_hash = _folder_hash(Path(name)) if _holds_files_of(plain, Path(name)) else _hash_in_memory(plain)
+    return HookedModel(hf, name=Path(name).name or type(plain).__name__, weight_hash=weight_hash, tokenizer=tokenizer)
+
+
+def _hash_in_memory(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for key, tensor in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _holds_files_of(module: nn.Module, folder: Path) -> bool:
+    """Whether all weights of a module are those of the folder that it says it was opened from, in the module's own type."""
+    files = sorted(folder.glob("*.safetensors")) if (folder / "config.json").is_file() else []
+    state = dict(module.state_dict())
+    prefix = f"{getattr(module, 'base_model_prefix', '')}."
+    same: set[int] = set()
+    for path in files:
+        try:
+            with safe_open(path, "pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118 (not a dict)
+                    names = (key, prefix + key, key.removeprefix(prefix))
+                    mine = next((state[name] for name in names if name in state), None)
+                    if mine is not None and not torch.equal(tensors.get_tensor(key).to(mine.dtype), mine.cpu()):
+                        return False
+                    same |= set() if mine is None else {mine.data_ptr()}
+        except (OSError, SafetensorError, RuntimeError):
+            return False
+    return bool(files) and all(p.data_ptr() in same for p in module.parameters())
 
 
 @reference.register(nn.Module)

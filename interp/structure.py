@@ -1,4 +1,4 @@
-"""Where the parts of a Hugging Face model sit: what a family adapter tells, and all that the hooks need to know."""
+"""Where the modules of a Hugging Face model are: what a family adapter returns, and all that the hooks read."""
 
 from __future__ import annotations
 

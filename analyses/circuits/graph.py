@@ -14,7 +14,7 @@ from attlas.analyses.circuits.graph_files import FORMAT, VERSION, save_json
 from attlas.analyses.circuits.graph_plot import plot
 from attlas.analyses.circuits.nodes import EDGES, NODES, Edge, Node
 from attlas.data.result import Result
-from attlas.data.workspace import Ref
+from attlas.data.workspace import Ref, jsonable
 from attlas.errors import ConfigError, nearest
 
 
@@ -46,6 +46,9 @@ class CircuitGraph(Result):
     warnings: tuple[str, ...] = ()
     right: tuple[int, ...] = ()
     wrong: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:  # as JSON holds them, so that a graph read back equals the one written
+        object.__setattr__(self, "settings", jsonable(self.settings))
 
     def node(self, id: str) -> Node:
         """A node by its name.
@@ -152,7 +155,7 @@ def load_json(path: str | Path) -> CircuitGraph:
         >>> from attlas.analyses.circuits import LogitTarget, TraceConfig, load_json, save_json, trace
         >>> target = LogitTarget((int(task.right[0, 0]),))
         >>> graph = trace(model, task.tokens[0], target, TraceConfig(top_n=4))
-        >>> load_json(save_json(graph, folder / "graph.json")).nodes == graph.nodes
+        >>> load_json(save_json(graph, folder / "graph.json")) == graph
         True
     """
     path = Path(path)

@@ -20,6 +20,7 @@ import torch
 from attlas.analyses.circuits.config import DLAConfig
 from attlas.analyses.circuits.frozen import FrozenPass, Part
 from attlas.analyses.circuits.roles import HeadRole, head_role
+from attlas.analyses.circuits.terms import IN_FLOAT32, TOLERANCE
 from attlas.analyses.common.columns import HEAD, LAYER, N_PROMPTS, interval
 from attlas.analyses.tasks.task import Task
 from attlas.data.figures import new_figure
@@ -30,8 +31,6 @@ from attlas.data.stats import bootstrap_mean
 from attlas.errors import ConfigError, ConservationError
 from attlas.interp import AnyModel, as_hooked
 from attlas.saes.decompose import SAEs
-
-TOLERANCE = 1e-4
 
 _INTERVAL = (
     *interval("logits", "prompts"),
@@ -354,7 +353,5 @@ def check_sum(total: float, value: float, size: float, what: str) -> float:
     """
     gap = abs(total - value)
     if not gap <= max(TOLERANCE * abs(value), 1e-6 * size, 1e-6):
-        raise ConservationError(
-            f"the parts of {what} add up to {total:.6g}, not {value:.6g}; load the model in float32 to attribute"
-        )
+        raise ConservationError(f"the parts of {what} add up to {total:.6g}, not {value:.6g}; {IN_FLOAT32}")
     return gap

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from attlas.analyses.circuits.frozen import FrozenPass, Part
 from attlas.analyses.circuits.logit_attribution import name_of
+from attlas.analyses.circuits.terms import IN_FLOAT32, TOLERANCE
 from attlas.data.figures import new_figure
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
@@ -24,8 +25,6 @@ from attlas.data.workspace import Ref
 from attlas.errors import ConfigError, ConservationError, LayerRangeError
 from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.saes.decompose import SAEs
-
-TOLERANCE = 1e-4
 
 QK = TableSchema(
     "qk",
@@ -190,7 +189,7 @@ def qk_attribution(
     if not gap <= TOLERANCE:
         raise ConservationError(
             f"the pairs of head {layer}.{head} at ({dest}, {src}) add up to {float(terms.sum()):.6g}, not {score:.6g}; "
-            "load the model in float32"
+            f"{IN_FLOAT32}"
         )
     pattern = float(frozen.cache[f"blocks.{layer}.attn.hook_pattern"][head, dest, src])
     names = tuple(frozen.str_tokens())

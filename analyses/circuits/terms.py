@@ -13,6 +13,10 @@ from attlas.errors import ConfigError, ConservationError
 from attlas.saes.decompose import check_feature, encoder_rows
 
 TOLERANCE = 1e-4
+IN_FLOAT32 = (
+    "open the model in float32 (dtype=torch.float32; transformers keeps the type that a checkpoint was saved in)"
+)
+"""What mends terms that do not add up: half precision rounds each of them by more than the tolerance."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,6 @@ def check(terms: Terms, what: str) -> float:
     """
     if not terms.gap <= TOLERANCE:
         raise ConservationError(
-            f"the terms of {what} miss its value {terms.value:.6g} by {terms.gap:.1e} of it; load the model in float32"
+            f"the terms of {what} miss its value {terms.value:.6g} by {terms.gap:.1e} of it; {IN_FLOAT32}"
         )
     return terms.gap

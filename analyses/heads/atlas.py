@@ -229,7 +229,7 @@ def head_atlas(
     """Read every head over a corpus.
 
     Args:
-        model: GPT-2, Llama-like, or a ViT.
+        model: of any supported family.
         data: packed text, or images.
         checkpoint: file that holds the state of the pass, written now and then; when it is there, the pass goes on from it,
             to the same result. Deleted at the end.

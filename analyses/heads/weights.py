@@ -208,7 +208,8 @@ def head_weights(model: AnyModel, config: WeightsConfig | None = None, track: Tr
     """Read what every head is by its weights.
 
     Args:
-        model: GPT-2, Llama-like (QK at distance 0), or a ViT (no tokens: singular values and composition alone).
+        model: of any supported family; QK of rotary models is at distance 0, and a ViT has no tokens: singular values and
+            composition alone.
 
     Memory: chunk × n_vocab scores at a time.
 

@@ -38,7 +38,7 @@ def attention_layers(model: nn.Module, adapter: Adapter | None = None) -> tuple[
     """Every attention layer of a model, in order.
 
     Args:
-        model: GPT-2, Llama, ViT (Hugging Face), any module with `nn.MultiheadAttention` in it, or any with an adapter.
+        model: of a supported family (docs/models.md), any module with `nn.MultiheadAttention` in it, or any with an adapter.
         adapter: module → attention layers, for modules of your own.
 
     Raises:

@@ -215,7 +215,7 @@ def sigma_reparam(
     Args:
         model: any module; nn.Linear, transformers' Conv1D and nn.MultiheadAttention are known.
         include: globs over module names, or (name, module) → bool. None: attention and MLP layers inside the blocks of
-            GPT-2, Llama and ViT; every linear layer of other modules.
+            supported families (docs/models.md); every linear layer of other modules.
         init: "one" to train from scratch (the paper's), "preserve" to wrap a trained model without changing it.
 
     Raises:

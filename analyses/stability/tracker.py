@@ -71,8 +71,8 @@ class EntropyTracker(Result):
     """Watch the attention entropy of a model while it trains.
 
     Args:
-        model: what the loop calls: GPT-2, Llama, ViT of transformers, a module with nn.MultiheadAttention in it, or any
-            with an adapter; compiled and DistributedDataParallel-wrapped ones too (attach after wrapping).
+        model: what the loop calls: a model of a supported family, a module with nn.MultiheadAttention in it, or any with
+            an adapter; compiled and DistributedDataParallel-wrapped ones too (attach after wrapping).
         config: a TrackerConfig; keywords such as every=100 replace its fields.
         adapter: module → AttentionLayer objects, for attention modules of your own.
         optimizer: when given, each of its steps counts, and `step()` need not be called.

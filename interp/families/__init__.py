@@ -51,12 +51,16 @@ def unsupported(model_type: Any) -> UnsupportedModelError:
 
 
 def describe(hf: Any) -> ModelStructure:
-    """ModelStructure of any supported Hugging Face model.
+    """Structure of any supported Hugging Face model.
 
     Raises:
-        UnsupportedModelError: no family knows its `model_type`.
+        UnsupportedModelError: no family has its `model_type`, or it is one of transformers' `…Backbone` classes.
     """
-    model_type = getattr(getattr(hf, "config", None), "model_type", type(hf).__name__)
+    model_type, name = getattr(getattr(hf, "config", None), "model_type", type(hf).__name__), type(hf).__name__
+    if name.endswith("Backbone"):
+        raise UnsupportedModelError(
+            f"{name} gives feature maps and no last hidden state; open the folder with {name.removesuffix('Backbone')}Model"
+        )
     for family in FAMILIES:
         if model_type in family.MODEL_TYPES:
             return family.describe(hf)

@@ -40,7 +40,7 @@ def _traits(config: Any) -> list[str]:
 
 
 def describe(hf: Any) -> ModelStructure:
-    """ModelStructure of a Gemma, Gemma 2 or Gemma 3 text model, with or without its head.
+    """Structure of a Gemma, Gemma 2 or Gemma 3 text model, with or without its head.
 
     Raises:
         UnsupportedModelError: one that attends in both directions (embedding models).

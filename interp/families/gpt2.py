@@ -13,7 +13,7 @@ MODEL_TYPES = ("gpt2",)
 
 
 def describe(hf: Any) -> ModelStructure:
-    """ModelStructure of a GPT2LMHeadModel or GPT2Model."""
+    """Structure of a GPT2LMHeadModel or GPT2Model."""
     config = hf.config
     base = getattr(hf, "transformer", hf)
     d_head = config.n_embd // config.n_head

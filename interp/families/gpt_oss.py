@@ -20,7 +20,7 @@ def rotate_by_half(q: Tensor, k: Tensor, position_embeddings: tuple[Tensor, Tens
 
 
 def describe(hf: Any) -> ModelStructure:
-    """ModelStructure of a GptOssForCausalLM or GptOssModel."""
+    """Structure of a GptOssForCausalLM or GptOssModel."""
     base = getattr(hf, "model", hf)
     layers = [
         llama.layer(hf.config, block, i, down_proj=None, sinks=block.self_attn.sinks)

@@ -47,7 +47,7 @@ def _layer(block: Any) -> LayerModules:
 
 
 def describe(hf: Any) -> ModelStructure:
-    """ModelStructure of a GPTJForCausalLM or GPTJModel."""
+    """Structure of a GPTJForCausalLM or GPTJModel."""
     config, base = hf.config, getattr(hf, "transformer", hf)
     cfg = ModelConfig(
         family="gptj",

@@ -65,13 +65,13 @@ def layer(config: Any, block: Any, index: int, **other: Any) -> LayerModules:
 
 
 def whole(hf: Any, cfg: ModelConfig, layers: list[LayerModules], **other: Any) -> ModelStructure:
-    """ModelStructure with Llama's embeddings, final norm and rotation."""
+    """Structure with Llama's embeddings, final norm and rotation."""
     base = getattr(hf, "model", hf)
     ends = {"embed": base.embed_tokens, "final_norm": base.norm, "unembed": getattr(hf, "lm_head", None)}
     return ModelStructure(cfg=cfg, layers=tuple(layers), **{**ends, "rotary": rotate, **other})
 
 
 def describe(hf: Any) -> ModelStructure:
-    """ModelStructure of a LlamaForCausalLM, LlamaModel, or a model of the same layout."""
+    """Structure of a LlamaForCausalLM, LlamaModel, or a model of the same layout."""
     base = getattr(hf, "model", hf)
     return whole(hf, shape(hf, "llama"), [layer(hf.config, block, i) for i, block in enumerate(base.layers)])

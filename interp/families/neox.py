@@ -35,7 +35,7 @@ def _layer(block: Any, n_heads: int) -> LayerModules:
 
 
 def describe(hf: Any) -> ModelStructure:
-    """ModelStructure of a GPTNeoXForCausalLM or GPTNeoXModel."""
+    """Structure of a GPTNeoXForCausalLM or GPTNeoXModel."""
     config = hf.config
     base = getattr(hf, "gpt_neox", hf)
     heads = config.num_attention_heads

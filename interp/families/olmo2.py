@@ -25,7 +25,7 @@ def _layer(config: Any, block: Any, index: int) -> LayerModules:
 
 
 def describe(hf: Any) -> ModelStructure:
-    """ModelStructure of an Olmo2ForCausalLM or Olmo2Model."""
+    """Structure of an Olmo2ForCausalLM or Olmo2Model."""
     base = getattr(hf, "model", hf)
     layers = [_layer(hf.config, block, i) for i, block in enumerate(base.layers)]
     return llama.whole(hf, llama.shape(hf, "olmo2", "post_norm", "qk_norm"), layers)

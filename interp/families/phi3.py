@@ -30,7 +30,7 @@ def _layer(config: Any, cfg: ModelConfig, block: Any, index: int) -> LayerModule
 
 
 def describe(hf: Any) -> ModelStructure:
-    """ModelStructure of a Phi3ForCausalLM or Phi3Model."""
+    """Structure of a Phi3ForCausalLM or Phi3Model."""
     base = getattr(hf, "model", hf)
     cfg = llama.shape(hf, "phi3", rotary_dim=2 * len(base.rotary_emb.inv_freq))
     return llama.whole(hf, cfg, [_layer(hf.config, cfg, block, i) for i, block in enumerate(base.layers)])

@@ -12,7 +12,7 @@ MODEL_TYPES = ("qwen3",)
 
 
 def describe(hf: Any) -> ModelStructure:
-    """ModelStructure of a Qwen3ForCausalLM or Qwen3Model."""
+    """Structure of a Qwen3ForCausalLM or Qwen3Model."""
     base = getattr(hf, "model", hf)
     layers = [
         llama.layer(hf.config, block, i, qk_norm=QKNorms(block.self_attn.q_norm, block.self_attn.k_norm))

@@ -49,7 +49,7 @@ def _mlp_width(layer: LayerModules) -> int:
 
 
 def describe(hf: Any) -> ModelStructure:
-    """ModelStructure of a ViT, DeiT or DINOv2 model, with or without a classifier."""
+    """Structure of a ViT, DeiT or DINOv2 model, with or without a classifier."""
     config = hf.config
     base: Any = hf
     for name in MODEL_TYPES:

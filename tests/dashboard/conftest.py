@@ -55,7 +55,7 @@ from attlas.saes import EvalConfig, TrainConfig, evaluate, train_sae
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_work_left_behind() -> Iterator[None]:
-    """JobQueue work of a module's servers ends with the module."""
+    """Work of a module's servers ends with the module."""
     made: list[JobQueue] = []
     begin = JobQueue.__init__
 

@@ -36,44 +36,44 @@ def _endless(job: Job) -> None:
 
 
 def test_a_key_is_worked_on_once() -> None:
-    live, calls = JobQueue(), []
-    jobs = [live.job(("sum", 3), "adding", lambda job: calls.append(1) or sum(range(4))) for _ in range(5)]
+    worker, calls = JobQueue(), []
+    jobs = [worker.job(("sum", 3), "adding", lambda job: calls.append(1) or sum(range(4))) for _ in range(5)]
     assert len({id(job) for job in jobs}) == 1
     assert jobs[0].wait(10)
     assert (jobs[0].state, jobs[0].result, calls) == ("done", 6, [1])
     assert jobs[0].poll() is False
-    live.forget(jobs[0].key)
-    assert live.job(("sum", 3), "adding", lambda job: 7) is not jobs[0]
+    worker.forget(jobs[0].key)
+    assert worker.job(("sum", 3), "adding", lambda job: 7) is not jobs[0]
 
 
 def test_work_waits_its_turn_and_a_queued_one_can_be_called_off() -> None:
-    live = JobQueue()
-    first = live.job("a", "first", _endless)
+    worker = JobQueue()
+    first = worker.job("a", "first", _endless)
     _until(first, "running")
-    second, third = live.job("b", "second", lambda job: "b"), live.job("c", "third", lambda job: "c")
+    second, third = worker.job("b", "second", lambda job: "b"), worker.job("c", "third", lambda job: "c")
     assert (second.state, third.state) == ("queued", "queued")
-    live.cancel(second.key)
-    live.cancel(first.key)
+    worker.cancel(second.key)
+    worker.cancel(first.key)
     _until(third, "done")
     assert (first.state, second.state, second.result) == ("cancelled", "cancelled", None)
 
 
 def test_the_queue_has_an_end() -> None:
-    live = JobQueue()
-    first = live.job("first", "first", _endless)
+    worker = JobQueue()
+    first = worker.job("first", "first", _endless)
     _until(first, "running")
-    queued = [live.job(i, "more", lambda job: None) for i in range(WAITING)]
-    refused = live.job("one too many", "more", lambda job: None)
+    queued = [worker.job(i, "more", lambda job: None) for i in range(WAITING)]
+    refused = worker.job("one too many", "more", lambda job: None)
     assert refused.state == "failed"
     assert f"{WAITING} pieces" in refused.error
     for job in (first, *queued):
-        live.cancel(job.key)
+        worker.cancel(job.key)
     _until(queued[-1], "cancelled")
 
 
 def test_limits_and_failures_are_told() -> None:
-    live = JobQueue()
-    late = live.job("late", "too slow", _endless, seconds=0.05)
+    worker = JobQueue()
+    late = worker.job("late", "too slow", _endless, seconds=0.05)
     _until(late, "late")
 
     def refused(job: Job) -> None:
@@ -82,7 +82,7 @@ def test_limits_and_failures_are_told() -> None:
     def broken(job: Job) -> None:
         raise ZeroDivisionError("by zero")
 
-    failed, crashed = live.job("f", "f", refused), live.job("g", "g", broken)
+    failed, crashed = worker.job("f", "f", refused), worker.job("g", "g", broken)
     _until(crashed, "failed")
     assert (failed.state, failed.error) == ("failed", "width 0 is no width")
     assert crashed.error == "ZeroDivisionError: by zero"
@@ -92,40 +92,40 @@ def test_limits_and_failures_are_told() -> None:
 
 
 def test_cancelling_takes_effect_inside_a_forward_pass() -> None:
-    live, reached = JobQueue(), threading.Event()
+    worker, reached = JobQueue(), threading.Event()
 
     def work(job: Job) -> None:
-        model = live.model("gpt2-mini")
-        assert live.model("gpt2-mini") is model
+        model = worker.model("gpt2-mini")
+        assert worker.model("gpt2-mini") is model
         reached.set()
         while True:  # never calls check(): the layers do
             model(torch.zeros(1, 8, dtype=torch.int64))
 
-    job = live.job("forward", "forward passes", work)
+    job = worker.job("forward", "forward passes", work)
     assert reached.wait(60)
-    live.cancel(job.key)
+    worker.cancel(job.key)
     _until(job, "cancelled")
-    again = live.job("once", "one pass", lambda job: live.model("gpt2-mini")(torch.zeros(1, 8, dtype=torch.int64)))
+    again = worker.job("once", "one pass", lambda job: worker.model("gpt2-mini")(torch.zeros(1, 8, dtype=torch.int64)))
     _until(again, "done")
     assert again.result.shape[:2] == (1, 8)
 
 
 def test_models_by_folder(tiny_llama_dir: Path) -> None:
-    live = JobQueue({"mine": str(tiny_llama_dir)})
-    assert live.model("mine").cfg.n_kv_heads == 2
+    worker = JobQueue({"mine": str(tiny_llama_dir)})
+    assert worker.model("mine").cfg.n_kv_heads == 2
     with pytest.raises(ModelNotFoundError):
-        live.model("theirs")
+        worker.model("theirs")
 
 
 def test_uploads_are_kept_in_memory() -> None:
-    live = JobQueue()
-    name = live.keep_upload(b"abc")
-    assert live.upload(name) == b"abc"
+    worker = JobQueue()
+    name = worker.keep_upload(b"abc")
+    assert worker.upload(name) == b"abc"
     for i in range(20):
-        live.keep_upload(str(i).encode())
-    assert live.upload(name) is None
+        worker.keep_upload(str(i).encode())
+    assert worker.upload(name) is None
     with pytest.raises(ConfigError, match="too large"):
-        live.keep_upload(bytes(65_000_000))
+        worker.keep_upload(bytes(65_000_000))
 
 
 # A page with one of everything, so that the framework is tested apart from any real page.

@@ -233,3 +233,23 @@ def test_code_beside_the_weights_is_never_executed(honest: Path, tmp_path: Path)
     with pytest.raises(CheckpointError, match="tokenizer"):
         load_model(folder, device="cpu")
     assert not proof.exists()
+
+
+def test_a_backbone_class_is_refused_in_one_line() -> None:
+    tf = pytest.importorskip("transformers")
+    config = tf.Dinov2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4)
+    with pytest.raises(UnsupportedModelError, match=r"Dinov2Backbone gives feature maps .* with Dinov2Model$"):
+        load_model(tf.Dinov2Backbone(config))
+    assert load_model(tf.Dinov2Model(config).eval()).cfg.n_layers == 1
+
+
+def test_a_module_that_transformers_opened_is_the_model_of_its_folder() -> None:
+    """The same hash while its weights are those of the files, in whatever type; another once one of them changes."""
+    tf = pytest.importorskip("transformers")
+    by_name = load_model("gpt2-mini", device="cpu")
+    for dtype in (torch.float32, torch.float16):
+        module = tf.GPT2LMHeadModel.from_pretrained(EMBEDDED_DIR / "gpt2-mini", dtype=dtype).eval()
+        assert load_model(module).ref.hash == by_name.ref.hash
+    with torch.no_grad():
+        module.transformer.h[1].mlp.c_fc.bias[0] += 1
+    assert load_model(module).ref.hash != by_name.ref.hash

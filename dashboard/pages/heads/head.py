@@ -31,7 +31,7 @@ from attlas.dashboard.theme import Theme
 
 MOST_TOKENS = 96
 EXAMPLES = {
-    "names": "When Mary and John went to the reader, John gave a drink to Mary. Then Mary and John went home.",
+    "names": "When Mary and John went to the store, John gave a drink to Mary. Then Mary and John went home.",
     "repeat": "one seven blue harbour nine copper lantern, and again: one seven blue harbour nine copper lantern",
     "prose": "The old bridge over the river had been closed since the flood, and nobody in the town could say when it "
     "would open again.",

@@ -162,7 +162,7 @@ def _redundancy(found: Heads, reader: WorkspaceReader, model: str) -> None:
 
 
 def _features(found: Heads, reader: WorkspaceReader, model: str) -> None:
-    """JobQueue features of autoencoders on z whose decoder row is mostly this head's."""
+    """Features, active somewhere, of autoencoders on z whose decoder row is mostly this head's."""
     values: dict[tuple[int, int], object] = {}
     newest: dict[int, Run] = {}
     hooks = {run.id: str(run.summary.get("hook", "")) for run in reader.runs("sae", model)}

@@ -1,4 +1,4 @@
-"""JobQueue work on images: the model's sample pictures and uploads, looked at by its heads and its sparse features."""
+"""Work on images: the model's sample pictures and uploads, under its heads and its sparse features."""
 
 from __future__ import annotations
 

@@ -101,10 +101,8 @@ def test_the_induction_circuit_is_found_without_being_told(gpt2_mini: HookedMode
 
 def test_files_hold_the_whole_graph(graph: CircuitGraph, tmp_path: Path) -> None:
     again = load_json(save_json(graph, tmp_path / "graph.json"))
-    assert again.nodes == graph.nodes
-    assert again.edges == graph.edges
-    assert again.tokens == graph.tokens
-    assert again.saes == graph.saes
+    assert again == graph
+    assert again != dataclasses.replace(graph, settings={**graph.settings, "threshold": 0.5})
     networkx = pytest.importorskip("networkx")
     found = networkx.read_graphml(save_graphml(graph, tmp_path / "graph.graphml"), force_multigraph=True)
     assert set(found.nodes) == {n.id for n in graph.nodes}
