@@ -143,7 +143,7 @@ def wrap_module(module: Any) -> HookedModel:
         )
     config = getattr(plain, "config", None)
     name = str(getattr(config, "_name_or_path", "") or type(plain).__name__)
-    weight_hash = _folder_hash(Path(name)) if _holds_files_of(plain, Path(name)) else _hash_in_memory(plain)
+    weight_hash = folder_hash(Path(name)) if _holds_files_of(plain, Path(name)) else _hash_in_memory(plain)
     return HookedModel(hf, name=Path(name).name or type(plain).__name__, weight_hash=weight_hash, tokenizer=tokenizer)
 
 
