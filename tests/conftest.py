@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,37 @@ from attlas.interp import HookedModel, load_model
 
 GPT2_DIR = EMBEDDED_DIR / "gpt2-mini"
 VIT_DIR = EMBEDDED_DIR / "vit-mini"
+
+
+# Where the long files are: what is started last should be short, so that the workers end together.
+FIRST = ["notebooks", *(f"tests/{part}" for part in ("dashboard", "cli", "analyses", "packaging", "kernels"))]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        file = item.path.relative_to(config.rootpath).as_posix()
+        return next((i for i, folder in enumerate(FIRST) if file.startswith(f"{folder}/")), len(FIRST))
+
+    items.sort(key=place)
+
+
+def _unit(nodeid: str) -> str:
+    """What one worker runs together: a file; of the dashboard, the files that share a workspace, long in the making."""
+    file = nodeid.split("::", 1)[0]
+    if not file.startswith("tests/dashboard/"):
+        return file
+    return next((kind for kind in ("circuit", "vit") if kind in file), "dashboard")
+
+
+@pytest.hookimpl(optionalhook=True)  # of xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadFileScheduling
+
+    class Units(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _unit(nodeid)
+
+    return Units(config, log) if config.option.dist == "loadfile" else None
 
 
 @pytest.fixture(autouse=True)

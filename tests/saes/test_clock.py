@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,18 +22,22 @@ HOOK = "blocks.0.attn.hook_z"
 SMALL = {"k": 4, "d_sae": 64, "n_tokens": 512, "batch_size": 64, "buffer_tokens": 256, "seq_len": 32, "log_every": 2}
 
 
-def test_parts_count_once_and_the_inner_one_counts() -> None:
+def test_parts_count_once_and_the_inner_one_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0
+
+    def wait(seconds: int) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("attlas.saes.training.clock.time", SimpleNamespace(perf_counter=lambda: now))
     clock = Clock()
     with clock.on("data"):
-        time.sleep(0.02)
+        wait(2)
         with clock.on("model"):
-            time.sleep(0.06)
-        time.sleep(0.02)
-    time.sleep(0.02)
-    shares = clock.shares()
-    assert shares["sae_fraction"] == 0
-    assert shares["model_fraction"] > shares["data_fraction"] > 0
-    assert 0.5 < sum(shares.values()) < 1  # the last sleep belongs to none
+            wait(6)
+        wait(2)
+    wait(2)  # belongs to none
+    assert clock.shares() == {"data_fraction": 4 / 12, "model_fraction": 6 / 12, "sae_fraction": 0}
     clock.restart()
     assert sum(clock.shares().values()) == 0
 
