@@ -20,6 +20,9 @@ DATASHEET = {
     "A100": {"float32": 19.5, "bfloat16": 312.0, "gbytes_per_s": 2039.0},
 }
 
+# Rows of the square matrices that are multiplied, on a GPU and elsewhere.
+SIZES = {True: (4096, 8192, 12288), False: (1536, 2048, 2560)}
+
 
 def seconds(run: Callable[[], object], cuda: bool) -> float:
     """Wall seconds of one call, with the device's work done before and after."""
@@ -43,7 +46,7 @@ def flops_per_s(dtype: torch.dtype = torch.float32) -> float:
     """FLOP/s of a square matrix product: 2·n³ over the least time of 15, the best of three sizes."""
     cuda = torch.cuda.is_available()
     best = 0.0
-    for n in (4096, 8192, 12288) if cuda else (1536, 2048, 2560):
+    for n in SIZES[cuda]:
         a, b = (torch.randn(n, n, device="cuda" if cuda else "cpu").to(dtype) for _ in range(2))
         best = max(best, 2 * n**3 / _best(functools.partial(torch.mm, a, b), cuda))
     return best

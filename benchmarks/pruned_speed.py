@@ -56,31 +56,44 @@ def _decode(hf: Any, tokens: torch.Tensor) -> Callable[[], object]:
     return run
 
 
-# Loads a checkpoint, runs a prompt and a few greedy steps; prints the peak above what the imports took, MB.
+# For each checkpoint: a process of its own, forked after the imports, loads it, runs a prompt and a few greedy steps, and
+# prints the peak above what the imports took, MB.
 _PEAK = """
-import sys, torch, transformers
+import os, sys, torch, transformers
 from transformers import AutoModelForCausalLM
 transformers.utils.logging.set_verbosity_error()
-folder, device, n, steps = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+(device, *sizes), folders = sys.argv[1:4], sys.argv[4:]
+n, steps = map(int, sizes)
 def kilobytes():  # not ru_maxrss, which starts at the parent's peak
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-start = kilobytes()
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype="float32").to(device).eval()
-ids = torch.randint(0, model.config.vocab_size, (1, n), generator=torch.Generator().manual_seed(0)).to(device)
-model.generate(ids, max_new_tokens=steps, min_new_tokens=steps, do_sample=False, pad_token_id=0)
-print(torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else (kilobytes() - start) / 1e3)
+def peak(folder):
+    start = kilobytes()
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype="float32").to(device).eval()
+    ids = torch.randint(0, model.config.vocab_size, (1, n), generator=torch.Generator().manual_seed(0)).to(device)
+    model.generate(ids, max_new_tokens=steps, min_new_tokens=steps, do_sample=False, pad_token_id=0)
+    return torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else (kilobytes() - start) / 1e3
+for folder in folders:
+    child = os.fork()
+    if not child:
+        print(peak(folder), flush=True)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        sys.exit(1)
 """
 
 
-def _peak_mb(hf: Any, prefill: int) -> float:
-    """Peak memory of a process of its own that loads the checkpoint, reads a prompt and writes DECODED tokens, MB."""
-    with tempfile.TemporaryDirectory() as folder:
-        hf.save_pretrained(folder)
-        if "Pruned" in type(hf).__name__:
-            copy_code(Path(folder))
-        argv = [sys.executable, "-c", _PEAK, folder, hf.device.type, str(prefill), str(DECODED)]
+def _peaks_mb(built: dict[str, Any], prefill: int) -> dict[str, float]:
+    """Peak memory of processes that each load a checkpoint, read a prompt and write DECODED tokens, MB."""
+    device = next(iter(built.values())).device.type
+    with tempfile.TemporaryDirectory() as base:
+        folders = [Path(base) / str(i) for i in range(len(built))]
+        for folder, hf in zip(folders, built.values(), strict=True):
+            hf.save_pretrained(folder)
+            if "Pruned" in type(hf).__name__:
+                copy_code(folder)
+        argv = [sys.executable, "-c", _PEAK, device, str(prefill), str(DECODED), *map(str, folders)]
         done = subprocess.run(argv, capture_output=True, text=True, check=True)
-    return float(done.stdout.split()[-1])
+    return dict(zip(built, map(float, done.stdout.split()), strict=True))
 
 
 def _open(names: tuple[str, ...]) -> HookedModel:
@@ -95,7 +108,7 @@ def _open(names: tuple[str, ...]) -> HookedModel:
 def _facts(model: HookedModel, built: dict[str, Any], drop: Drop, seq_len: int) -> dict[str, Any]:
     """Sizes, loss and next-token accuracy of each; tasks of the whole model and of the pruned one."""
     held_out = load_tokens("embedded:val", model.tokenizer, seq_len=min(256, seq_len), n_tokens=8 * 256)
-    rows = []
+    peaks, rows = _peaks_mb(built, seq_len), []
     for name, hf in built.items():
         loss, accuracy, n = quality(model, held_out, 4, lambda x, hf=hf: forward_logits(hf, x))
         kv = kv_bytes_per_token(hf) * seq_len
@@ -104,7 +117,7 @@ def _facts(model: HookedModel, built: dict[str, Any], drop: Drop, seq_len: int) 
                 "name": name,
                 "parameters": n_parameters(hf),
                 "kv_bytes": kv,
-                "peak_mb": (peak := _peak_mb(hf, seq_len)),
+                "peak_mb": peaks[name],
                 "loss": loss,
                 "accuracy": accuracy,
                 "predictions": n,
@@ -112,7 +125,7 @@ def _facts(model: HookedModel, built: dict[str, Any], drop: Drop, seq_len: int) 
         )
         print(
             f"  {name:34} {n_parameters(hf) / 1e6:7.1f} M parameters {kv / 1e6:7.2f} MB KV at {seq_len} tokens"
-            f"   peak {peak:.0f} MB"
+            f"   peak {peaks[name]:.0f} MB"
             f"   loss {loss:.3f}   next token right {accuracy:.1%}",
             file=sys.stderr,
         )

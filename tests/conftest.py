@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from attlas.data.models_fetch import get_model
 from attlas.data.text import TokenDataset, load_tokens
 from attlas.errors import AttlasError
 from attlas.interp import HookedModel, load_model
+
+from .strangers import Strangers
 
 GPT2_DIR = EMBEDDED_DIR / "gpt2-mini"
 VIT_DIR = EMBEDDED_DIR / "vit-mini"
@@ -124,6 +127,19 @@ def smollm2() -> HookedModel:
 @pytest.fixture(scope="session")
 def dinov2() -> HookedModel:
     return _fetched("dinov2-small")
+
+
+@pytest.fixture(scope="session")
+def _strangers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Strangers]:
+    strangers = Strangers(tmp_path_factory.mktemp("strangers"))
+    yield strangers
+    strangers.close()
+
+
+@pytest.fixture
+def quick_strangers(_strangers: Strangers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exported checkpoints are opened by forks of one process; test_matrix.py opens them in fresh ones."""
+    monkeypatch.setattr("attlas.analyses.pruning.reopen.subprocess", SimpleNamespace(run=_strangers.run))
 
 
 @pytest.fixture

@@ -16,10 +16,18 @@ from attlas.saes import ARCHITECTURES
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_capture_beside_transformer_lens(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(autouse=True)
+def _small_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Peaks are measured with smaller matrices: a little low, and thirty times sooner."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    monkeypatch.setitem(importlib.import_module("peaks").SIZES, False, (512, 768))
+
+
+def test_capture_beside_transformer_lens(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("capture"), "SHAPES", {"gpt2-mini": (8, 256)})
     assert main(["bench", "capture", "--rounds", "2", "--json"]) == 0
     captured = capsys.readouterr()
-    result = json.loads(captured.out)["capture"]["results"][0]  # the others need models that are fetched
+    result = json.loads(captured.out)["capture"]["results"][0]
     ours, peer = result["rows"]
     assert 0 < ours["of_peak_flops"] < 1.5
     assert peer["name"].startswith("TransformerBridge")
@@ -30,7 +38,6 @@ def test_capture_beside_transformer_lens(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_rates_are_shares_of_a_measured_peak(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     common, peaks = importlib.import_module("common"), importlib.import_module("peaks")
     monkeypatch.setattr(common, "flops_per_s", lambda: 4e9)
     monkeypatch.setattr(common, "bytes_per_s", lambda: 1e9)
@@ -42,9 +49,8 @@ def test_rates_are_shares_of_a_measured_peak(monkeypatch: pytest.MonkeyPatch) ->
     assert peaks.bytes_per_s() > 1e8
 
 
-def test_head_ablation_finds_what_whole_passes_find(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_head_ablation_finds_what_whole_passes_find() -> None:
     """The benchmark asserts that effects agree before it gives a time."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     bench = importlib.import_module("head_ablation")
     for name, shape in (("gpt2-mini", (2, 32)), ("vit-mini", (4, 0))):
         found = bench.measure(bench.load_model(name, device="cpu"), *shape, rounds=1)
@@ -53,9 +59,8 @@ def test_head_ablation_finds_what_whole_passes_find(monkeypatch: pytest.MonkeyPa
 
 
 def test_labels_of_three_dictionaries_in_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     bench = importlib.import_module("feature_labels")
-    monkeypatch.setattr(bench, "environment", dict)  # the machine's peaks, which other tests measure
+    monkeypatch.setattr(bench, "environment", dict)
     tiny = "--seeds 0 --checkpoints step-00250 --train-tokens 1024 --d-sae 24 --k 6 --tokens 1024 --draws 4 --quiet"
     found = bench.run(argv=[*tiny.split(), "--dictionaries", "20"])
     assert [row["dictionary"] for row in found["rows"]] == ["trained", "random", "shuffled"]
@@ -89,8 +94,7 @@ def test_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
     assert "measures sae_step and capture alone" in capsys.readouterr().err
 
 
-def test_every_contestant_of_the_step_runs_and_ours_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def test_every_contestant_of_the_step_runs_and_ours_learns() -> None:
     found = importlib.import_module("sae_step").contestants(16, 64, 4, 128)
     assert any(name.startswith("SAELens") for name in found)
     for run in found.values():
@@ -99,8 +103,7 @@ def test_every_contestant_of_the_step_runs_and_ours_learns(monkeypatch: pytest.M
     assert losses[-1] < losses[0]
 
 
-def test_every_architecture_beside_its_peer_and_beside_spinning_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def test_every_architecture_beside_its_peer_and_beside_spinning_processes() -> None:
     architectures, busy = importlib.import_module("sae_architectures"), importlib.import_module("busy")
     assert set(architectures.ARCHITECTURES) == set(ARCHITECTURES)
     for arch in architectures.ARCHITECTURES:
@@ -121,8 +124,7 @@ def test_every_architecture_beside_its_peer_and_beside_spinning_processes(monkey
     assert busy.asked(["x"]) == 0
 
 
-def test_a_pruned_model_beside_the_whole_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def test_a_pruned_model_beside_the_whole_one() -> None:
     found = importlib.import_module("pruned_speed").run(rounds=1, model="gpt2-mini", n_drop=1)
     assert len(found["results"]) == 2
     for result in found["results"]:
@@ -137,8 +139,7 @@ def test_a_pruned_model_beside_the_whole_one(monkeypatch: pytest.MonkeyPatch) ->
     assert {row["task"] for row in found["tasks"]} == {"ioi", "induction-natural"}
 
 
-def test_flops_of_pruned_vits_are_counted_and_checkpoints_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def test_flops_of_pruned_vits_are_counted_and_checkpoints_timed() -> None:
     found = importlib.import_module("pruned_vit").run(rounds=1, n_heads=3, n_images=8, passes=1)
     compact, stock, block, whole = found["models"]
     config = load_model("vit-mini", device="cpu").hf.config
@@ -160,8 +161,7 @@ def test_flops_of_pruned_vits_are_counted_and_checkpoints_timed(monkeypatch: pyt
             assert row["images_per_s"] == pytest.approx(row["batch"] * 1e3 / row["ms_per_batch"])
 
 
-def test_exact_and_shared_nulls_place_scores_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+def test_exact_and_shared_nulls_place_scores_alike() -> None:
     bench = importlib.import_module("null_accuracy")
     value = np.array([0.5, 0.2])
     null = np.array([[0.1, 0.5, 0.9, np.nan], [0.3, 0.4, 0.5, 0.6]])

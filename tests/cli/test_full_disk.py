@@ -123,6 +123,7 @@ def test_a_trained_sae_is_kept(mount: Callable[[str], Path], capsys: pytest.Capt
     shutil.rmtree(kept)
 
 
+@pytest.mark.usefixtures("quick_strangers")
 def test_a_pruned_model_is_kept(
     mount: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

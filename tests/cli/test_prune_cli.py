@@ -14,6 +14,8 @@ from attlas.errors import ConfigError
 from attlas.interp import load_model
 from attlas.interp.drop import Drop
 
+pytestmark = pytest.mark.usefixtures("quick_strangers")
+
 SMALL = ["--n-tokens", "1024", "--calibration-tokens", "1024", "--seq-len", "128"]
 
 

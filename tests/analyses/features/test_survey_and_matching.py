@@ -247,7 +247,7 @@ def test_matching_refuses(gpt2_mini: HookedModel, val_tokens: TokenDataset, x: t
 def test_command_line(tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]) -> None:
     where = ["--workspace", str(tmp_path_factory.mktemp("w"))]
     for seed in ("0", "1"):
-        train = ["--hooks", HOOK, "--d-sae", "64", "--n-tokens", "40960", "--seed", seed]
+        train = ["--hooks", HOOK, "--d-sae", "64", "--n-tokens", "8192", "--seed", seed]
         assert main(["train", "--model", "gpt2-mini", *train, *where, "--json"]) == 0
     runs = [json.loads(line)["runs"][0] for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     small = ["--n-tokens", "4096", "--json"]

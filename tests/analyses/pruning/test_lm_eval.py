@@ -145,6 +145,7 @@ def test_bad_tasks(
 
 
 @needs_lm_eval
+@pytest.mark.usefixtures("quick_strangers")
 def test_command_line_and_model_card(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     argv = ["prune", "--drop", "attn:2", "--lm-eval", "attlas_ioi", "--n-prompts", "8", "--n-tokens", "1024"]
     argv += ["--out", str(tmp_path / "out"), "--workspace", str(tmp_path / "w")]
