@@ -128,7 +128,9 @@ class Dataset:
             TextDataError: the rows are padded.
         """
         if self.mask is not None:
-            raise self._ERROR(f"'{self.name}' is padded, and padding would be read as text here; load it packed")
+            raise self._ERROR(
+                f"'{self.name}' is padded, and padding would be read as text here; load it packed (without --pad)"
+            )
         return self.tensor.split(batch_size)
 
     def minibatches(self, batch_size: int, targets: Tensor | None = None) -> Sequence[Batch]:

@@ -31,6 +31,7 @@ def load_inputs(model: HookedModel, config: TrainConfig) -> Dataset:
         split=config.split,
         prefer="train",
         d_vocab=model.cfg.d_vocab,
+        packed=not config.pad,
     )
 
 
@@ -48,7 +49,7 @@ def train_and_held_out(model: HookedModel, config: TrainConfig) -> tuple[Dataset
         return first, second
     if config.text == "embedded:train":
         return load_inputs(model, config), held_out(
-            model, n_tokens=HELD_OUT[0], seq_len=config.seq_len, seed=config.seed
+            model, n_tokens=HELD_OUT[0], seq_len=config.seq_len, seed=config.seed, pad=config.pad
         )
     more = dataclasses.replace(config, n_tokens=config.n_tokens + HELD_OUT[0])
     tokens = load_inputs(model, more)
@@ -75,8 +76,11 @@ def held_out(
     n_images: int | None = None,
     seq_len: int = 256,
     seed: int = 0,
+    pad: bool = False,
 ) -> Dataset:
     """Text, or images for a vision model, to evaluate on; by default images that training by default does not see.
+
+    Args: of `load_tokens` and `load_images`; `pad` gives each document a row of its own (`packed=False` there).
 
     Example:
         >>> from attlas.saes import held_out
@@ -100,4 +104,5 @@ def held_out(
         column=column,
         split=split,
         d_vocab=model.cfg.d_vocab,
+        packed=not pad,
     )

@@ -59,6 +59,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         images=args.images,
         n_tokens=args.n_tokens,
         seq_len=args.seq_len,
+        pad=args.pad,
         seed=args.seed,
         skip_positions=args.skip_positions,
         exclude_tokens=args.exclude_tokens,

@@ -59,6 +59,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         n_tokens=args.n_tokens,
         n_images=args.n_images,
         seq_len=args.seq_len,
+        pad=args.pad,
         seed=args.evaluation.eval_seed,
     )
     results = {}

@@ -51,6 +51,7 @@ def load_text(model: HookedModel, args: TextArgs, seed: int = 0) -> TokenDataset
         column=args.column,
         split=args.split,
         d_vocab=model.cfg.d_vocab,
+        packed=not args.pad,
     )
 
 

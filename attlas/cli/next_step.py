@@ -99,10 +99,21 @@ def _token_options(args: Any) -> list[str]:
     """What a training on a store needs to say again to fit it, where it is not the default."""
     usual = {f.name: f.default for f in dataclasses.fields(TrainConfig)}
     found = []
-    for name in ("text", "column", "split", "images", "n_tokens", "seq_len", "seed", "skip_positions", "store_dtype"):
+    for name in (
+        "text",
+        "column",
+        "split",
+        "images",
+        "n_tokens",
+        "seq_len",
+        "pad",
+        "seed",
+        "skip_positions",
+        "store_dtype",
+    ):
         option, value = name.replace("store_dtype", "activation_dtype"), getattr(args, name, None)
         if option not in usual:
             continue
         if value != usual[option]:
-            found += [f"--{option.replace('_', '-')}", str(value)]
+            found += [f"--{option.replace('_', '-')}", *([] if value is True else [str(value)])]
     return found

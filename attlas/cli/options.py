@@ -38,6 +38,8 @@ class TextArgs:
     """How many tokens to use."""
     seq_len: int = 256
     """Length of each packed sequence, BOS included; the default is cut to a shorter context window."""
+    pad: bool = False
+    """Give each document a row of its own, cut at --seq-len and padded behind, in place of packing them end to end."""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ class TrainConfig:
     """Activations to train on, in all; the data is gone through again when it has fewer."""
     seq_len: int = 256
     """Length of each packed sequence, BOS included; cut to the model's context window."""
+    pad: bool = False
+    """Give each document a row of its own, cut at seq_len and padded behind, in place of packing them end to end."""
     skip_positions: int | None = None
     """Leading positions left out of training; None leaves out the BOS of text and nothing of images."""
     exclude_tokens: tuple[str, ...] = ()

@@ -241,7 +241,7 @@ def _finished(folder: Path, plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _settings(inputs: Dataset, config: TrainConfig) -> dict[str, Any]:
     """What was asked for, so that a training takes it over (see `adopt_store`)."""
-    names = ("text", "column", "split", "images", "n_tokens", "seq_len", "seed")
+    names = ("text", "column", "split", "images", "n_tokens", "seq_len", "pad", "seed")
     kept = {name: getattr(config, name) for name in names}
     return {"data_name": inputs.ref.name, "model": lasting_name(config.model), **kept}
 
@@ -264,7 +264,9 @@ def adopt_store(config: TrainConfig, given: Collection[str] | None = None) -> Tr
         return config
     settings = manifest.get("settings", {})
     there = {
-        name: settings[name] for name in ("model", "text", "column", "split", "images", "seq_len") if name in settings
+        name: settings[name]
+        for name in ("model", "text", "column", "split", "images", "seq_len", "pad")
+        if name in settings
     }
     there |= {"activation_dtype": manifest.get("dtype"), "skip_positions": manifest.get("skip_positions")}
     there["exclude_tokens"] = tuple(manifest.get("exclude_tokens") or ())
@@ -275,9 +277,7 @@ def adopt_store(config: TrainConfig, given: Collection[str] | None = None) -> Tr
     hooks_given = "hooks" in given if given is not None else config.hooks != default.hooks
     missing = [hook for hook in config.hooks if not fnmatch.filter(held, hook)] if hooks_given else []
     if odd or missing:
-        use = [f"--{name.replace('_', '-')} {_typed(there[name])}" for name in odd] + (
-            [f"--hooks {' '.join(held)}"] * bool(missing)
-        )
+        use = [_typed(name, there[name]) for name in odd] + ([f"--hooks {' '.join(held)}"] * bool(missing))
         raise ConfigError(
             f"the activation store '{config.store}' was captured otherwise ({', '.join([*odd, *missing])}); leave these "
             f"out, or give {' '.join(use)}"
@@ -287,8 +287,11 @@ def adopt_store(config: TrainConfig, given: Collection[str] | None = None) -> Tr
     return dataclasses.replace(config, **taken, hooks=tuple(hooks))
 
 
-def _typed(value: Any) -> str:
-    return " ".join(value) if isinstance(value, tuple) else str(value)
+def _typed(name: str, value: Any) -> str:
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{option}" if value else f"--no-{option}"
+    return f"--{option} {' '.join(value) if isinstance(value, tuple) else value}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,6 +86,7 @@ def _data(model: HookedModel, args: Args) -> tuple[TokenDataset | ImageDataset, 
         column=args.column if args.calibration == args.text else args.calibration_column,
         split=args.calibration_split,
         d_vocab=model.cfg.d_vocab,
+        packed=not args.pad,
     )
     if both:  # one source: no sequence may both calibrate and measure
         return calibration.split(args.calibration_tokens / wanted, args.curve.seed)
