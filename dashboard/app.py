@@ -25,6 +25,7 @@ from attlas.dashboard.page import Page, link, number, parse
 from attlas.dashboard.pages import pages as all_pages
 from attlas.dashboard.pages.features.table import grid_rows
 from attlas.dashboard.pictures import pattern_picture
+from attlas.dashboard.preview import PreviewedDash
 from attlas.dashboard.reader import WorkspaceReader, clean
 from attlas.dashboard.theme import theme
 from attlas.errors import AttlasError, ConfigError
@@ -48,7 +49,7 @@ def create_app(workspace: str | Path, models: Mapping[str, str] | None = None, h
     """
     reader = WorkspaceReader(workspace, models)
     pages = all_pages()
-    app = Dash(
+    app = PreviewedDash(
         "attlas.dashboard",
         assets_folder=str(Path(__file__).parent / "assets"),
         title="Attlas",
@@ -56,6 +57,7 @@ def create_app(workspace: str | Path, models: Mapping[str, str] | None = None, h
         serve_locally=True,
         suppress_callback_exceptions=True,
     )
+    app.previews, app.reader = {page.path: page for page in pages}, reader
     app.server.extensions["attlas.jobs"] = reader.jobs
     app.layout = lambda: shell(theme(_cookie()))
     _route(app, reader, pages)

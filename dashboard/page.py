@@ -29,6 +29,7 @@ class Page:
         data: what the page shows, as plain JSON values.
         view: components of that data in a theme.
         nav: whether the navigation lists it.
+        preview: HTML of its first content, quick to make, shown until the page has come (`dashboard/preview.py`).
     """
 
     path: str
@@ -36,6 +37,7 @@ class Page:
     data: Callable[[WorkspaceReader, Params], Data]
     view: Callable[[Data, Theme], Any]
     nav: bool = True
+    preview: Callable[[WorkspaceReader, Params], str] | None = None
 
 
 def parse(search: str | None) -> Params:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import numpy as np
@@ -23,7 +23,9 @@ from attlas.data.workspace import Run, Workspace
 from attlas.errors import WorkspaceError
 
 Row = dict[str, Any]
+T = TypeVar("T")
 _KEPT_IN_MEMORY = 3
+_KEPT_ANSWERS = 24
 _AS_THEY_ARE = {int, str, bool, type(None)}
 
 
@@ -31,6 +33,8 @@ def clean(value: Any) -> Any:
     """Plain JSON values: numpy to Python, NaN and infinity to None."""
     if type(value) in _AS_THEY_ARE:  # most of the hundreds of thousands of values of a page
         return value
+    if type(value) is float:
+        return value if math.isfinite(value) else None
     if isinstance(value, np.ndarray):
         if value.dtype.kind in "iub":  # never NaN; millions of them may come
             return value.tolist()
@@ -90,11 +94,27 @@ class WorkspaceReader:
         )
         self._lock = threading.Lock()
         self._loaded: dict[tuple[str, int], str] = {}
+        self._kept: dict[Hashable, Any] = {}
         self._serial = 0
 
     @property
     def path(self) -> Path:
         return self.workspace.path
+
+    def kept(self, path: Path | None, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returned before for this file, as it is now, and this key; the last of them are kept."""
+        stamp = path.stat().st_mtime_ns if path is not None and path.exists() else None
+        whole = (str(path), stamp, key)
+        with self._lock:
+            if whole in self._kept:
+                self._kept[whole] = found = self._kept.pop(whole)
+                return found
+        made = make()
+        with self._lock:
+            self._kept[whole] = made
+            while len(self._kept) > _KEPT_ANSWERS:
+                del self._kept[next(iter(self._kept))]
+        return made
 
     # -- runs ------------------------------------------------------------------------------------------------------
 

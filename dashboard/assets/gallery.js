@@ -144,19 +144,36 @@
     }
   }
 
-  const part = (row, told) => told.by === "rest" ? "" : row.interval === told.n_intervals - 1
+  const part = (row, told) => told.by === "rest" || row.own ? "" : row.interval === told.n_intervals - 1
     ? `The strongest of all (part ${told.n_intervals} of ${told.n_intervals})` : `Drawn from part ${row.interval + 1} of ${told.n_intervals}`;
-  const fill = async (host, source, last) => {
-    let told;
-    try {
-      const answer = await fetch(source);
-      told = await answer.json();
-      if (!answer.ok) throw new Error(told.error || answer.statusText);
-    } catch (error) {
-      host.append(make("p", "note warning", `The sequences cannot be shown: ${error.message}`));
+  // At first what a screen shows, then more as it is scrolled to. An address that says how many it wants waits for a click.
+  const FIRST = 3, THEN = 8, KEPT = 12;
+  const near = new IntersectionObserver((seen) => seen.forEach(({ target, isIntersecting }) => isIntersecting && target.click()), { rootMargin: "600px" });
+  const asked = new Map();
+  const load = async (source) => {
+    if (window.attlasOffline) return window.attlasOffline(source); // a file that holds them (analyses/heads/offline.py)
+    const answer = await fetch(source), told = await answer.json();
+    if (!answer.ok) throw new Error(told.error || answer.statusText);
+    if (told.job && told.job.state !== "done") throw new Error(told.job.error || `${told.job.title} is ${told.job.state}`);
+    return told;
+  };
+  const ask = (source) => {
+    if (!asked.has(source)) asked.set(source, load(source));
+    asked.get(source).catch(() => asked.delete(source));
+    if (asked.size > KEPT) asked.delete(asked.keys().next().value);
+    return asked.get(source);
+  };
+  // `place.host` may change meanwhile: what is drawn before the page has come moves into it.
+  const fill = async (place, offset, last) => {
+    const source = place.source, url = new URL(source, location.href), waits = url.searchParams.has("limit");
+    if (!waits) url.searchParams.set("limit", offset ? THEN : FIRST);
+    if (offset) url.searchParams.set("offset", offset);
+    const told = await ask(url.pathname + url.search).catch((error) => error), host = place.host;
+    if (host.dataset.filled !== source) return; // the page went on to another head meanwhile
+    if (told instanceof Error) {
+      host.append(make("p", "note warning", `The sequences cannot be shown: ${told.message}`));
       return;
     }
-    if (host.dataset.filled !== host.dataset.gallery) return; // the page went on to another head meanwhile
     let before = last, list = host.lastElementChild;
     for (const row of told.sequences) {
       const title = part(row, told);
@@ -173,25 +190,31 @@
     if (!told.total) host.append(make("p", "note", "None were kept."));
     if (told.next !== null) {
       const more = make("button", "button", `More (${told.total - told.next})`);
-      more.addEventListener("click", () => {
-        more.remove();
-        const url = new URL(host.dataset.gallery, location.href);
-        url.searchParams.set("offset", told.next);
-        fill(host, url, before);
-      });
+      more.addEventListener("click", () => { near.unobserve(more); more.remove(); fill(place, told.next, before); }, { once: true });
       host.append(more);
+      if (!waits) near.observe(more);
     }
     host.dataset.ready = "yes";
   };
-  const attach = () => document.querySelectorAll("[data-gallery]").forEach((host) => {
-    if (host.dataset.filled === host.dataset.gallery) return;
-    host.dataset.filled = host.dataset.gallery;
-    delete host.dataset.ready;
-    host.replaceChildren();
-    fill(host, host.dataset.gallery, null);
-  });
-  document.addEventListener("DOMContentLoaded", () => {
+  const attach = () => {
+    document.querySelectorAll("[data-gallery]").forEach((host) => {
+      const source = host.dataset.gallery;
+      if (host.dataset.filled === source) return;
+      host.dataset.filled = source;
+      delete host.dataset.ready;
+      const early = [...document.querySelectorAll("#preview [data-gallery]")].find((other) => other !== host && other.place && other.dataset.gallery === source);
+      host.place = early ? early.place : { source };
+      host.place.host = host;
+      host.replaceChildren(...(early ? early.childNodes : []));
+      if (!early) fill(host.place, 0, null);
+      else if (early.dataset.ready) host.dataset.ready = "yes";
+    });
+    const early = document.getElementById("preview");
+    if (early && document.querySelector("#page .content")) early.remove();
+  };
+  const begin = () => {
     new MutationObserver(attach).observe(document.body, { childList: true, subtree: true, attributes: true, attributeFilter: ["data-gallery"] });
     attach();
-  });
+  };
+  if (document.body) begin(); else document.addEventListener("DOMContentLoaded", begin);
 })();

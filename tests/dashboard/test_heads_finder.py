@@ -185,3 +185,6 @@ def test_a_heads_page_has_its_account_and_tokens(client: Any, workspace: Workspa
     told = json.dumps(head.view(page, theme("dark")), default=lambda component: component.to_plotly_json())
     assert f"/api/head-sequences?run={run.id}&layer=1&head=4&by=rest&limit=3" in told
     assert "Tokens that look" in told
+    document = client.get("/head?model=gpt2-mini&layer=1&head=4&by=norm").text
+    assert f'data-gallery="/api/head-sequences?run={run.id}&amp;layer=1&amp;head=4&amp;by=norm"' in document
+    assert '<div id="preview">' not in client.get("/head?model=nothing&layer=1").text

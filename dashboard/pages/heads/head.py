@@ -82,7 +82,10 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     found["timeline"] = reader.rows(timeline, "timeline", ("step",), **one)
     scores = ("previous_token", "prev_token_score")
     found["vision"] = found["vision"] or all(shown.get(name) is None for name in scores)
-    return found if found["vision"] else found | _live(reader, params, str(model), place)
+    asked = any(params.get(name) for name in ("text", "example", "to"))
+    if found["vision"] or (atlas and not asked):  # what a corpus shows comes first, and does not wait for a model
+        return found | {"example": "", "text": ""}
+    return found | _live(reader, params, str(model), place)
 
 
 def _live(reader: WorkspaceReader, params: Params, model: str, place: tuple[int, int]) -> Data:
@@ -124,8 +127,8 @@ def view(data: Data, theme: Theme) -> Any:
         [
             heading(title, lead, *_pickers(data)),
             html.P([tag(label), html.Span(_label_note(data["numbers"]), className="note")]) if label else None,
-            _numbers(data),
             *_on_corpus(data, theme),
+            _numbers(data),
             _vision(data) if data["vision"] else _map(data, theme),
             _distributions(data, theme),
             _history(data, theme),
@@ -138,7 +141,7 @@ def _on_corpus(data: Data, theme: Theme) -> list[Any]:
     if not data["run"]:
         command = f"attlas heads --model {data['model']}"
         return [empty("Not read over a corpus yet", "What it is spent on, and sequences that show it:", command)]
-    cards = (account.account_card(data, theme), sequences.sequences_card(data), sequences.tokens_card(data))
+    cards = (sequences.sequences_card(data), account.account_card(data, theme), sequences.tokens_card(data))
     return [columns(part) for part in cards if part is not None]
 
 
@@ -204,11 +207,12 @@ def _vision(data: Data) -> Any:
 
 def _map(data: Data, theme: Theme) -> Any:
     options = [("names", "Names"), ("repeat", "A repeated list"), ("prose", "A sentence")]
+    none = "" if data["run"] else "names"
     controls = [
-        picker("example", "Example", options, data["example"], "names"),
-        text_box("text", "Your text", data["text"], hint=EXAMPLES[data["example"]]),
+        picker("example", "Example", options if none else [("", "None"), *options], data["example"], none),
+        text_box("text", "Your text", data["text"], hint=EXAMPLES[data["example"] or "names"]),
     ]
-    parts = [*controls, job_panel(data["job"])]
+    parts = [*controls, job_panel(data["job"]) if "job" in data else None]
     note = (
         f"Weights for the text as it is now, at most {MOST_TOKENS} tokens. Rows attend to columns; hover for the tokens, "
         "click a row to read it below."
@@ -284,4 +288,4 @@ def _history(data: Data, theme: Theme) -> Any:
     )
 
 
-PAGE = Page("/head", "Head", data, view, nav=False)
+PAGE = Page("/head", "Head", data, view, nav=False, preview=sequences.preview)

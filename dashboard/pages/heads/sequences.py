@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from attlas.dashboard.components import attributes, card, empty, heading, picker
 from attlas.dashboard.components.maps import data_url
 from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.page import Data, Page, Params, integer, link
+from attlas.dashboard.preview import card_html, heading_html
 from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
 from attlas.data.workspace import Run
@@ -38,7 +40,7 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     n_tokens = 0
     for row in rows[first : first + limit]:
         tokens = texts.get(row["sequence"]) or []
-        row = _sequence(row, tokens)
+        row = as_sequence(row, tokens)
         n_tokens += len(row["counts"])
         if shown and n_tokens > MOST_TOKENS:
             break
@@ -59,7 +61,12 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
 
 
 def _rows(reader: WorkspaceReader, run: Run, layer: int, head: int) -> list[Row]:
-    """Rows of one head, the highest interval first, with query, key and weight as arrays."""
+    """Rows of one head, the highest interval first, with query, key and weight as arrays; those read last are kept."""
+    path = reader.workspace.folder(run) / "head_sequences.parquet"
+    return reader.kept(path, (layer, head), lambda: _read(reader, run, layer, head))
+
+
+def _read(reader: WorkspaceReader, run: Run, layer: int, head: int) -> list[Row]:
     found = reader.workspace.read_rows(run, "head_sequences", layer=layer, head=head)
     names = [name for name in found.column_names if name not in ("query", "key", "weight")]
     rows: list[Row] = found.select(names).to_pylist()
@@ -71,7 +78,7 @@ def _rows(reader: WorkspaceReader, run: Run, layer: int, head: int) -> list[Row]
     return sorted(rows, key=lambda row: (row["by"], -row["interval"], row["rank"]))
 
 
-def _sequence(row: Row, tokens: list[str]) -> Row:
+def as_sequence(row: Row, tokens: list[str]) -> Row:
     """Keys of query 0, then those of query 1, …; `counts` says how many each has."""
     order = np.argsort(row["query"], kind="stable")
     n = max(len(tokens), int(max(row["query"].max(initial=-1), row["key"].max(initial=-1))) + 1)
@@ -115,10 +122,31 @@ def top_tokens(reader: WorkspaceReader, run: Run | None, layer: int, head: int, 
     }
 
 
+def source(data: Data, by: str, limit: int | None = None) -> str:
+    """Address of the sequences of one head; `limit` at a time, or as the page is scrolled."""
+    return link("/api/head-sequences", run=data["run"], layer=data["layer"], head=data["head"], by=by, limit=limit)
+
+
 def gallery(data: Data, by: str, limit: int | None = None) -> html.Div:
-    """Where the script draws the sequences of one head; `limit` at a time."""
-    source = link("/api/head-sequences", run=data["run"], layer=data["layer"], head=data["head"], by=by, limit=limit)
-    return html.Div(className="gallery", **attributes({"data-gallery": source}))
+    """Where the script draws the sequences of one head."""
+    return html.Div(className="gallery", **attributes({"data-gallery": source(data, by, limit)}))
+
+
+def preview(reader: WorkspaceReader, params: Params) -> str:
+    """The sequences alone, as HTML."""
+    run = reader.pick("heads", params.get("run"), params.get("model"))
+    if run is None:
+        return ""
+    layer, head = integer(params, "layer") or 0, integer(params, "head") or 0
+    by = params["by"] if params.get("by") in BY else "weight"
+    told = source({"run": run.id, "layer": layer, "head": head}, by)
+    images = bool(run.summary.get("grid"))
+    card_ = card_html(
+        "Images" if images else "Sequences",
+        f'<div class="gallery" data-gallery="{escape(told)}"></div>',
+        HELP_IMAGES if images else HELP,
+    )
+    return heading_html(f"Head {layer}.{head}", f"How one head of {run.model.name} attends.") + card_
 
 
 HELP = (
@@ -165,4 +193,4 @@ def tokens_card(data: Data) -> Any:
     return card("Its tokens", html.Div(parts, className="pair"), note=note, span=2)
 
 
-PAGE = Page("/head-sequences", "Sequences of a head", data, view, nav=False)
+PAGE = Page("/head-sequences", "Sequences of a head", data, view, nav=False, preview=preview)

@@ -70,6 +70,24 @@ def test_a_token_shows_its_keys_and_who_looks_at_it(browser: Any, address: str, 
     page.close()
 
 
+def test_sequences_are_there_before_the_page_and_stay(browser: Any, address: str) -> None:
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    held: list[Any] = []
+    page.route("**/_dash-update-component*", lambda route: held.append(route))
+    page.goto(f"{address}/head?model=gpt2-mini&layer=3&head=0")
+    page.locator("#preview .sequence .cell").nth(9).click()
+    assert page.locator("#preview .sequence.locked").count() == 1
+    page.wait_for_timeout(300)
+    page.unroute("**/_dash-update-component*")
+    for route in held:
+        route.continue_()
+    page.locator("#page .sequence.locked").wait_for()
+    assert page.locator("#preview").count() == 0
+    assert page.locator("#page .sequence.locked .query").get_attribute("data-i") == "9"
+    page.locator("#page .sequence").nth(2).wait_for()  # all three, though not all had come
+    page.close()
+
+
 def test_from_the_finder_to_a_head_and_images(browser: Any, address: str) -> None:
     page = browser.new_page(viewport={"width": 390, "height": 900})
     page.goto(f"{address}/heads?model=gpt2-mini&metric=prev_token_score&compare=3.0,2.0")
