@@ -27,7 +27,7 @@
         });
         const changed = ids.some((id) => id.name === "model") &&
           (new URLSearchParams(window.location.search).get("model") || "") !== (search.get("model") || "");
-        if (changed) ["run", "id", "head", "layer", "family"].forEach((name) => search.delete(name));
+        if (changed) ["run", "id", "head", "layer", "family", "sequence", "heads", "compare", "beside"].forEach((name) => search.delete(name));
         const next = search.toString() ? "?" + search.toString() : "";
         return next === window.location.search ? nothing() : next;
       },

@@ -144,7 +144,7 @@
     }
   }
 
-  const part = (row, told) => told.by === "rest" || row.own ? "" : row.interval === told.n_intervals - 1
+  const part = (row, told) => row.asked ? "The one asked for" : told.by === "rest" ? "" : row.interval === told.n_intervals - 1
     ? `The strongest of all (part ${told.n_intervals} of ${told.n_intervals})` : `Drawn from part ${row.interval + 1} of ${told.n_intervals}`;
   // At first what a screen shows, then more as it is scrolled to. An address that says how many it wants waits for a click.
   const FIRST = 3, THEN = 8, KEPT = 12;

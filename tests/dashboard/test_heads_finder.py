@@ -188,3 +188,44 @@ def test_a_heads_page_has_its_account_and_tokens(client: Any, workspace: Workspa
     document = client.get("/head?model=gpt2-mini&layer=1&head=4&by=norm").text
     assert f'data-gallery="/api/head-sequences?run={run.id}&amp;layer=1&amp;head=4&amp;by=norm"' in document
     assert '<div id="preview">' not in client.get("/head?model=nothing&layer=1").text
+
+
+def test_words_are_found_in_the_kept_sequences(client: Any, workspace: Workspace) -> None:
+    run = next(run for run in workspace.runs("heads") if run.model.name == "gpt2-mini")
+    table = workspace.read_table(run, "head_sequences").to_pandas()
+    kept = table[table.by == "weight"]
+    texts = workspace.read_table(run, "head_texts").to_pandas().set_index("sequence").tokens
+    page = _json(client, "/api/heads?model=gpt2-mini&q= THE w")
+    holds = {s for s in set(kept.sequence) if " the w" in "".join(texts[s]).lower()}
+    found = page["search"]["sequences"]
+    assert {row["sequence"] for row in found} == holds
+    assert 0 < len(holds) < texts.size
+    for row in found:
+        assert row["around"][1].lower() == " the w"
+        assert row["n_heads"] == len(kept[kept.sequence == row["sequence"]].groupby(["layer", "head"]))
+        best = kept[kept.sequence == row["sequence"]].strength.max()
+        assert row["heads"][0]["strength"] == pytest.approx(best)
+    assert "sequence=" in _told(page)
+    shown = found[0]["heads"][0]
+    url = f"/api/head-sequences?model=gpt2-mini&layer={shown['layer']}&head={shown['head']}&sequence={found[0]['sequence']}"
+    first = _json(client, url)["sequences"][0]
+    assert (first["sequence"], first["asked"]) == (found[0]["sequence"], True)
+    assert _json(client, "/api/heads?model=gpt2-mini&q=zzzz")["search"]["n_sequences"] == 0
+    assert _json(client, "/api/heads?model=vit-mini&q=a")["search"] is None
+
+
+def test_history_is_a_number_and_runs_stand_beside_each_other(client: Any, workspace: Workspace) -> None:
+    page = _json(client, "/api/heads?model=gpt2-mini&metric=entropy")
+    history = _frame(workspace, "timeline", "timeline")
+    mine = history[(history.layer == 3) & (history["head"] == 0)].sort_values("step")
+    slope = 1000 * (mine.induction.iloc[-1] - mine.induction.iloc[0]) / (mine.step.iloc[-1] - mine.step.iloc[0])
+    row = next(r for r in page["rows"] if (r["layer"], r["head"]) == (3, 0))
+    assert row["slope: induction"] == pytest.approx(slope)  # of two checkpoints
+    other = next(run for run in workspace.runs("heads") if run.model.name == "vit-mini")
+    assert [run["run"] for run in page["beside"]["runs"]] == [other.id]
+    beside = _json(client, f"/api/heads?model=gpt2-mini&metric=entropy&beside={other.id}")
+    theirs = next(r for r in _json(client, "/api/heads?model=vit-mini")["rows"] if (r["layer"], r["head"]) == (1, 2))
+    pair = next(r for r in beside["beside"]["rows"] if (r["layer"], r["head"]) == (1, 2))
+    assert pair["other"] == theirs["entropy"]
+    assert pair["difference"] == pytest.approx(pair["one"] - pair["other"])
+    assert "Heads that differ most" in _told(beside)

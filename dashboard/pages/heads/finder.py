@@ -10,7 +10,7 @@ from attlas.analyses.common.columns import Head
 from attlas.dashboard.components import button_link, card, columns, empty, heading, metric_cards, picker, short
 from attlas.dashboard.components.grid import grid
 from attlas.dashboard.page import Data, Page, Params, link, parse_heads
-from attlas.dashboard.pages.heads import compare, finder_figures
+from attlas.dashboard.pages.heads import beside, compare, finder_figures, search
 from attlas.dashboard.pages.heads.numbers import all_numbers
 from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
@@ -24,7 +24,17 @@ _FIRST = {
     "metric": ("induction_score", "repeat_induction", "induction", "active", "entropy"),
 }
 _TOP = (5, 10, 20, 50)
-_KINDS = ("heads", "anatomy", "entropy", "head_effects", "vit")
+_KINDS = (
+    "heads",
+    "anatomy",
+    "entropy",
+    "head_effects",
+    "vit",
+    "head_weights",
+    "head_logits",
+    "head_similar",
+    "timeline",
+)
 
 
 def data(reader: WorkspaceReader, params: Params) -> Data:
@@ -58,6 +68,9 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
         "lit": [list(head) for head in lit],
         "compare": compare.data(reader, run, heads, parse_heads(params.get("compare"))),
         "compare_asked": params.get("compare", ""),
+        "beside": beside.data(reader, run, heads, chosen["metric"], params.get("beside")),
+        "q": params.get("q", "")[:200],
+        "search": search.data(reader, run, params.get("q", "")[:200]),
         "vision": bool(run and "grid" in run.summary) or reader.pick("vit", None, model) is not None,
     }
 
@@ -83,7 +96,9 @@ def view(data: Data, theme: Theme) -> Any:
             _summary(data),
             columns(_scatter(data, titles, theme), _map(data, titles, theme)),
             _top(data, titles),
+            search.view(data),
             compare.view(data, theme),
+            beside.view(data, titles[data["metric"]], theme),
             _table(data, titles),
             None if data["run"] else _hint(data),
         ]
@@ -117,6 +132,8 @@ def here(data: Data, **changed: Any) -> str:
     now = {name: data[name] for name in names} | {
         "heads": ",".join(f"{a}.{b}" for a, b in data["lit"]),
         "compare": data["compare_asked"],
+        "q": data["q"],
+        "beside": data["beside"]["asked"],
         "model": data["model"],
     }
     return link("/heads", **(now | changed))

@@ -23,7 +23,7 @@ from attlas.dashboard.components import (
 from attlas.dashboard.components import head_figures as views
 from attlas.dashboard.jobs import Job
 from attlas.dashboard.page import Data, Page, Params, integer, link
-from attlas.dashboard.pages.heads import account, sequences
+from attlas.dashboard.pages.heads import account, sequences, worth
 from attlas.dashboard.pages.heads.metrics import head_rows, named
 from attlas.dashboard.pages.heads.numbers import with_atlas
 from attlas.dashboard.reader import Row, WorkspaceReader
@@ -73,8 +73,10 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     one = {"layer": place[0], "head": place[1]}
     by = params.get("by", "")
     found["by"] = by if by in sequences.BY else "weight"
+    found["sequence"] = integer(params, "sequence")
     found["grid"] = atlas.summary.get("grid") if atlas else None
     found["account"] = account.data(reader, atlas, *place)
+    found |= worth.data(reader, model, *place)
     found |= sequences.top_tokens(reader, atlas, *place, found["by"])
     timeline = reader.pick("timeline", params.get("run"), model)
     found["masses"] = reader.rows(anatomy, "map_mass", ("kind", "at"), **one)
@@ -128,6 +130,7 @@ def view(data: Data, theme: Theme) -> Any:
             heading(title, lead, *_pickers(data)),
             html.P([tag(label), html.Span(_label_note(data["numbers"]), className="note")]) if label else None,
             *_on_corpus(data, theme),
+            columns(*worth.cards(data)),
             _numbers(data),
             _vision(data) if data["vision"] else _map(data, theme),
             _distributions(data, theme),

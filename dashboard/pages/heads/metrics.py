@@ -64,6 +64,16 @@ METRICS = {
         "Mean over sequences of the largest weight off the first position.",
     ),
     "mean_norm": ("Largest output", "", "Mean over sequences of the largest ‖z·W_O‖ behind the first position."),
+    "ov_rank": ("Rank of OV", "", "Effective rank of W_V·W_O."),
+    "qk_rank": ("Rank of QK", "", "Effective rank of W_Q·W_Kᵀ."),
+    "ov_norm": ("Norm of OV", "", "Frobenius norm of W_V·W_O."),
+    "qk_norm": ("Norm of QK", "", "Frobenius norm of W_Q·W_Kᵀ, as scores are scaled."),
+    "copying": ("Copying", "−1 … 1", "1 where each token raises its own logit, by the weights."),
+    "matching": ("Matching", "−1 … 1", "1 where each token attends to its own kind, by the weights."),
+    "direct_logit": ("Direct logit", "logits", "What it adds to the logit of the true next token, by itself."),
+    "direct_logit_size": ("Direct logit, size", "logits", "Mean size of that."),
+    "raised": ("Predictions raised", "fraction", "Share of predictions whose true token it raises, by itself."),
+    "pattern_cluster": ("Cluster", "", "Cluster of heads of like patterns, the largest is 0."),
     "unexplained": ("Unexplained", "fraction", "Attention mass that no rule of the account takes."),
 }
 _MASS = {

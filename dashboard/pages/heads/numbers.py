@@ -12,14 +12,21 @@ from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.data.workspace import Run
 
 # Kinds whose tables have a row a head, then those with several, spread into columns: (kind, table, names, value).
-_PLAIN = (("head_survey", "head_survey"), ("vit", "strength"))
+_PLAIN = (
+    ("head_survey", "head_survey"),
+    ("vit", "strength"),
+    ("head_weights", "head_weights"),
+    ("head_logits", "head_logits"),
+    ("head_similar", "head_clusters"),
+)
 _SPREAD = (
     ("heads", "head_account", ("rule",), "share"),
     ("head_effects", "head_effects", ("ablation",), "delta"),
     ("vit", "importance", ("metric", "ablation"), "value"),
 )
 _TITLES = {"head_account": "Spent on", "head_effects": "Δ loss,", "importance": "Importance,"}
-_NO_NUMBERS = {"layer", "head", "n_queries", "n_sequences", "n_images", "low", "high"}
+_NO_NUMBERS = {"layer", "head", "n_queries", "n_sequences", "n_images", "low", "high", "of_model", "centre"}
+_NO_SLOPE = {"layer", "head", "step", "checkpoint", "loss", "repeat_loss", "n_queries"}
 _HOOK = re.compile(r"blocks\.(\d+)\.attn\.hook_z")
 
 
@@ -84,6 +91,8 @@ def all_numbers(reader: WorkspaceReader, model: str, run: Run | None) -> Heads:
         _plain(found, reader, reader.pick(kind, None, model), table)
     for kind, table, names, value in _SPREAD:
         _spread(found, reader, run if kind == "heads" else reader.pick(kind, None, model), table, names, value)
+    _composition(found, reader, model)
+    _slopes(found, reader, model)
     _redundancy(found, reader, model)
     _features(found, reader, model)
     found.rows = {place: found.rows[place] for place in sorted(found.rows)}
@@ -108,7 +117,7 @@ def titled(name: str) -> str:
 def _plain(found: Heads, reader: WorkspaceReader, run: Run | None, table: str) -> None:
     if run is None:
         return
-    rows = reader.rows(run, table, ("layer", "head"))
+    rows = [row for row in reader.rows(run, table, ("layer", "head")) if not row.get("of_model")]
     for name, (unit, meaning) in _fields(reader, run, table).items():
         if name not in _NO_NUMBERS:
             values = {(r["layer"], r["head"]): r[name] for r in rows}
@@ -148,6 +157,40 @@ def _spread(
     for what, values in columns.items():
         title = f"{_TITLES[table]} {what.replace('_', ' ')}"
         found.add(Number(f"{value}: {what}", title, unit, meaning, run.id), values)
+
+
+def _composition(found: Heads, reader: WorkspaceReader, model: str) -> None:
+    """The strongest composition with a head of an earlier layer, over that of random heads."""
+    run = reader.pick("head_weights", None, model)
+    path = reader.table_file(run, "head_composition")
+    if run is None or path is None:
+        return
+    most = ", ".join(f"max({kind}_composition / random) AS {kind}" for kind in "qkv")
+    rows = reader.query(f"SELECT layer, head, {most} FROM read_parquet(?) GROUP BY 1, 2", [str(path)])
+    for kind in "qkv":
+        meaning = (
+            f"the strongest {kind.upper()}-composition with a head of an earlier layer, over the mean of random heads"
+        )
+        number = Number(f"composition: {kind}", f"{kind.upper()}-composition", "× random", meaning, run.id)
+        found.add(number, {(r["layer"], r["head"]): r[kind] for r in rows})
+
+
+def _slopes(found: Heads, reader: WorkspaceReader, model: str) -> None:
+    """How each score of the history over checkpoints rises or falls: least squares over steps."""
+    run = reader.pick("timeline", None, model)
+    path = reader.table_file(run, "timeline")
+    if run is None or path is None:
+        return
+    told = {n: t for n, t in _fields(reader, run, "timeline").items() if n not in _NO_SLOPE and not n.endswith("_null")}
+    names = [name for name in reader.columns(run, "timeline") if name in told]
+    slopes = ", ".join(f'1000 * regr_slope("{name}", step) AS "{name}"' for name in names)
+    rows = reader.query(f"SELECT layer, head, {slopes} FROM read_parquet(?) GROUP BY 1, 2", [str(path)])
+    for name in names:
+        title, (unit, meaning) = f"Over training, {titled(name).lower()}", told[name]
+        number = Number(
+            f"slope: {name}", title, f"{unit} per 1,000 steps", f"slope over checkpoints: {meaning}", run.id
+        )
+        found.add(number, {(r["layer"], r["head"]): r[name] for r in rows})
 
 
 def _redundancy(found: Heads, reader: WorkspaceReader, model: str) -> None:

@@ -32,7 +32,12 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     found |= {"layer": layer, "head": head, "by": by, "scale": SCALE, "sequences": [], "total": 0, "next": None}
     if run is None or not (0 <= layer < 2**15 and 0 <= head < 2**15):
         return found
-    rows = [row for row in _rows(reader, run, layer, head) if row["by"] == by]
+    every = _rows(reader, run, layer, head)
+    rows = [row for row in every if row["by"] == by]
+    asked = [row for row in every if row["sequence"] == integer(params, "sequence")]
+    if asked:  # comes first, whatever it is ranked by
+        asked.sort(key=lambda row: row["by"] != by)
+        rows = [asked[0] | {"asked": True}, *rows]
     first = max(0, integer(params, "offset") or 0)
     limit = min(max(1, integer(params, "limit") or 1000), 1000)
     texts = reader.texts(run, [row["sequence"] for row in rows[first : first + limit]])
@@ -84,6 +89,7 @@ def as_sequence(row: Row, tokens: list[str]) -> Row:
     n = max(len(tokens), int(max(row["query"].max(initial=-1), row["key"].max(initial=-1))) + 1)
     return {
         **{name: row[name] for name in ("interval", "rank", "sequence", "strength")},
+        "asked": row.get("asked", False),
         "tokens": [visible(token) for token in tokens],
         "counts": np.bincount(row["query"], minlength=n),
         "keys": row["key"][order],
@@ -124,7 +130,10 @@ def top_tokens(reader: WorkspaceReader, run: Run | None, layer: int, head: int, 
 
 def source(data: Data, by: str, limit: int | None = None) -> str:
     """Address of the sequences of one head; `limit` at a time, or as the page is scrolled."""
-    return link("/api/head-sequences", run=data["run"], layer=data["layer"], head=data["head"], by=by, limit=limit)
+    place = {name: data[name] for name in ("run", "layer", "head")}
+    return link(
+        "/api/head-sequences", **place, by=by, limit=limit, sequence=data.get("sequence") if not limit else None
+    )
 
 
 def gallery(data: Data, by: str, limit: int | None = None) -> html.Div:
@@ -139,7 +148,7 @@ def preview(reader: WorkspaceReader, params: Params) -> str:
         return ""
     layer, head = integer(params, "layer") or 0, integer(params, "head") or 0
     by = params["by"] if params.get("by") in BY else "weight"
-    told = source({"run": run.id, "layer": layer, "head": head}, by)
+    told = source({"run": run.id, "layer": layer, "head": head, "sequence": integer(params, "sequence")}, by)
     images = bool(run.summary.get("grid"))
     card_ = card_html(
         "Images" if images else "Sequences",

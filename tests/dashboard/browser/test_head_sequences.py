@@ -72,15 +72,12 @@ def test_a_token_shows_its_keys_and_who_looks_at_it(browser: Any, address: str, 
 
 def test_sequences_are_there_before_the_page_and_stay(browser: Any, address: str) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 1000})
-    held: list[Any] = []
-    page.route("**/_dash-update-component*", lambda route: held.append(route))
+    page.route("**/_dash-update-component*", lambda _route: None)  # held
     page.goto(f"{address}/head?model=gpt2-mini&layer=3&head=0")
     page.locator("#preview .sequence .cell").nth(9).click()
     assert page.locator("#preview .sequence.locked").count() == 1
     page.wait_for_timeout(300)
-    page.unroute("**/_dash-update-component*")
-    for route in held:
-        route.continue_()
+    page.unroute("**/_dash-update-component*")  # lets what was held go on
     page.locator("#page .sequence.locked").wait_for()
     assert page.locator("#preview").count() == 0
     assert page.locator("#page .sequence.locked .query").get_attribute("data-i") == "9"
