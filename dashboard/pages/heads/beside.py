@@ -29,16 +29,8 @@ def data(reader: WorkspaceReader, run: Run | None, heads: Heads, metric: str, as
     rows: list[Row] = []
     for place in sorted({*heads.rows, *there}):
         one, other = (rows_.get(place, {}).get(metric) for rows_ in (heads.rows, there))
-        both = one is not None and other is not None
-        rows.append(
-            {
-                "layer": place[0],
-                "head": place[1],
-                "one": one,
-                "other": other,
-                "difference": one - other if both else None,
-            }
-        )
+        difference = None if one is None or other is None else one - other
+        rows.append({"layer": place[0], "head": place[1], "one": one, "other": other, "difference": difference})
     return found | {"rows": rows, "name": chosen.model.name}
 
 

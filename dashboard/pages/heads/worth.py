@@ -29,17 +29,17 @@ def data(reader: WorkspaceReader, model: str | None, layer: int, head: int) -> D
     runs = {
         kind: reader.pick(kind, None, model) for kind in ("head_weights", "head_effects", "head_logits", "head_similar")
     }
-    one = {"layer": layer, "head": head}
+    one: dict[str, int] = {"layer": layer, "head": head}
     pairs = reader.rows(runs["head_weights"], "head_token_pairs", ("circuit", "rank"), **one)
     alike = reader.rows(runs["head_similar"], "head_similar", ("rank",), of_model=0, **one)
     told = reader.rows(runs["head_similar"], "head_similarity")
     similar = runs["head_similar"]
     return {
-        "weights": _first(reader.rows(runs["head_weights"], "head_weights", **one)),
+        "weights": _first(reader.rows(runs["head_weights"], "head_weights", (), **one)),
         "pairs": {circuit: [p for p in pairs if p["circuit"] == circuit][:N_PAIRS] for circuit in ("qk", "ov")},
         "composition": _composition(reader, runs["head_weights"], layer, head),
-        "effects": reader.rows(runs["head_effects"], "head_effects", **one),
-        "direct_logit": _first(reader.rows(runs["head_logits"], "head_logits", **one)),
+        "effects": reader.rows(runs["head_effects"], "head_effects", ("ablation",), **one),
+        "direct_logit": _first(reader.rows(runs["head_logits"], "head_logits", (), **one)),
         "alike": alike[:N_ALIKE],
         "alike_with": similar.summary.get("compared_with") if similar else None,
         "alike_pairs": next((row for row in told if row["compared_by"] == "pattern_off_sink"), None),
