@@ -123,7 +123,9 @@ def variants(args: argparse.Namespace) -> list[tuple[str, int | None, int]]:
 def _autoencoder(model: HookedModel, arch: str, d_sae: int | None, k: int, seed: int, args: argparse.Namespace) -> SAE:
     if args.sae is not None:
         return load_sae(args.sae)
-    config = TrainConfig(hooks=(args.hook,), n_tokens=args.train_tokens, arch=arch, d_sae=d_sae, k=k, seed=seed)
+    config = TrainConfig(
+        hooks=(args.hook,), n_tokens=args.train_tokens, arch=arch, d_sae=d_sae, k=k, seed=seed, lr=args.lr
+    )
     return train_sae(config, model=model, track=progress(args)).saes[args.hook]
 
 
@@ -202,6 +204,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--kinds", nargs="+", default=list(KINDS), choices=KINDS, help="trained ones and which controls"
     )
+    parser.add_argument("--lr", type=float, default=None, help="learning rate; default that of the architecture")
     parser.add_argument("--tokens", type=int, default=8_192, help="held-out tokens that features are scored on")
     parser.add_argument("--draws", type=int, default=100, help="null directions of each profile")
     parser.add_argument("--dictionaries", type=int, default=50, help="random dictionaries of the survey")
