@@ -85,6 +85,10 @@ class ConservationError(AttlasError, ArithmeticError):
     """The parts of an attribution do not add up to the whole."""
 
 
+class ProcessError(AttlasError, RuntimeError):
+    """One of several processes that work together ended, or did not come."""
+
+
 class MissingExtraError(AttlasError, ImportError):
     """An optional dependency is needed and not installed."""
 

@@ -7,7 +7,7 @@ activation that fired; a token's features then do not depend on its neighbours. 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,16 @@ from attlas.saes.config import SAEConfig
 THRESHOLD_RATE = 0.05
 
 
+class Peers(Protocol):
+    """Other processes that hold parts of the batch (attlas.saes.training.parallel)."""
+
+    def choose(self, f_BF: Tensor, k: int) -> Tensor:
+        """The part here with everything but the largest of the whole batch, k a row, set to 0."""
+
+    def least(self, smallest: Tensor) -> Tensor:
+        """The least over processes, in place."""
+
+
 class BatchTopKSAE(SAE):
     """k = cfg.k features a token on average; `threshold` [F] (all entries equal) decides at inference."""
 
@@ -27,6 +37,7 @@ class BatchTopKSAE(SAE):
     saelens_arch: ClassVar[str] = "jumprelu"
     chooses_k: ClassVar[bool] = True
     threshold: Tensor
+    peers: Peers | None = None
 
     def __init__(self, cfg: SAEConfig) -> None:
         super().__init__(cfg)
@@ -38,6 +49,8 @@ class BatchTopKSAE(SAE):
     def activate_batch(self, pre_BF: Tensor) -> Tensor:
         """Training-time activation: the B·k largest of the batch, in B·F memory; ties to the lower row, then feature."""
         f_BF = torch.relu(pre_BF)
+        if self.peers is not None:
+            return self.peers.choose(f_BF, self.cfg.k)
         flat, budget = f_BF.flatten(), self.cfg.k * len(pre_BF)
         if budget >= flat.numel():
             return f_BF
@@ -55,9 +68,11 @@ class BatchTopKSAE(SAE):
     def update_threshold(self, f_BF: Tensor) -> None:
         """Move θ towards the smallest activation of this batch; the first batch sets it."""
         active = f_BF[f_BF > 0]
-        if active.numel() == 0:
+        smallest = active.min() if active.numel() else f_BF.new_tensor(torch.inf)
+        if self.peers is not None:
+            smallest = self.peers.least(smallest)
+        if bool(smallest == torch.inf):
             return
-        smallest = active.min()
         rate = THRESHOLD_RATE if bool(self.threshold[0] > 0) else 1.0
         self.threshold.lerp_(smallest.to(self.threshold.dtype), rate)
 

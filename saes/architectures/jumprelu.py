@@ -50,6 +50,11 @@ class _Step(torch.autograd.Function):
         return None, -(near / ctx.bandwidth * grads[0]).sum_to_size(theta_F.shape), None
 
 
+def active_step(pre_BF: Tensor, theta_F: Tensor, bandwidth: float) -> Tensor:
+    """1 where a pre-activation passes its threshold, with the straight-through gradient for the threshold."""
+    return _Step.apply(pre_BF, theta_F, bandwidth)
+
+
 class JumpReLUSAE(SAE):
     """`threshold` [F] is learned; λ = cfg.sparsity weighs the L0 penalty and is warmed up."""
 
@@ -81,7 +86,7 @@ class JumpReLUSAE(SAE):
         x_hat_BD = self.decode(f_BF)
         mse = squared_error(x, x_hat_BD)
         aux = auxk_loss(self, x, x_hat_BD, step.dead_F)
-        active_BF = _Step.apply(pre_BF, self.threshold, self.cfg.bandwidth)
+        active_BF = active_step(pre_BF, self.threshold, self.cfg.bandwidth)
         l0 = active_BF.sum(-1).mean()
         penalty = self.cfg.sparsity * step.penalty_scale * l0
         return LossTerms(

@@ -242,7 +242,7 @@ def share_form(form: str, processes: int, n_hooks: int) -> str:
     return form if form != "auto" else "hooks" if n_hooks >= processes else "data"
 
 
-def check_share(form: str, processes: int, *, n_hooks: int, batch: int, d_sae: int, k: int) -> None:
+def check_share(form: str, processes: int, *, n_hooks: int, batch: int, d_sae: int | None = None, k: int = 1) -> None:
     """Refuse what cannot be divided among the processes.
 
     Raises:
@@ -256,11 +256,13 @@ def check_share(form: str, processes: int, *, n_hooks: int, batch: int, d_sae: i
         raise ConfigError(
             f"batch_size={batch} cannot be divided among {processes} processes; give a multiple of {processes}"
         )
-    if form == "features" and d_sae % processes:
+    if form != "features" or d_sae is None:
+        return
+    if d_sae % processes:
         raise ConfigError(
             f"d_sae={d_sae} cannot be divided among {processes} processes; give a multiple of {processes}"
         )
-    if form == "features" and k > d_sae // processes:
+    if k > d_sae // processes:
         raise ConfigError(
             f"k={k} is more than the {d_sae // processes} features that each of {processes} processes has; use fewer processes"
         )

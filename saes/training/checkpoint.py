@@ -14,25 +14,36 @@ from torch import Tensor
 from attlas.data.files import atomic_path
 from attlas.errors import CheckpointError, ConfigError, StorageError
 from attlas.saes.training.buffer import MixingBuffer
+from attlas.saes.training.parallel.share import Share
 from attlas.saes.training.trainer import SAETrainer
 
 NAME = "checkpoint.safetensors"
+NOT_SHARED = Share()
 
 
 def save_checkpoint(
-    folder: Path, step: int, trainers: list[SAETrainer], buffer: MixingBuffer, config: dict[str, Any], rows: list[Any]
+    folder: Path,
+    step: int,
+    trainers: list[SAETrainer],
+    buffer: MixingBuffer,
+    config: dict[str, Any],
+    rows: list[Any],
+    share: Share = NOT_SHARED,
 ) -> bool:
-    """Write the whole state after `step` steps.
+    """Write the whole state after `step` steps; of several processes, all of them call it and the first writes.
 
     False, and the earlier checkpoint kept, when a weight is not finite, or, with a warning, when there is no room.
     """
-    if not all(trainer.finite() for trainer in trainers):
+    if not share.everyone(all(trainer.finite() for trainer in trainers)):
         return False
     tensors, values = buffer.state()
     kept: dict[str, Any] = {"step": step, "buffer": values, "config": config, "rows": rows, "trainees": {}}
     for trainer in trainers:
         more, kept["trainees"][trainer.name] = trainer.state()
         tensors |= more
+    tensors, kept["trainees"] = share.state(tensors, kept["trainees"])
+    if not share.group.first:
+        return True
     # safetensors refuses tensors that share memory, and the buffer's rows are a slice of a larger block
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     try:

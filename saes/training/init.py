@@ -15,6 +15,8 @@ from torch import Tensor
 
 from attlas.saes.base import SAE
 
+BLOCK = 4096  # rows drawn at a time
+
 
 def principal_subspace(x_ND: Tensor, variance: float) -> Tensor:
     """Orthonormal rows [R, D] of the fewest principal directions that hold `variance` of the sample's variance."""
@@ -26,6 +28,25 @@ def principal_subspace(x_ND: Tensor, variance: float) -> Tensor:
     return vectors.flip(1)[:, :rank].T.to(x_ND.dtype).contiguous()
 
 
+def draw(rows: int, columns: int, generator: torch.Generator, first: int, n: int) -> Tensor:
+    """Rows first … first + n of randn(rows, columns), without holding the others.
+
+    Numbers are drawn by sixteens, so blocks of a multiple of sixteen rows are drawn as the whole would be.
+    """
+    if n == rows:
+        return torch.randn(rows, columns, generator=generator)
+    kept = []
+    for start in range(0, rows, BLOCK):
+        stop = rows if rows - start < 2 * BLOCK else start + BLOCK  # no block of less than sixteen numbers
+        block = torch.randn(stop - start, columns, generator=generator)
+        low, high = max(first, start), min(first + n, stop)
+        if low < high:
+            kept.append(block[low - start : high - start].clone())
+        if stop == rows:
+            break
+    return torch.cat(kept)
+
+
 @torch.no_grad()
 def initialise(
     sae: SAE,
@@ -35,6 +56,7 @@ def initialise(
     active_subspace: bool,
     variance: float = 0.99,
     encoder_scale: float = 0.5,
+    of: tuple[int, int] | None = None,
 ) -> int:
     """Set the weights of `sae` in place.
 
@@ -45,12 +67,14 @@ def initialise(
         active_subspace: project directions as above; otherwise they are uniform on the sphere.
         variance: share of variance the subspace holds.
         encoder_scale: norm of the encoder's columns.
+        of: (first feature, features) where `sae` holds a part of a wider one, whose weights there it gets.
 
     Returns:
         The dimension of the subspace used (d_in without projection).
     """
     sample = sample_ND.float()
-    directions = torch.randn(sae.cfg.d_sae, sae.cfg.d_in, generator=generator).to(sample.device)
+    first, d_sae = of or (0, sae.cfg.d_sae)
+    directions = draw(d_sae, sae.cfg.d_in, generator, first, sae.cfg.d_sae).to(sample.device)
     rank = sae.cfg.d_in
     if active_subspace and len(sample) > 1:
         basis_RD = principal_subspace(sample, variance)

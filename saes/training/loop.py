@@ -15,10 +15,11 @@ from attlas.data.workspace import jsonable
 from attlas.errors import NonFiniteError
 from attlas.saes.base import LossTerms, StepContext
 from attlas.saes.training.buffer import MixingBuffer
-from attlas.saes.training.checkpoint import restore_checkpoint, save_checkpoint
+from attlas.saes.training.checkpoint import NOT_SHARED, restore_checkpoint, save_checkpoint
 from attlas.saes.training.clock import PARTS
 from attlas.saes.training.config import TrainConfig
 from attlas.saes.training.history import History
+from attlas.saes.training.parallel.share import Share
 from attlas.saes.training.trainer import SAETrainer
 
 
@@ -31,6 +32,7 @@ def train_loop(
     resume: bool = False,
     identity: Mapping[str, str] | None = None,
     track: Track = no_track,
+    share: Share = NOT_SHARED,
 ) -> History:
     """Train all SAEs on the same batches.
 
@@ -42,6 +44,7 @@ def train_loop(
         resume: go on from the folder's checkpoint, when it has one.
         identity: hashes of model and data, kept in the checkpoint; going on with others is refused.
         track: shows how far it is, and is told the curve's rows at every logged step.
+        share: this process's part, where several train together; the first alone writes and returns the curve.
 
     Raises:
         ConfigError: the checkpoint is of another configuration, model or data.
@@ -49,7 +52,8 @@ def train_loop(
     """
     record = jsonable(config) | dict(identity or {})
     start, rows = restore_checkpoint(folder, trainers, buffer, record) if folder is not None and resume else (0, [])
-    history = History(folder, rows)
+    buffer.rows = {hook: rows_ND for hook, rows_ND in buffer.rows.items() if not share.hooks or hook in share.own}
+    history = History(folder if share.group.first else None, rows)
     saved = start
     since, since_step = time.perf_counter(), start
     clock = buffer.clock
@@ -90,11 +94,14 @@ def train_loop(
             rate = (step + 1 - since_step) * config.batch_size / max(now - since, 1e-9)
             since, since_step, shares = now, step + 1, clock.shares()
             clock.restart()
+            new_rows = share.rows(new_rows)
             for row in new_rows:
                 row |= {"tokens_per_second": rate, **shares}
                 history.add(row)
         due = config.checkpoint_every and (step + 1) % config.checkpoint_every == 0
-        if folder is not None and due and save_checkpoint(folder, step + 1, trainers, buffer, record, history.rows):
+        if folder is not None and due and save_checkpoint(
+            folder, step + 1, trainers, buffer, record, history.rows, share
+        ):
             saved = step + 1
         if new_rows:
             track.news(_news(new_rows), new_rows)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from attlas.data.processes.group import ALONE, Group
 from attlas.data.progress import Track, no_track, terminal_track
 from attlas.data.workspace import Ref
 from attlas.interp import AnyModel, as_hooked, load_model
@@ -17,11 +18,16 @@ from attlas.saes.activations import head_shape, vector_hooks
 from attlas.saes.identity import identity
 from attlas.saes.inputs import load_inputs
 from attlas.saes.positions import positions_for
+from attlas.saes.scaling.plan import check_share, share_form
 from attlas.saes.training.buffer import MixingBuffer
+from attlas.saes.training.checkpoint import NOT_SHARED
 from attlas.saes.training.clock import Clock
 from attlas.saes.training.config import TrainConfig
 from attlas.saes.training.loop import train_loop
 from attlas.saes.training.notebook_curve import notebook_curve
+from attlas.saes.training.parallel.share import Share
+from attlas.saes.training.parallel.sources import shared_source
+from attlas.saes.training.parallel.start import begun
 from attlas.saes.training.result import TrainResult
 from attlas.saes.training.sources import model_source
 from attlas.saes.training.store import adopt_store, store_source, stored_inputs
@@ -45,6 +51,8 @@ def train_sae(
     resume: bool = False,
     track: Track | None = None,
     progress: bool = True,
+    group: Group = ALONE,
+    parallel: str = "auto",
 ) -> TrainResult:
     """Train one SAE for every hook that the configuration names, all from the same forward passes.
 
@@ -56,6 +64,10 @@ def train_sae(
         resume: go on from the folder's checkpoint; the finished SAEs equal those of an uninterrupted run.
         track: what shows how far it is; by default a live curve in a notebook, a bar where stderr is a terminal.
         progress: False: neither.
+        group: the processes that train together (attlas.data.processes.group.join); all call this with the same
+            arguments. The first gets the result and writes; the others' results hold no autoencoder.
+        parallel: how they share the work: "hooks" deals out whole SAEs, "data" the rows of a batch, "features" those of each
+            SAE; "auto" takes hooks where every process gets one, else data.
 
     Raises:
         HookNameError: a hook matches nothing.
@@ -81,9 +93,11 @@ def train_sae(
     hooks = vector_hooks(model, config.hooks)
     if data is None and (data := stored_inputs(config)) is None:
         data = load_inputs(model, config)
-    buffer = make_buffer(model, data, hooks, config, track)
+    share = Share(group, share_form(parallel, group.size, len(hooks)), hooks)
+    check_share(share.form, group.size, n_hooks=len(hooks), batch=config.batch_size)
+    buffer = make_buffer(model, data, hooks, config, track, share)
     sample = buffer.peek(SAMPLE_TOKENS)
-    trainers = [start_trainer(hook, hook, model, sample[hook], config, data.ref) for hook in hooks]
+    trainers = [start_trainer(hook, hook, model, sample[hook], config, data.ref, share) for hook in share.own]
 
     kept = Path(folder) if folder is not None else None
     history = train_loop(
@@ -94,25 +108,36 @@ def train_sae(
         resume=resume,
         identity=identity(model, data.ref) if kept is not None else None,
         track=track,
+        share=share,
     )
     return TrainResult(
-        saes={trainer.hook: trainer.finish() for trainer in trainers},
+        saes=share.finished({trainer.hook: trainer.finish() for trainer in trainers}),
         config=config,
         model_ref=model.ref,
         data_ref=data.ref,
         history=history,
-        ranks={trainer.hook: trainer.rank for trainer in trainers},
-        rates={trainer.hook: trainer.learning_rate for trainer in trainers},
+        ranks=share.values({trainer.hook: trainer.rank for trainer in trainers}),
+        rates=share.values({trainer.hook: trainer.learning_rate for trainer in trainers}),
     )
 
 
 def make_buffer(
-    model: HookedModel, data: Dataset, hooks: Sequence[str], config: TrainConfig, track: Track = no_track
+    model: HookedModel,
+    data: Dataset,
+    hooks: Sequence[str],
+    config: TrainConfig,
+    track: Track = no_track,
+    share: Share = NOT_SHARED,
 ) -> MixingBuffer:
     """The mixing buffer over the model itself, or over the on-disk store that the configuration names."""
     clock = Clock()
     if config.store is not None:
-        source = store_source(model, data, hooks, config, track)
+        if share.group.first:
+            store_source(model, data, hooks, config, track)  # written where it is not there
+        share.group.of_first(None)
+        source = store_source(model, data, share.own or hooks, config, track)
+    elif share.group.size > 1:
+        source = shared_source(model, data, config, clock, share)
     else:
         source = model_source(model, data, hooks, config, clock)
     dtype = getattr(torch, config.activation_dtype)
@@ -121,9 +146,15 @@ def make_buffer(
 
 
 def start_trainer(
-    name: str, hook: str, model: HookedModel, sample_ND: torch.Tensor, config: TrainConfig, data: Ref
+    name: str,
+    hook: str,
+    model: HookedModel,
+    sample_ND: torch.Tensor,
+    config: TrainConfig,
+    data: Ref,
+    share: Share = NOT_SHARED,
 ) -> SAETrainer:
-    """A new SAE for a hook, initialised from a sample of its activations."""
+    """A new SAE for a hook, or this process's part of it, initialised from a sample of its activations."""
     n_heads, d_head = head_shape(model, hook)
     positions = positions_for(model, config.skip_positions, config.exclude_tokens)
     cfg = config.sae_config(
@@ -139,7 +170,8 @@ def start_trainer(
         skip_positions=positions.skip,
         exclude_tokens=positions.names,
     )
-    return SAETrainer.start(
+    return begun(
+        share,
         name,
         hook,
         cfg,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -12,12 +12,26 @@ from torch import Tensor
 from attlas.errors import CheckpointError
 from attlas.kernels import SelectDtype
 from attlas.saes.architectures import create_sae
-from attlas.saes.base import SAE
+from attlas.saes.base import SAE, LossTerms
 from attlas.saes.config import SAEConfig
 from attlas.saes.training.fused import FusedStep
 from attlas.saes.training.init import initialise
+from attlas.saes.training.moments import as_adam, as_fused
 
 ADAM_EPS = 6.25e-10  # of Gao et al. 2024
+
+
+class Step(Protocol):
+    """A training step that takes the place of autograd and `torch.optim.Adam`."""
+
+    def step(self, x_BD: Tensor, dead_F: Tensor, learning_rate: float, penalty_scale: float = 1.0) -> LossTerms:
+        """Update on a batch; the terms are of the weights before the update."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Optimiser state of its own, by name."""
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Take up what `state` gave."""
 
 
 @dataclass
@@ -44,7 +58,7 @@ class SAETrainer:
     scale: float
     tokens_since_fired_F: Tensor
     rank: int
-    fused: FusedStep | None = None
+    fused: Step | None = None
 
     @classmethod
     def start(
@@ -64,8 +78,12 @@ class SAETrainer:
         lazy_adam: bool = False,
         select_dtype: SelectDtype = "float32",
         clip: float | None = None,
-    ) -> SAETrainer:
-        """A new SAE, initialised from a sample of the activations it will see."""
+        of: tuple[int, int] | None = None,
+    ) -> Self:
+        """A new SAE, initialised from a sample of the activations it will see.
+
+        `of` is (first feature, features) of the wider SAE that this one is a part of (see `initialise`).
+        """
         scale = math.sqrt(cfg.d_in) / max(float(sample_ND.norm(dim=-1).mean()), 1e-12) if normalise else 1.0
         sae = create_sae(cfg).to(sample_ND.device)
         generator = torch.Generator().manual_seed(seed)
@@ -76,13 +94,14 @@ class SAETrainer:
             active_subspace=active_subspace,
             variance=variance,
             encoder_scale=encoder_scale,
+            of=of,
         )
         groups = [
             {"params": [parameter], "scale": sae.rate_scale.get(name, 1.0)}
             for name, parameter in sae.named_parameters()
         ]
         optimizer = torch.optim.Adam(groups, lr=learning_rate, betas=(0.9, 0.999), eps=ADAM_EPS)
-        silent = torch.zeros(cfg.d_sae, dtype=torch.int64, device=sample_ND.device)
+        silent = torch.zeros(of[1] if of else cfg.d_sae, dtype=torch.int64, device=sample_ND.device)
         fits = fused and FusedStep.fits(sae, clip)
         kernel = FusedStep(sae, ADAM_EPS, lazy_adam, clip, select_dtype) if fits else None
         return cls(name, hook, sae, optimizer, learning_rate, scale, silent, rank, kernel)
@@ -137,7 +156,10 @@ class SAETrainer:
             self.sae.load_state_dict(weights)
             self.tokens_since_fired_F = tensors[f"{self.name}/silent"].to(device)
             if self.fused is not None:
-                self.fused.restore({name: tensors[f"{self.name}/fused/{name}"] for name in self.fused.state()})
+                kept = tensors | as_fused(tensors, self.name)
+                self.fused.restore({name: kept[f"{self.name}/fused/{name}"] for name in self.fused.state()})
+            if self.fused is None or not self.fused.state():
+                tensors = tensors | as_adam(tensors, self.name)
             for name, parameter in self.sae.named_parameters():
                 prefix = f"{self.name}/adam/{name}/"
                 kept = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

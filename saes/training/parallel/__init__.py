@@ -1,0 +1,1 @@
+"""A training shared by processes: whole autoencoders, rows of a batch, or features of one autoencoder."""

@@ -1,0 +1,138 @@
+"""What each of two processes runs for test_parallel: every form of sharing beside the same training alone; numbers as JSON.
+
+    RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=… python together.py FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from attlas.data.processes.group import Group, join
+from attlas.data.text import TokenDataset
+from attlas.interp import load_model
+from attlas.saes import ARCHITECTURES, SAE, SAEConfig, TrainConfig, train_sae
+from attlas.saes.training.buffer import MixingBuffer
+from attlas.saes.training.loop import train_loop
+from attlas.saes.training.parallel.choice import Peers
+from attlas.saes.training.parallel.share import Share
+from attlas.saes.training.parallel.start import begun
+
+D, F, STEPS, BATCH = 12, 40, 25, 32
+HOOK, GLOB = "blocks.1.attn.hook_z", "blocks.[01].attn.hook_z"
+SMALL = TrainConfig(
+    hooks=(GLOB,), d_sae=64, k=4, n_tokens=768, batch_size=64, buffer_tokens=256, capture_batch=4, log_every=4,
+    checkpoint_every=7, seq_len=24, grad_clip=None, dead_after=64,
+)  # fmt: skip
+
+
+def sparse_rows(chunk: int) -> dict[str, torch.Tensor]:
+    """Sums of a few directions: features to find, and many that die."""
+    generator = torch.Generator().manual_seed(chunk)
+    directions = torch.randn(20, D, generator=torch.Generator().manual_seed(99))
+    codes = torch.rand(64, 20, generator=generator) * (torch.rand(64, 20, generator=generator) < 0.15)
+    return {HOOK: codes @ directions}
+
+
+def trained(arch: str, share: Share, dtype: str, fused: bool) -> tuple[SAE | None, list[dict[str, Any]]]:
+    config = TrainConfig(
+        hooks=(HOOK,), arch=arch, d_sae=F, k=3, n_tokens=STEPS * BATCH, batch_size=BATCH, buffer_tokens=128,
+        log_every=5, dead_after=BATCH, lr=3e-3, k_aux=4,
+    )  # fmt: skip
+    buffer = MixingBuffer(sparse_rows, 128, 0)
+    sample = buffer.peek(128)[HOOK]
+    cfg = SAEConfig(d_in=D, d_sae=F, arch=arch, k=3, k_aux=4, aux_coefficient=1.0, sparsity=0.3, bandwidth=0.5, dtype=dtype)
+    options = {
+        "seed": 0, "learning_rate": 3e-3, "normalise": True, "active_subspace": True, "variance": 0.99, "fused": fused,
+        "clip": config.clip,
+    }  # fmt: skip
+    trainer = begun(share, HOOK, HOOK, cfg, sample, **options)
+    history = train_loop([trainer], buffer, config, share=share)
+    return share.finished({HOOK: trainer.finish()}).get(HOOK), history.rows
+
+
+def apart(one: SAE, other: SAE) -> float:
+    """The largest difference of two SAEs' weights and thresholds."""
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+
+
+def architectures(group: Group) -> dict[str, Any]:
+    """How far each architecture, shared in each form, ends from the same training alone."""
+    found: dict[str, Any] = {}
+    for arch in ARCHITECTURES:
+        for dtype in ("float64", "float32"):
+            alone, rows = trained(arch, Share(), dtype, fused=dtype == "float32")
+            assert alone is not None
+            for form in ("data", "features"):
+                sae, shared_rows = trained(arch, Share(group, form, (HOOK,)), dtype, fused=True)
+                if sae is None:
+                    continue
+                curves = [
+                    max(abs(a[key] - b[key]) for a, b in zip(rows, shared_rows, strict=True))
+                    for key in ("loss", "mse", "l0", "explained_variance", "dead_fraction")
+                ]
+                found[f"{arch} {form} {dtype}"] = {
+                    "weights": apart(alone, sae), "curve": max(curves), "dead": rows[-1]["dead_fraction"]
+                }  # fmt: skip
+    return found
+
+
+def ties(group: Group) -> bool:
+    """Equal activations at the last place go to the lower row, then feature, over processes as within one."""
+    whole = torch.tensor([[1.0, 2.0, 1.0, 0.0], [1.0, 1.0, 0.0, 3.0]])
+    expected = torch.tensor([[1.0, 2.0, 1.0, 0.0], [0.0, 0.0, 0.0, 3.0]])
+    r = group.rank
+    by_row = Peers(group, r, 0, 2, 4).choose(whole[r : r + 1], 2)
+    by_feature = Peers(group, 0, 2 * r, 2, 4).choose(whole[:, 2 * r : 2 * r + 2], 2)
+    right = torch.equal(by_row, expected[r : r + 1]) and torch.equal(by_feature, expected[:, 2 * r : 2 * r + 2])
+    return all(group.all_of(right))
+
+
+def real(group: Group, folder: Path) -> dict[str, Any]:
+    """Trainings on gpt2-mini: every form beside one process, interrupted there and gone on with alone."""
+    model = load_model("gpt2-mini", device="cpu")
+    data = TokenDataset.from_tokens(torch.randint(3, 4000, (11, 24), generator=torch.Generator().manual_seed(0)), "noise")
+    alone = train_sae(SMALL, model=model, data=data, progress=False)
+    found: dict[str, Any] = {}
+    for form in ("hooks", "data", "features"):
+        kept = folder / form
+        result = train_sae(SMALL, model=model, data=data, folder=kept, group=group, parallel=form, progress=False)
+        if not group.first:
+            assert not result.saes
+            continue
+        again = train_sae(SMALL, model=model, data=data, folder=kept, resume=True, progress=False)
+        rows = [{k: v for k, v in row.items() if k in ("hook", "step", "loss", "l0")} for row in result.history.rows]
+        found[form] = {
+            "apart": max(apart(result.saes[h], alone.saes[h]) for h in alone.saes),
+            "resumed": max(apart(again.saes[h], alone.saes[h]) for h in alone.saes),
+            "rows": [(r["hook"], r["step"]) for r in rows] == [(r["hook"], r["step"]) for r in alone.history.rows],
+            "configs": [result.saes[h].cfg == alone.saes[h].cfg for h in alone.saes],
+            "live": len((kept / "training.jsonl").read_text().splitlines()),
+        }
+    # begun alone, gone on with by two
+    started = folder / "alone"
+    if group.first:
+        train_sae(SMALL, model=model, data=data, folder=started, progress=False)
+    group.of_first(None)
+    for form in ("data", "features", "hooks"):
+        result = train_sae(SMALL, model=model, data=data, folder=started, resume=True, group=group, parallel=form, progress=False)
+        if group.first:
+            found[form]["taken over"] = max(apart(result.saes[h], alone.saes[h]) for h in alone.saes)
+    return found
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    group, _ = join("cpu")
+    found = {"architectures": architectures(group), "ties": ties(group), "real": real(group, folder)}
+    if group.first:
+        (folder / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
