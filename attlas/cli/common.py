@@ -24,8 +24,10 @@ from rich.table import Table
 
 from attlas.cli.next_step import next_line
 from attlas.cli.options import ModelArgs, OutArgs
-from attlas.cli.progress import Task, reporter
+from attlas.cli.progress import Reporter, Task, reporter
+from attlas.cli.together import leave, place, tell, unheard
 from attlas.data.disk import as_storage_error
+from attlas.data.processes.launch import launched
 from attlas.data.progress import Track
 from attlas.errors import AttlasError
 
@@ -39,14 +41,15 @@ _opened: list[Workspace] = []  # by the verb that runs
 class Output:
     """A verb's channel to the person: bars and tables on stderr, so that stdout holds the JSON alone."""
 
-    def __init__(self, as_json: bool, argv: Sequence[str] = (), verb: str = "") -> None:
-        self.as_json = as_json
+    def __init__(self, as_json: bool, argv: Sequence[str] = (), verb: str = "", silent: bool = False) -> None:
+        self.as_json = as_json or silent
+        self.silent = silent  # one of several processes, and not the one that tells
         self._typed = ["attlas", verb, *argv]
         self.moved: list[tuple[Path, Path]] = []  # where a result was asked for, and where it is
         self.how_to_go_on: Callable[[], str] = lambda: f"finished runs are kept; again: {self.command()}"
         self.given = {a[2:].split("=")[0].replace("-", "_") for a in argv if a.startswith("--")}  # options typed out
-        self.console = Console(stderr=True, quiet=False, highlight=False)
-        self.reporter = reporter(self.console)
+        self.console = Console(stderr=True, quiet=silent, highlight=False)
+        self.reporter = Reporter(self.console) if silent else reporter(self.console)
 
     def command(self, *more: str) -> str:
         """The command as it was typed, with more options, ready to paste."""
@@ -116,7 +119,8 @@ def open_workspace(args: OutArgs) -> Workspace:
     from attlas.data.workspace import Workspace
 
     workspace = Workspace(args.workspace, rescue=True)
-    workspace.check_writable()
+    if launched()[0] == 0:
+        workspace.check_writable()
     _opened.append(workspace)
     return workspace
 
@@ -243,32 +247,39 @@ def run_verb(verb: str, module: ModuleType, argv: Sequence[str]) -> int:
     out: Output | None = None
     _opened.clear()
     try:
-        args = tyro.cli(
-            module.Args,
-            prog=f"attlas {verb}",
-            description=_about(module),
-            args=with_sub_verb(module, argv),
-            config=(tyro.conf.OmitArgPrefixes,),
-        )
-        out = Output(as_json=getattr(args, "json", False), argv=argv, verb=verb)
+        silent = place(verb)[0] > 0
+        with unheard(silent):
+            args = tyro.cli(
+                module.Args,
+                prog=f"attlas {verb}",
+                description=_about(module),
+                args=with_sub_verb(module, argv),
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+        out = Output(as_json=getattr(args, "json", False), argv=argv, verb=verb, silent=silent)
+        if silent:
+            warnings.simplefilter("ignore")
         quiet = contextlib.redirect_stdout(sys.stderr) if out.as_json else contextlib.nullcontext()
         with quiet, _short_warnings(verb), _terminable():
             result = module.run(args, out)
     except AttlasError as error:
-        print(f"attlas {verb}: {error}", file=sys.stderr)
+        tell(f"attlas {verb}: {error}")
         if os.environ.get("ATTLAS_DEBUG"):
             raise
         return 2
     except KeyboardInterrupt as stopped:
         ended = "terminated" if isinstance(stopped, _Terminated) else "interrupted"
-        print(f"attlas {verb}: {ended}{'; ' + out.how_to_go_on() if out is not None else ''}", file=sys.stderr)
+        tell(f"attlas {verb}: {ended}{'; ' + out.how_to_go_on() if out is not None else ''}")
         return 143 if isinstance(stopped, _Terminated) else 130
     except Exception as error:
         line = _storage_line(error)
         if line is None or os.environ.get("ATTLAS_DEBUG"):
             raise
-        print(f"attlas {verb}: {line}", file=sys.stderr)
+        tell(f"attlas {verb}: {line}")
         return 2
+    leave()
+    if out.silent:
+        return 0
     if out.as_json:
         from attlas.data.workspace import jsonable
 

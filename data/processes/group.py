@@ -16,12 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from attlas.data.processes.launch import launched
 from attlas.data.processes.watch import end_with_others
 from attlas.errors import ConfigError, ProcessError
 
 T = TypeVar("T")
+_met = 0  # how often `join` was called: what is told is counted anew
 PATIENCE = datetime.timedelta(minutes=30)  # for a process that is alive: the first waits while others capture
-_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -127,61 +128,45 @@ class Group:
 ALONE = Group()
 
 
-def launched() -> tuple[int, int]:
-    """(rank, size) that torchrun gave this process; (0, 1) without torchrun.
-
-    Raises:
-        ConfigError: its variables are half there.
-    """
-    size = os.environ.get("WORLD_SIZE", "1")
-    if size == "1":
-        return 0, 1
-    missing = [name for name in _VARIABLES if name not in os.environ]
-    if missing or not size.isdigit() or not os.environ["RANK"].isdigit():
-        raise ConfigError(
-            f"WORLD_SIZE={size} without a proper {missing[0] if missing else 'RANK'}; start with torchrun --nproc-per-node P"
-        )
-    return int(os.environ["RANK"]), int(size)
-
-
-def join(device: str = "auto") -> tuple[Group, str]:
-    """Meet the other processes of torchrun.
+def join(device: str = "auto") -> Group:
+    """Meet the other processes of torchrun; the current CUDA device becomes the GPU of this process's place.
 
     Args:
-        device: as asked for; "auto" and "cuda" take the GPU of this process's place on its machine.
-
-    Returns:
-        The group and this process's device.
+        device: as asked for; "auto" and "cuda" mean that GPU from here on.
 
     Raises:
-        ConfigError: fewer GPUs than processes, or some on GPUs and some not.
+        ConfigError: fewer GPUs than processes, or some processes on GPUs and some not, or two on one GPU.
         ProcessError: another one did not come.
     """
+    global _met
     rank, size = launched()
     if size == 1:
-        return ALONE, device
-    on_gpu = device != "cpu" and torch.cuda.is_available()
-    place = int(os.environ.get("LOCAL_RANK", rank))
-    if on_gpu and device in ("auto", "cuda"):
-        if place >= torch.cuda.device_count():
-            raise ConfigError(
-                f"process {rank} has no GPU: {torch.cuda.device_count()} here; lower --nproc-per-node, or give --device cpu"
-            )
-        device = f"cuda:{place}"
-    if on_gpu:
-        torch.cuda.set_device(device)
-    device = device if on_gpu or device != "auto" else "cpu"
+        return ALONE
+    _met += 1
     group = Group(rank, size)
+    on_gpu = device != "cpu" and torch.cuda.is_available()
     if not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         group._do(lambda: dist.init_process_group(backend, rank=rank, world_size=size, timeout=PATIENCE))
         end_with_others()
-    kinds = group.all_of(device.split(":")[0])
+    kinds = group.all_of("cuda" if on_gpu else "cpu")
     if len(set(kinds)) > 1:
-        raise ConfigError(f"processes lie on {kinds[0]} and {next(k for k in kinds if k != kinds[0])}; give all one --device")
-    if on_gpu and len(set(group.all_of((os.uname().nodename, device)))) < size:
-        raise ConfigError(f"two processes share {device}; leave --device out, or lower --nproc-per-node")
-    return group, device
+        raise ConfigError(
+            f"processes 0 to {size - 1} lie on {', '.join(kinds)}; give all the same --device, cpu or cuda"
+        )
+    if on_gpu:
+        place = (
+            int(os.environ.get("LOCAL_RANK", rank)) if device in ("auto", "cuda") else torch.device(device).index or 0
+        )
+        if place >= torch.cuda.device_count():
+            raise ConfigError(
+                f"process {rank} has no GPU: {torch.cuda.device_count()} here; lower --nproc-per-node, or give --device cpu"
+            )
+        torch.cuda.set_device(place)
+        places = group.all_of((os.uname().nodename, place))
+        if len(set(places)) < size:
+            raise ConfigError(f"two processes share cuda:{place}; leave --device out, or lower --nproc-per-node")
+    return group
 
 
 def speaks(rank: int) -> bool:
@@ -190,6 +175,6 @@ def speaks(rank: int) -> bool:
         return rank == 0
     try:
         store = dist.distributed_c10d._get_default_store()
-        return int(store.add("attlas/told", 1)) == 1
+        return int(store.add(f"attlas/told/{_met}", 1)) == 1
     except RuntimeError:  # the store's keeper is gone
         return True

@@ -99,8 +99,10 @@ def train_loop(
                 row |= {"tokens_per_second": rate, **shares}
                 history.add(row)
         due = config.checkpoint_every and (step + 1) % config.checkpoint_every == 0
-        if folder is not None and due and save_checkpoint(
-            folder, step + 1, trainers, buffer, record, history.rows, share
+        if (
+            folder is not None
+            and due
+            and save_checkpoint(folder, step + 1, trainers, buffer, record, history.rows, share)
         ):
             saved = step + 1
         if new_rows:

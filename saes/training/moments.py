@@ -45,5 +45,7 @@ def as_fused(tensors: dict[str, Tensor], trainer: str) -> dict[str, Tensor]:
             steps = tensor.to(torch.int64).reshape(())
         else:
             turned = parameter == "W_enc"
-            found[f"{trainer}/fused/{kind}/{'encoder' if turned else parameter}"] = tensor.t().contiguous() if turned else tensor
+            found[f"{trainer}/fused/{kind}/{'encoder' if turned else parameter}"] = (
+                tensor.t().contiguous() if turned else tensor
+            )
     return found | ({f"{trainer}/fused/n_steps": steps} if found else {})

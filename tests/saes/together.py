@@ -1,19 +1,23 @@
 """What each of two processes runs for test_parallel: every form of sharing beside the same training alone; numbers as JSON.
 
-    RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=… python together.py FOLDER
+RANK=0 WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 MASTER_PORT=… python together.py FOLDER
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from attlas.cli import main as attlas
 from attlas.data.processes.group import Group, join
 from attlas.data.text import TokenDataset
+from attlas.errors import ConfigError
 from attlas.interp import load_model
 from attlas.saes import ARCHITECTURES, SAE, SAEConfig, TrainConfig, train_sae
 from attlas.saes.training.buffer import MixingBuffer
@@ -22,7 +26,7 @@ from attlas.saes.training.parallel.choice import Peers
 from attlas.saes.training.parallel.share import Share
 from attlas.saes.training.parallel.start import begun
 
-D, F, STEPS, BATCH = 12, 40, 25, 32
+D, F, STEPS, BATCH = 12, 40, 16, 32
 HOOK, GLOB = "blocks.1.attn.hook_z", "blocks.[01].attn.hook_z"
 SMALL = TrainConfig(
     hooks=(GLOB,), d_sae=64, k=4, n_tokens=768, batch_size=64, buffer_tokens=256, capture_batch=4, log_every=4,
@@ -45,7 +49,9 @@ def trained(arch: str, share: Share, dtype: str, fused: bool) -> tuple[SAE | Non
     )  # fmt: skip
     buffer = MixingBuffer(sparse_rows, 128, 0)
     sample = buffer.peek(128)[HOOK]
-    cfg = SAEConfig(d_in=D, d_sae=F, arch=arch, k=3, k_aux=4, aux_coefficient=1.0, sparsity=0.3, bandwidth=0.5, dtype=dtype)
+    cfg = SAEConfig(
+        d_in=D, d_sae=F, arch=arch, k=3, k_aux=4, aux_coefficient=1.0, sparsity=0.3, bandwidth=0.5, dtype=dtype
+    )
     options = {
         "seed": 0, "learning_rate": 3e-3, "normalise": True, "active_subspace": True, "variance": 0.99, "fused": fused,
         "clip": config.clip,
@@ -96,7 +102,9 @@ def ties(group: Group) -> bool:
 def real(group: Group, folder: Path) -> dict[str, Any]:
     """Trainings on gpt2-mini: every form beside one process, interrupted there and gone on with alone."""
     model = load_model("gpt2-mini", device="cpu")
-    data = TokenDataset.from_tokens(torch.randint(3, 4000, (11, 24), generator=torch.Generator().manual_seed(0)), "noise")
+    data = TokenDataset.from_tokens(
+        torch.randint(3, 4000, (11, 24), generator=torch.Generator().manual_seed(0)), "noise"
+    )
     alone = train_sae(SMALL, model=model, data=data, progress=False)
     found: dict[str, Any] = {}
     for form in ("hooks", "data", "features"):
@@ -120,18 +128,77 @@ def real(group: Group, folder: Path) -> dict[str, Any]:
         train_sae(SMALL, model=model, data=data, folder=started, progress=False)
     group.of_first(None)
     for form in ("data", "features", "hooks"):
-        result = train_sae(SMALL, model=model, data=data, folder=started, resume=True, group=group, parallel=form, progress=False)
+        result = train_sae(
+            SMALL, model=model, data=data, folder=started, resume=True, group=group, parallel=form, progress=False
+        )
         if group.first:
             found[form]["taken over"] = max(apart(result.saes[h], alone.saes[h]) for h in alone.saes)
     return found
 
 
+def refusals(group: Group) -> dict[str, str]:
+    """What cannot be shared, in words."""
+    model = load_model("gpt2-mini", device="cpu")
+    data = TokenDataset.from_tokens(torch.randint(3, 4000, (4, 24)), "noise")
+    found = {}
+    for name, form, changes in (
+        ("batch", "data", {"batch_size": 63}),
+        ("hooks", "hooks", {"hooks": (HOOK,)}),
+        ("features", "features", {"d_sae": 65}),
+        ("k", "features", {"d_sae": 6, "k": 4}),
+    ):
+        try:
+            train_sae(
+                dataclasses.replace(SMALL, **changes),
+                model=model,
+                data=data,
+                group=group,
+                parallel=form,
+                progress=False,
+            )
+        except ConfigError as error:
+            found[name] = str(error)
+    return found
+
+
+def commands(folder: Path) -> dict[str, int]:
+    """The command line: a training, one that is refused, and one whose other process dies."""
+    usual = [
+        "train",
+        "--hooks",
+        HOOK,
+        "--d-sae",
+        "64",
+        "--k",
+        "4",
+        "--n-tokens",
+        "512",
+        "--batch-size",
+        "64",
+        "--device",
+        "cpu",
+    ]
+    usual += ["--buffer-tokens", "256", "--seq-len", "24", "--workspace", str(folder / "workspace")]
+    found = {"train": attlas([*usual, "--parallel", "features", "--json"])}
+    found["refused"] = attlas([*usual, "--sweep-k", "2", "4"])
+    if join("cpu").rank == 1:
+        os._exit(0)
+    found["left"] = attlas(usual)
+    return found
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    group, _ = join("cpu")
-    found = {"architectures": architectures(group), "ties": ties(group), "real": real(group, folder)}
-    if group.first:
-        (folder / "found.json").write_text(json.dumps(found))
+    group = join("cpu")
+    found = {
+        "architectures": architectures(group),
+        "ties": ties(group),
+        "real": real(group, folder),
+        "refusals": refusals(group),
+    }
+    found["commands"] = commands(folder)
+    (folder / "found.json").write_text(json.dumps(found))
+    os._exit(0)  # the other one is gone; nothing is parted from
 
 
 if __name__ == "__main__":

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from attlas.cli.common import Output, open_model, open_workspace
 from attlas.cli.options import ModelArgs
+from attlas.cli.together import join
 from attlas.data.workspace import jsonable
+from attlas.errors import ConfigError
 from attlas.saes.scaling.plan import plan
 from attlas.saes.training.checkpoint import has_checkpoint
 from attlas.saes.training.config import TrainConfig
@@ -23,6 +25,7 @@ from attlas.saes.training.train import train_sae
 
 if TYPE_CHECKING:
     from attlas.cli.train import Args
+    from attlas.data.processes.group import Group
     from attlas.data.workspace import Workspace
     from attlas.interp import HookedModel
 
@@ -34,9 +37,12 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         return _plan(args, config, out)
     config = adopt_store(config, out.given | ({"model"} if args.model_alias else set()))
     workspace = open_workspace(args)
+    group = join(config.device)
     if args.sweep_k or args.sweep_sparsity or args.sweep_width or args.sweep_seed:
+        if group.size > 1:
+            raise ConfigError("a sweep runs in one process; start it without torchrun, or train its points one by one")
         return _sweep(args, config, workspace, out)
-    return _train(args, config, workspace, out)
+    return _train(args, config, workspace, group, out)
 
 
 def _plan(args: Args, config: TrainConfig, out: Output) -> dict[str, Any]:
@@ -49,7 +55,7 @@ def _plan(args: Args, config: TrainConfig, out: Output) -> dict[str, Any]:
 
 def _begin(config: TrainConfig, folder: Path, out: Output) -> HookedModel:
     """Check the store, say how an interrupted training goes on, and open the model."""
-    if config.store is not None:
+    if config.store is not None and not out.silent:
         check_store(config.store)
     out.how_to_go_on = lambda: _go_on(folder, out)
     return open_model(
@@ -62,11 +68,21 @@ def _tell_what_resumes(args: Args, folder: Path, workspace: Workspace, out: Outp
         out.say(f"--resume: no checkpoint of this configuration in {workspace.path}; starting from the first step")
 
 
-def _train(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -> dict[str, Any]:
+def _train(args: Args, config: TrainConfig, workspace: Workspace, group: Group, out: Output) -> dict[str, Any]:
     folder = live_folder(workspace.path, _key(config))
     _tell_what_resumes(args, folder, workspace, out)
     model = _begin(config, folder, out)
-    result = train_sae(config, model=model, folder=folder, resume=args.resume, track=out.track)
+    result = train_sae(
+        config,
+        model=model,
+        folder=folder,
+        resume=args.resume,
+        track=out.track,
+        group=group,
+        parallel=args.parallel,
+    )
+    if not group.first:
+        return {}
     runs = result.save(workspace)
     shutil.rmtree(folder, ignore_errors=True)
     summary = result.summary()

@@ -67,7 +67,9 @@ def keep_of_rows(group: Group, values_BK: Tensor, k: int) -> Tensor:
         k: to keep of K · processes.
     """
     width = values_BK.shape[1]
-    everyone = torch.cat(group.all_tensors(values_BK.detach()), dim=1)  # by rank, and so by feature where values are equal
+    everyone = torch.cat(
+        group.all_tensors(values_BK.detach()), dim=1
+    )  # by rank, and so by feature where values are equal
     chosen = topk_rows(everyone, min(k, everyone.shape[1]))[1]
     keep = torch.zeros_like(everyone, dtype=torch.bool).scatter_(1, chosen, True)
     return keep[:, group.rank * width : (group.rank + 1) * width]

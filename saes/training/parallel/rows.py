@@ -44,10 +44,10 @@ class RowsStep:
             torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.clip)
         update(self.optimizer, learning_rate)
         self.sae.after_step()
-        numbers = torch.stack([terms.total.detach(), terms.l0.to(terms.total.dtype), *terms.parts.values()])
+        numbers = torch.stack([terms.total.detach(), terms.l0.to(terms.total.dtype), *terms.terms.values()])
         total, l0, *parts = group.sum(numbers) / group.size
         fired_F = group.sum(terms.fired_F.contiguous())
-        return LossTerms(total, dict(zip(terms.parts, parts, strict=True)), fired_F, l0)
+        return LossTerms(total, dict(zip(terms.terms, parts, strict=True)), fired_F, l0)
 
     def state(self) -> dict[str, Tensor]:
         """Nothing: the optimiser's state is the trainer's."""
