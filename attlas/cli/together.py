@@ -53,9 +53,8 @@ def _part() -> None:
 
 def tell(line: str) -> None:
     """A last line on stderr, by the process that has it first."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        if not _groups().speaks(int(os.environ.get("RANK", "0"))):
-            return
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _groups().speaks(int(os.environ.get("RANK", "0"))):
+        return
     print(line, file=sys.stderr, flush=True)
 
 
