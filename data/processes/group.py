@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -119,9 +120,9 @@ class Group:
         try:
             exchange()
         except RuntimeError as error:
+            why = re.sub(r"^\[/\S+\] ", "", str(error).strip().splitlines()[0])  # the place in gloo's own code
             raise ProcessError(
-                f"process {self.rank} of {self.size} lost another one ({str(error).strip().splitlines()[0]:.120}); all end "
-                "here, see the lost one's own message"
+                f"process {self.rank} of {self.size} lost another one ({why:.100}); all end here, see whether that one said why"
             ) from error
 
 
