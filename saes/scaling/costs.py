@@ -48,7 +48,16 @@ class Costs:
 
 
 def sae_costs(
-    arch: str, d_in: int, d_sae: int, *, k: int, batch: int, processes: int = 1, form: str = "hooks", fused: bool = True
+    arch: str,
+    d_in: int,
+    d_sae: int,
+    *,
+    k: int,
+    batch: int,
+    processes: int = 1,
+    form: str = "hooks",
+    fused: bool = True,
+    dead: float = DEAD,
 ) -> Costs:
     """Costs of a training step.
 
@@ -58,6 +67,7 @@ def sae_costs(
         processes: P.
         form: how they share the work; with "hooks" an autoencoder lies on one of them whole.
         fused: whether the fused step is asked for.
+        dead: share of the features that AuxK works on.
 
     Example:
         >>> from attlas.saes.scaling.costs import sae_costs
@@ -73,7 +83,7 @@ def sae_costs(
     weights = 4 * (2 * d_in * own + vectors * own + d_in)
     plain = form in ("data", "features") or not (fused and arch in FUSED)
     matrices = 2 * d_in * own  # numbers of both
-    dead = DEAD if arch in TOPK else 0.0
+    dead = dead if arch in (*TOPK, "jumprelu") else 0.0
     sparse = arch == "topk"
     held_rows = 0 if sparse else {"gated": 8, "standard": 5, "jumprelu": 7, "batchtopk": 6, "matryoshka": 6}[arch]
     step = 4 * rows * (own * held_rows + 8 * d_in + 6 * k) + int(4 * rows * own * dead * 3)
@@ -92,7 +102,7 @@ def sae_costs(
     if form == "data":
         sent = ring * weights
     elif form == "features":
-        sent = ring * 4.0 * batch * d_in * (2 if arch in (*TOPK, "gated") else 1) + (processes - 1) * 12.0 * batch * k
+        sent = ring * 4.0 * batch * d_in * (1 if arch == "standard" else 2) + (processes - 1) * 12.0 * batch * k
     return Costs(parameters, weights, 2 * weights, weights if plain else 0, step, flops, traffic, sent)
 
 

@@ -61,7 +61,7 @@ def test_processes_together_equal_one(found: dict[str, Any], arch: str, form: st
 
 def test_dead_features_were_revived(found: dict[str, Any]) -> None:
     """Otherwise AuxK was not compared."""
-    for arch in ("topk", "batchtopk", "matryoshka"):
+    for arch in ("topk", "batchtopk", "matryoshka", "jumprelu", "gated"):
         assert found["architectures"][f"{arch} features float64"]["dead"] > 0
 
 

@@ -57,6 +57,8 @@ def trained(arch: str, share: Share, dtype: str, fused: bool) -> tuple[SAE | Non
         "clip": config.clip,
     }  # fmt: skip
     trainer = begun(share, HOOK, HOOK, cfg, sample, **options)
+    with torch.no_grad():
+        trainer.sae.b_enc.view(-1, F // 2)[:, :4] -= 5  # dead from the start, some in each half
     history = train_loop([trainer], buffer, config, share=share)
     return share.finished({HOOK: trainer.finish()}).get(HOOK), history.rows
 

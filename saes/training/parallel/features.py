@@ -17,6 +17,7 @@ from attlas.data.processes.group import Group
 from attlas.errors import ConfigError
 from attlas.kernels import sparse_decode, topk_rows
 from attlas.saes.architectures import create_sae
+from attlas.saes.architectures.auxk import pre_activation_loss
 from attlas.saes.architectures.batchtopk import BatchTopKSAE
 from attlas.saes.architectures.jumprelu import active_step
 from attlas.saes.base import SAE, LossTerms, squared_error
@@ -84,6 +85,10 @@ class FeaturesStep:
         """The sum over processes; its gradient goes to each part as it is."""
         return _Sum.apply(part, self.group)
 
+    def own(self, of_all_F: Tensor) -> Tensor:
+        """This process's features of [F]."""
+        return of_all_F[self.start : self.start + self.n]
+
     def decode(self, f_BF: Tensor) -> Tensor:
         """The whole reconstruction of this process's activations and the others'."""
         return self.whole_of(f_BF @ self.sae.W_dec + self.sae.b_dec / self.group.size)
@@ -94,7 +99,7 @@ class FeaturesStep:
 
     def auxk(self, x_BD: Tensor, x_hat_BD: Tensor, dead_F: Tensor) -> Tensor:
         """attlas.saes.architectures.auxk with the dead features of all processes, bool [F]."""
-        dead = dead_F[self.start : self.start + self.n].nonzero().squeeze(-1)
+        dead = self.own(dead_F).nonzero().squeeze(-1)
         n_dead = int(dead_F.sum())
         if n_dead == 0 or self.whole.aux_coefficient == 0:
             return x_BD.new_zeros(())
@@ -129,8 +134,8 @@ class _Sum(torch.autograd.Function):
         return grads[0], None
 
 
-def _terms(total: Tensor, parts: dict[str, Tensor], active: Tensor, l0: Tensor) -> LossTerms:
-    return LossTerms(total, {name: part.detach() for name, part in parts.items()}, (active > 0).sum(0), l0.detach())
+def _terms(total: Tensor, named: dict[str, Tensor], active: Tensor, l0: Tensor) -> LossTerms:
+    return LossTerms(total, {name: part.detach() for name, part in named.items()}, (active > 0).sum(0), l0.detach())
 
 
 def _topk(step: FeaturesStep, x: Tensor, dead_F: Tensor, penalty_scale: float) -> LossTerms:
@@ -190,17 +195,21 @@ def _gated(step: FeaturesStep, x: Tensor, dead_F: Tensor, penalty_scale: float) 
     l1 = step.whole.sparsity * penalty_scale * step.whole_of(opened.sum(-1).mean())
     frozen = step.whole_of(opened @ sae.W_dec.detach() + sae.b_dec.detach() / step.group.size)
     aux = squared_error(x, frozen)
-    return _terms(mse + l1 + aux, {"mse": mse, "l1": l1, "aux": aux}, f > 0, step.l0(f > 0))
+    revival = step.whole_of(pre_activation_loss(sae, gate, step.own(dead_F)))
+    named = {"mse": mse, "l1": l1, "aux": aux, "revival": revival}
+    return _terms(mse + l1 + aux + revival, named, f > 0, step.l0(f > 0))
 
 
 def _jumprelu(step: FeaturesStep, x: Tensor, dead_F: Tensor, penalty_scale: float) -> LossTerms:
     sae = step.sae
     pre = sae.pre_activations(x)
-    mse = squared_error(x, step.decode(sae.activate(pre)))
+    x_hat = step.decode(sae.activate(pre))
+    mse, aux = squared_error(x, x_hat), step.auxk(x, x_hat, dead_F)
     active = active_step(pre, sae.get_parameter("threshold"), step.whole.bandwidth)
     l0 = step.whole_of(active.sum(-1).mean())
     penalty = step.whole.sparsity * penalty_scale * l0
-    return _terms(mse + penalty, {"mse": mse, "l0_penalty": penalty}, active.detach() > 0, l0)
+    named = {"mse": mse, "l0_penalty": penalty, "auxk": aux}
+    return _terms(mse + penalty + aux, named, active.detach() > 0, l0)
 
 
 _LOSSES: dict[str, Callable[[FeaturesStep, Tensor, Tensor, float], LossTerms]] = {
