@@ -52,6 +52,7 @@ def create_app(workspace: str | Path, models: Mapping[str, str] | None = None, h
     app = PreviewedDash(
         "attlas.dashboard",
         assets_folder=str(Path(__file__).parent / "assets"),
+        assets_ignore=r"^offline",  # of files that need no server
         title="Attlas",
         update_title="",
         serve_locally=True,

@@ -24,7 +24,7 @@ SUB_VERBS = {
     "models": ("list", "get", "saes"),
     "circuit": ("tasks", "patch", "dla", "trace", "qk", "ablate"),
     "entropy": ("heads", "anatomy", "timeline", "selection", "windows", "cost", "collapse"),
-    "export": ("sae", "headvis"),
+    "export": ("sae", "headvis", "html"),
     "features": ("describe", "survey", "match"),
     "heads": ("measure", "weights", "import"),
     "vit": ("heads", "pruning", "tokens", "patterns"),

@@ -43,3 +43,25 @@ class Headvis(OutArgs):
     """A run of attlas heads in the workspace, measured or imported; by default the newest."""
     to: Annotated[Path, tyro.conf.arg(aliases=["-o", "--out"])] = Path("headvis")
     """Folder to write, new or empty."""
+
+
+@dataclass(frozen=True)
+class Html(OutArgs):
+    """Write heads as one HTML file that needs no server and no network: finder, accounts, sequences under the pointer.
+
+    For example:
+
+        attlas export html heads --out heads.html
+        attlas export html heads --head 3.0 --out head-3.0.html
+    """
+
+    what: tyro.conf.Positional[Literal["heads"]] = "heads"
+    """What the file shows."""
+    run: str | None = None
+    """A run of attlas heads in the workspace, measured or imported; by default the newest."""
+    head: tuple[str, ...] = ()
+    """Heads, such as 3.0 2.1; by default all."""
+    n_sequences: int = 12
+    """Sequences of each list of a head (by weight, output, unexplained mass), the first ones; fewer make a smaller file."""
+    to: Annotated[Path, tyro.conf.arg(aliases=["-o", "--out"])] = Path("heads.html")
+    """File to write."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from attlas.cli import main
 from attlas.data.workspace import Workspace
 
 from ..chromium import CHROMIUM
@@ -101,3 +103,32 @@ def test_from_the_finder_to_a_head_and_images(browser: Any, address: str) -> Non
     assert page.locator(".sequence.locked .grid .query").count() == 1
     assert page.locator(".sequence.locked .to").count() > 0
     page.close()
+
+
+def test_one_file_needs_no_server(browser: Any, workspace: Workspace, tmp_path: Path) -> None:
+    run = next(run for run in workspace.runs("heads") if run.model.name == "gpt2-mini")
+    file = tmp_path / "heads.html"
+    assert main(["export", "html", "heads", "--run", run.id, "--out", str(file), "-w", str(workspace.path)]) == 0
+    page = browser.new_page(viewport={"width": 390, "height": 1000})
+    asked: list[str] = []
+    problems: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto(file.as_uri())
+    assert page.locator(".point").count() == 24
+    page.locator(".point[data-head='3.0']").click()
+    page.get_by_role("heading", name="Head 3.0").wait_for()
+    first = page.locator(".sequence").first
+    first.locator("[data-i='20']").hover()
+    table = workspace.read_table(run, "head_sequences").to_pandas()
+    mine = table[(table.layer == 3) & (table["head"] == 0) & (table.by == "weight")]
+    row = mine.sort_values(["interval", "rank"], ascending=[False, True]).iloc[0]
+    lit = first.locator(".cell.to").evaluate_all("(all) => all.map((e) => Number(e.dataset.i))")
+    assert set(lit) == set(np.array(row.key)[np.array(row.query) == 20].tolist())
+    assert page.locator("tr", has_text="previous token").first.is_visible()
+    page.get_by_label("Across").select_option("sink_mass")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    assert problems == []
+    page.close()
+    assert main(["export", "html", "heads", "--head", "9.9", "--out", str(file), "-w", str(workspace.path)]) == 2
