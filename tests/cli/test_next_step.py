@@ -26,7 +26,7 @@ SUB_VERBS = {
     "entropy": ("heads", "anatomy", "timeline", "selection", "windows", "cost", "collapse"),
     "export": ("sae", "headvis", "html"),
     "features": ("describe", "survey", "match"),
-    "heads": ("measure", "weights", "import"),
+    "heads": ("measure", "weights", "effects", "similar", "project", "import"),
     "vit": ("heads", "pruning", "tokens", "patterns"),
 }
 
