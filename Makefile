@@ -11,7 +11,9 @@ SERVE ?= 1
 # Workers of one thread use cores better than threads do; the third works while others wait for a browser or a child.
 # tests/conftest.py says what comes first, which xdist would order by the number of tests.
 PYTEST_ARGS ?= -n 3 --dist loadfile --no-loadscope-reorder
-# Python compiles what is imported, when it is; to compile all 24,000 files takes one core about a hundred seconds.
+# Python compiles what is imported, when it is, and keeps it, also where the environment says not to: to compile all 24,000
+# files takes one core about a hundred seconds, and every worker and child would compile anew what it imports.
+export PYTHONDONTWRITEBYTECODE :=
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 EDITABLE = $(PIP_INSTALL) --no-build-isolation --config-settings editable_mode=strict
 # What a strict editable install depends on: the names of the Python files.
@@ -76,6 +78,7 @@ notebooks: install
 
 # `unit` and `notebooks` by one call, so that no worker ends long before the others.
 all-tests: install browser
+	@$(BIN)/python -W ignore -c 'import dash, lm_eval, sae_lens, transformer_lens' # compiled once, not by each worker
 	OMP_NUM_THREADS=1 $(BIN)/pytest $(NBMAKE) $(PYTEST_ARGS) notebooks tests
 
 # Chromium is installed beside the packages, and types are checked, on one core, while tests run.

@@ -100,12 +100,14 @@ def feature_dfa(
     for b in rows.unique().tolist():
         mine = (rows == b).nonzero().squeeze(1)
         for part in mine.split(chunk):
-            dest, chosen = positions[part], features[part]
-            closed_keys = ~rule.allowed(dest + shift, at)  # [P, S]
+            chosen = features[part]
+            # attention is the position's, whatever the feature: its U rows are made once
+            dest, row = positions[part].unique(return_inverse=True)
+            closed_keys = ~rule.allowed(dest + shift, at)  # [U, S]
             for head in range(0, H, group):
                 span = slice(head, head + group)
                 keys, vals = k[b, head // group].to(dtype), v[b, head // group].to(dtype)  # [S, e]
-                logits = rule.capped(torch.einsum("gpe,se->gps", q[b, span][:, dest].to(dtype), keys) * sharpness)
+                logits = rule.capped(torch.einsum("gue,se->gus", q[b, span][:, dest].to(dtype), keys) * sharpness)
                 if full_mask is not None:
                     chosen_mask = full_mask[b, span][:, dest]
                     if chosen_mask.dtype == torch.bool:
@@ -116,7 +118,7 @@ def feature_dfa(
                 closed = (logits == -math.inf).all(-1, keepdim=True)  # no key at all: no contribution
                 weights = logits.softmax(-1).masked_fill(closed, 0)
                 slices = W_enc[head * e : (head + group) * e, chosen].to(dtype).view(group, e, -1)
-                parts = weights * torch.einsum("se,gep->gps", vals, slices)
+                parts = torch.einsum("se,gep->gps", vals, slices).mul_(weights[:, row])
                 if scale is not None:
                     parts = parts * scale[part, None].to(dtype)
                 by_head[part, span] = parts.sum(-1).T
