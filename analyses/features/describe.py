@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.features.codes import coded
 from attlas.analyses.features.config import FeaturesConfig
 from attlas.analyses.features.direction_nulls import DIRECTION_SCORES, DirectionNull, direction_nulls
 from attlas.analyses.features.examples import Example, choose, fill
@@ -40,6 +41,7 @@ from attlas.analyses.features.tables import (
 )
 from attlas.data.figures import new_figure
 from attlas.data.images.dataset import ImageDataset, shrink
+from attlas.data.processes.group import ALONE, Group
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.text import TokenDataset
@@ -272,6 +274,7 @@ def features(
     hook: str | None = None,
     checkpoint: Path | None = None,
     track: Track = no_track,
+    group: Group = ALONE,
 ) -> FeaturesResult:
     """Interpret every feature of an SAE.
 
@@ -282,6 +285,7 @@ def features(
         hook: where the SAE sits; default its own record.
         checkpoint: file that holds the state of the first pass, written every `SAVE_EVERY` batches; when it is there,
             the pass goes on from it, to the same result. Deleted at the end.
+        group: processes of which the others call `help_features` with the same arguments.
 
     Memory is that of the stream (see `attlas.analyses.features.stream`), whatever the number of tokens.
 
@@ -308,10 +312,9 @@ def features(
     if checkpoint is not None:
         key = f"{model.weight_hash}/{fingerprint(model)}/{sae.hash}/{data.hash}/{hook}/{config}/{positions}"
     done = load_pass(checkpoint, key, stream, coactivation) if checkpoint is not None else 0
-    for n, batch in enumerate(track(data.minibatches(config.batch_size), "features"), 1):
-        if n <= done:
-            continue
-        values, indices = sae.encode_sparse(sae.flatten_heads(model.capture(batch.inputs, hook)[hook]))
+    codes = coded(model, sae, data, hook, config.batch_size, group, done)
+    batches = -(-len(data) // config.batch_size)
+    for n, (batch, (values, indices)) in enumerate(track(codes, "features", batches - done), done + 1):
         keep = positions.mask(batch.inputs, values.shape[1], batch.mask).to(values.device)
         stream.add(values, indices, batch.inputs if is_text else None, keep)
         coactivation.add(values[keep], indices[keep])

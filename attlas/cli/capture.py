@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from attlas.cli.common import Output, open_model
 from attlas.cli.options import ModelArgs, TextArgs
+from attlas.cli.together import join
 from attlas.saes.training.config import TrainConfig
 
 
@@ -46,7 +47,9 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     from attlas.saes.inputs import load_inputs
     from attlas.saes.training.store import check_store, read_manifest, store_source
 
-    check_store(args.to)
+    if not out.silent:
+        check_store(args.to)
+    group = join(args.device)
     out.how_to_go_on = lambda: f"the same command goes on after the shards that are written: {out.command()}"
     model = open_model(args, out)
     hooks = vector_hooks(model, args.hooks, heads_apart=True)
@@ -66,7 +69,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         activation_dtype=args.store_dtype,
         store=args.to,
     )
-    store_source(model, load_inputs(model, config), hooks, config, out.track)
+    store_source(model, load_inputs(model, config), hooks, config, out.track, group)
     manifest = read_manifest(args.to) or {}
     rows = sum(shard["rows"] for shard in manifest["shards"])
     out.say(f"{rows:,} tokens of {len(hooks)} hooks, {manifest['bytes'] / 1e6:.1f} MB, in {args.to}")

@@ -25,7 +25,7 @@ from rich.table import Table
 from attlas.cli.next_step import next_line
 from attlas.cli.options import ModelArgs, OutArgs
 from attlas.cli.progress import Reporter, Task, reporter
-from attlas.cli.together import leave, place, tell, unheard
+from attlas.cli.together import leave, place, require_shared, tell, unheard
 from attlas.data.disk import as_storage_error
 from attlas.data.processes.launch import launched
 from attlas.data.progress import Track
@@ -257,6 +257,7 @@ def run_verb(verb: str, module: ModuleType, argv: Sequence[str]) -> int:
                 config=(tyro.conf.OmitArgPrefixes,),
             )
         out = Output(as_json=getattr(args, "json", False), argv=argv, verb=verb, silent=silent)
+        require_shared(verb, args)
         if silent:
             warnings.simplefilter("ignore")
         quiet = contextlib.redirect_stdout(sys.stderr) if out.as_json else contextlib.nullcontext()

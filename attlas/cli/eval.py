@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from attlas.cli.common import Output, open_model, open_workspace
 from attlas.cli.inputs import find_saes, model_of
 from attlas.cli.options import ModelArgs, OutArgs, TextArgs
+from attlas.cli.together import join
 from attlas.saes.evaluation.config import EvalConfig
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     from attlas.saes.inputs import held_out
 
     workspace = open_workspace(args)
+    group = join(args.device)
     targets = _targets(args, workspace)
     model_name = model_of(targets[0][1], args.model, Args.model)
     model = open_model(ModelArgs(model=model_name, device=args.device, dtype=args.dtype), out)
@@ -67,7 +69,9 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     if parent is not None and parent.data is not None and parent.data.name == data.ref.name:
         warnings.warn(f"'{data.ref.name}' is what {parent.id} was trained on, not held out from it", stacklevel=1)
     saes = [(sae.to(model.device), args.hook) for sae, _ in targets]
-    measured = evaluate_all(saes, model, data, args.evaluation, track=out.track)
+    measured = evaluate_all(saes, model, data, args.evaluation, track=out.track, group=group)
+    if not group.first:
+        return {}
     for (sae, parent), result in zip(targets, measured, strict=True):
         record = result.save(workspace, parents=(parent.id,) if parent else ())
         _show(result, args.hook or sae.cfg.hook_name, sae, model.name, out)

@@ -32,6 +32,17 @@ def place(verb: str) -> tuple[int, int]:
     return rank, size
 
 
+def require_shared(verb: str, args: object) -> None:
+    """Refuse a sub-verb that cannot be shared.
+
+    Raises:
+        ConfigError: it runs in one process.
+    """
+    name = type(args).__name__.lower()
+    if launched()[1] > 1 and verb == "features" and name != "describe":
+        raise ConfigError(f"'features {name}' runs in one process; start it without torchrun")
+
+
 def join(device: str) -> Group:
     """The other processes; without torchrun none."""
     group: Group = _groups().join(device)

@@ -103,6 +103,14 @@ class Group:
         self._do(lambda: dist.all_gather_object(found, value))
         return found
 
+    def values_to_first(self, value: T) -> list[T]:
+        """Every process's plain value, by rank, on process 0; an empty list on the others."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] | None = [None] * self.size if self.first else None
+        self._do(lambda: dist.gather_object(value, found, dst=0))
+        return found or []
+
     def of_first(self, value: T) -> T:
         """Process 0's plain value."""
         if self.size == 1:

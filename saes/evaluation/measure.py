@@ -17,27 +17,29 @@ import torch
 from torch import Tensor
 
 from attlas.data.dataset import Batch, Dataset
+from attlas.data.processes.group import ALONE, Group
+from attlas.data.processes.turns import in_turn
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.stats import bootstrap_ratio, count_mean
 from attlas.data.workspace import Ref
-from attlas.errors import ConfigError, NonFiniteError
+from attlas.errors import ConfigError
 from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.labels import classifier_labels
 from attlas.saes.base import SAE
 from attlas.saes.evaluation.behaviour import CleanRun
 from attlas.saes.evaluation.config import EvalConfig
 from attlas.saes.evaluation.controls import Reconstructor, encode_once, make_control, sae_reconstructor
+from attlas.saes.evaluation.places import Place, measure_moments
 from attlas.saes.evaluation.tables import DENSITY, EVALUATION, METRICS
 from attlas.saes.identity import check_sae
 from attlas.saes.plots import evaluation_figure
-from attlas.saes.positions import Positions, positions_for
+from attlas.saes.positions import positions_for
 from attlas.saes.splice import put_rows
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-SAMPLE_ROWS = 8_192
 COUNTED = ("accuracy_clean", "accuracy_spliced", "accuracy_zero")  # of images answered rightly
 LOGIT_BUDGET = 2**26  # floats of one batch's logits, so that a large vocabulary does not fill the memory
 
@@ -163,11 +165,14 @@ def evaluate_all(
     config: EvalConfig | None = None,
     *,
     track: Track = no_track,
+    group: Group = ALONE,
 ) -> list[EvalResult]:
     """`evaluate` for many SAEs of one model: the clean passes are shared, and ablations between SAEs of one hook.
 
     Args:
         saes: each with its hook, or None for its own.
+        group: processes that measure together, each batch by one of them; the first gets the results, those of one process
+            to the bit, the others none.
 
     Raises: as `evaluate`.
 
@@ -189,10 +194,11 @@ def evaluate_all(
         place.positions.require_some(data)
     batches = _batches(data, model, config)
     truth = classifier_labels(model, data, warn=True)  # in the classifier's numbering
-    moments = _moments(model, batches, list(dict.fromkeys(places)), track)
+    moments = measure_moments(model, batches, list(dict.fromkeys(places)), track, group)
     trials = [_Trial(sae, place, moments[place], config) for (sae, _), place in zip(saes, places, strict=True)]
     hooks = list(dict.fromkeys(place.hook for place in places))
-    for batch in track(batches, "evaluating"):
+
+    def measure(batch: Batch) -> list[dict[str, dict[str, np.ndarray]]]:
         labels = truth[batch.rows].to(model.device) if truth is not None else None
         run = CleanRun(model, batch, labels, hooks) if config.functional else None
         cache = run.cache if run is not None else model.capture(batch.inputs, hooks)
@@ -200,23 +206,17 @@ def evaluate_all(
         for trial in trials:
             if run is not None and trial.place not in ablated:
                 ablated[trial.place] = _ablations(run, batch, trial.place, trial.mean_D)
-            trial.add(batch, cache[trial.place.hook], run, ablated.get(trial.place, {}))
+        return [trial.sums(batch, cache[trial.place.hook], run, ablated.get(trial.place, {})) for trial in trials]
+
+    for _, found in track(in_turn(group, batches, measure), "evaluating", len(batches)):
+        for trial, sums in zip(trials, found, strict=True):
+            for name, stats in sums.items():
+                trial.collected[name].append(stats)
+    for trial in trials:
+        group.sum(trial.fired_F)
+    if not group.first:
+        return []
     return [trial.result(model.ref, data.ref, len(data)) for trial in trials]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where an SAE is measured: a hook, and the positions that count."""
-
-    hook: str
-    positions: Positions
-
-    def rows(self, batch: Batch, activation: Tensor) -> tuple[Tensor, Tensor]:
-        """Activations float32 [N, D] at the positions that count, and those positions, bool [B, T]."""
-        keep_BT = self.positions.mask(batch.inputs, activation.shape[1], batch.mask).to(activation.device)
-        if not bool(torch.isfinite(activation).all()):
-            raise NonFiniteError(f"'{self.hook}' holds NaN or infinity; load the model in float32")
-        return activation.flatten(2)[keep_BT].float(), keep_BT
 
 
 class _Trial:
@@ -232,8 +232,11 @@ class _Trial:
             self.subjects.append(make_control(name, sae, self.mean_D, covariance_DD, sample_ND, k, config.eval_seed))
         self.collected: dict[str, list[dict[str, np.ndarray]]] = {subject.name: [] for subject in self.subjects}
 
-    def add(self, batch: Batch, activation: Tensor, run: CleanRun | None, ablated: dict[str, np.ndarray]) -> None:
-        """One batch; what is spliced in is the reconstruction that was measured."""
+    def sums(
+        self, batch: Batch, activation: Tensor, run: CleanRun | None, ablated: dict[str, np.ndarray]
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """Sums of one batch by subject; what is spliced in is the reconstruction that was measured."""
+        found = {}
         x_ND, keep_BT = self.place.rows(batch, activation)
         for subject in self.subjects:
             x_hat_ND, active_N = subject.reconstruct(x_ND)
@@ -241,7 +244,8 @@ class _Trial:
             if run is not None:
                 other = run.patched(self.place.hook, put_rows(x_hat_ND, keep_BT))
                 stats |= run.sums | ablated | run.compare("spliced", other)
-            self.collected[subject.name].append(stats)
+            found[subject.name] = stats
+        return found
 
     def result(self, model: Ref, data: Ref, n_sequences: int) -> EvalResult:
         """Ratios and their intervals, over all batches."""
@@ -275,33 +279,6 @@ def _batches(data: Dataset, model: HookedModel, config: EvalConfig) -> Sequence[
     elif model.cfg.family == "vit":
         size *= 8
     return data.minibatches(size)
-
-
-def _moments(
-    model: HookedModel, batches: Sequence[Batch], places: Sequence[Place], track: Track
-) -> dict[Place, tuple[Tensor, Tensor, Tensor]]:
-    """Mean [D], covariance [D,D] (float64) and a sample of rows of every place, from one pass that stops after the last."""
-    if not batches:
-        raise ConfigError("there are no sequences to evaluate on; give more tokens or images")
-    hooks = list(dict.fromkeys(place.hook for place in places))
-    totals: dict[Place, list[Tensor]] = {}
-    samples: dict[Place, list[Tensor]] = {place: [] for place in places}
-    for batch in track(batches, "measuring activations"):
-        cache = model.capture(batch.inputs, hooks)
-        for place in places:
-            rows_ND, _ = place.rows(batch, cache[place.hook])
-            double = rows_ND.double()
-            sums = [double.sum(0), double.T @ double, torch.tensor(float(len(rows_ND)), dtype=torch.float64)]
-            totals[place] = [a + b for a, b in zip(totals[place], sums, strict=True)] if place in totals else sums
-            room = SAMPLE_ROWS - sum(len(part) for part in samples[place])
-            if room > 0:
-                samples[place].append(rows_ND[:room])
-    found = {}
-    for place, (total_D, products_DD, n) in totals.items():
-        mean_D = total_D / float(n)
-        covariance_DD = products_DD / float(n) - torch.outer(mean_D, mean_D)
-        found[place] = (mean_D.float(), covariance_DD, torch.cat(samples[place]))
-    return found
 
 
 def _reconstruction(

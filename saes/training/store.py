@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load, save_file
 
-from attlas.data.dataset import Dataset
+from attlas.data.dataset import Batch, Dataset
 from attlas.data.disk import check_writable, disk_errors
 from attlas.data.files import atomic_path, check_name, sha256_file, write_text_atomic
 from attlas.data.models_catalog import lasting_name
+from attlas.data.processes.group import ALONE, Group
+from attlas.data.processes.turns import in_turn
 from attlas.data.progress import Track, no_track
 from attlas.errors import CheckpointError, ConfigError, WorkspaceError
 from attlas.saes.activations import Rows, capture_rows
@@ -41,12 +43,18 @@ _PLAN, _DONE, _MANIFEST = "capture.json", "shards.jsonl", "manifest.json"
 
 
 def store_source(
-    model: HookedModel, inputs: Dataset, hooks: Sequence[str], config: TrainConfig, track: Track = no_track
+    model: HookedModel,
+    inputs: Dataset,
+    hooks: Sequence[str],
+    config: TrainConfig,
+    track: Track = no_track,
+    group: Group = ALONE,
 ) -> Source:
     """Chunks read from the folder `config.store`, which is written first where it is not there.
 
     Args:
         hooks: all hooks to capture, or some of those that the finished store holds.
+        group: processes that capture together, each shard by one of them; all see the folder.
 
     Raises:
         ConfigError: the folder holds activations of another model, data, hooks or type, or other files; or the disk
@@ -57,8 +65,12 @@ def store_source(
     assert folder is not None
     wanted = _wanted(model, inputs, hooks, config)
     manifest = read_manifest(folder)
+    if any(group.all_of(manifest is None)):
+        _write(folder, model, inputs, hooks, config, wanted, track, group)
+        group.of_first(None)
+        manifest = read_manifest(folder)
     if manifest is None:
-        manifest = _write(folder, model, inputs, hooks, config, wanted, track)
+        raise CheckpointError(f"process {group.rank} does not see '{folder}'; give a folder that all processes share")
     held = list(manifest["hooks"])
     agreed = {"hooks": held, "inputs": manifest["inputs"]} if set(hooks) <= set(held) else {}
     _agree(folder, manifest, wanted | agreed)
@@ -172,15 +184,17 @@ def _write(
     config: TrainConfig,
     wanted: dict[str, Any],
     track: Track,
-) -> dict[str, Any]:
+    group: Group,
+) -> None:
     """Capture everything once. The size is known, stated and compared with the free disk before the first shard."""
-    check_store(folder)
+    if group.first:
+        check_store(folder)
     positions = positions_for(model, config.skip_positions, config.exclude_tokens)
     positions.require_some(inputs)
     dtype = getattr(torch, config.activation_dtype)
     batches = inputs.minibatches(config.capture_batch)
     plan = {**wanted, "capture_batch": config.capture_batch}
-    done = _finished(folder, plan)
+    done = group.of_first(_finished(folder, plan) if group.first else [])
     first = capture_rows(model, batches[0].inputs, hooks, positions)
     a_row = sum(rows.shape[-1] for rows in first.values()) * dtype.itemsize  # padding counted in: at most so much
     needed = a_row * len(next(iter(first.values()))) // len(batches[0]) * len(inputs)
@@ -192,23 +206,30 @@ def _write(
             f"the activation store '{folder}' needs {left / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; "
             "take fewer tokens or hooks, or --activation-dtype bfloat16"
         )
-    write_text_atomic(folder / _PLAN, json.dumps(plan, indent=1) + "\n")
-    write_text_atomic(folder / _DONE, "".join(json.dumps(shard) + "\n" for shard in done))
-    for number, batch in enumerate(track(batches, f"writing {needed / 1e9:.2f} GB of activations", len(batches))):
-        if number < len(done):
-            continue
+    if group.first:
+        write_text_atomic(folder / _PLAN, json.dumps(plan, indent=1) + "\n")
+        write_text_atomic(folder / _DONE, "".join(json.dumps(shard) + "\n" for shard in done))
+    group.of_first(None)
+
+    def capture(numbered: tuple[int, Batch]) -> dict[str, Any]:
+        number, batch = numbered
         rows = capture_rows(model, batch.inputs, hooks, positions, batch.mask)
         path = folder / f"shard-{number:05d}.safetensors"
         with atomic_path(path) as temporary:
             save_file({name: r.to(dtype).cpu().contiguous() for name, r in rows.items()}, temporary)
-        done.append({"file": path.name, "rows": len(next(iter(rows.values()))), "sha256": sha256_file(path)})
+        return {"file": path.name, "rows": len(next(iter(rows.values()))), "sha256": sha256_file(path)}
+
+    shards = in_turn(group, list(enumerate(batches)), capture, first=len(done))
+    for _, shard in track(shards, f"writing {needed / 1e9:.2f} GB of activations", len(batches) - len(done)):
+        done.append(shard)
         with disk_errors(folder), open(folder / _DONE, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(done[-1]) + "\n")
+            handle.write(json.dumps(shard) + "\n")
+    if not group.first:
+        return
     manifest = {**wanted, "bytes": needed, "settings": _settings(inputs, config), "shards": done}
     write_text_atomic(folder / _MANIFEST, json.dumps(manifest, indent=1) + "\n")
     for name in (_PLAN, _DONE):
         (folder / name).unlink(missing_ok=True)
-    return manifest
 
 
 def _finished(folder: Path, plan: dict[str, Any]) -> list[dict[str, Any]]:

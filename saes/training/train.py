@@ -132,10 +132,9 @@ def make_buffer(
     """The mixing buffer over the model itself, or over the on-disk store that the configuration names."""
     clock = Clock()
     if config.store is not None:
-        if share.group.first:
-            store_source(model, data, hooks, config, track)  # written where it is not there
-        share.group.of_first(None)
-        source = store_source(model, data, share.own or hooks, config, track)
+        if share.dealt:
+            store_source(model, data, hooks, config, track, share.group)  # written where it is not there, by all
+        source = store_source(model, data, share.own or hooks, config, track, share.group)
     elif share.group.size > 1:
         source = shared_source(model, data, config, clock, share)
     else:

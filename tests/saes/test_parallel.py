@@ -81,6 +81,11 @@ def test_a_model_captured_by_two(found: dict[str, Any], form: str) -> None:
     assert all(real["configs"])
 
 
+def test_capture_evaluation_and_features_equal_one_process(found: dict[str, Any]) -> None:
+    """Shards by hash and every table to the bit, with batches that two do not divide."""
+    assert found["passes"] == {"store": True, "eval": True, "features": True}
+
+
 def test_what_cannot_be_shared_is_refused(found: dict[str, Any]) -> None:
     says = {"batch": "batch_size=63", "hooks": "1 hooks cannot", "features": "d_sae=65", "k": "k=4 is more than the 3"}
     assert {name: says[name] in text for name, text in found["refusals"].items()} == dict.fromkeys(says, True)

@@ -13,18 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from made import random_sae
 
+from attlas.analyses.features import FeaturesConfig, features
+from attlas.analyses.features.codes import help_features
 from attlas.cli import main as attlas
 from attlas.data.processes.group import Group, join
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError
 from attlas.interp import load_model
-from attlas.saes import ARCHITECTURES, SAE, SAEConfig, TrainConfig, train_sae
+from attlas.saes import ARCHITECTURES, SAE, EvalConfig, SAEConfig, TrainConfig, evaluate_all, train_sae
 from attlas.saes.training.buffer import MixingBuffer
 from attlas.saes.training.loop import train_loop
 from attlas.saes.training.parallel.choice import Peers
 from attlas.saes.training.parallel.share import Share
 from attlas.saes.training.parallel.start import begun
+from attlas.saes.training.store import read_manifest, store_source
 
 D, F, STEPS, BATCH = 12, 40, 16, 32
 HOOK, GLOB = "blocks.1.attn.hook_z", "blocks.[01].attn.hook_z"
@@ -138,6 +142,34 @@ def real(group: Group, folder: Path) -> dict[str, Any]:
     return found
 
 
+def passes(group: Group, folder: Path) -> dict[str, bool]:
+    """A store, an evaluation and a features pass by two, beside those of one."""
+    model = load_model("gpt2-mini", device="cpu")
+    data = TokenDataset.from_tokens(
+        torch.randint(3, 4000, (11, 24), generator=torch.Generator().manual_seed(1)), "noise"
+    )
+    sae = random_sae("topk", d_in=192, d_sae=48, n_heads=6, d_head=32, hook_name=HOOK, model_hash=model.weight_hash)
+    found = {}
+    stores = [dataclasses.replace(SMALL, store=folder / name) for name in ("one", "two")]
+    if group.first:
+        store_source(model, data, [HOOK], stores[0])
+    group.of_first(None)
+    store_source(model, data, [HOOK], stores[1], group=group)
+    one, two = (read_manifest(store.store or folder) for store in stores)
+    found["store"] = one == two  # hashes of all shards among it
+    quick = EvalConfig(controls=("pca",), n_bootstrap=20, eval_batch=4)
+    shared = evaluate_all([(sae, None)], model, data, quick, group=group)
+    small = FeaturesConfig(n_top=2, n_sample=4, null_draws=0, batch_size=4, n_scored=2, n_causal=1)
+    if not group.first:
+        help_features(model, sae, data, small, group=group)
+        return {}
+    (alone,) = evaluate_all([(sae, None)], model, data, quick)
+    found["eval"] = alone.tables() == shared[0].tables() and bool((alone.density_F == shared[0].density_F).all())
+    together = features(model, sae, data, small, group=group).tables()
+    found["features"] = together == features(model, sae, data, small).tables()
+    return found
+
+
 def refusals(group: Group) -> dict[str, str]:
     """What cannot be shared, in words."""
     model = load_model("gpt2-mini", device="cpu")
@@ -196,6 +228,7 @@ def main(folder: Path) -> None:
         "architectures": architectures(group),
         "ties": ties(group),
         "real": real(group, folder),
+        "passes": passes(group, folder),
         "refusals": refusals(group),
     }
     found["commands"] = commands(folder)

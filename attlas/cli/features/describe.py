@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from attlas.analyses.features.codes import help_features
 from attlas.analyses.features.describe import features
 from attlas.cli.common import Output, open_workspace
 from attlas.cli.inputs import find_saes, load_data, open_model_of
+from attlas.cli.together import join
 from attlas.data.disk import check_writable
 from attlas.saes.formats import load_sae
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 def run(args: Describe, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
     workspace = open_workspace(args)
+    group = join(args.device)
     if args.checkpoint is not None:
         check_writable(args.checkpoint.absolute().parent)
         out.how_to_go_on = lambda: f"the same command goes on from '{args.checkpoint}': {out.command()}"
@@ -35,12 +38,17 @@ def run(args: Describe, out: Output) -> dict[str, Any]:
         state = args.checkpoint
         if state is not None and len(targets) > 1:  # a file each
             state = state.with_name(f"{state.name}-{sae.cfg.hook_name}")
-        result = features(model, sae, data, args.config, hook=args.hook, checkpoint=state, track=out.track)
+        if not group.first:
+            help_features(model, sae, data, args.config, group=group, hook=args.hook)
+            continue
+        result = features(model, sae, data, args.config, hook=args.hook, checkpoint=state, track=out.track, group=group)
         saved = result.save(workspace, model.ref, data.ref, parents=(parent.id,) if parent else ())
         found[saved.id] = result.summary()
         _show_strongest(result, sae, model, out)
         _say_beyond(result, out)
         out.say(f"wrote run {saved.id} to {workspace.path}")
+    if not group.first:
+        return {}
     last = list(found)[-1]
     return {"run": last, **found[last], "runs": found}
 
