@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from attlas.errors import CheckpointError, UnsupportedModelError
 
@@ -124,6 +125,57 @@ def model_class(folder: Path, config: Mapping[str, Any], shapes: Shapes) -> Any:
             f'write "architectures": ["{with_head.__name__}"] to use them'
         )
     return known
+
+
+def remote_class(folder: Path, config: Mapping[str, Any]) -> Any:
+    """The class that the code beside the weights defines, which this runs: only where it is trusted.
+
+    Raises:
+        CheckpointError: `auto_map` names no causal language model, classifier or backbone, or its code cannot be run.
+    """
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    stated = config["auto_map"] if isinstance(config["auto_map"], dict) else {}
+    wanted = ("AutoModelForCausalLM", "AutoModelForImageClassification", "AutoModel")
+    name = next((stated[key] for key in wanted if isinstance(stated.get(key), str)), None)
+    if name is None:
+        raise CheckpointError(f"'{folder}': auto_map of config.json names none of {', '.join(wanted)}")
+    try:
+        return get_class_from_dynamic_module(name, folder, local_files_only=True)
+    except Exception as error:  # its code may raise anything
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(f"'{folder}': the code of {name} cannot be run ({lines[0]})") from error
+
+
+def check_tied(folder: Path, model: Any, shapes: Shapes) -> None:
+    """Refuse weights that hold an unembedding of its own where config.json ties it to the embedding.
+
+    Which of the two is used depends on the library that opens them, and its version.
+
+    Raises:
+        CheckpointError: the two matrices differ.
+    """
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    stored = [key for key in shapes if key.split(".")[-2:] in (["lm_head", "weight"], ["embed_out", "weight"])]
+    if not stored or not getattr(model.config, "tie_word_embeddings", False) or head is None or head.weight.is_meta:
+        return
+    same = head.weight is not embedding.weight and torch.equal(head.weight, embedding.weight)
+    if head.weight is embedding.weight:
+        same = torch.equal(_stored(folder, stored[0]).to(head.weight), head.weight)
+    if not same:
+        raise CheckpointError(
+            f"'{folder}': config.json ties the unembedding to the embedding, and the weights hold another {stored[0]}; "
+            'write "tie_word_embeddings": false in config.json to use it, or delete it'
+        )
+
+
+def _stored(folder: Path, key: str) -> torch.Tensor:
+    """One tensor of the folder's safetensors files."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            if key in file.keys():  # noqa: SIM118
+                return torch.as_tensor(file.get_tensor(key))
+    raise CheckpointError(f"'{folder}' lacks {key}; the checkpoint is incomplete")
 
 
 def _bare(key: str) -> bool:

@@ -8,6 +8,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from attlas.data.images.dataset import ImageSpec
 from attlas.data.models_catalog import resolve_model
 from attlas.data.result import reference
 from attlas.data.workspace import Ref
-from attlas.errors import CheckpointError, ConfigError, ModelNotFoundError, UnsupportedModelError
-from attlas.interp.checkpoint import check_sizes, model_class, read_config, weight_shapes
+from attlas.errors import CheckpointError, ConfigError, MissingExtraError, ModelNotFoundError, UnsupportedModelError
+from attlas.interp.checkpoint import check_sizes, check_tied, model_class, read_config, remote_class, weight_shapes
 from attlas.interp.families import supported, unsupported
 from attlas.interp.model import HookedModel
 from attlas.interp.wrappers.bridge import unbridged
@@ -32,6 +33,7 @@ LOADING = threading.RLock()
 PREFIX = "attlas_pruned_"  # of model types; see modeling_attlas_pruned, which imports transformers
 # What a tokenizer may be stored as: one of these sets of files.
 _TOKENIZER_FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("tokenizer.model",), ("spiece.model",))
+_DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 AnyModel = str | Path | nn.Module | HookedModel
@@ -57,6 +59,8 @@ def load_model(
     name_or_path: AnyModel,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "float32",
+    device_map: str | dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
 ) -> HookedModel:
     """Open a model of a supported family (docs/models.md).
 
@@ -68,8 +72,13 @@ def load_model(
             weights, without the bridge's hooks). A HookedModel comes back as it is.
         device: "cpu", "cuda", "auto" (CUDA when there is one).
         dtype: weights and activations.
+        device_map: in place of `device`: how Accelerate spreads the layers over several devices, such as "auto", or
+            module → device. Inputs go to the first; each layer's activations are where the layer is.
+        trust_remote_code: run code that lies beside the weights (`auto_map`), of the model and of its tokenizer. It
+            can do anything; without this it is never run, and transformers' own class is used.
 
     Raises:
+        ConfigError: device or device_map cannot be used, or part of the model would not be in memory.
         ModelNotFoundError: nothing has this name.
         UnsupportedModelError: no adapter for the architecture.
         CheckpointError: weights, config or tokenizer are damaged, incomplete, or contradict each other.
@@ -80,7 +89,7 @@ def load_model(
         >>> model(model.to_tokens("one two one")).shape  # [batch, tokens, vocabulary]
         torch.Size([1, 4, 4096])
     """
-    device = find_device(device)
+    place = _placed(device, device_map)
     if isinstance(dtype, str):
         if dtype not in _DTYPES:
             raise ConfigError(f"dtype '{dtype}' is not one of {', '.join(_DTYPES)}")
@@ -90,14 +99,27 @@ def load_model(
     if not isinstance(name_or_path, (str, Path)):
         return wrap_module(name_or_path)
     found = resolve_model(str(name_or_path))
-    hf = _load_folder(found.folder, found.name, dtype).to(device).eval()
+    hf = _load_folder(found.folder, found.name, dtype, place, trust_remote_code).eval()
     return HookedModel(
         hf,
         name=found.name,
         weight_hash=folder_hash(found.folder),
-        tokenizer=_tokenizer(found.folder),
+        tokenizer=_tokenizer(found.folder, trust_remote_code),
         image_spec=_image_spec(found.folder),
     )
+
+
+def _placed(device: str | torch.device, device_map: str | dict[str, Any] | None) -> torch.device | str | dict[str, Any]:
+    """A device, or a map of Accelerate's."""
+    if device_map is None:
+        return find_device(device)
+    if str(device) != "auto":
+        raise ConfigError(f"device '{device}' and a device_map are two places; give one of them")
+    if find_spec("accelerate") is None:
+        raise MissingExtraError("device_map needs the package accelerate: pip install accelerate")
+    if isinstance(device_map, str) and device_map not in _DEVICE_MAPS:
+        find_device(device_map)
+    return device_map
 
 
 def find_device(device: str | torch.device) -> torch.device:
@@ -182,7 +204,9 @@ def _reference(model: AnyModel) -> Ref:
     return as_hooked(model).ref
 
 
-def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Any:
+def _load_folder(
+    folder: Path, name: str, dtype: torch.dtype, place: torch.device | str | dict[str, Any], trust: bool
+) -> Any:
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise ModelNotFoundError(f"'{folder}' has no config.json; give a Hugging Face model folder")
@@ -190,9 +214,12 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Any:
     stated = config.get("model_type")
     model_type = stated.removeprefix(PREFIX) if isinstance(stated, str) else stated
     if not isinstance(model_type, str) or model_type not in supported():
-        raise UnsupportedModelError(f"{name}: {unsupported(model_type)}")
+        own = "; code beside its weights would not change that: Attlas has no adapter for its layers"
+        raise UnsupportedModelError(f"{name}: {unsupported(model_type)}{own if config.get('auto_map') else ''}")
     shapes = weight_shapes(folder)
-    if model_type == stated:
+    if trust and config.get("auto_map"):
+        cls = remote_class(folder, config)
+    elif model_type == stated:
         cls = model_class(folder, config, shapes)
     else:  # a compact pruned checkpoint, by Attlas's own copy of its code
         from attlas.interp.pruned.whole import compact_class, whole_layout
@@ -208,8 +235,9 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Any:
                 local_files_only=True,
                 use_safetensors=True,  # never a pickle
                 attn_implementation="sdpa" if cls._supports_sdpa else "eager",
-                trust_remote_code=False,  # nor code that lies beside the weights
+                trust_remote_code=trust,  # code that lies beside the weights
                 output_loading_info=True,
+                **({} if isinstance(place, torch.device) else {"device_map": place}),
             )
     except Exception as error:  # safetensors, json and shape errors come in many classes
         files = ", ".join(p.name for p in sorted(folder.glob("*.safetensors"))) or "no .safetensors file"
@@ -219,9 +247,17 @@ def _load_folder(folder: Path, name: str, dtype: torch.dtype) -> Any:
         raise CheckpointError(
             f"'{folder}' lacks {len(missing)} weights, such as {', '.join(missing[:3])}; the checkpoint is incomplete"
         )
-    if model_type != stated:
+    check_tied(folder, model, shapes)
+    if model_type != stated and not trust:
         model = whole_layout(model)
     _fuse_gelu(model)
+    if isinstance(place, torch.device):
+        return model.to(place)
+    if away := [key for key, parameter in model.named_parameters() if parameter.is_meta]:
+        raise ConfigError(
+            f"device_map '{place}' leaves {len(away)} weights of {name} out of the devices' memory, such as {away[0]}; hooks "
+            "need them there: open it in bfloat16, or on more devices"
+        )
     return model
 
 
@@ -264,7 +300,7 @@ def folder_hash(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _tokenizer(folder: Path) -> Any:
+def _tokenizer(folder: Path, trust: bool) -> Any:
     """The folder's tokenizer; a checkpoint folder without one takes its parents' (checkpoints/step-…)."""
     for place in (folder, folder.parent, folder.parent.parent):
         if any(all((place / name).is_file() for name in names) for names in _TOKENIZER_FILES):
@@ -272,7 +308,7 @@ def _tokenizer(folder: Path) -> Any:
 
             try:
                 with quiet():
-                    return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=False)
+                    return AutoTokenizer.from_pretrained(place, local_files_only=True, trust_remote_code=trust)
             except Exception as error:  # json, sentencepiece, protobuf, missing packages: many classes
                 raise CheckpointError(
                     f"cannot read the tokenizer in '{place}' ({_first_line(error)}); mend or remove its files"

@@ -105,7 +105,7 @@ def open_model(args: ModelArgs, out: Output) -> HookedModel:
     from attlas.interp import load_model
 
     with out.phase(f"loading {args.model}"):
-        return load_model(args.model, device=args.device, dtype=args.dtype)
+        return load_model(args.model, args.device, args.dtype, args.device_map, args.trust_remote_code)
 
 
 def open_workspace(args: OutArgs) -> Workspace:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from attlas.cli.common import Output, open_model, open_workspace
-from attlas.cli.inputs import find_saes, model_of
+from attlas.cli.inputs import find_saes, model_of, named
 from attlas.cli.options import ModelArgs, OutArgs, TextArgs
 from attlas.cli.together import join
 from attlas.saes.evaluation.config import EvalConfig
@@ -33,7 +33,8 @@ class Args(TextArgs, ModelArgs, OutArgs):
     n_tokens: int = 8_192
     """How many tokens to use; more make the intervals narrower, in proportion to the time."""
     sae: str | None = None
-    """A run id of the workspace, a path, or saelens:RELEASE/ID; by default every SAE of the newest training."""
+    """A run id of the workspace, a path, RELEASE/PATH (attlas models saes), or saelens:RELEASE/ID;
+    by default every SAE of the newest training."""
     hook: str | None = None
     """Where to splice it in; by default the hook it was trained on."""
     images: str | None = None
@@ -51,7 +52,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     group = join(args.device)
     targets = _targets(args, workspace)
     model_name = model_of(targets[0][1], args.model, Args.model)
-    model = open_model(ModelArgs(model=model_name, device=args.device, dtype=args.dtype), out)
+    model = open_model(named(model_name, args), out)
     data = held_out(
         model,
         args.text,

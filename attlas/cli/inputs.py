@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from attlas.data.workspace import Run, Workspace
     from attlas.interp import HookedModel
     from attlas.saes.base import SAE
+    from attlas.saes.scaling.passes import PassPlan
+
+
+def show_plan(plan: PassPlan, out: Output) -> dict[str, Any]:
+    """Print what a pass would take."""
+    out.table("Nothing was run: what this pass would take (computed)", ("", ""), plan.rows())
+    out.say("fits" if plan.advice is None else f"does not fit: {plan.advice}")
+    return plan.summary()
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,8 @@ class SAEArgs:
     """The sparse autoencoders, at most one a hook."""
 
     sae: tuple[str, ...] = ()
-    """Run ids of the workspace, folders, or saelens:RELEASE/ID; each serves the hook it was trained on."""
+    """Run ids of the workspace, folders, RELEASE/PATH of a published release (attlas models saes), or saelens:RELEASE/ID;
+    each serves the hook it was trained on."""
 
 
 def load_saes(model: HookedModel, args: SAEArgs, workspace: Workspace, out: Output) -> dict[str, SAE]:
@@ -158,4 +167,9 @@ def load_saes(model: HookedModel, args: SAEArgs, workspace: Workspace, out: Outp
 def open_model_of(args: ModelArgs, parent: Run | None, out: Output) -> HookedModel:
     """The model that is named, or else the one the autoencoder was trained on."""
     name = model_of(parent, args.model, ModelArgs.model)
-    return open_model(ModelArgs(model=name, device=args.device, dtype=args.dtype), out)
+    return open_model(named(name, args), out)
+
+
+def named(model: str, args: ModelArgs) -> ModelArgs:
+    """The options of opening a model, with another one's name."""
+    return ModelArgs(model, args.device, args.dtype, args.device_map, args.trust_remote_code)

@@ -27,6 +27,8 @@ def next_line(verb: str, args: Any, result: dict[str, Any]) -> str | None:
 def _next(verb: str, args: Any, result: dict[str, Any]) -> list[str]:
     model = ["--model", str(args.model)] if hasattr(args, "model") else []
     what = type(args).__name__.lower()  # of a verb with sub-verbs
+    if getattr(args, "plan", False):  # nothing was done
+        return []
     match verb:
         case "models":
             return _after_models(result)

@@ -22,6 +22,10 @@ class ModelArgs:
     """cpu, cuda, cuda:1 …; auto takes CUDA when there is one."""
     dtype: str = "float32"
     """float32, bfloat16 or float16."""
+    device_map: str | None = None
+    """In place of --device: auto spreads the layers over all GPUs (by Accelerate)."""
+    trust_remote_code: bool = False
+    """Run code that lies beside the model's weights; it can do anything. Without this it is never run."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,18 @@ class TextArgs:
     """Length of each packed sequence, BOS included; the default is cut to a shorter context window."""
     pad: bool = False
     """Give each document a row of its own, cut at --seq-len and padded behind, in place of packing them end to end."""
+
+
+@dataclass(frozen=True)
+class PlanArgs:
+    """Say what it would take, and do nothing."""
+
+    plan: bool = False
+    """Open nothing; print what this would take on a GPU (memory, disk, operations, hours), all layers counted."""
+    gpu: str = "h100"
+    """With --plan: the GPU, such as h100, h200, a100, a100-40, l40s or rtx4090."""
+    gpu_memory: float | None = None
+    """With --plan: GB of its memory, where they are not the named one's."""
 
 
 @dataclass(frozen=True)

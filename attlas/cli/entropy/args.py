@@ -18,7 +18,7 @@ from attlas.analyses.attention.config import (
 )
 from attlas.analyses.stability.config import CollapseConfig
 from attlas.cli.inputs import DataArgs
-from attlas.cli.options import FLAT, ModelArgs, OutArgs
+from attlas.cli.options import FLAT, ModelArgs, OutArgs, PlanArgs
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,14 @@ class _Measured(DataArgs):
 
 
 @dataclass(frozen=True)
-class Heads(_Measured, ModelArgs, OutArgs):
+class Heads(PlanArgs, _Measured, ModelArgs, OutArgs):
     """Measure the entropy of every head's attention, its lower bound, and where the mass goes.
 
     For example:
 
         attlas entropy --model gpt2-mini --workspace workspace
         attlas entropy heads --model vit-mini --n-images 200
+        attlas entropy heads --plan --model llama-3.1-8b --dtype bfloat16 --seq-len 4096 --gpu a100-40
     """
 
     config: Annotated[EntropyConfig, FLAT] = field(default_factory=EntropyConfig)

@@ -8,7 +8,8 @@ import numpy as np
 
 from attlas.analyses.attention.head_entropy import entropy
 from attlas.cli.common import Output, done, open_model, open_workspace
-from attlas.cli.inputs import load_data
+from attlas.cli.inputs import load_data, show_plan
+from attlas.saes.scaling.passes import PassPlan, plan_pass
 
 if TYPE_CHECKING:
     from attlas.cli.entropy.args import Heads
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 def run(args: Heads, out: Output) -> dict[str, Any]:
     """Compute, save, show."""
+    if args.plan:
+        return show_plan(_plan(args), out)
     workspace, model = open_workspace(args), open_model(args, out)
     data = load_data(model, args, args.config.seed)
     result = entropy(model, data, args.config, track=out.track)
@@ -29,3 +32,17 @@ def run(args: Heads, out: Output) -> dict[str, Any]:
         rows.append((f"{at[0]}.{at[1]}", *[float(columns[name][at]) for name in shown]))
     out.table(f"{model.name}: sharpest heads ({result.n_queries:,} queries; entropy in nats)", ["head", *shown], rows)
     return done(saved, workspace, result.summary(), out)
+
+
+def _plan(args: Heads) -> PassPlan:
+    memory = None if args.gpu_memory is None else args.gpu_memory * 1e9
+    return plan_pass(
+        args.model,
+        hooks=None,
+        n_tokens=args.n_tokens,
+        seq_len=args.seq_len,
+        batch=args.config.batch_size,
+        dtype=args.dtype,
+        device=args.gpu,
+        memory=memory,
+    )

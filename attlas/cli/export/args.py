@@ -25,7 +25,8 @@ class Sae(OutArgs):
     format: Format = "saelens"
     """Whose files; neuronpedia-json needs a features run of the SAE in the workspace (attlas features)."""
     sae: str | None = None
-    """A run id of the workspace, a path, or saelens:RELEASE/ID; by default the newest SAE of the workspace."""
+    """A run id of the workspace, a path, RELEASE/PATH (attlas models saes), or saelens:RELEASE/ID;
+    by default the newest SAE of the workspace."""
     to: Annotated[Path, tyro.conf.arg(aliases=["-o", "--folder", "--to-folder"])] = Path("exported")
     """Folder to write, new or empty."""
 

@@ -24,7 +24,8 @@ class Describe(DataArgs, ModelArgs, OutArgs):
     n_tokens: int = 16_384
     """How many tokens to use; rare features need more."""
     sae: str | None = None
-    """A run id of the workspace, a path, or saelens:RELEASE/ID; by default every SAE of the newest training."""
+    """A run id of the workspace, a path, RELEASE/PATH (attlas models saes), or saelens:RELEASE/ID;
+    by default every SAE of the newest training."""
     hook: str | None = None
     """Where it sits; by default the hook it was trained on."""
     checkpoint: Path | None = None
@@ -63,7 +64,8 @@ class Match(DataArgs, ModelArgs, OutArgs):
     n_tokens: int = 16_384
     """How many tokens to use; rare features need more."""
     sae: str | None = None
-    """A run id of the workspace, a path, or saelens:RELEASE/ID; by default the newest of the workspace."""
+    """A run id of the workspace, a path, RELEASE/PATH (attlas models saes), or saelens:RELEASE/ID;
+    by default the newest of the workspace."""
     other: str | None = None
     """The autoencoder to compare with, named as --sae is."""
     hook: str | None = None

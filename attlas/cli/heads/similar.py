@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from attlas.analyses.heads.similar import SimilarHeads, similar_heads
 from attlas.cli.common import Output, done, open_model, open_workspace
-from attlas.cli.inputs import load_data
-from attlas.cli.options import ModelArgs
+from attlas.cli.inputs import load_data, named
 
 if TYPE_CHECKING:
     from attlas.cli.heads.args import Similar
@@ -21,7 +20,7 @@ def run(args: Similar, out: Output) -> dict[str, Any]:
     model = open_model(args, out)
     other = None
     if args.other is not None:
-        other = open_model(ModelArgs(args.other, args.device, args.dtype), out)
+        other = open_model(named(args.other, args), out)
     data = load_data(model, args, args.config.seed)
     result = similar_heads(model, data, args.config, other=other, track=out.track)
     saved = result.save(workspace, model.ref, data.ref)

@@ -70,7 +70,7 @@ class Args(DataArgs, ModelArgs, OutArgs):
     what_dies: bool = False
     """Also tell what the pruned model loses (before healing): features of --sae, tasks, and what heads do."""
     sae: tuple[str, ...] = ()
-    """Autoencoders for --what-dies: run ids of the workspace, folders, or saelens:RELEASE/ID."""
+    """Autoencoders for --what-dies: run ids, folders, RELEASE/PATH (attlas models saes), or saelens:RELEASE/ID."""
     lm_eval: tuple[str, ...] = ()
     """Run these lm-evaluation-harness tasks before and after (extra lm-eval); attlas_ioi and attlas_induction need no data."""
     lm_eval_path: Path | None = None

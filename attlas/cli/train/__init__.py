@@ -39,6 +39,8 @@ class Args(OutArgs):
     """Numbers of features to compare."""
     sweep_seed: tuple[int, ...] = ()
     """Seeds of initial weights to compare (data and order are the same for all)."""
+    trust_remote_code: bool = False
+    """Run code that lies beside the model's weights; it can do anything. Without this it is never run."""
     resume: bool = False
     """Go on from the last checkpoint of the same configuration in this workspace."""
     plan: bool = False

@@ -53,13 +53,13 @@ def _plan(args: Args, config: TrainConfig, out: Output) -> dict[str, Any]:
     return found.summary()
 
 
-def _begin(config: TrainConfig, folder: Path, out: Output) -> HookedModel:
+def _begin(config: TrainConfig, folder: Path, trust: bool, out: Output) -> HookedModel:
     """Check the store, say how an interrupted training goes on, and open the model."""
     if config.store is not None and not out.silent:
         check_store(config.store)
     out.how_to_go_on = lambda: _go_on(folder, out)
     return open_model(
-        ModelArgs(model=config.model, device=config.model_device or config.device, dtype=config.dtype), out
+        ModelArgs(config.model, config.model_device or config.device, config.dtype, trust_remote_code=trust), out
     )
 
 
@@ -71,7 +71,7 @@ def _tell_what_resumes(args: Args, folder: Path, workspace: Workspace, out: Outp
 def _train(args: Args, config: TrainConfig, workspace: Workspace, group: Group, out: Output) -> dict[str, Any]:
     folder = live_folder(workspace.path, _key(config))
     _tell_what_resumes(args, folder, workspace, out)
-    model = _begin(config, folder, out)
+    model = _begin(config, folder, args.trust_remote_code, out)
     result = train_sae(
         config,
         model=model,
@@ -102,7 +102,7 @@ def _sweep(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -
     sweep = SweepConfig(config, args.sweep_k, args.sweep_sparsity, args.sweep_width, args.sweep_seed)
     folder = live_folder(workspace.path, _key(sweep))
     _tell_what_resumes(args, folder, workspace, out)
-    model = _begin(config, folder, out)
+    model = _begin(config, folder, args.trust_remote_code, out)
     result = sweep_saes(sweep, model=model, folder=folder, resume=args.resume, track=out.track)
     record = result.save(workspace)
     shutil.rmtree(folder, ignore_errors=True)
