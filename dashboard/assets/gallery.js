@@ -51,6 +51,8 @@
     draw(told) {
       const root = make("div", "sequence");
       root.tabIndex = 0;
+      root.dataset.sequence = this.row.sequence;
+      root.attlas = this;
       root.setAttribute("role", "group");
       root.setAttribute("aria-label", `${told.grid ? "image" : "sequence"} ${this.row.sequence}, arrow keys walk its ${told.grid ? "patches" : "tokens"}`);
       const head = make("div", "example-head");
@@ -73,7 +75,7 @@
       } else for (let i = 0; i < this.n; i++) this.body.append(cell(i, "span", this.row.tokens[i] === undefined ? `[${i}]` : this.row.tokens[i]));
       this.says = make("p", "note says");
       root.append(head, this.body, this.says);
-      root.addEventListener("pointerover", (event) => { const i = this.under(event); if (i !== null && !this.locked.length) this.show([i]); });
+      root.addEventListener("pointerover", (event) => { const i = this.under(event); if (i !== null) this.peek([i]); });
       root.addEventListener("pointerleave", () => { if (!this.locked.length) this.show([this.best]); });
       root.addEventListener("click", (event) => {
         const i = this.under(event);
@@ -88,10 +90,14 @@
       const found = event.target.closest("[data-i]");
       return found ? Number(found.dataset.i) : null;
     }
+    peek(places) { if (!this.locked.length) { this.show(places); this.tell(places); } }
+    // Other parts of the page may follow (assets/projection.js).
+    tell(places) { document.dispatchEvent(new CustomEvent("attlas-token", { detail: { sequence: this.row.sequence, places, tokens: places.map((i) => this.row.tokens[i] || "") } })); }
     lock(places) {
       this.locked = places;
       this.root.classList.toggle("locked", places.length > 0);
       this.show(places.length ? places : [this.best]);
+      this.tell(places);
     }
     key(event) {
       if (event.key === "Escape") return this.lock([]);
@@ -195,6 +201,18 @@
       if (!waits) near.observe(more);
     }
     host.dataset.ready = "yes";
+  };
+  // Another sequence of the same head, before those that are shown; null where it was not kept.
+  window.attlasAlso = async (host, number) => {
+    const url = new URL(host.dataset.gallery, location.href);
+    url.searchParams.set("sequence", number);
+    url.searchParams.set("limit", 1);
+    const told = await ask(url.pathname + url.search).catch(() => null), row = told && told.sequences[0];
+    if (!row || !row.asked) return null;
+    const list = make("div", told.grid ? "sequences images" : "sequences"), shown = new Sequence(row, told);
+    list.append(shown.root);
+    host.prepend(make("h3", "", part(row, told)), list);
+    return shown.root;
   };
   const attach = () => {
     document.querySelectorAll("[data-gallery]").forEach((host) => {

@@ -15,6 +15,7 @@ MODULES = (
     "heads.finder",
     "heads.head",
     "heads.sequences",
+    "heads.projections",
     "health.page",
     "prune.page",
     "circuit.page",

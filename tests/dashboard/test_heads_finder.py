@@ -6,21 +6,31 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from attlas.analyses.heads import (
+    ProjectConfig,
+    WeightsConfig,
+    head_logits,
+    head_projections,
+    head_weights,
+)
 from attlas.dashboard.app import create_app
 from attlas.dashboard.components.tokens import visible
-from attlas.dashboard.pages.heads import finder, head
+from attlas.dashboard.pages.heads import finder, head, projections
 from attlas.dashboard.reader import WorkspaceReader, clean
 from attlas.dashboard.theme import theme
 from attlas.data import workspace as of_workspace
 from attlas.data.runs import rows
 from attlas.data.runs.rows import read_where, rows_per_group
+from attlas.data.text import TokenDataset
 from attlas.data.workspace import Ref, Workspace
 from attlas.errors import WorkspaceError
+from attlas.interp import HookedModel
 
 
 @pytest.fixture(scope="module")
@@ -229,3 +239,34 @@ def test_history_is_a_number_and_runs_stand_beside_each_other(client: Any, works
     assert pair["other"] == theirs["entropy"]
     assert pair["difference"] == pytest.approx(pair["one"] - pair["other"])
     assert "Heads that differ most" in _told(beside)
+
+
+def test_weights_likeness_and_projections_of_a_head(
+    gpt2_mini: HookedModel, val_tokens: TokenDataset, tmp_path: Path
+) -> None:
+    place, few = Workspace(tmp_path / "w"), val_tokens.take(2)
+    weights = head_weights(gpt2_mini, WeightsConfig(n_vocab=64)).save(place, gpt2_mini.ref)
+    head_logits(gpt2_mini, few).save(place, gpt2_mini.ref, few.ref)
+    points = head_projections(gpt2_mini, few, ProjectConfig(n_points=12)).save(place, gpt2_mini.ref, few.ref)
+    reader = WorkspaceReader(place.path)
+    found = clean(finder.data(reader, {"model": "gpt2-mini", "metric": "composition: k"}))
+    table = place.read_table(weights, "head_composition").to_pandas()
+    mine = table[(table.layer == 3) & (table["head"] == 0)]
+    row = next(r for r in found["rows"] if (r["layer"], r["head"]) == (3, 0))
+    assert row["composition: k"] == pytest.approx((mine.k_composition / mine.random).max())
+    assert {"copying", "direct_logit", "ov_rank"} <= set(row)
+    page = clean(head.data(reader, {"model": "gpt2-mini", "layer": "3", "head": "0"}))
+    best = page["composition"][0]
+    ends = table[((table.layer == 3) & (table["head"] == 0)) | ((table.from_layer == 3) & (table.from_head == 0))]
+    ratios = ends[["q_composition", "k_composition", "v_composition"]].div(ends.random, axis=0)
+    assert best["ratio"] / best["random"] == pytest.approx(ratios.max().max())
+    told = json.dumps(head.view(page, theme("light")), default=lambda component: component.to_plotly_json())
+    assert all(title in told for title in ("In its weights", "Heads it composes with", "What it is worth"))
+    assert f"/api/head-points?run={points.id}&layer=3" in told
+    drawn = place.read_table(points, "head_points").to_pandas()
+    drawn = drawn[(drawn.layer == 3) & (drawn["head"] == 0)].sort_values("point")
+    sent = clean(projections.data(reader, {"run": points.id, "layer": "3", "head": "0"}))
+    assert [view["name"] for view in sent["views"]] == ["q", "k", "v", "z"]  # no rotary embeddings
+    assert sent["views"][3]["places"] == pytest.approx(np.array([z[:2] for z in drawn.z_axes]), abs=1e-4)
+    assert [p["key_at"] for p in sent["points"]] == drawn.key_at.tolist()
+    assert projections.data(reader, {"layer": "77"})["points"] == []

@@ -11,7 +11,7 @@ from attlas.dashboard.components import button_link, card, columns, empty, headi
 from attlas.dashboard.components.grid import grid
 from attlas.dashboard.page import Data, Page, Params, link, parse_heads
 from attlas.dashboard.pages.heads import beside, compare, finder_figures, search
-from attlas.dashboard.pages.heads.numbers import all_numbers
+from attlas.dashboard.pages.heads.numbers import OTHER_KINDS, all_numbers
 from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
 
@@ -24,17 +24,7 @@ _FIRST = {
     "metric": ("induction_score", "repeat_induction", "induction", "active", "entropy"),
 }
 _TOP = (5, 10, 20, 50)
-_KINDS = (
-    "heads",
-    "anatomy",
-    "entropy",
-    "head_effects",
-    "vit",
-    "head_weights",
-    "head_logits",
-    "head_similar",
-    "timeline",
-)
+_KINDS = ("heads", "anatomy", "entropy", *OTHER_KINDS)
 
 
 def data(reader: WorkspaceReader, params: Params) -> Data:

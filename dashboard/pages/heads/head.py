@@ -23,9 +23,9 @@ from attlas.dashboard.components import (
 from attlas.dashboard.components import head_figures as views
 from attlas.dashboard.jobs import Job
 from attlas.dashboard.page import Data, Page, Params, integer, link
-from attlas.dashboard.pages.heads import account, sequences, worth
-from attlas.dashboard.pages.heads.metrics import head_rows, named
-from attlas.dashboard.pages.heads.numbers import with_atlas
+from attlas.dashboard.pages.heads import account, projections, sequences, worth
+from attlas.dashboard.pages.heads.metrics import METRICS, head_rows, named
+from attlas.dashboard.pages.heads.numbers import OTHER_KINDS, Heads, all_numbers, with_atlas
 from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
 
@@ -51,6 +51,11 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     if atlas and atlas.model.name != model:
         atlas = reader.pick("heads", None, model)
     heads, metrics = with_atlas(reader, atlas, *head_rows(reader, entropy, anatomy))
+    if not heads:  # known by its weights or effects alone
+        newest = next((run for kind in OTHER_KINDS if (run := reader.pick(kind, None, model))), None)
+        model = model or (newest.model.name if newest else None)
+        every = all_numbers(reader, model, None) if model else Heads({}, {})
+        heads, metrics = list(every.rows.values()), [name for name in every.numbers if name in METRICS]
     places = [(row["layer"], row["head"]) for row in heads]
     layer, head = integer(params, "layer"), integer(params, "head")
     place = (layer or 0, head or 0)
@@ -76,7 +81,7 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     found["sequence"] = integer(params, "sequence")
     found["grid"] = atlas.summary.get("grid") if atlas else None
     found["account"] = account.data(reader, atlas, *place)
-    found |= worth.data(reader, model, *place)
+    found |= worth.data(reader, model, *place) | projections.of_head(reader, model, atlas)
     found |= sequences.top_tokens(reader, atlas, *place, found["by"])
     timeline = reader.pick("timeline", params.get("run"), model)
     found["masses"] = reader.rows(anatomy, "map_mass", ("kind", "at"), **one)
@@ -128,8 +133,9 @@ def view(data: Data, theme: Theme) -> Any:
     return html.Div(
         [
             heading(title, lead, *_pickers(data)),
-            html.P([tag(label), html.Span(_label_note(data["numbers"]), className="note")]) if label else None,
+            _labelled(data["numbers"]) if label else None,
             *_on_corpus(data, theme),
+            columns(projections.projection_card(data)),
             columns(*worth.cards(data)),
             _numbers(data),
             _vision(data) if data["vision"] else _map(data, theme),
@@ -184,9 +190,10 @@ def _pickers(data: Data) -> list[Any]:
     ]
 
 
-def _label_note(row: Row) -> str:
+def _labelled(row: Row) -> Any:
     score = row.get("label_score")
-    return f" score {score:.2f}" if score is not None else " no score passes its threshold"
+    note = f" score {score:.2f}" if score is not None else " no score passes its threshold"
+    return html.P([tag(row["label"]), html.Span(note, className="note")], className="labelled")
 
 
 def _numbers(data: Data) -> Any:

@@ -24,6 +24,7 @@ _SPREAD = (
     ("head_effects", "head_effects", ("ablation",), "delta"),
     ("vit", "importance", ("metric", "ablation"), "value"),
 )
+OTHER_KINDS = ("head_effects", "vit", "head_weights", "head_logits", "head_similar", "timeline")
 _TITLES = {"head_account": "Spent on", "head_effects": "Δ loss,", "importance": "Importance,"}
 _NO_NUMBERS = {"layer", "head", "n_queries", "n_sequences", "n_images", "low", "high", "of_model", "centre"}
 _NO_SLOPE = {"layer", "head", "step", "checkpoint", "loss", "repeat_loss", "n_queries"}
