@@ -49,10 +49,12 @@ def test_lines_show_count_rate_time_left_and_what_is_inside() -> None:
 
 def test_short_tasks_one_after_the_other_are_told_of_too() -> None:
     lines, stream = _log(interval=0.1)
+    start = time.monotonic()
     for index in range(10):
         with lines.task(f"part {index}"):
             time.sleep(0.05)
-    assert 2 <= len(stream.getvalue().splitlines()) <= 6
+    intervals = (time.monotonic() - start) / 0.1  # five, and more on a busy machine
+    assert 2 <= len(stream.getvalue().splitlines()) <= intervals + 1
 
 
 def test_what_is_quick_says_nothing() -> None:
