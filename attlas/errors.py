@@ -93,6 +93,20 @@ class MissingExtraError(AttlasError, ImportError):
     """An optional dependency is needed and not installed."""
 
 
+def require_counts(config: object, *names: str) -> None:
+    """Raise ConfigError for the first of these fields of a configuration that is below 1; says its value."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} {getattr(config, name)} must be 1 or more")
+
+
+def require_shares(config: object, *names: str) -> None:
+    """Raise ConfigError for the first of these fields of a configuration that is not between 0 and 1, both left out."""
+    for name in names:
+        if not 0 < getattr(config, name) < 1:
+            raise ConfigError(f"{name} {getattr(config, name)} must lie between 0 and 1")
+
+
 def nearest(name: str, candidates: Iterable[str], n: int = 3) -> str:
     """Return `", did you mean 'a', 'b'?"`, or an empty string when nothing is near."""
     found = difflib.get_close_matches(name, list(candidates), n=n, cutoff=0.4)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from attlas.data.files import sha256_file
-from attlas.data.images.dataset import ImageSpec
+from attlas.data.images.processor import ImageSpec
 from attlas.data.models_catalog import resolve_model
 from attlas.data.result import reference
 from attlas.data.workspace import Ref

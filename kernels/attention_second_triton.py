@@ -58,6 +58,26 @@ def finish(s, mask_at, keys, S, sms, cap, WHOLE: tl.constexpr, MASK: tl.constexp
 
 
 @triton.jit
+def query_block(
+    q_ptr, k_ptr, mask_ptr, H, K, T, E, sqb, sqh, sqt, sqe, skb, skh, smb, smh, smt, BQ: tl.constexpr, BE: tl.constexpr
+):  # fmt: skip
+    # A program's queries of one head, and where that head's keys and mask begin.
+    # One axis: a second one ends at 65,535. Causal programs with the most keys start first.
+    n_blocks = tl.cdiv(T, BQ)
+    bh = tl.program_id(0) // n_blocks
+    first_row = (n_blocks - 1 - tl.program_id(0) % n_blocks) * BQ
+    b, h = (bh // H).to(tl.int64), (bh % H).to(tl.int64)
+    rows = first_row + tl.arange(0, BQ)
+    row_ok = rows < T
+    e_at = tl.arange(0, BE)
+    q_at = q_ptr + b * sqb + h * sqh + rows.to(tl.int64)[:, None] * sqt + e_at[None, :] * sqe
+    q = tl.load(q_at, mask=row_ok[:, None] & (e_at < E)[None, :], other=0.0)
+    k_at = k_ptr + b * skb + h // (H // K) * skh
+    mask_at = mask_ptr + b * smb + h * smh + tl.minimum(rows, T - 1).to(tl.int64)[:, None] * smt
+    return bh, b, first_row, rows, row_ok, e_at, q, k_at, mask_at
+
+
+@triton.jit
 def _keep_largest(s, best, BS: tl.constexpr, NP: tl.constexpr):
     # best [BQ, NP]: slots of each row's largest logits so far, in any order; equal logits each take a slot
     column, slot = tl.arange(0, BS)[None, :], tl.arange(0, NP)[None, :]
@@ -121,13 +141,9 @@ def _top_kernel(
     CAUSAL: tl.constexpr, LIMITED: tl.constexpr, CAPPED: tl.constexpr, MASK: tl.constexpr, TOPS: tl.constexpr,
     NP: tl.constexpr, BQ: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr,
 ):  # fmt: skip
-    n_blocks = tl.cdiv(T, BQ)
-    bh = tl.program_id(0) // n_blocks
-    first_row = (n_blocks - 1 - tl.program_id(0) % n_blocks) * BQ
-    b, h = (bh // H).to(tl.int64), (bh % H).to(tl.int64)
-    rows = first_row + tl.arange(0, BQ)
-    row_ok = rows < T
-    e_at = tl.arange(0, BE)
+    bh, _b, first_row, rows, row_ok, e_at, q, k_at, mask_at = query_block(
+        q_ptr, k_ptr, mask_ptr, H, K, T, E, sqb, sqh, sqt, sqe, skb, skh, smb, smh, smt, BQ, BE
+    )
     shift, begin, stop = 0, 0, S
     if CAUSAL:
         shift = S - T
@@ -136,10 +152,6 @@ def _top_kernel(
     if LIMITED:
         begin = tl.maximum(first_row + shift - reach + 1, 0) // BS * BS
         stop = tl.minimum(stop, first_row + shift + BQ - 1 + reach)
-    q_at = q_ptr + b * sqb + h * sqh + rows.to(tl.int64)[:, None] * sqt + e_at[None, :] * sqe
-    q = tl.load(q_at, mask=row_ok[:, None] & (e_at < E)[None, :], other=0.0)
-    k_at = k_ptr + b * skb + h // (H // K) * skh
-    mask_at = mask_ptr + b * smb + h * smh + tl.minimum(rows, T - 1).to(tl.int64)[:, None] * smt
     slot = tl.arange(0, NP)[None, :]
     best = tl.zeros((BQ, NP), dtype=tl.float32) + tl.where(slot < n_top, -float("inf"), float("inf"))
     n_tiles = tl.cdiv(tl.maximum(stop - begin, 0), BS)

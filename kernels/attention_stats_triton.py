@@ -24,6 +24,7 @@ from attlas.kernels.attention_second_triton import (
     finish,
     load_keys,
     padded,
+    query_block,
     top_masses_triton,
 )
 from attlas.kernels.dispatch import interpreting, on_device
@@ -76,21 +77,12 @@ def _row_kernel(
     WINDOWS: tl.constexpr,
     BQ: tl.constexpr, BS: tl.constexpr, BE: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    # One axis: a second one ends at 65,535. Causal programs with the most keys start first.
-    n_blocks = tl.cdiv(T, BQ)
-    bh = tl.program_id(0) // n_blocks
-    first_row = (n_blocks - 1 - tl.program_id(0) % n_blocks) * BQ
-    b, h = (bh // H).to(tl.int64), (bh % H).to(tl.int64)
-    rows = first_row + tl.arange(0, BQ)
-    row_ok = rows < T
-    e_at = tl.arange(0, BE)
+    bh, b, first_row, rows, row_ok, e_at, q, k_at, mask_at = query_block(
+        q_ptr, k_ptr, mask_ptr, H, K, T, E, sqb, sqh, sqt, sqe, skb, skh, smb, smh, smt, BQ, BE
+    )
     shift = S - T if CAUSAL else 0
     first = first_row + shift
     position = rows + shift
-    q_at = q_ptr + b * sqb + h * sqh + rows.to(tl.int64)[:, None] * sqt + e_at[None, :] * sqe
-    q = tl.load(q_at, mask=row_ok[:, None] & (e_at < E)[None, :], other=0.0)
-    k_at = k_ptr + b * skb + h // (H // K) * skh
-    mask_at = mask_ptr + b * smb + h * smh + tl.minimum(rows, T - 1).to(tl.int64)[:, None] * smt
     token_at = token_ptr + b * S
     zero = tl.zeros((BQ,), dtype=tl.float32)
 

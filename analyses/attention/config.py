@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attlas.errors import ConfigError
+from attlas.errors import ConfigError, require_counts
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,7 @@ class TimelineConfig:
     n_draws: int = 50
 
     def __post_init__(self) -> None:
-        if min(self.batch_size, self.repeat_length, self.n_repeats) < 1:
-            raise ConfigError("batch_size, repeat_length and n_repeats must be 1 or more")
+        require_counts(self, "batch_size", "repeat_length", "n_repeats")
         if self.n_draws < 0:
             raise ConfigError(f"n_draws is {self.n_draws}; it must be 0 or more")
 

@@ -18,7 +18,7 @@ from attlas.analyses.circuits.graph import CircuitGraph
 from attlas.analyses.circuits.nodes import Edge, Node
 from attlas.analyses.circuits.qk import projected, seen_by
 from attlas.analyses.circuits.terms import feature_row
-from attlas.errors import ConfigError
+from attlas.errors import ConfigError, require_counts
 
 Entry = tuple[int, int, int, int]  # layer, head, dest, src
 
@@ -43,8 +43,7 @@ class AttentionConfig:
         for name in ("share", "least"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must lie between 0 and 1")
-        if self.top_n < 1 or self.steps < 1:
-            raise ConfigError("top_n and steps must be 1 or more")
+        require_counts(self, "top_n", "steps")
 
 
 def entries(graph: CircuitGraph) -> dict[Entry, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attlas.errors import ConfigError
+from attlas.errors import ConfigError, require_counts, require_shares
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,8 @@ class FeaturesConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (
+        require_counts(
+            self,
             "batch_size",
             "n_top",
             "n_sample",
@@ -59,9 +60,7 @@ class FeaturesConfig:
             "null_tokens",
             "n_scored",
             "n_causal",
-        ):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must be 1 or more")
+        )
         if self.null_draws < 0:
             raise ConfigError(f"null_draws {self.null_draws} must be 0 (no families, no nulls) or more")
 
@@ -97,9 +96,7 @@ class HeadSurveyConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("n_features", "least_active", "n_draws", "null_tokens", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must be 1 or more")
+        require_counts(self, "n_features", "least_active", "n_draws", "null_tokens", "batch_size")
         if self.n_dictionaries < 20:
             raise ConfigError(f"n_dictionaries {self.n_dictionaries} must be 20 or more, for an interval over them")
 
@@ -127,8 +124,5 @@ class MatchingConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("split_cosine", "same_cosine"):
-            if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must lie between 0 and 1")
-        if self.null_tokens < 1:
-            raise ConfigError(f"null_tokens {self.null_tokens} must be 1 or more")
+        require_shares(self, "split_cosine", "same_cosine")
+        require_counts(self, "null_tokens")

@@ -33,7 +33,7 @@ from attlas.analyses.features.directions import (
 )
 from attlas.analyses.features.relations import phrase_shares
 from attlas.data.progress import Track, no_track
-from attlas.errors import ConfigError
+from attlas.errors import require_counts
 from attlas.interp import HookedModel
 from attlas.saes.base import SAE
 
@@ -62,9 +62,7 @@ class NullConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("n_draws", "n_profiles", "n_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must be 1 or more")
+        require_counts(self, "n_draws", "n_profiles", "n_tokens")
 
 
 @dataclass(frozen=True)

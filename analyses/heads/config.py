@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attlas.errors import ConfigError
+from attlas.errors import ConfigError, require_counts
 
 BY = ("weight", "norm")
 MAPS = ("none", "umap", "tsne")
@@ -71,8 +71,7 @@ class LogitsConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size {self.batch_size} must be 1 or more")
+        require_counts(self, "batch_size")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from attlas.analyses.common.token_mass import token_mass
 from attlas.analyses.heads.gallery import PLACES
 from attlas.analyses.heads.tables import N_PARTS, SCHEMAS, SCORES
 from attlas.data.files import write_text_atomic
@@ -206,11 +207,12 @@ def _distances(kept: list[Kept]) -> list[float]:
 
 def _top_tokens(kept: list[Kept], side: int) -> list[dict[str, Any]]:
     """Texts with the largest kept mass where they are query (side 0) or key (1)."""
-    mass: dict[str, float] = defaultdict(float)
-    for sequence in kept:
-        at = np.divmod(np.array(sequence["attention_indices"], dtype=np.int64), sequence["seq_len"] or 1)[side]
-        here = np.bincount(at, sequence["attention_values"], minlength=sequence["seq_len"])
-        for position in np.flatnonzero(here).tolist():
-            mass[sequence["tokens"][position]] += float(here[position])
-    ranked = sorted(mass.items(), key=lambda item: -item[1])[:N_TOKENS]
-    return [{"token": token, "weight": round(weight, PLACES)} for token, weight in ranked]
+    weighted = [
+        (
+            sequence["tokens"],
+            np.divmod(np.array(sequence["attention_indices"], dtype=np.int64), sequence["seq_len"] or 1)[side],
+            np.array(sequence["attention_values"]),
+        )
+        for sequence in kept
+    ]
+    return [{"token": token, "weight": round(weight, PLACES)} for token, weight in token_mass(weighted, N_TOKENS)]

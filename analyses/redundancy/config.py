@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attlas.errors import ConfigError
+from attlas.errors import require_counts
 
 
 @dataclass(frozen=True)
@@ -22,5 +22,4 @@ class RedundancyConfig:
     n_bootstrap: int = 1000
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ConfigError(f"batch_size {self.batch_size} must be 1 or more")
+        require_counts(self, "batch_size")

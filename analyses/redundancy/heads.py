@@ -27,7 +27,7 @@ from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.stats import bootstrap_mean, spearman
-from attlas.errors import ConfigError
+from attlas.errors import ConfigError, require_counts
 from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.labels import loss_labels
 from attlas.interp.prefix import Prefix, attend_once
@@ -85,8 +85,7 @@ class HeadEffectsConfig:
         for name in self.ablations:
             if name not in known:
                 raise ConfigError(f"ablation '{name}' is unknown; choose {', '.join(known)}")
-        if min(self.heads_per_forward, self.batch_size, self.resample_draws) < 1:
-            raise ConfigError("heads_per_forward, batch_size and resample_draws must be 1 or more")
+        require_counts(self, "heads_per_forward", "batch_size", "resample_draws")
         if not 0 <= self.u <= 1:
             raise ConfigError(f"u {self.u} must lie between 0 and 1")
 

@@ -24,7 +24,8 @@ from attlas.analyses.stability.log import SIGMA_QK, WEIGHT_BOUND
 from attlas.analyses.stability.reparam import sigma_reparam
 from attlas.analyses.stability.tracker import EntropyTracker
 from attlas.data.figures import LIGHT, new_grid
-from attlas.data.images.dataset import ImageSpec, load_images
+from attlas.data.images.dataset import load_images
+from attlas.data.images.processor import ImageSpec
 from attlas.data.models_catalog import resolve_model
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result

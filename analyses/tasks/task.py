@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from attlas.analyses.tasks.metrics import LogitDifference, Metric, ProbabilityDifference
-from attlas.errors import ConfigError
+from attlas.errors import ConfigError, require_counts
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,7 @@ class TaskConfig:
     min_accuracy: float = 0.7
 
     def __post_init__(self) -> None:
-        if self.n_prompts < 1:
-            raise ConfigError(f"n_prompts {self.n_prompts} must be 1 or more")
+        require_counts(self, "n_prompts")
         if self.variant not in ("abba", "baba", "mixed"):
             raise ConfigError(f"variant '{self.variant}' is unknown; use abba, baba or mixed")
         if self.corruption not in ("abc", "s2", "swap"):

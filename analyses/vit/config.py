@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attlas.errors import ConfigError
+from attlas.errors import ConfigError, require_counts, require_shares
 
 ABLATIONS = ("mean_per_position", "zero", "mean", "resample")
 GROUP_ABLATIONS = ("zero", "mean_per_position", "mean")
@@ -37,9 +37,7 @@ class VitConfig:
             odd = sorted(set(getattr(self, name)) - set(known))
             if odd or not getattr(self, name):
                 raise ConfigError(f"{name} {odd} are not known; choose from {', '.join(known)}")
-        for name in ("batch_size", "resample_draws", "n_bootstrap"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must be 1 or more")
+        require_counts(self, "batch_size", "resample_draws", "n_bootstrap")
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,7 @@ class VitPruningConfig:
     n_bootstrap: int = 1000
 
     def __post_init__(self) -> None:
-        for name in ("n_search", "batch_size", "n_bootstrap"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must be 1 or more")
+        require_counts(self, "n_search", "batch_size", "n_bootstrap")
         if self.ablation not in GROUP_ABLATIONS:
             raise ConfigError(f"ablation '{self.ablation}' is unknown; choose {', '.join(GROUP_ABLATIONS)}")
 
@@ -107,12 +103,8 @@ class VitTokensConfig:
             raise ConfigError(f"fractions {self.fractions} must lie in [0, 1); at least one patch stays")
         if list(self.fractions) != sorted(set(self.fractions)):
             raise ConfigError(f"fractions {self.fractions} must rise")
-        for name in ("n_curve_images", "n_random", "batch_size", "n_bootstrap"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must be 1 or more")
-        for name in ("leaf_share", "residual"):
-            if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must lie between 0 and 1")
+        require_counts(self, "n_curve_images", "n_random", "batch_size", "n_bootstrap")
+        require_shares(self, "leaf_share", "residual")
 
 
 @dataclass(frozen=True)

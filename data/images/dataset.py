@@ -15,21 +15,9 @@ from torch import Tensor
 from attlas.data.dataset import Dataset, content_hash
 from attlas.data.images.files import Found, read_folder, read_npz, sample_tiles, shorten
 from attlas.data.images.labels import match_classes
-from attlas.data.images.processor import MAX_PIXELS, ImageSpec, to_array, to_pixels
+from attlas.data.images.processor import ImageSpec, to_array
 from attlas.data.splits import stratified_order
 from attlas.errors import AttlasError, ImageDataError
-
-__all__ = [
-    "GLYPHS",
-    "MAX_PIXELS",
-    "ImageDataset",
-    "ImageSpec",
-    "default_images",
-    "load_images",
-    "shrink",
-    "to_array",
-    "to_pixels",
-]
 
 GLYPHS = Path(__file__).resolve().parents[1] / "models" / "vit-mini" / "glyphs-test.npz"
 

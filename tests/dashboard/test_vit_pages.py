@@ -24,7 +24,8 @@ from attlas.dashboard.pages.vit import head as vit_head
 from attlas.dashboard.pages.vit import page as vit
 from attlas.dashboard.reader import WorkspaceReader, clean
 from attlas.dashboard.theme import theme
-from attlas.data.images.dataset import load_images, to_array
+from attlas.data.images.dataset import load_images
+from attlas.data.images.processor import to_array
 from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
 from attlas.saes import load_sae

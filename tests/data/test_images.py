@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from attlas.data.images.dataset import ImageDataset, ImageSpec, load_images
+from attlas.data.images.dataset import ImageDataset, load_images
+from attlas.data.images.processor import ImageSpec
 from attlas.data.splits import stratified_order
 from attlas.errors import ImageDataError
 from attlas.interp import HookedModel

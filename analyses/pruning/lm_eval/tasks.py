@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from attlas.analyses.pruning.lm_eval.prompts import EMBEDDED, write_prompts
-from attlas.errors import ConfigError, MissingExtraError, TextDataError, nearest
+from attlas.errors import ConfigError, MissingExtraError, TextDataError, nearest, require_counts
 from attlas.interp import HookedModel
 
 
@@ -50,8 +50,7 @@ class LMEvalConfig:
             raise ConfigError(f"no lm-eval task is named; embedded ones are {', '.join(EMBEDDED)}")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"limit {self.limit} must be 1 or more documents of each task")
-        if self.n_prompts < 1:
-            raise ConfigError(f"n_prompts {self.n_prompts} must be 1 or more")
+        require_counts(self, "n_prompts")
         if self.folder is not None and not self.folder.is_dir():
             raise ConfigError(f"'{self.folder}' is no folder; give one with lm-eval task definitions (.yaml)")
 

@@ -42,7 +42,7 @@ from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
 from attlas.data.schema import TableSchema, column
 from attlas.data.text import TokenDataset
-from attlas.errors import ConfigError
+from attlas.errors import ConfigError, require_counts
 from attlas.interp import AnyModel, HookedModel, as_hooked
 from attlas.interp.drop import Drop, masked
 from attlas.interp.labels import targets_for
@@ -166,9 +166,7 @@ class SideEffectsConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("n_prompts", "least_active", "n_worst", "n_examples", "context", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must be 1 or more")
+        require_counts(self, "n_prompts", "least_active", "n_worst", "n_examples", "context", "batch_size")
         if not 0 < self.dead_below < 1:
             raise ConfigError(f"dead_below {self.dead_below} must lie between 0 and 1")
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from dash import html
 
+from attlas.analyses.common.token_mass import token_mass
 from attlas.dashboard.components import attributes, card, empty, heading, picker, table
 from attlas.dashboard.components.maps import data_url
 from attlas.dashboard.components.tokens import visible
@@ -111,19 +112,18 @@ def top_tokens(reader: WorkspaceReader, run: Run | None, layer: int, head: int, 
         return {"queries": [], "keys": []}
     rows = [row for row in _rows(reader, run, layer, head) if row["by"] == by]
     texts = reader.texts(run, [row["sequence"] for row in rows])
-    sums: dict[str, dict[str, float]] = {"query": {}, "key": {}}
-    for row in rows:
-        tokens = texts.get(row["sequence"]) or []
-        inner = (row["query"] > 0) & (row["key"] > 0)
-        for name, found in sums.items():
-            mass = np.bincount(row[name][inner], weights=row["weight"][inner], minlength=len(tokens))
-            for position in np.flatnonzero(mass[: len(tokens)]):
-                found[tokens[position]] = found.get(tokens[position], 0.0) + float(mass[position])
-    ordered = {
-        name: sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))[:N_TOP] for name, found in sums.items()
-    }
+    inner = [(row["query"] > 0) & (row["key"] > 0) for row in rows]
     return {
-        plural: [{"token": visible(token), "weight": weight} for token, weight in ordered[name]]
+        plural: [
+            {"token": visible(token), "weight": weight}
+            for token, weight in token_mass(
+                (
+                    (texts.get(row["sequence"]) or [], row[name][chosen], row["weight"][chosen])
+                    for row, chosen in zip(rows, inner, strict=True)
+                ),
+                N_TOP,
+            )
+        ]
         for name, plural in (("query", "queries"), ("key", "keys"))
     }
 

@@ -12,7 +12,8 @@ from attlas.analyses.vit.one_image import answer, feature_heat, image_attention
 from attlas.analyses.vit.relevance import class_relevance
 from attlas.dashboard.jobs import Job
 from attlas.dashboard.reader import WorkspaceReader
-from attlas.data.images.dataset import ImageDataset, default_images, load_images, shrink, to_array
+from attlas.data.images.dataset import ImageDataset, default_images, load_images, shrink
+from attlas.data.images.processor import to_array
 from attlas.data.models_catalog import catalog
 from attlas.data.workspace import Run
 from attlas.errors import ConfigError, ImageDataError, UnsupportedModelError
