@@ -34,7 +34,7 @@ PASSES = {1: 20, 32: 2}  # passes timed together, by batch size: a single small 
 def flops(hf: Any, pixels: torch.Tensor) -> int:
     """Floating-point operations of a forward pass (2 a multiplication with its addition), by PyTorch's counter.
 
-    Attention is taken apart into its matrix products, since the counter knows no fused attention of the CPU.
+    Attention is taken apart into its matrix products, since the counter does not count the CPU's fused attention.
     """
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         hf(pixels)

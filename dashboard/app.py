@@ -41,7 +41,7 @@ def create_app(workspace: str | Path, models: Mapping[str, str] | None = None, h
     """Build the app over a workspace folder (which may not exist yet).
 
     Args:
-        models: name → folder, of models for live work that are neither embedded nor fetched.
+        models: name → folder, of models to work on that are neither embedded nor fetched.
         host: address it will listen on; on a local one, requests under another name are refused.
 
     Raises:
@@ -110,7 +110,7 @@ def _route(app: Dash, reader: WorkspaceReader, pages: tuple[Page, ...]) -> None:
             data, body = {}, empty("This page cannot be shown", _told(error), "attlas doctor")
             now = None
         live = data.get("live")
-        # A page of live work is changed in place, so that clicks and figures outlast the drawing; others are made anew.
+        # A page that shows work on a model is changed in place, so that clicks and figures stay; others are made anew.
         key = path if "job" in data else f"{path}{search}"
         shown = html.Div([body, footer(reader, path, search or "")], className="content", key=key)
         around = no_update if ctx.triggered_id == "tick" else frame(reader, pages, path, params)
@@ -184,7 +184,7 @@ def _fingerprint(path: str, search: str | None, mode: str | None, data: Any) -> 
 
 
 def _act(app: Dash, reader: WorkspaceReader) -> None:
-    """Buttons that stop or repeat live work, and uploads; everything else about a page is in its URL."""
+    """Buttons that stop or repeat work on models, and uploads; everything else about a page is in its URL."""
 
     @app.callback(
         Output("acted", "data"),

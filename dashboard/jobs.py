@@ -211,7 +211,7 @@ class JobQueue:
                 job.error = str(error)
                 job._end("failed")
             except Exception as error:  # the server goes on, and the page says what happened
-                _log.exception("live work failed: %s", job.title)
+                _log.exception("work failed: %s", job.title)
                 job.error = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
                 job._end("failed")
             finally:

@@ -83,7 +83,7 @@ class WorkspaceReader:
 
     Args:
         path: the workspace folder; it may not exist yet.
-        models: name → folder, of models for live work that are neither embedded nor fetched.
+        models: name → folder, of models to work on that are neither embedded nor fetched.
     """
 
     def __init__(self, path: str | Path, models: Mapping[str, str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The dress of the pages' figures; their colours are in `data/figures.py`, and `assets/attlas.css` holds the same names."""
+"""Fonts and margins of the pages' figures; colours are in `data/figures.py`, under the same names as in `assets/attlas.css`."""
 
 from __future__ import annotations
 

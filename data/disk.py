@@ -51,7 +51,7 @@ def as_storage_error(error: BaseException, path: str | Path | None = None) -> St
 
 @contextmanager
 def disk_errors(path: str | Path) -> Iterator[None]:
-    """Full disks, read-only places and missing rights, whichever library meets them, become StorageErrors."""
+    """Full disks, read-only places and missing rights, whichever library raises them, become StorageErrors."""
     try:
         yield
     except Exception as error:

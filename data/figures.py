@@ -109,7 +109,7 @@ def template(theme: Theme = LIGHT) -> Any:
 
 
 def new_figure(*traces: Any) -> Any:
-    """A plotly Figure in the house's colours.
+    """A plotly Figure in Attlas's colours.
 
     >>> new_figure().layout.template.layout.font.size
     13

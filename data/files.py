@@ -93,7 +93,7 @@ def is_whole(path: Path, size: int, sha256: str) -> bool:
 
 
 def cache_dir() -> Path:
-    """Where fetched models live: `$ATTLAS_CACHE`, else `$XDG_CACHE_HOME/attlas`, else `~/.cache/attlas`."""
+    """The folder of fetched models: `$ATTLAS_CACHE`, else `$XDG_CACHE_HOME/attlas`, else `~/.cache/attlas`."""
     if explicit := os.environ.get("ATTLAS_CACHE"):
         return Path(explicit)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "attlas"

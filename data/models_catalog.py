@@ -16,7 +16,7 @@ EMBEDDED_DIR = Path(__file__).resolve().parent / "models"
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A model the catalogue knows.
+    """A model of the catalogue.
 
     Attributes:
         name: what `--model` takes.

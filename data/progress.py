@@ -24,7 +24,7 @@ class Track(Protocol):
     """Shows how far loops are. Calls nest: what is begun inside a loop is a part of its item."""
 
     def __call__(self, iterable: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-        """Go through an iterable, showing what is being done; the total where `len()` does not tell it."""
+        """Go through an iterable, showing what is being done; the total where the iterable has no length."""
         ...
 
     def news(self, text: str, rows: Sequence[Mapping[str, Any]] = ()) -> None:

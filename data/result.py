@@ -59,7 +59,7 @@ class Result:
         return self.config
 
     def _origin(self) -> tuple[Ref | None, Ref | None]:
-        """The model and the data it was measured on, where the result itself knows them."""
+        """The model and the data it was measured on, where the result itself holds them."""
         return None, None
 
     # -- saving -----------------------------------------------------------------------------------------------------------

@@ -274,7 +274,7 @@ def _packed_stream(drawn: _Drawn, tokenizer: Any, seq_len: int, n_tokens: int | 
     n_rows = None if n_tokens is None else max(1, n_tokens // seq_len)
     stream: array[int] = array("q")
     wanted = KEPT if n_rows is None else n_rows * body * CHARACTERS
-    # where one portion is expected to do, reading the next one would be for nothing
+    # where one portion is expected to do, the next one is not read
     for documents in drawn.portions_ahead(KEPT) if wanted >= KEPT else drawn.portions(wanted):
         for start in range(0, len(documents), _CHUNK):
             for ids in _ids(documents[start : start + _CHUNK], tokenizer, bos):

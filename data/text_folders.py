@@ -108,7 +108,7 @@ def _is_data(file: Path, top: Path) -> bool:
 
 
 def _split_of(inside: Path) -> str:
-    """Split that a name tells, its own before its folders'; "" where none does."""
+    """Split that a name contains, its own before its folders'; "" where none does."""
     stem = inside.stem if inside.suffix not in COMPRESSED else Path(inside.stem).stem
     shard = _SHARD.match(stem)
     for name in ([shard[1]] if shard else []) + [stem, *reversed(inside.parts[:-1])]:

@@ -91,7 +91,7 @@ def weight_shapes(folder: Path) -> Shapes:
 
 
 def model_class(folder: Path, config: Mapping[str, Any], shapes: Shapes) -> Any:
-    """The transformers class to open a folder with: the stated one, else what its weights tell.
+    """The transformers class to open a folder with: the stated one, else one that fits its weights.
 
     Without `architectures`, a head's own weights, or weights under the base model's prefix (so saved with a head that
     is tied to the embedding), make a model with that head; bare weights make a backbone.

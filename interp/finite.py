@@ -12,7 +12,7 @@ from attlas.interp.names import layer_of
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all values are finite, by their sum where that tells; tensors inside a transform are let through."""
+    """Whether all values are finite, by their sum where that decides; tensors inside a transform are let through."""
     if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor):
         return True
     tensor = tensor.detach()

@@ -30,7 +30,7 @@ def classifier_labels(model: HookedModel, images: Dataset, *, warn: bool = False
     ("LABEL_3"), or the images no names, equal numbers of classes count as the same order (said in a warning).
 
     Args:
-        warn: say so when there are labels that the classifier does not know.
+        warn: say so when there are labels that the classifier does not have.
     """
     n_classes = model.cfg.n_classes
     if not n_classes or images.labels is None:
@@ -67,7 +67,7 @@ def loss_labels(model: HookedModel, data: Dataset) -> Tensor | None:
 
     Raises:
         UnsupportedModelError: a language model's backbone: hidden states have no loss.
-        ConfigError: no classifier, no labels, or classes that the classifier does not know.
+        ConfigError: no classifier, no labels, or classes that the classifier does not have.
     """
     if model.cfg.family != "vit":
         model.require_head("loss")

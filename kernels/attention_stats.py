@@ -1,7 +1,7 @@
 """Attention statistics straight from queries and keys, with no T×T matrix (entropy: Zhai et al. 2023, arXiv 2303.06296).
 
-Queries are taken a block at a time; a block meets all keys its layer's rule lets it see, its logits live in one tile of
-bounded size, and each statistic is a number per query. Memory is O(T) whatever the length. Logits and sums are float32
+Queries are taken a block at a time; a block is multiplied with all keys its layer's rule lets it see, its logits are in a tile
+of bounded size, and each statistic is a number per query. Memory is O(T) whatever the length. Logits and sums are float32
 (float64 for float64 input). A query with no key to attend to has entropy, masses, maximum and distance 0 and n_keys 0.
 Shapes: B batch, H heads, K kv heads, T queries, S keys, e head width.
 """

@@ -31,9 +31,9 @@ def _active_kernel(
     for start in range(0, n_blocks, PB):
         block = start + tl.arange(0, PB)
         maximum = tl.load(max_ptr + row * n_blocks + block, mask=block < n_blocks, other=-1.0)
-        live = ~(maximum <= 0)  # NaN is active
-        if tl.sum(live.to(tl.int32), axis=0) > 0:
-            inside = tl.reshape(live[:, None] & (tl.arange(0, G)[None, :] >= 0), (PB * G,))
+        firing = ~(maximum <= 0)  # NaN is active
+        if tl.sum(firing.to(tl.int32), axis=0) > 0:
+            inside = tl.reshape(firing[:, None] & (tl.arange(0, G)[None, :] >= 0), (PB * G,))
             columns = start * G + tl.arange(0, PB * G)
             inside = inside & (columns < C)
             value = tl.load(pre_ptr + row * P + columns, mask=inside, other=0.0)

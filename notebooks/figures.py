@@ -13,7 +13,7 @@ CHROME = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
 def use() -> None:
-    """Set the house style; add a PNG beside every interactive figure where kaleido and a browser are installed."""
+    """Set Attlas's plotly template; add a PNG beside every interactive figure where kaleido and a browser are installed."""
     still = importlib.util.find_spec("kaleido") is not None and any(shutil.which(name) for name in CHROME)
     pio.renderers["png"].width, pio.renderers["png"].height, pio.renderers["png"].scale = 760, 400, 1.25
     pio.renderers.default = "plotly_mimetype+png" if still else "plotly_mimetype"

@@ -41,7 +41,7 @@ def training_figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
 
 
 def pareto_figure(rows: Sequence[dict[str, Any]]) -> go.Figure:
-    """Explained variance against L0, a point an SAE; those that no other beats in both are joined."""
+    """Explained variance against L0, a point an SAE; those that no other exceeds in both are joined."""
     figure = new_figure()
     for i, hook in enumerate(dict.fromkeys(row["hook"] for row in rows)):
         mine = sorted((row for row in rows if row["hook"] == hook), key=lambda row: row["l0"])

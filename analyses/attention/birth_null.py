@@ -1,6 +1,6 @@
 """What a head would score without being an induction, previous-token or duplicate-token head *(ours)*.
 
-Scores of heads that look at nothing in particular are not 0: a uniform head of 100 keys has 0.01 of each. Two nulls, on the
+Scores of heads that attend to nothing in particular are not 0: a uniform head of 100 keys has 0.01 of each. Two nulls, on the
 sequences the score is read from:
 
 - **turned**: the head's queries turned at random in the head's space, all by one rotation a draw. Norms of queries and keys

@@ -1,7 +1,7 @@
 """Which layers can choose the keys for the layers above them (after DELTA: decoding with selected tokens).
 
 coverage[s, l]: the attention mass at layer l that falls on the k keys which layer s, by its attention summed over heads,
-gives most to; averaged over heads and queries. If it is near 1, layer l may look at layer s's keys alone. A partition
+gives most to; averaged over heads and queries. If it is near 1, layer l may attend to layer s's keys alone. A partition
 makes each layer full (it reads every key and may select) or following (it reads the keys of the last full layer before
 it); the best one for each number of full layers is found by dynamic programming. For vision models keys are patches and
 prefix tokens, and nothing is causal.

@@ -1,4 +1,4 @@
-"""What a layer loses when it may look at sinks and a local window alone (after LongGen and hybrid linear attention).
+"""What a layer loses when it may attend to sinks and a local window alone (after LongGen and hybrid linear attention).
 
 One layer at a time (and all at once, as layer −1) is limited to the first `sinks` positions and the last `w`, the query's
 own among them; the loss is compared with the unlimited model's, sequence by sequence. For vision models the window is a

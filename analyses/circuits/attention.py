@@ -1,4 +1,4 @@
-"""The other half of a circuit: what made its heads look where they looked.
+"""The other half of a circuit: what made its heads attend where they attended.
 
 A trace holds patterns fixed, so it says what was moved and not why. Here the attention entries that carry much of a
 traced graph are split by QK attribution, and the terms that set their source apart from the other sources join the graph

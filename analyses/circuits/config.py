@@ -59,7 +59,7 @@ class PatchingConfig:
 
     @property
     def hook_end(self) -> str:
-        """The part patched; heads live on z unless q, k or v was asked for."""
+        """The part patched; heads are patched at z unless q, k or v was asked for."""
         heads_elsewhere = self.by == "head" and self.part not in ("z", "result", "q", "k", "v")
         return PARTS["z" if heads_elsewhere else self.part]
 

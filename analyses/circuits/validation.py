@@ -282,7 +282,7 @@ class _Ablation:
         own = model.run_with_cache(task.tokens, list(self.hooks.values()))[1]
         self.stand_in: dict[int, Tensor] = {}
         self.stand_in_error: dict[int, Tensor] = {}
-        self.live: dict[int, Tensor] = {}
+        self.firing: dict[int, Tensor] = {}
         for layer, hook in self.hooks.items():
             values = self._reference(self._split(layer, other[hook]))
             self.stand_in[layer] = values
@@ -290,7 +290,7 @@ class _Ablation:
                 self.stand_in_error[layer] = self._reference(decompose(self.saes[layer][1], other[hook]).error)
             # A feature that is active in neither prompt changes nothing: it does not count as a unit.
             active = (self._split(layer, own[hook]) != 0) | (values != 0)
-            self.live[layer] = active.any(-1) if layer not in self.saes else active[..., 0]
+            self.firing[layer] = active.any(-1) if layer not in self.saes else active[..., 0]
 
     def _reference(self, x: Tensor) -> Tensor:
         """What stands in for x of the corrupted prompts."""
@@ -322,10 +322,10 @@ class _Ablation:
 
     def candidates(self, layer: int) -> Tensor:
         """Units that could make a difference, bool [B, T, units]."""
-        live = self.live[layer].cpu()
+        firing = self.firing[layer].cpu()
         if layer not in self.saes:
-            return live
-        return torch.cat([live, torch.ones_like(live[..., :1])], dim=-1)
+            return firing
+        return torch.cat([firing, torch.ones_like(firing[..., :1])], dim=-1)
 
     def shuffled(self, circuit: Keep, generator: torch.Generator, in_place: bool = False) -> Keep:
         """As many units in each layer and prompt (`in_place`: and position), drawn from those that could matter."""

@@ -97,7 +97,7 @@ def measure_losses(
         forward: what gives logits; the model itself by default.
 
     Raises:
-        ConfigError: a model without a head, or images without labels that it knows.
+        ConfigError: a model without a head, or images without labels of its classes.
     """
     forward = forward or model
     model.require_text_head("loss that says what dropping costs")

@@ -35,7 +35,7 @@ class Attribution:
 
 
 def attribution_hooks(model: HookedModel, hook: str) -> list[str]:
-    """The hooks that attribution of features on a `hook_z` reads: queries and keys as they meet, values, z.
+    """The hooks that attribution of features on a `hook_z` reads: queries and keys as they are multiplied, values, z.
 
     Raises:
         ConfigError: another hook, where heads cannot be told apart.

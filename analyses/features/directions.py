@@ -114,7 +114,7 @@ def reading(sae: SAE, z: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def encoder_input(sae: SAE, z: Tensor) -> Tensor:
-    """[..., D] as the encoder's weights meet it, its bias apart."""
+    """[..., D] as the encoder's weights multiply it, its bias apart."""
     return sae._normalise(z.to(sae.W_enc.dtype))[0]
 
 
@@ -142,7 +142,7 @@ def offsets(margin: Tensor, n_active: Tensor) -> Tensor:
 
 
 def fire(pre: Tensor, bar: Tensor, n_active: Tensor, n_top: int) -> Examples:
-    """Examples of directions, each active on as many tokens as it is told.
+    """Examples of directions, each active on as many tokens as is asked.
 
     Args:
         pre: [P, S, T] x·w of P directions.

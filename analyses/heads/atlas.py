@@ -183,7 +183,7 @@ class HeadAtlas(Result):
         shown = sorted(self.thumbnails)
         return {"pictures": {"thumbnails": np.stack([self.thumbnails[s] for s in shown]), "images": np.array(shown)}}
 
-    # -- to look at -------------------------------------------------------------------------------------------------------
+    # -- figures ---------------------------------------------------------------------------------------------------------
 
     def plot(self, x: str = "qk_distance", y: str = "pattern_entropy", colour: str = "unexplained") -> Any:
         """Scatter of all heads by two scores, coloured by a third."""

@@ -29,7 +29,7 @@ class PassState:
         self.path, self.key, self._last = path, key, time.monotonic()
 
     def load(self) -> HeadSums | None:
-        """What the file knows, or None without one.
+        """What the file holds, or None without one.
 
         Raises:
             ConfigError: it is of another pass, or damaged.

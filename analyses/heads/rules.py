@@ -1,4 +1,4 @@
-"""Disjoint rules that say why a query may look at a key: each pair belongs to the first rule that takes it *(ours)*.
+"""Disjoint rules that say why a query may attend to a key: each pair belongs to the first rule that takes it *(ours)*.
 
 Rules say what lies at both ends of a weight, from text or patch positions alone, and nothing of the head: the account of
 a head is how its mass splits over them. A rule that another contains stands before it ("nearest delimiter" before

@@ -93,7 +93,7 @@ class Check:
         """Compare.
 
         Raises:
-            CheckpointError: the checkpoint does not open, or is something else than was written and told.
+            CheckpointError: the checkpoint does not open, or is something else than was written and recorded.
         """
         if isinstance(found, str):
             raise CheckpointError(f"the exported checkpoint does not open in a fresh process ({found}); it was removed")

@@ -1,4 +1,4 @@
-"""What a config says of its layers one by one, rewritten for a model that has lost some; what nobody knows is refused."""
+"""What a config says of its layers one by one, rewritten for a model that has lost some; unknown fields are refused."""
 
 from __future__ import annotations
 

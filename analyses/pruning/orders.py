@@ -1,4 +1,4 @@
-"""What to drop, in which order: rankings, budgets, and the controls that a ranking has to beat."""
+"""What to drop, in which order: rankings, budgets, and the controls that a ranking is compared with."""
 
 from __future__ import annotations
 

@@ -173,7 +173,9 @@ def prune(
     if calibration is None and (config.target is not None or config.heal_steps):
         calibration, data = data.split(1 / 2, config.seed)
     tasks = LMEvalTasks(model, config.tasks) if config.tasks is not None else None
-    before = tasks.run(model.hf) if tasks is not None else {}  # early: a missing data set is told before the long work
+    before = (
+        tasks.run(model.hf) if tasks is not None else {}
+    )  # early: a missing data set is reported before the long work
     chosen, scores, choosing, evaluation = _choose(model, calibration, data, config, track)
     drop = Drop.of(chosen, model.cfg.n_heads, model.cfg.n_kv_heads) if config.target else config.named
     hf, written = build(model, drop, config.format)

@@ -1,4 +1,4 @@
-"""Scores that rank what to drop, and the loss that tells what dropping cost."""
+"""Scores that rank what to drop, and the loss that dropping cost."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def head_effects(
     """Δ loss of every head, sequence by sequence (text: mean next-token loss; images: loss of the true class).
 
     Raises:
-        ConfigError: a vision model without classifier, or images without labels that it knows.
+        ConfigError: a vision model without classifier, or images without labels of its classes.
 
     Example:
         >>> from attlas.analyses.redundancy import HeadEffectsConfig, head_effects

@@ -107,7 +107,7 @@ def module_effects(
     """Drop every module alone, sequence by sequence (text: mean next-token loss; images: loss of the true class).
 
     Raises:
-        ConfigError: a vision model without classifier, or images without labels that it knows.
+        ConfigError: a vision model without classifier, or images without labels of its classes.
 
     Example:
         >>> from attlas.analyses.redundancy import module_effects

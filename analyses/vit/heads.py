@@ -1,4 +1,4 @@
-"""ViT heads: which matter, how far they look (Li et al. 2023, arXiv 2303.13731)."""
+"""ViT heads: which matter, how far they attend (Li et al. 2023, arXiv 2303.13731)."""
 
 from __future__ import annotations
 

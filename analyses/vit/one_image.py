@@ -1,4 +1,4 @@
-"""One image, looked at closely: every head's attention, rollout, the answer, and the answer without some heads."""
+"""One image: every head's attention, rollout, the answer, and the answer without some heads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which patches speak for a class: gradient-weighted attention relevance (Chefer et al. 2021, arXiv 2103.15679).
+"""Which patches raise a class's logit: gradient-weighted attention relevance (Chefer et al. 2021, arXiv 2103.15679).
 
 Beside rollout, which knows no class: per layer Ā = E_heads[(∇A ⊙ A)⁺], ∇A the gradient of the class's logit by the attention
 pattern, and R ← R + Ā·R from R = I. (The paper before it, 2012.09838, puts relevance by LRP in place of A and multiplies

@@ -1,4 +1,4 @@
-"""How far ViT heads look: attention by spatial neighbourhood (Li et al. 2023, arXiv 2303.13731)."""
+"""How far ViT heads attend: attention by spatial neighbourhood (Li et al. 2023, arXiv 2303.13731)."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ VERBS = {
     "entropy": "measure attention entropy per head",
     "redundancy": "score attention, MLP and block redundancy per layer",
     "prune": "drop modules, measure what it costs, export a smaller checkpoint",
-    "vit": "rank ViT heads; how far they look; what patterns they draw",
+    "vit": "rank ViT heads; how far they attend; what patterns they draw",
     "circuit": "patch, attribute and trace circuits through heads and features",
     "export": "write an autoencoder, its features or a run over heads for another program",
     "serve": "open a workspace in the browser",

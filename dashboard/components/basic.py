@@ -88,7 +88,7 @@ def button_link(text: str, href: str | None, rel: str = "") -> Any:
 def picker(
     name: str, label: str, options: Sequence[tuple[str, str]], value: str, default: str, *, wide: bool = False
 ) -> dmc.Select:
-    """A choice that lives in the URL; `wide` for long options."""
+    """A choice that is kept in the URL; `wide` for long options."""
     return dmc.Select(
         id=param_id(name, default),
         data=[{"value": v, "label": text} for v, text in options],

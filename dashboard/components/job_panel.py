@@ -1,4 +1,4 @@
-"""What pages with live work show: the state of a job, text to type, files to drop, figures to click."""
+"""What pages that work on models show: the state of a job, text to type, files to drop, figures to click."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def job_panel(job: dict[str, Any] | None) -> Any:
 
 
 def text_box(name: str, label: str, value: str, default: str = "", *, lines: int = 2, hint: str = "") -> dmc.Textarea:
-    """Text that lives in the URL; taken over when the box is left or Ctrl-Enter is pressed."""
+    """Text that is kept in the URL; taken over when the box is left or Ctrl-Enter is pressed."""
     return dmc.Textarea(
         id=param_id(name, default),
         value=value,
@@ -64,7 +64,7 @@ def text_box(name: str, label: str, value: str, default: str = "", *, lines: int
 
 
 def slider(name: str, label: str, value: float, low: float, high: float, default: float, step: float = 1) -> html.Div:
-    """A number that lives in the URL, taken over when the handle is let go."""
+    """A number that is kept in the URL, taken over when the handle is let go."""
     control = dmc.Slider(
         id=param_id(name, default),
         value=value,

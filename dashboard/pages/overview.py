@@ -97,8 +97,8 @@ def _doors(data: Data) -> Any:
         ("/health", "Health", "Heads over training, collapse, windows, cost."),
         ("/prune", "Prune", "What dropping layers and heads costs, and its side effects."),
         ("/circuit", "Circuit", "A prompt traced back through features, heads and tokens."),
-        ("/vit", "ViT heads", "Which heads of a vision model matter, how far they look, what they draw."),
-        ("/image", "Image", "A picture under every head; heads pruned as you look."),
+        ("/vit", "ViT heads", "Which heads of a vision model matter, how far they attend, what they draw."),
+        ("/image", "Image", "A picture under every head; the model without some of its heads."),
         ("/training", "Training", "Curves of every autoencoder."),
         ("/evaluation", "Evaluation", "Autoencoders beside their controls, with intervals."),
     ]

@@ -166,7 +166,7 @@ def _readable(
 def _numbered(
     labels: Tensor | None, names: tuple[str, ...] | None, classes: tuple[str, ...]
 ) -> tuple[Tensor | None, tuple[str, ...] | None]:
-    """Labels and names in a classifier's numbering where it knows all of the names; else as they are."""
+    """Labels and names in a classifier's numbering where it has all of the names; else as they are."""
     if labels is None or names is None or not classes:
         return labels, names
     places = match_classes(names, classes)

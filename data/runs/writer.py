@@ -113,7 +113,7 @@ class RunWriter:
             save(path)
 
     def _open(self) -> None:
-        """Make the hidden folder and hold a lock on it, so that others see that its writer lives."""
+        """Make the hidden folder and hold a lock on it, so that others see that its writer still runs."""
         folder = self.workspace.path / "runs" / f".new-{self.record.id}-{uuid.uuid4().hex[:8]}"
         with disk_errors(self.workspace.path):
             folder.mkdir(parents=True)

@@ -21,7 +21,7 @@ _TOLERANCE = 1e-3  # of the largest output; attention runs in another order ther
 
 
 def is_bridge(module: Any) -> bool:
-    """Whether a module is a TransformerBridge (told without importing transformer_lens)."""
+    """Whether a module is a TransformerBridge (decided without importing transformer_lens)."""
     return isinstance(module, nn.Module) and hasattr(module, "original_model")
 
 

@@ -1,7 +1,7 @@
 """Losses that bring dead features back.
 
 **AuxK** (Gao et al. 2024, arXiv 2406.04093, appendix A.2): the k_aux dead features with the largest pre-activations try to
-explain the error e = x − x̂ that the live ones leave, L_aux = ‖e − ê‖². With few dead features its weight falls in proportion
+explain the error e = x − x̂ that the active ones leave, L_aux = ‖e − ê‖². With few dead features its weight falls in proportion
 *(ours, as in EleutherAI's sparsify)*. It reaches features that lose a competition, or stay below a threshold.
 
 **Pre-activation loss**, μ·Σ ReLU(−π) over dead features (the loss on pre-activations that SAELens has for JumpReLU, here up to

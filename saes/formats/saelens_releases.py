@@ -1,4 +1,4 @@
-"""`saelens:RELEASE/ID`: the ecosystem's registry of published SAEs, read through SAELens itself (needs network)."""
+"""`saelens:RELEASE/ID`: SAELens's list of published SAEs, read through SAELens itself (needs network)."""
 
 from __future__ import annotations
 

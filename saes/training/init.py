@@ -4,8 +4,8 @@ The factor ½ *(ours)*: the chosen features of a token overlap, so with W_enc = 
 docs/saes.md).
 
 **Active-subspace initialisation** (arXiv 2508.16929): attention outputs are low-rank, and a feature
-whose direction lies where activations have no variance is born dead. Random directions are therefore projected onto the
-principal subspace that holds `variance` of the sample's variance, then brought back to norm 1.
+whose direction lies where activations have no variance is dead from the start. Random directions are therefore projected onto
+the principal subspace that holds `variance` of the sample's variance, then brought back to norm 1.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What CONTRIBUTING.md promises: an architecture, a family, an analysis, a page and a verb are a file and a line each.
 
-Each is made here, outside the packages, and put into its registry; everything that walks the registry then works with it.
+Each is made here, outside the packages, and put into its list; everything that goes through the list then works with it.
 """
 
 from __future__ import annotations

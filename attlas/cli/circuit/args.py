@@ -104,7 +104,7 @@ class Trace(SAEArgs, PromptArgs, ModelArgs, OutArgs):
     feature: str | None = None
     """Trace this feature instead of the answer: layer/feature@position, such as 2/831@5."""
     attention: bool = True
-    """Also explain where the strongest heads look, by keys and queries."""
+    """Also explain where the strongest heads attend, by keys and queries."""
     faithful: bool = False
     """Also trace every prompt of the task, and ablate what is outside the circuits, what is inside, and random ones."""
     out: Annotated[Path | None, tyro.conf.arg(name="to", aliases=["--out"])] = None

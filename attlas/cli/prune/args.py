@@ -40,7 +40,7 @@ class Args(DataArgs, ModelArgs, OutArgs):
     n: int | None = None
     """Budget: how many."""
     max_delta_ce: float | None = None
-    """Budget: as many as keep the loss within so many nats of the whole model's, on half of --text; the other half tells."""
+    """Budget: as many as keep the loss within so many nats of the whole model's, on half of --text; the rest measures it."""
     save_parameters: float | None = None
     """Budget: this share of the parameters, 0–1."""
     save_kv: float | None = None
@@ -68,7 +68,7 @@ class Args(DataArgs, ModelArgs, OutArgs):
     heal_lr: float = 3e-4
     """Peak learning rate of healing."""
     what_dies: bool = False
-    """Also tell what the pruned model loses (before healing): features of --sae, tasks, and what heads do."""
+    """Also measure what the pruned model loses (before healing): features of --sae, tasks, and what heads do."""
     sae: tuple[str, ...] = ()
     """Autoencoders for --what-dies: run ids, folders, RELEASE/PATH (attlas models saes), or saelens:RELEASE/ID."""
     lm_eval: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""The part of `attlas prune --what-dies` that tells what a pruned model loses."""
+"""The part of `attlas prune --what-dies` that shows what a pruned model loses."""
 
 from __future__ import annotations
 

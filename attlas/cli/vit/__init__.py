@@ -1,4 +1,4 @@
-"""`attlas vit`: which heads of a vision model matter, how far they look, what they draw, which patches they need."""
+"""`attlas vit`: which heads of a vision model matter, how far they attend, what they draw, which patches they need."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from attlas.saes.base import SAE
 
 MAX_TOKENS = 96
-CHIPS = 8  # features told of a layer at a token
-TERMS = 15  # terms told of a feature
+CHIPS = 8  # features shown of a layer at a token
+TERMS = 15  # terms shown of a feature
 
 
 def frozen_pass(reader: WorkspaceReader, setup: Setup) -> tuple[HookedModel, FrozenPass, list[str]]:

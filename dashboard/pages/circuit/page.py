@@ -1,4 +1,4 @@
-"""Circuit explorer: type a prompt, follow its features upstream, see why heads look where they look, take parts out.
+"""Circuit explorer: type a prompt, follow its features upstream, see why heads attend where they do, take parts out.
 
 Four views of one prompt (features, attention, graph, and saved runs), all of them in the URL; what a model must be run
 for is done by `jobs`, through the queue.
@@ -13,8 +13,8 @@ from dash import html
 from attlas.dashboard.components import empty, heading, job_panel
 from attlas.dashboard.jobs import Job
 from attlas.dashboard.page import Data, Page, Params, integer
+from attlas.dashboard.pages.circuit.attention import ablation_view, attention_view
 from attlas.dashboard.pages.circuit.graph import graph_data, graph_view
-from attlas.dashboard.pages.circuit.parts import ablation_view, attention_view
 from attlas.dashboard.pages.circuit.saved import saved_data, saved_view
 from attlas.dashboard.pages.circuit.setup import Setup
 from attlas.dashboard.pages.circuit.view import feature_view, prompt_view, step, tabs
@@ -30,7 +30,7 @@ KEPT = "model lm text right wrong view trail at layer head dest src of threshold
 
 
 def data(reader: WorkspaceReader, params: Params) -> Data:
-    """The prompt, one view of it, and what is taken out; each a piece of live work."""
+    """The prompt, one view of it, and what is taken out; each a job of the server."""
     names = _models(reader)
     name = params["lm"] if params.get("lm") in names else _default(params, names)
     text = params.get("text", DEFAULT)

@@ -10,8 +10,8 @@ from dash import dcc, html
 
 from attlas.dashboard.components import bars, card, columns, curve, empty, graph, heatmap, metric_cards, table
 from attlas.dashboard.page import Data, Params
+from attlas.dashboard.pages.circuit.attention import pairs_map
 from attlas.dashboard.pages.circuit.graph import draw, plain
-from attlas.dashboard.pages.circuit.parts import pairs_map
 from attlas.dashboard.pages.circuit.view import here, over_tokens
 from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme

@@ -208,7 +208,7 @@ def _numbers(data: Data) -> Any:
 def _vision(data: Data) -> Any:
     href = link("/vit-head", model=data["model"], layer=data["layer"], head=data["head"])
     words: list[Any] = [
-        "This head looks at image patches. ",
+        "This head attends to image patches. ",
         dcc.Link("Its mean map, rings and importance", href=href),
         ".",
     ]

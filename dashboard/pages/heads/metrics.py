@@ -7,7 +7,7 @@ from attlas.data.workspace import Run
 
 # column → (name, unit, what it means); of head_entropy first, then of map_anatomy.
 METRICS = {
-    "entropy": ("Entropy", "nats", "Mean entropy of a query's attention; low heads look at few tokens."),
+    "entropy": ("Entropy", "nats", "Mean entropy of a query's attention; low heads attend to few tokens."),
     "normalized": ("Normalised entropy", "of log n", "Entropy over the logarithm of how many keys a query may see."),
     "lower_bound": ("Lower bound", "nats", "The least entropy that this spread of logits allows."),
     "max_weight": ("Largest weight", "fraction", "Mean of the largest attention weight of a query."),
@@ -16,7 +16,7 @@ METRICS = {
     "diagonal": ("Diagonal", "fraction", "Attention of a token on itself."),
     "local_mass": ("Local mass", "fraction", "Attention inside the local window."),
     "induction": ("Induction", "fraction", "Attention on the token after an earlier occurrence of this one."),
-    "mean_distance": ("Mean distance", "tokens", "How far back a query looks."),
+    "mean_distance": ("Mean distance", "tokens", "How far back a query attends."),
     "label_score": ("Label", "score of the label", "What a head mostly does; the colour is that label's score."),
     "duplicate_token": ("Duplicate token", "fraction", "Attention on earlier copies of the query's token."),
     "repeat_induction": (
@@ -78,7 +78,7 @@ METRICS = {
 }
 _MASS = {
     "window": ("Mass within {} tokens", "fraction", "Attention on the last {} tokens, the query's own among them."),
-    "top_k": ("Mass of the top {}", "fraction", "Attention on the {} keys that a query looks at most."),
+    "top_k": ("Mass of the top {}", "fraction", "Attention on the {} keys that a query attends to most."),
 }
 # Rows of map_columns that few queries see say little.
 _SEEN = "CASE WHEN per_query > 0 THEN mass / per_query END >= 8"

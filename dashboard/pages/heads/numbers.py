@@ -224,5 +224,5 @@ def _features(found: Heads, reader: WorkspaceReader, model: str) -> None:
         }
         values |= {place: counts.get(place[1], 0) for place in found.rows if place[0] == layer}
     if values:
-        meaning = "live features of the autoencoder on its layer whose decoder row is mostly this head's"
+        meaning = "features, active somewhere, of the autoencoder on its layer whose decoder row is mostly this head's"
         found.add(Number("n_top_features", "Features", "features", meaning, next(iter(newest.values())).id), values)

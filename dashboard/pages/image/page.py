@@ -1,4 +1,4 @@
-"""One image under every head: contact sheet, where a patch attends, rollout, heads pruned live, sparse features."""
+"""One image under every head: contact sheet, where a patch attends, rollout, the model without some heads, sparse features."""
 
 from __future__ import annotations
 

@@ -198,7 +198,7 @@ def _answer(shown: dict[str, Any], effect: dict[str, Any] | None, pruned: bool) 
 
 
 def _relevance(data: Data) -> list[Any]:
-    """What speaks for a class, chosen among the likeliest."""
+    """What raises a class, chosen among the likeliest."""
     if not data.get("classes"):
         return []
     likeliest = data["classes"][0]

@@ -190,7 +190,7 @@ def parse_units(units: list[str]) -> Any:
 
 
 def sample(model: Any) -> Any:
-    """What live losses are measured on: 8 sequences of embedded held-out text, or 64 images that suit the model."""
+    """What losses are measured on here: 8 sequences of embedded held-out text, or 64 images that suit the model."""
     if model.cfg.family == "vit":
         from attlas.data.images.dataset import default_images, load_images
 

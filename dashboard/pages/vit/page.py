@@ -1,4 +1,4 @@
-"""ViT heads: which matter, how far they look, what they draw, how many can go, which patches they need."""
+"""ViT heads: which matter, how far they attend, what they draw, how many can go, which patches they need."""
 
 from __future__ import annotations
 

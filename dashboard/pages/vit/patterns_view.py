@@ -23,7 +23,7 @@ def patterns_cards(data: Data, theme: Theme, importance: dict[Head, float]) -> l
     found = data["patterns"]
     if not found:
         command = html.Code(f"attlas vit patterns --model {data['model']}")
-        return [card("Patterns", html.P(["What single queries look at, in clusters: ", command], className="note"))]
+        return [card("Patterns", html.P(["What single queries attend to, in clusters: ", command], className="note"))]
     return [columns(_plane(data, theme, importance), _clusters(data))]
 
 

@@ -39,10 +39,10 @@ METRICS = {
 STRENGTH = {
     "mean_distance_px": ("Mean distance", "px"),
     "cls_to_patch": ("CLS looks at patches", "fraction"),
-    "patch_to_cls": ("Patches look at CLS", "fraction"),
-    "patch_to_prefix": ("Patches look at CLS and registers", "fraction"),
+    "patch_to_cls": ("Patches attend to CLS", "fraction"),
+    "patch_to_prefix": ("Patches attend to CLS and registers", "fraction"),
     "cls_to_registers": ("CLS looks at registers", "fraction"),
-    "patch_to_registers": ("Patches look at registers", "fraction"),
+    "patch_to_registers": ("Patches attend to registers", "fraction"),
     "self": ("A patch looks at itself", "fraction"),
     "entropy": ("Entropy", "nats"),
     "content_relevance": ("Content relevance", "fraction"),
@@ -53,7 +53,7 @@ ABLATIONS = {
     "mean": "mean over positions",
     "resample": "another image's",
 }
-LEAD = "Which heads of a vision model matter, how far they look, and what they draw."
+LEAD = "Which heads of a vision model matter, how far they attend, and what they draw."
 
 
 def view(data: Data, theme: Theme) -> Any:
@@ -205,7 +205,7 @@ def _strength(data: Data, theme: Theme) -> Any:
 def _rings(data: Data, theme: Theme) -> Any:
     layer, head = _chosen(data)
     if not data["rings"]:
-        return card("How far heads look", html.P("Not measured in this run.", className="note"))
+        return card("How far heads attend", html.P("Not measured in this run.", className="note"))
     lines = {}
     for other in sorted({(r["layer"], r["head"]) for r in data["all_rings"]}):
         part = [r for r in data["all_rings"] if (r["layer"], r["head"]) == other]

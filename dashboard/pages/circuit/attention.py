@@ -153,5 +153,5 @@ def ablation_view(data: Data) -> Any:
             ),
             table(rows, names, summary="Next tokens", open_=True),
         ]
-    note = "Set to zero in a live run at that token; later layers see it gone, the autoencoder's error stays."
+    note = "Set to zero at that token in a run of the model; later layers see it gone, the autoencoder's error stays."
     return html.Div(card("Without", *shown, note=note), className="ablation")
