@@ -11,6 +11,8 @@ import torch
 
 from attlas.dashboard.app import create_app
 from attlas.dashboard.pages import pages
+from attlas.dashboard.pages.heads import head
+from attlas.dashboard.pages.heads.metrics import named
 from attlas.dashboard.reader import clean
 from attlas.dashboard.theme import theme
 from attlas.data.workspace import Workspace
@@ -130,3 +132,16 @@ def test_health_shows_what_the_readmes_entropy_run_made(client: Any, workspace: 
     lowest = heads.loc[heads.normalized.idxmin()]
     assert f"Lowest: head {lowest.layer:.0f}.{lowest['head']:.0f}" in told
     assert "Not measured yet" in told
+
+
+@pytest.mark.parametrize("measured", ["heads", "entropy", "both"])
+def test_a_heads_cards_are_of_what_was_measured(measured: str) -> None:
+    of_heads = {"pattern_entropy": 1.5, "prev_token_score": 0.25, "induction_score": 0.125, "qk_distance": 8.0}
+    of_entropy = {"entropy": 2.5, "normalized": 0.5, "sink_mass": 0.75}
+    row = {"heads": of_heads, "entropy": of_entropy, "both": of_heads | of_entropy}[measured]
+    shown = str(head._numbers({"numbers": row | {"label_score": None}, "metrics": list(row)}))
+    names = [named(metric)[0] for metric in row]
+    assert len(names) >= 3
+    cards = shown[: shown.index("Every score")]
+    assert all(name in cards for name in names)
+    assert named("output_ratio")[0] not in cards

@@ -36,6 +36,18 @@ EXAMPLES = {
     "prose": "The old bridge over the river had been closed since the flood, and nobody in the town could say when it "
     "would open again.",
 }
+MOST_CARDS = 7
+# The first of these that have been measured: of entropy and anatomy, then of the heads run.
+_CARDS = ("entropy", "normalized", "sink_mass", "previous_token", "repeat_induction", "induction", "mean_distance")
+_CARDS += (
+    "pattern_entropy",
+    "self_attention_score",
+    "prev_token_score",
+    "induction_score",
+    "qk_distance",
+    "output_ratio",
+)
+_CARDS += ("active", "unexplained")
 _SCORES = ("induction", "previous_token", "duplicate_token")
 
 
@@ -198,7 +210,7 @@ def _labelled(row: Row) -> Any:
 
 def _numbers(data: Data) -> Any:
     row = data["numbers"]
-    shown = ("entropy", "normalized", "sink_mass", "previous_token", "repeat_induction", "induction", "mean_distance")
+    shown = [metric for metric in _CARDS if row.get(metric) is not None][:MOST_CARDS]
     cards = metric_cards([(named(m)[0], row.get(m), named(m)[1]) for m in shown])
     full = [{"score": named(m)[0], "value": row.get(m), "unit": named(m)[1]} for m in data["metrics"]]
     names = {"score": "score", "value": "value", "unit": "unit"}
