@@ -5,24 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from attlas.analyses.circuits.nodes import Node
-from attlas.data.figures import new_figure
+from attlas.data.figures import LIGHT, new_figure
 
 if TYPE_CHECKING:
     from attlas.analyses.circuits.graph import CircuitGraph
 
 COLOURS = {
-    "logits": "#222222",
-    "feature": "#1b7f5c",
-    "head": "#2b6cb0",
-    "mlp": "#b7791f",
-    "embed": "#718096",
-    "position": "#a0aec0",
-    "error": "#c53030",
-    "bias": "#a0aec0",
-    "constant": "#cbd5e0",
-    "remainder": "#cbd5e0",
+    "logits": LIGHT.ink,
+    "feature": LIGHT.accent,
+    "head": LIGHT.second,
+    "mlp": LIGHT.third,
+    "embed": LIGHT.muted,
+    "position": LIGHT.muted,
+    "error": LIGHT.categories[-1],
+    "bias": LIGHT.muted,
+    "constant": LIGHT.muted,
+    "remainder": LIGHT.muted,
 }
-POSITIVE, NEGATIVE, ATTENTION = "#1b7f5c", "#7b4fa3", "#d69e2e"
+POSITIVE, NEGATIVE, ATTENTION = LIGHT.accent, LIGHT.second, LIGHT.muted
 
 
 def layout(graph: CircuitGraph) -> dict[str, tuple[float, float]]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from attlas.interp.engine import HookFn
+from attlas.interp.names import layer_of
 from attlas.interp.prefix import Prefix
 
 if TYPE_CHECKING:
@@ -87,10 +88,10 @@ class CleanRun:
 
     def patched(self, hook: str, patch: HookFn) -> Tensor:
         """Output with `patch` at the hook: logits, or the final CLS states of a backbone."""
-        parts = hook.split(".")
+        layer = layer_of(hook)
+        within = layer is not None and hook.split(".")[2] in ("attn", "hook_attn_out", "mlp")
         with self.model.hooks({hook: patch}):
-            if self.prefix is not None and hook.startswith("blocks.") and parts[2] in ("attn", "hook_attn_out", "mlp"):
-                layer = int(parts[1])
+            if self.prefix is not None and layer is not None and within:
                 return self.prefix.run_from(layer, self.prefix.residual[layer], lambda logits: logits)[0]
             return self._output(self.model(self.batch))
 
