@@ -38,16 +38,11 @@ EXAMPLES = {
 }
 MOST_CARDS = 7
 # The first of these that have been measured: of entropy and anatomy, then of the heads run.
-_CARDS = ("entropy", "normalized", "sink_mass", "previous_token", "repeat_induction", "induction", "mean_distance")
-_CARDS += (
-    "pattern_entropy",
-    "self_attention_score",
-    "prev_token_score",
-    "induction_score",
-    "qk_distance",
-    "output_ratio",
+_CARDS = (
+    *("entropy", "normalized", "sink_mass", "previous_token", "repeat_induction", "induction", "mean_distance"),
+    *("pattern_entropy", "self_attention_score", "prev_token_score", "induction_score", "qk_distance", "output_ratio"),
+    *("active", "unexplained"),
 )
-_CARDS += ("active", "unexplained")
 _SCORES = ("induction", "previous_token", "duplicate_token")
 
 
