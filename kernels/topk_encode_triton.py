@@ -211,6 +211,27 @@ def evaluate_triton(x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, index_NK: Tensor
     return out
 
 
+def best_of_rows(
+    x_ND: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, grid: torch.dtype, tiles: Tiling | None = None
+) -> BlockSelect:
+    """The k best of every row on a grid, in order of column; `best` holds them as compared. 1 ≤ k ≤ F, N ≥ 1.
+
+    With the bfloat16 grid x and W_enc may be in bfloat16 already.
+    """
+    N, F = x_ND.shape[0], W_enc.shape[1]
+    b_enc = b_enc.contiguous()
+    tiles = tiles or tiling(N, F, k, 2 if grid == torch.bfloat16 else 4, select_bytes(k))
+    found = BlockSelect(N, k, x_ND.device)
+    for start in range(0, N, tiles.rows):
+        rows = slice(start, min(N, start + tiles.rows))
+        for low in range(0, F, tiles.columns):
+            high = min(F, low + tiles.columns)
+            pre, maxima = block_product(x_ND[rows], W_enc[:, low:high], b_enc[low:high], None, tiles.block, grid)
+            found.add(rows, pre, maxima, low, high - low, tiles.block)
+            del pre, maxima  # before the next chunk's are made
+    return found
+
+
 def select_triton(
     x_ND: Tensor,
     W_enc: Tensor,
@@ -228,22 +249,12 @@ def select_triton(
         shadow: x and W_enc in bfloat16, where the caller keeps them; with the bfloat16 grid alone.
         tiles: in place of those that fill the workspace (tests).
     """
-    N, F, dtype = x_ND.shape[0], W_enc.shape[1], x_ND.dtype
-    b_enc = b_enc.contiguous()
-    width = 2 if grid == torch.bfloat16 else 4
-    tiles = tiles or tiling(N, F, k, width, select_bytes(k))
+    dtype = x_ND.dtype
     x, W = shadow if shadow is not None and grid == torch.bfloat16 else (x_ND, W_enc)
-    found = BlockSelect(N, k, x.device)
-    for start in range(0, N, tiles.rows):
-        rows = slice(start, min(N, start + tiles.rows))
-        for low in range(0, F, tiles.columns):
-            high = min(F, low + tiles.columns)
-            pre, maxima = block_product(x[rows], W[:, low:high], b_enc[low:high], None, tiles.block, grid)
-            found.add(rows, pre, maxima, low, high - low, tiles.block)
-            del pre, maxima  # before the next chunk's are made
+    found = best_of_rows(x, W, b_enc, k, grid, tiles)
     values = found.best
     if grid == torch.bfloat16 and dtype != torch.bfloat16:
-        values = evaluate_triton(x_ND, W_enc, b_enc, found.index)
+        values = evaluate_triton(x_ND, W_enc, b_enc.contiguous(), found.index)
     # in order of column so far: a stable order leaves ties to the lower index
     values, order = values.sort(dim=1, descending=True, stable=True)
     return values.to(dtype), found.index.gather(1, order).long()
