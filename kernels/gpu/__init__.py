@@ -1,7 +1,8 @@
 """The training step as a GPU takes it: every architecture, no wait for the device, one CUDA graph; in torch for checks.
 
-`plain` computes each piece in torch, the files named *_triton as a kernel each; `ops_for` picks. Whatever the precision, weights,
-moments and sums are float32; bfloat16 keeps rounded copies of both matrices (shadows), which products and gathers read.
+`plain` computes each piece in torch, the files named *_triton as a kernel each; `ops_for` picks. Whatever the precision,
+weights, moments and sums are float32; bfloat16 keeps rounded copies of both matrices (shadows), which products and gathers
+read.
 """
 
 from __future__ import annotations

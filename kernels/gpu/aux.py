@@ -38,6 +38,7 @@ def aux_gradients(
     dead: Tensor,
     columns: int,
     k_aux: int,
+    full: int,
     controls: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Loss, and gradients at the dead features.
@@ -46,6 +47,7 @@ def aux_gradients(
         centred, narrow: x − b_dec [N, D], as it is and rounded.
         grad: [N, D], gradient of x̂; times grad_scale it is the error e.
         columns: at least as many as are dead.
+        full: how many dead features have the whole weight.
 
     Returns:
         loss (0-dim), features [C], slot [F], and gradients there: of encoder [C, D], W_dec [C, D] and b_enc [C].
@@ -58,13 +60,13 @@ def aux_gradients(
     ops.keep_largest(pre, b_enc.index_select(0, at), n_dead, min(k_aux, columns), f)
     e_hat = product(f, rows_dec, narrow.dtype)
     g, losses = torch.empty_like(narrow), centred.new_empty(1, N)
-    alpha = weight(controls, n_dead, k_aux)
+    alpha = weight(controls, n_dead, full)
     ops.residual(e_hat, grad, grad_scale, alpha, g, losses)
     d_pre = product(g, rows_dec.t(), narrow.dtype).masked_fill_(f <= 0, 0)
     d_enc, d_dec = product(d_pre.t(), narrow, wide), product(f.t(), g, wide)
     return losses.sum() / N, at, slot, d_enc, d_dec, d_pre.sum(0, dtype=wide)
 
 
-def weight(controls: Tensor, n_dead: Tensor, k_aux: int) -> Tensor:
-    """α, which falls with few dead features: the coefficient times min(1, n_dead / k_aux); 0-dim."""
-    return controls[AUX] * torch.clamp(n_dead.to(controls.dtype) / k_aux, max=1.0)
+def weight(controls: Tensor, n_dead: Tensor, full: int) -> Tensor:
+    """α, which falls with few dead features: the coefficient times min(1, n_dead / full); 0-dim."""
+    return controls[AUX] * torch.clamp(n_dead.to(controls.dtype) / full, max=1.0)

@@ -258,7 +258,8 @@ def dense_backward(
     pi, lam = u + flat[:F], controls[PENALTY] / N
     open_ = ~(pi <= 0)
     if kind == "standard":
-        assert norms is not None and pull is not None
+        assert norms is not None
+        assert pull is not None
         d_u = torch.where(open_, d_f.to(flat.dtype) + lam * norms, 0)
         total = (pi * open_).sum(0)
         penalties.copy_(lam * total * norms)

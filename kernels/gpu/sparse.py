@@ -75,7 +75,7 @@ class SlotStep(GPUStep):
             last = self.grads.view(N, G, -1)[:, -1]
             aux, at, slot, d_enc, d_dec, d_b = aux_gradients(
                 self.centred, self.centred_narrow, last, -N * G / 2, encoder, W_dec, self.b_enc,
-                self.dead, self.aux_columns, self.options.k_aux, self.controls,
+                self.dead, self.aux_columns, self.options.k_aux, self.aux_full, self.controls,
             )  # fmt: skip
             for_encoder = replace(for_encoder, extra=(slot, d_enc))
             for_decoder = replace(for_decoder, extra=(slot, d_dec))

@@ -90,6 +90,7 @@ class GPUStep:
         self.squared = new(2 * F)
         self.penalties: Tensor | None = None
         self.n_rows, self.aux_columns = 0, 0
+        self.aux_full = options.k_aux  # dead features from which on AuxK has its whole weight
         self.captured = CapturedStep(graph and W_enc.is_cuda)
 
     # -- parameters --------------------------------------------------------------------------------------------------
@@ -147,7 +148,7 @@ class GPUStep:
 
         Args:
             dead: bool [F], features for AuxK.
-            aux_weight: AuxK's coefficient, which falls with fewer than k_aux dead features.
+            aux_weight: AuxK's coefficient, which falls with fewer than `aux_full` dead features.
             penalty: λ.
             aux_columns: a bound on how many are dead, from the host; None counts them, which waits for the device.
         """
@@ -228,7 +229,7 @@ class GPUStep:
 
     def state(self) -> dict[str, Tensor]:
         """Moments of Adam by parameter, not copied, and `n_steps`."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, matrix in self.matrices.items():
             found |= {f"exp_avg/{name}": matrix.exp_avg, f"exp_avg_sq/{name}": matrix.exp_avg_sq}
         for name in self.vectors.all_names:

@@ -69,12 +69,14 @@ class BatchTopKSAE(SAE):
         """Move θ towards the smallest activation of this batch; the first batch sets it."""
         active = f_BF[f_BF > 0]
         smallest = active.min() if active.numel() else f_BF.new_tensor(torch.inf)
-        if self.peers is not None:
-            smallest = self.peers.least(smallest)
-        if bool(smallest == torch.inf):
-            return
-        rate = THRESHOLD_RATE if bool(self.threshold[0] > 0) else 1.0
-        self.threshold.lerp_(smallest.to(self.threshold.dtype), rate)
+        self.move_threshold(smallest if self.peers is None else self.peers.least(smallest))
+
+    @torch.no_grad()
+    def move_threshold(self, smallest: Tensor) -> None:
+        """Move θ towards the smallest activation that fired, 0-dim, infinite for none; does not wait for the device."""
+        some = torch.isfinite(smallest)
+        rate = 1 - (1 - THRESHOLD_RATE) * (self.threshold[0] > 0).to(self.threshold.dtype)
+        self.threshold.lerp_(torch.where(some, smallest, self.threshold[0]).expand_as(self.threshold), rate)
 
     def loss(self, x: Tensor, step: StepContext) -> LossTerms:
         f_BF = self.activate_batch(self.pre_activations(x))

@@ -201,7 +201,7 @@ def plan(
     traffic = sum(c.traffic for c in own)
     shared = 4.0 * config.batch_size * sum(widths.values()) * (processes - 1) / processes
     sent = sum(c.sent for c in own) + shared
-    quick = config.arch in FUSED and config.select_dtype == "bfloat16" and form in ("alone", "hooks")
+    quick = config.arch in FUSED and config.precision in ("auto", "bfloat16") and form in ("alone", "hooks")
     rate = device.bfloat16 if quick else device.float32
     model_rate = {2: device.bfloat16, 4: device.float32}.get(row, device.float32 / 2)
     seconds = {

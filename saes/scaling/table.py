@@ -22,9 +22,7 @@ SIZES = (
     ("llama-3.1-70b", 4_194_304),
 )
 MODELS = ("smollm2-135m", "gpt2", "llama-3.2-1b", "llama-3.1-8b", "llama-3.1-70b")
-BASE = TrainConfig(
-    k=32, batch_size=4096, n_tokens=1_000_000_000, seq_len=1024, dtype="bfloat16", select_dtype="bfloat16"
-)
+BASE = TrainConfig(k=32, batch_size=4096, n_tokens=1_000_000_000, seq_len=1024, dtype="bfloat16")
 MOST = 64  # processes
 
 

@@ -105,13 +105,16 @@ class TrainConfig:
     dtype: str = "float32"
     """Type of the model's weights."""
     fused: bool = True
-    """TopK, and on the CPU batchtopk, matryoshka and jumprelu: one fused kernel step in place of autograd and Adam; the
-    results differ by rounding only."""
+    """One fused kernel step in place of autograd and Adam: on a GPU every architecture, on the CPU topk, batchtopk, matryoshka
+    and jumprelu; the results differ by rounding only."""
     lazy_adam: bool = False
     """With the fused step: leave rows alone that Adam would not move. Same result; faster where most features are rare."""
-    select_dtype: Literal["float32", "bfloat16"] = "float32"
-    """With the fused step: what features are chosen in. bfloat16 is for GPUs, meant to be faster there, and takes
-    another feature at the k-th place in one row of twenty (docs/performance.md); on a CPU it is slower."""
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = "auto"
+    """Of products in training: float32, tf32, or bfloat16 (features are chosen, and products made, from rounded copies; the
+    chosen values of the TopK families, weights, sums and Adam are float32). auto is bfloat16 on a GPU that has it, else
+    float32. On a CPU bfloat16 is emulated, for checks; it is slower there. docs/performance.md tells what it changes."""
+    cuda_graph: bool = True
+    """On a GPU: replay the fused step as one CUDA graph; without, its kernels are launched one by one."""
     log_every: int = 10
     """Steps between rows of the training curve."""
     checkpoint_every: int = 500
@@ -134,10 +137,10 @@ class TrainConfig:
             raise ConfigError(
                 f"skip_positions={self.skip_positions} must be from 0 to seq_len − 1 = {self.seq_len - 1}"
             )
-        if self.select_dtype != "float32" and not (self.arch == "topk" and self.fused and not self.grad_clip):
-            raise ConfigError(
-                f"select_dtype={self.select_dtype} needs the fused step (arch=topk, fused, no grad_clip); use float32"
-            )
+        if self.precision not in ("auto", "float32", "tf32", "bfloat16"):
+            raise ConfigError(f"precision={self.precision} is unknown; use auto, float32, tf32 or bfloat16")
+        if self.precision == "bfloat16" and not self.fused:
+            raise ConfigError("precision=bfloat16 needs the fused step; leave fused on, or use float32 or tf32")
         for name in ("lr_warmup", "lr_decay", "sparsity_warmup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}={getattr(self, name)} is a share of the steps; give 0 to 1")

@@ -1,22 +1,35 @@
 """A training step as one fused call of the kernels in place of autograd and Adam.
 
-Same loss, same update, up to rounding; nothing of size tokens × features is kept. TopK everywhere; BatchTopK, Matryoshka and
-JumpReLU on the CPU, with gradient clipping too. The SAE's parameters are views of the kernel's, so the SAE can be read at any
-time.
+Same loss, same update, up to rounding. On a GPU every architecture, in any precision; on the CPU TopK, BatchTopK, Matryoshka
+and JumpReLU in float32, with nothing of size tokens × features. The SAE's parameters are views of the kernel's, so the SAE can
+be read at any time.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import logging
 
 import torch
 from torch import Tensor
 
-from attlas.kernels import SelectDtype, StepOptions, TopKStep
+from attlas.kernels import StepOptions
 from attlas.kernels.cpu.step import BatchTopKStep, JumpReLUStep, SparseStep, SparseStepResult, TopKOnCPU
 from attlas.kernels.dispatch import use_triton
+from attlas.kernels.gpu import (
+    BatchTopKOnGPU,
+    GatedStep,
+    GPUStep,
+    GPUStepResult,
+    JumpReLUDenseStep,
+    Precision,
+    ReLUStep,
+    TopKOnGPU,
+)
 from attlas.saes.base import SAE, LossTerms, StepContext
 
+_log = logging.getLogger("attlas.saes")
+ON_CPU = ("topk", "batchtopk", "matryoshka", "jumprelu")
+"""Architectures with a step of their own on the CPU."""
 DENSE = 1 / 8
 """Share of pairs near or above JumpReLU's thresholds from which dense products are faster than sums over pairs."""
 
@@ -29,7 +42,8 @@ class FusedStep:
         eps: of Adam.
         lazy: leave rows alone that Adam would not move (attlas.kernels.row_adam).
         clip: largest gradient norm, or None.
-        select_dtype: what TopK chooses features in (attlas.kernels.topk_encode).
+        precision: of products (attlas.kernels.gpu.precision).
+        graph: on CUDA, replay the step as one graph.
     """
 
     def __init__(
@@ -38,36 +52,29 @@ class FusedStep:
         eps: float,
         lazy: bool = False,
         clip: float | None = None,
-        select_dtype: SelectDtype = "float32",
+        precision: Precision = "float32",
+        graph: bool = True,
     ) -> None:
         self.sae = sae
-        cfg = sae.cfg
-        self.k_aux = cfg.k_aux or max(1, cfg.d_in // 2)
-        self.options = StepOptions(
-            k=cfg.k,
-            eps=eps,
-            k_aux=self.k_aux,
-            aux_weight=cfg.aux_coefficient,
-            lazy=lazy,
-            select_dtype=select_dtype,
-        )
-        self._kernel = self._start(clip)
+        self.options = step_options(sae, eps, lazy)
+        self.k_aux = self.options.k_aux
+        self._kernel: SparseStep | GPUStep
+        if _on_cpu(sae) and precision == "float32":
+            self._kernel = self._cpu_kernel(clip)
+        else:
+            self._kernel = gpu_step(sae, precision=precision, clip=clip, graph=graph, options=self.options)
         self._share()
 
     @staticmethod
-    def fits(sae: SAE, clip: float | None = None) -> bool:
+    def fits(sae: SAE, precision: Precision = "float32") -> bool:
         """Whether a kernel computes this SAE's step."""
         if not sae.cfg.apply_b_dec_to_input or sae.W_enc.dtype != torch.float32:
             return False
-        if _on_cpu(sae):
-            return sae.cfg.arch in ("topk", "batchtopk", "matryoshka", "jumprelu")
-        return sae.cfg.arch == "topk" and clip is None
+        return not _on_cpu(sae) or precision != "float32" or sae.cfg.arch in ON_CPU
 
-    def _start(self, clip: float | None) -> SparseStep | TopKStep:
+    def _cpu_kernel(self, clip: float | None) -> SparseStep:
         sae, options = self.sae, self.options
         weights = (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
-        if not _on_cpu(sae) or options.select_dtype != "float32":
-            return TopKStep(*weights, options)
         if sae.cfg.arch == "topk":
             return TopKOnCPU(*weights, options, clip)
         if sae.cfg.arch == "jumprelu":
@@ -81,26 +88,56 @@ class FusedStep:
         for name, _ in self.sae.named_parameters():
             getattr(self.sae, name).data = getattr(self._kernel, name)
 
-    def step(self, x_BD: Tensor, dead_F: Tensor, learning_rate: float, penalty_scale: float = 1.0) -> LossTerms:
-        """Update on a batch; the terms are of the weights before the update, as with autograd."""
+    @property
+    def waits(self) -> bool:
+        """Whether a step's terms are known when it returns; else `look` says whether all went well."""
+        return not isinstance(self._kernel, GPUStep)
+
+    def look(self) -> int:
+        """At a step that waits for the device: the first step, from 1, whose loss was not finite, or 0."""
         kernel = self._kernel
+        if isinstance(kernel, BatchTopKOnGPU) and (cut := kernel.widen()):
+            _log.info("%d rows filled all their slots; there are %d from now on", cut, kernel.slots)
+        return kernel.spoilt() if isinstance(kernel, GPUStep) else 0
+
+    def step(
+        self,
+        x_BD: Tensor,
+        dead_F: Tensor,
+        learning_rate: float,
+        penalty_scale: float = 1.0,
+        dead_bound: int | None = None,
+    ) -> LossTerms:
+        """Update on a batch; the terms are of the weights before the update, as with autograd.
+
+        `dead_bound`: the most features that can be dead, where the host knows; None has them counted.
+        """
+        kernel = self._kernel
+        if isinstance(kernel, GPUStep):
+            result = kernel.step(
+                x_BD,
+                dead_F if self.k_aux and self.options.aux_weight else None,
+                lr=learning_rate,
+                penalty=self.sae.cfg.sparsity * penalty_scale,
+                aux_columns=dead_bound,
+            )
+            return self._gpu_terms(kernel, result)
         n_dead = int(dead_F.sum())
         # the weight of AuxK falls with few dead features, as in attlas.saes.architectures.auxk
         weight = self.sae.cfg.aux_coefficient * min(1.0, n_dead / self.k_aux)
         dead = dead_F if n_dead and weight else None
         if isinstance(kernel, JumpReLUStep):
             return self._jumprelu(kernel, x_BD, StepContext(dead, penalty_scale), learning_rate, weight)
-        if isinstance(kernel, SparseStep):
-            return self._terms(kernel.step(x_BD, dead, lr=learning_rate, aux_weight=weight), len(x_BD))
-        kernel.options = dataclasses.replace(self.options, aux_weight=weight)
-        kernel.lr = learning_rate
-        result = kernel.step(x_BD, dead)
-        return LossTerms(
-            total=result.loss + result.aux_loss,
-            terms={"mse": result.loss, "auxk": result.aux_loss},
-            fired_F=result.fired,
-            l0=(result.values > 0).sum(-1).float().mean(),
-        )
+        return self._terms(kernel.step(x_BD, dead, lr=learning_rate, aux_weight=weight), len(x_BD))
+
+    def _gpu_terms(self, kernel: GPUStep, result: GPUStepResult) -> LossTerms:
+        """Views of what the next step overwrites: read them before it."""
+        named = {"mse": result.mse, "other": result.other}
+        if self.sae.nested:
+            named["nested"] = result.nested
+        if isinstance(kernel, BatchTopKOnGPU):
+            self.sae.move_threshold(kernel.least)  # type: ignore[operator]
+        return LossTerms(result.total, named, result.fired, result.l0)
 
     def _terms(self, result: SparseStepResult, n: int) -> LossTerms:
         named = {"mse": result.errors[-1], "auxk": result.aux_loss}
@@ -137,6 +174,47 @@ class FusedStep:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Take up saved moments (the weights are restored through the SAE)."""
         self._kernel.restore(tensors)
+
+
+def step_options(sae: SAE, eps: float, lazy: bool = False) -> StepOptions:
+    """What an SAE's configuration says of its step."""
+    cfg = sae.cfg
+    k_aux = 0 if cfg.arch == "standard" else cfg.k_aux or max(1, cfg.d_in // 2)
+    return StepOptions(
+        k=cfg.k,
+        eps=eps,
+        k_aux=k_aux,
+        aux_weight=cfg.aux_coefficient,
+        lazy=lazy,
+        unit_norm=sae.unit_norm_decoder,
+    )
+
+
+def gpu_step(
+    sae: SAE,
+    *,
+    precision: Precision,
+    clip: float | None,
+    graph: bool = True,
+    options: StepOptions | None = None,
+) -> GPUStep:
+    """The step of an SAE's architecture as a GPU takes it, from the SAE's weights."""
+    options, arch = options or step_options(sae, 1e-8), sae.cfg.arch
+    weights = (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec, options, precision, clip)
+    if arch == "topk":
+        return TopKOnGPU(*weights, graph=graph)
+    if arch == "standard":
+        return ReLUStep(*weights, graph=graph)
+    extra = {name: vector for name, vector in sae.named_parameters() if name in ("threshold", "r_mag", "b_mag")}
+    if arch == "gated":
+        return GatedStep(*weights, extra=extra, graph=graph)
+    if arch == "jumprelu":
+        step = JumpReLUDenseStep(*weights, extra=extra, graph=graph)
+        step.bandwidth = sae.cfg.bandwidth
+        return step
+    batch = BatchTopKOnGPU(*weights, graph=graph)
+    batch.use(getattr(sae, "widths", ()))
+    return batch
 
 
 def _on_cpu(sae: SAE) -> bool:

@@ -13,11 +13,13 @@ from torch import Tensor
 from attlas.data.progress import Track, no_track
 from attlas.data.workspace import jsonable
 from attlas.errors import NonFiniteError
+from attlas.kernels.gpu.precision import products_in
 from attlas.saes.base import LossTerms, StepContext
 from attlas.saes.training.buffer import MixingBuffer
 from attlas.saes.training.checkpoint import NOT_SHARED, restore_checkpoint, save_checkpoint
 from attlas.saes.training.clock import PARTS
 from attlas.saes.training.config import TrainConfig
+from attlas.saes.training.fused import FusedStep
 from attlas.saes.training.history import History
 from attlas.saes.training.parallel.share import Share
 from attlas.saes.training.trainer import SAETrainer
@@ -64,26 +66,36 @@ def train_loop(
             batch = buffer.next_batch(config.batch_size)
         lr_factor, penalty_scale = config.lr_factor(step), config.penalty_scale(step)
         logged = (step + 1) % config.log_every == 0 or step + 1 == config.n_steps
+        due = config.checkpoint_every > 0 and (step + 1) % config.checkpoint_every == 0
         new_rows = []
 
         for trainer in trainers:
             with clock.on("sae"):
                 x_BD = batch[trainer.hook] * trainer.scale
                 dead_F = trainer.dead(config.dead_tokens)
-                if trainer.fused is not None:
-                    terms = trainer.fused.step(x_BD, dead_F, trainer.learning_rate * lr_factor, penalty_scale)
-                    _require_finite(trainer, terms, step, saved, folder)
-                else:
-                    terms = trainer.sae.loss(x_BD, StepContext(dead_F=dead_F, penalty_scale=penalty_scale))
-                    _require_finite(trainer, terms, step, saved, folder)
-                    trainer.optimizer.zero_grad(set_to_none=True)
-                    terms.total.backward()
+                rate = trainer.learning_rate * lr_factor
+                if trainer.fused is None:
+                    with products_in(trainer.precision):
+                        terms = trainer.sae.loss(x_BD, StepContext(dead_F=dead_F, penalty_scale=penalty_scale))
+                        _require_finite(trainer, terms, step, saved, folder)
+                        trainer.optimizer.zero_grad(set_to_none=True)
+                        terms.total.backward()
                     trainer.sae.before_step()
                     if config.clip is not None:
                         torch.nn.utils.clip_grad_norm_(trainer.sae.parameters(), config.clip)
                     trainer.set_learning_rate(lr_factor)
                     trainer.optimizer.step()
                     trainer.sae.after_step()
+                elif not isinstance(trainer.fused, FusedStep) or trainer.fused.waits:
+                    with products_in(trainer.precision):
+                        terms = trainer.fused.step(x_BD, dead_F, rate, penalty_scale)
+                    _require_finite(trainer, terms, step, saved, folder)
+                else:  # the device is waited for after logged steps and before checkpoints alone
+                    if step == start or step % config.log_every == 0:
+                        trainer.look_ahead(config.log_every * config.batch_size, config.dead_tokens)
+                    terms = trainer.fused.step(x_BD, dead_F, rate, penalty_scale, trainer.dead_bound)
+                    if (logged or due) and (spoilt := trainer.fused.look()):
+                        _require_finite(trainer, terms, spoilt - 1, saved, folder, spoilt=True)
                 trainer.count(terms.fired_F, len(x_BD))
 
             if logged:
@@ -98,7 +110,6 @@ def train_loop(
             for row in new_rows:
                 row |= {"tokens_per_second": rate, **shares}
                 history.add(row)
-        due = config.checkpoint_every and (step + 1) % config.checkpoint_every == 0
         if (
             folder is not None
             and due
@@ -138,8 +149,11 @@ def _row(
     }
 
 
-def _require_finite(trainer: SAETrainer, terms: LossTerms, step: int, saved: int, folder: Path | None) -> None:
-    if bool(torch.isfinite(terms.total)):
+def _require_finite(
+    trainer: SAETrainer, terms: LossTerms, step: int, saved: int, folder: Path | None, *, spoilt: bool = False
+) -> None:
+    """Raise for a loss that is no number; `spoilt`: it was not at `step`, whatever it is now."""
+    if not spoilt and bool(torch.isfinite(terms.total)):
         return
     kept = f"the checkpoint of step {saved} in '{folder}' is kept" if saved else "no checkpoint had been written"
     raise NonFiniteError(

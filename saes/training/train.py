@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from attlas.data.progress import Track, no_track, terminal_track
 from attlas.data.workspace import Ref
 from attlas.interp import AnyModel, as_hooked, load_model
 from attlas.interp.load import find_device
+from attlas.kernels.gpu import resolve_precision
 from attlas.saes.activations import head_shape, vector_hooks
 from attlas.saes.identity import identity
 from attlas.saes.inputs import load_inputs
@@ -86,6 +88,8 @@ def train_sae(
         4
     """
     config = adopt_store(config or TrainConfig())
+    if model is None:
+        resolve_precision(config.precision, find_device(config.device))  # before anything is loaded
     track = track or (notebook_curve() if progress else None) or terminal_track(progress)
     if model is None:
         model = load_model(config.model, device=config.model_device or config.device, dtype=config.dtype)
@@ -99,6 +103,7 @@ def train_sae(
     sample = buffer.peek(SAMPLE_TOKENS)
     trainers = [start_trainer(hook, hook, model, sample[hook], config, data.ref, share) for hook in share.own]
 
+    precision = trainers[0].precision
     kept = Path(folder) if folder is not None else None
     history = train_loop(
         trainers,
@@ -106,13 +111,13 @@ def train_sae(
         config,
         folder=kept,
         resume=resume,
-        identity=identity(model, data.ref) if kept is not None else None,
+        identity=identity(model, data.ref) | {"precision": precision} if kept is not None else None,
         track=track,
         share=share,
     )
     return TrainResult(
         saes=share.finished({trainer.hook: trainer.finish() for trainer in trainers}),
-        config=config,
+        config=dataclasses.replace(config, precision=precision),
         model_ref=model.ref,
         data_ref=data.ref,
         history=history,
@@ -183,7 +188,8 @@ def start_trainer(
         encoder_scale=config.encoder_scale,
         fused=config.fused,
         lazy_adam=config.lazy_adam,
-        select_dtype=config.select_dtype,
+        precision=config.precision,
+        graph=config.cuda_graph,
         clip=config.clip,
     )
 

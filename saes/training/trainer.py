@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from attlas.errors import CheckpointError
-from attlas.kernels import SelectDtype
+from attlas.kernels.gpu import Precision, resolve_precision
 from attlas.saes.architectures import create_sae
 from attlas.saes.base import SAE, LossTerms
 from attlas.saes.config import SAEConfig
@@ -48,6 +48,8 @@ class SAETrainer:
         tokens_since_fired_F: tokens since each feature fired last, int64 [F].
         rank: dimension of the subspace the decoder started in.
         fused: the kernel step that takes the place of autograd and `optimizer`, or None.
+        precision: of products.
+        dead_bound: the most features that can be dead before the next `look_ahead`; None where none has been.
     """
 
     name: str
@@ -59,6 +61,8 @@ class SAETrainer:
     tokens_since_fired_F: Tensor
     rank: int
     fused: Step | None = None
+    precision: Precision = "float32"
+    dead_bound: int | None = None
 
     @classmethod
     def start(
@@ -76,7 +80,8 @@ class SAETrainer:
         encoder_scale: float = 0.5,
         fused: bool = False,
         lazy_adam: bool = False,
-        select_dtype: SelectDtype = "float32",
+        precision: str = "auto",
+        graph: bool = True,
         clip: float | None = None,
         of: tuple[int, int] | None = None,
     ) -> Self:
@@ -102,9 +107,10 @@ class SAETrainer:
         ]
         optimizer = torch.optim.Adam(groups, lr=learning_rate, betas=(0.9, 0.999), eps=ADAM_EPS)
         silent = torch.zeros(of[1] if of else cfg.d_sae, dtype=torch.int64, device=sample_ND.device)
-        fits = fused and FusedStep.fits(sae, clip)
-        kernel = FusedStep(sae, ADAM_EPS, lazy_adam, clip, select_dtype) if fits else None
-        return cls(name, hook, sae, optimizer, learning_rate, scale, silent, rank, kernel)
+        products = resolve_precision(precision if fused or precision != "auto" else "float32", sample_ND.device)
+        fits = fused and FusedStep.fits(sae, products)
+        kernel = FusedStep(sae, ADAM_EPS, lazy_adam, clip, products, graph) if fits else None
+        return cls(name, hook, sae, optimizer, learning_rate, scale, silent, rank, kernel, products)
 
     def set_learning_rate(self, factor: float) -> None:
         for group in self.optimizer.param_groups:
@@ -113,11 +119,15 @@ class SAETrainer:
     def count(self, fired_F: Tensor, n_tokens: int) -> None:
         """Note which features fired on a batch of n tokens."""
         self.tokens_since_fired_F += n_tokens
-        self.tokens_since_fired_F[fired_F > 0] = 0
+        self.tokens_since_fired_F.masked_fill_(fired_F > 0, 0)
 
     def dead(self, after: int) -> Tensor:
         """Features silent for `after` tokens or more, bool [F]."""
         return self.tokens_since_fired_F >= after
+
+    def look_ahead(self, n_tokens: int, after: int) -> None:
+        """Bound how many features can be dead while n more tokens come. Waits for the device, so that steps need not."""
+        self.dead_bound = int((self.tokens_since_fired_F + n_tokens >= after).sum())
 
     def finite(self) -> bool:
         """Whether every weight is a number."""

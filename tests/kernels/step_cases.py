@@ -16,7 +16,7 @@ from torch import Tensor
 from attlas.kernels.gpu import GPUStep, Precision
 from attlas.saes.training.fused import gpu_step
 
-from .made_steps import F, LR, batch, new_sae
+from .made_steps import LR, F, batch, new_sae
 from .triton_cases import interpreter as interpreter  # rounds to bfloat16 as a GPU does
 
 device = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -25,7 +25,12 @@ DEAD = torch.arange(F) % 3 == 0
 
 
 def one_step(
-    arch: str, precision: Precision, clip: float | None, monkeypatch: pytest.MonkeyPatch, path: str, x: Tensor | None = None
+    arch: str,
+    precision: Precision,
+    clip: float | None,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    x: Tensor | None = None,
 ) -> tuple[GPUStep, dict[str, Tensor]]:
     monkeypatch.setenv("ATTLAS_KERNELS", path)
     sae = new_sae(arch, "float32").to(device)
@@ -55,7 +60,9 @@ def test_a_step_equals_its_twin(
 ) -> None:
     _, plain = one_step(arch, precision, clip, monkeypatch, "torch")
     step, ours = one_step(arch, precision, clip, monkeypatch, "triton")
-    near = {"float32": (2e-6, 2e-5), "bfloat16": (2e-4, 2e-2)}[precision]  # bfloat16: sums in another order round otherwise
+    near = {"float32": (2e-6, 2e-5), "bfloat16": (2e-4, 2e-2)}[
+        precision
+    ]  # bfloat16: sums in another order round otherwise
     assert torch.equal(ours.pop("fired"), plain["fired"])
     for name, tensor in ours.items():
         torch.testing.assert_close(tensor, plain[name], atol=near[0], rtol=near[1], msg=lambda m, n=name: f"{n}: {m}")

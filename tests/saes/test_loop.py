@@ -72,7 +72,7 @@ def start(config: TrainConfig, source: object = planted) -> tuple[list[SAETraine
             variance=config.subspace_variance,
             fused=config.fused,
             lazy_adam=config.lazy_adam,
-            select_dtype=config.select_dtype,
+            precision=config.precision,
             clip=config.clip,
         )
         for hook in HOOKS
@@ -108,18 +108,21 @@ def test_lazy_adam_trains_the_same_sae() -> None:
         torch.testing.assert_close(trained[1][name], tensor, atol=1e-5, rtol=1e-4)
 
 
-def test_choosing_in_bfloat16_trains_as_good_an_sae() -> None:
+def test_training_in_bfloat16_trains_as_good_an_sae() -> None:
     last = {}
-    for select_dtype in ("float32", "bfloat16"):
-        config = small(select_dtype=select_dtype)
+    for precision in ("float32", "bfloat16"):
+        config = small(precision=precision)
         trainers, buffer = start(config)
-        last[select_dtype] = train_loop(trainers, buffer, config).of(HOOKS[0])[-1]
-    assert last["bfloat16"]["mse"] != last["float32"]["mse"]  # it is another choice
+        last[precision] = train_loop(trainers, buffer, config).of(HOOKS[0])[-1]
+    assert last["bfloat16"]["mse"] != last["float32"]["mse"]  # products and choice are others
     assert last["bfloat16"]["mse"] == pytest.approx(last["float32"]["mse"], rel=0.02)
     assert last["bfloat16"]["explained_variance"] == pytest.approx(last["float32"]["explained_variance"], abs=0.01)
-    for wrong in ({"arch": "jumprelu"}, {"fused": False}, {"grad_clip": 1.0}):
-        with pytest.raises(ConfigError, match="select_dtype=bfloat16 needs the fused step"):
-            small(select_dtype="bfloat16", **wrong)
+    with pytest.raises(ConfigError, match="precision=bfloat16 needs the fused step"):
+        small(precision="bfloat16", fused=False)
+    with pytest.raises(ConfigError, match="precision=half is unknown"):
+        small(precision="half")
+    with pytest.raises(ConfigError, match="precision=tf32 needs a CUDA GPU"):
+        start(small(precision="tf32"))
 
 
 @pytest.mark.parametrize("arch", [*sorted(ARCHITECTURES), "topk without fusing"])

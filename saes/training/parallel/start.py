@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from attlas.errors import ConfigError
 from attlas.saes.config import SAEConfig
 from attlas.saes.scaling.plan import check_share
 from attlas.saes.training.parallel.features import FeaturesStep
@@ -19,9 +20,11 @@ def begun(share: Share, name: str, hook: str, cfg: SAEConfig, sample_ND: Tensor,
     """`SAETrainer.start`, for this process's part of the training.
 
     Raises:
-        ConfigError: the features cannot be divided among the processes.
+        ConfigError: the features cannot be divided among the processes, or the precision is bfloat16.
     """
     group, clip = share.group, options.get("clip")
+    if share.form in ("data", "features") and options.get("precision") == "bfloat16":
+        raise ConfigError("precision=bfloat16 is not for one autoencoder on several processes; use auto, float32 or tf32")
     if share.form == "data":
         trainer = SAETrainer.start(name, hook, cfg, sample_ND, **options | {"fused": False})
         trainer.fused = RowsStep(trainer.sae, trainer.optimizer, group, clip)
