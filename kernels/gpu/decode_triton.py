@@ -45,6 +45,31 @@ def begin(x: Tensor, b_dec: Tensor, centred: Tensor, narrow: Tensor, controls: T
 
 
 @triton.jit
+def _of_group(
+    value_ptr, index_ptr, w_ptr, edge_ptr, row, d, K, F, D,
+    group: tl.constexpr, GROUPS: tl.constexpr, KB: tl.constexpr,
+):  # fmt: skip
+    # What the row's features of one group add to the columns d of its reconstruction.
+    low = 0
+    if group > 0:
+        low = tl.load(edge_ptr + group - 1)
+    high = F
+    if group < GROUPS - 1:
+        high = tl.load(edge_ptr + group)
+    acc = tl.zeros(d.shape, tl.float32)
+    for first in range(0, K, KB):
+        at = row * K + first + tl.arange(0, KB)
+        ok = first + tl.arange(0, KB) < K
+        feature = tl.load(index_ptr + at, mask=ok, other=0)
+        value = tl.load(value_ptr + at, mask=ok, other=0.0)
+        ok = ok & (feature >= low) & (feature < high) & (value != 0)
+        w_at = w_ptr + feature.to(tl.int64)[:, None] * D + d[None, :]
+        w = tl.load(w_at, mask=ok[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
+        acc += tl.sum(w * tl.where(ok, value, 0.0)[:, None], axis=0)
+    return acc
+
+
+@triton.jit
 def _decode_dot_kernel(
     value_ptr, index_ptr, x_ptr, w_ptr, edge_ptr, grad_ptr, d_ptr, key_ptr, loss_ptr, encoder_ptr, b_ptr,
     N, K, F, D, scale,
@@ -90,54 +115,38 @@ def _decode_dot_kernel(
         tl.store(loss_ptr + row, tl.sum(loss, axis=0))
         tl.store(d_ptr + row * K + j, tl.where(value <= 0, 0.0, d_value), mask=ok)
     else:
-        for group in tl.static_range(GROUPS):
-            low = 0
-            if group > 0:
-                low = tl.load(edge_ptr + group - 1)
-            high = F
-            if group < GROUPS - 1:
-                high = tl.load(edge_ptr + group)
-            loss = tl.zeros((BD,), tl.float32)
-            for start in range(0, D, BD):
-                d = start + tl.arange(0, BD)
-                if group == 0:
-                    error = -tl.load(x_ptr + row * D + d, mask=d < D, other=0.0)
-                else:  # of the prefix before
-                    error = tl.load(grad_ptr + (row * GROUPS + group - 1) * D + d, mask=d < D, other=0.0)
-                for first in range(0, K, KB):
-                    ok = first + j < K
-                    feature = tl.load(index_ptr + row * K + first + j, mask=ok, other=0)
-                    ok = ok & (feature >= low) & (feature < high)
-                    value = tl.load(value_ptr + row * K + first + j, mask=ok, other=0.0)
-                    w_at = w_ptr + feature.to(tl.int64)[:, None] * D + d[None, :]
-                    w = tl.load(w_at, mask=(ok & (value != 0))[:, None] & (d < D)[None, :], other=0.0).to(tl.float32)
-                    error += tl.sum(w * value[:, None], axis=0)
-                loss += error * error
-                tl.store(grad_ptr + (row * GROUPS + group) * D + d, error, mask=d < D)
-                tl.debug_barrier()
-            tl.store(loss_ptr + group * N + row, tl.sum(loss, axis=0))
-        for start in range(0, D, BD):  # from errors to sums over later prefixes
+        for start in range(0, D, BD):
             d = start + tl.arange(0, BD)
-            suffix = tl.zeros((BD,), tl.float32)
-            for back in tl.static_range(GROUPS):
-                at = grad_ptr + (row * GROUPS + GROUPS - 1 - back) * D + d
-                suffix += tl.load(at, mask=d < D, other=0.0) * scale
-                tl.store(at, suffix, mask=d < D)
+            x = tl.load(x_ptr + row * D + d, mask=d < D, other=0.0)
+            error, suffix = -x, tl.zeros((BD,), tl.float32)
+            for group in tl.static_range(GROUPS):
+                error += _of_group(value_ptr, index_ptr, w_ptr, edge_ptr, row, d, K, F, D, group, GROUPS, KB)
+                suffix += error
+                loss = tl.sum(error * error, axis=0)
+                if start > 0:
+                    loss += tl.load(loss_ptr + group * N + row)
+                tl.debug_barrier()
+                tl.store(loss_ptr + group * N + row, loss)
+            error = -x
+            for group in tl.static_range(GROUPS):  # its errors once more: less to keep
+                tl.store(grad_ptr + (row * GROUPS + group) * D + d, suffix * scale, mask=d < D)
+                error += _of_group(value_ptr, index_ptr, w_ptr, edge_ptr, row, d, K, F, D, group, GROUPS, KB)
+                suffix -= error
         tl.debug_barrier()
         for first in range(0, K, KB):
             ok = first + j < K
             feature = tl.load(index_ptr + row * K + first + j, mask=ok, other=0)
             value = tl.load(value_ptr + row * K + first + j, mask=ok, other=0.0)
             fires = ok & ~(value <= 0)
-            group = tl.zeros((KB,), tl.int64)
+            own = tl.zeros((KB,), tl.int64)
             for i in tl.static_range(GROUPS - 1):
-                group += (feature >= tl.load(edge_ptr + i)).to(tl.int64)
+                own += (feature >= tl.load(edge_ptr + i)).to(tl.int64)
             d_value = tl.zeros((KB,), tl.float32)
             for start in range(0, D, BD):
                 d = start + tl.arange(0, BD)
                 both = fires[:, None] & (d < D)[None, :]
                 w = tl.load(w_ptr + feature.to(tl.int64)[:, None] * D + d[None, :], mask=both, other=0.0)
-                g_at = grad_ptr + (row * GROUPS + group)[:, None] * D + d[None, :]
+                g_at = grad_ptr + (row * GROUPS + own)[:, None] * D + d[None, :]
                 d_value += tl.sum(w.to(tl.float32) * tl.load(g_at, mask=both, other=0.0).to(tl.float32), axis=1)
             tl.store(d_ptr + row * K + first + j, d_value, mask=ok)
 

@@ -51,9 +51,9 @@ class SlotStep(GPUStep):
         values, index = top_of_rows(
             self.centred, self.centred_narrow, self.matrices["encoder"].shadow, self.b_enc, self.slots
         )
-        self.index.copy_(index)
+        self.index = index
         if values is not None:
-            self.values.copy_(values)
+            self.values = values
         return values is not None
 
     def _gradients(self) -> tuple[Gradient, Gradient, Tensor, Tensor, Tensor | None]:
@@ -122,7 +122,7 @@ class BatchTopKOnGPU(SlotStep):
                 self.crowded += (kept > 0).all(1).sum()
                 if self._may_wait() and self.widen():
                     continue
-            self.values.copy_(kept)
+            self.values = kept
             self.least.copy_(least)
             return True
 
@@ -135,11 +135,11 @@ class BatchTopKOnGPU(SlotStep):
         if use_triton(self.centred):
             from attlas.kernels.topk_encode_triton import evaluate_triton
 
-            self.values.copy_(evaluate_triton(self.centred, encoder.t(), self.b_enc, self.index))
+            self.values = evaluate_triton(self.centred, encoder.t(), self.b_enc, self.index)
             return
         at = self.index.long()
         rows = encoder[at.view(-1)].view(*at.shape, -1)
-        self.values.copy_(torch.einsum("nkd,nd->nk", rows, self.centred) + self.b_enc[at])
+        self.values = torch.einsum("nkd,nd->nk", rows, self.centred) + self.b_enc[at]
 
     def _key(self) -> tuple[int, ...]:
         return (*super()._key(), self.slots)

@@ -9,10 +9,12 @@ reads its interpreter switch when imported.
 from __future__ import annotations
 
 import collections
+import importlib
 import json
 import os
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +26,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+sys.path.insert(0, str(Path(__file__).parent))
+from traced import Traced, steps_of
+
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
     **{torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"},
@@ -31,6 +36,8 @@ TYPES = {
 }
 PRODUCTS = ("HGMMA", "HMMA")
 """On tensor cores, of sm_90 and before it."""
+STEP_KERNELS = ("_decode_dot_kernel", "_row_update_kernel")
+"""Of the training step, what is compiled in any case; the others with ATTLAS_COMPILE_ALL."""
 COPIES = ("LDGSTS", "UTMALDG")
 """Asynchronous, to shared memory."""
 launches: list[tuple[JITFunction, dict, dict]] = []
@@ -130,6 +137,31 @@ def stats_jobs(dtype: torch.dtype, e: int) -> None:
     attention_stats_triton(q, k, rule, meta(1, 1, 1, 8192, dtype=torch.bool), tokens, (8, 64), (1, 4, 16), True)
 
 
+def step_jobs(arch: str, precision: str, *, clip: float | None = None) -> None:
+    steps_of(arch, precision, 4096, 768, 24576, 32, aux=arch == "topk", clip=clip)[1]()
+
+
+def traces() -> dict[str, dict[str, int]]:
+    """Of every architecture's step at N 4096, D 768, F 24,576, k 32: launches, waits, and peak bytes it makes."""
+    found = {}
+    more = ("batchtopk", "matryoshka", "standard", "gated") if os.environ.get("ATTLAS_COMPILE_ALL") else ()
+    for arch in ("topk", "topk aux", "jumprelu", *more):
+        clip = 1.0 if arch in ("standard", "jumprelu", "gated") else None
+        step, take = steps_of(arch.split()[0], "bfloat16", 4096, 768, 24576, 32, aux="aux" in arch, clip=clip)
+        take()  # buffers
+        launched: list[str] = []  # names alone: arguments would be kept alive
+        JITFunction.run = lambda self, *args, to=launched, **given: to.append(self.fn.__name__)  # type: ignore[method-assign]
+        with Traced() as seen:
+            take()
+        found[arch] = {
+            "launches": len(launched) + len(seen.operations), "triton": len(launched), "waits": seen.waits,
+            "peak": seen.peak, "held": sum(t.nbytes for t in vars(step).values() if isinstance(t, torch.Tensor)),
+        }  # fmt: skip
+        if os.environ.get("ATTLAS_COMPILE_ALL"):
+            print(arch, found[arch], collections.Counter(seen.operations), file=sys.stderr)
+    return found
+
+
 def jobs(whole: bool) -> list[tuple[str, Callable[[], None]]]:
     """What is launched, by name."""
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
@@ -137,15 +169,19 @@ def jobs(whole: bool) -> list[tuple[str, Callable[[], None]]]:
         ("topk bf16", lambda: encode_jobs(bf16, bf16, 24576)),
         ("topk fp32 on bf16", lambda: encode_jobs(fp32, bf16, 262144)),
         ("threshold bf16", lambda: threshold_jobs(bf16)),
-        ("decode fp32", lambda: decode_jobs(fp32)),
         ("stats bf16 128", lambda: stats_jobs(bf16, 128)),
+        ("step topk bf16", lambda: step_jobs("topk", "bfloat16")),
     ]
     if whole:
         found += [
             ("topk fp32", lambda: encode_jobs(fp32, fp32, 24576)),
             ("topk fp16 on fp32", lambda: encode_jobs(fp16, fp32, 24576)),
             ("threshold fp32", lambda: threshold_jobs(fp32)),
+            ("decode fp32", lambda: decode_jobs(fp32)),
             ("decode bf16", lambda: decode_jobs(bf16)),
+            ("step topk fp32", lambda: step_jobs("topk", "float32", clip=1.0)),
+            *((f"step {a} bf16", partial(step_jobs, a, "bfloat16")) for a in ("matryoshka", "standard", "gated")),
+            ("step jumprelu bf16", lambda: step_jobs("jumprelu", "bfloat16", clip=1.0)),
             *((f"stats {TYPES[t]} {e}", partial(stats_jobs, t, e)) for t in (bf16, fp32) for e in (64, 128, 256)),
         ]
     return found
@@ -158,6 +194,11 @@ def main() -> None:
     whole = bool(os.environ.get("ATTLAS_COMPILE_ALL"))
     JITFunction.run = catch  # type: ignore[method-assign]
     torch.Tensor.__int__ = lambda self: 16  # type: ignore[method-assign]  # a size read back from the device
+    for module in ("attlas.saes.training.fused", "attlas.kernels.gpu.choose", "attlas.kernels.gpu.sparse"):
+        importlib.import_module(module)
+    for name, module in list(sys.modules.items()):  # meta tensors take the path that a GPU's would
+        if name.startswith("attlas.") and hasattr(module, "use_triton"):
+            module.use_triton = lambda tensor: True
     found: dict[str, dict] = {}
     seen = set()
     for job, run in jobs(whole):
@@ -169,11 +210,13 @@ def main() -> None:
             if key in seen:
                 continue
             seen.add(key)
+            if not whole and job.startswith("step") and kernel.fn.__name__ not in STEP_KERNELS:
+                continue
             for capability in (80, 90) if whole else (90,):
                 name = f"{kernel.fn.__name__.strip('_').removesuffix('_kernel')} {capability} {job}"
                 name += f" #{sum(other.startswith(name) for other in found)}"
                 found[name] = report(kernel, arguments, options, capability)
-    print(json.dumps(found))
+    print(json.dumps({"kernels": found, "traces": traces()}))
 
 
 if __name__ == "__main__":

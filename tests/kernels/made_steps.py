@@ -9,7 +9,7 @@ from attlas.saes import SAEConfig
 from attlas.saes.architectures import create_sae
 from attlas.saes.base import SAE
 
-D, F, K, LR = 6, 24, 2, 3e-3
+D, F, K, LR = 6, 16, 2, 3e-3
 
 
 def new_sae(arch: str, dtype: str = "float64") -> SAE:

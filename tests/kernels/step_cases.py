@@ -21,6 +21,9 @@ from .triton_cases import interpreter as interpreter  # rounds to bfloat16 as a 
 
 device = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 N = 5
+slow = pytest.mark.skipif(
+    not os.environ.get("ATTLAS_COMPILE_ALL") and device == "cpu", reason="with ATTLAS_COMPILE_ALL"
+)
 DEAD = torch.arange(F) % 3 == 0
 
 
@@ -35,6 +38,8 @@ def one_step(
     monkeypatch.setenv("ATTLAS_KERNELS", path)
     sae = new_sae(arch, "float32").to(device)
     step = gpu_step(sae, precision=precision, clip=clip, graph=False)
+    if arch == "matryoshka":
+        step.slots = F  # type: ignore[attr-defined]  # its choice is TopK's, and slow to interpret
     x = batch(0, N).float() if x is None else x
     dead = DEAD.to(device) if step.options.k_aux else None
     found = step.step(x.to(device), dead, lr=LR, aux_weight=0.5, penalty=0.05)
@@ -47,12 +52,13 @@ def one_step(
 @pytest.mark.parametrize(
     ("arch", "precision", "clip"),
     [
-        ("topk", "bfloat16", None),
-        ("topk", "float32", 0.3),
+        ("topk", "bfloat16", 0.3),
         ("matryoshka", "bfloat16", None),
-        ("standard", "float32", 0.3),
         ("jumprelu", "bfloat16", 0.3),
-        ("gated", "float32", 0.3),
+        ("gated", "float32", None),
+        pytest.param("topk", "float32", None, marks=slow),
+        pytest.param("batchtopk", "float32", 0.3, marks=slow),
+        pytest.param("standard", "float32", 0.3, marks=slow),
     ],
 )
 def test_a_step_equals_its_twin(
