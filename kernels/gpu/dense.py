@@ -6,11 +6,13 @@ their gradients exist in the products' type; column sums, weights and Adam are f
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from attlas.kernels.gpu.aux import aux_gradients
 from attlas.kernels.gpu.gradient import Gradient
 from attlas.kernels.gpu.ops import ops_for
 from attlas.kernels.gpu.precision import product
@@ -22,6 +24,8 @@ class DenseStep(GPUStep):
 
     kind: ClassVar[str]
     bandwidth: float = 1.0
+    revival: float = 0.0
+    """Weight of Σ ReLU(−π) over dead features, as a multiple of AuxK's (gated)."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -52,11 +56,21 @@ class DenseStep(GPUStep):
         d_f = product(self.grads, W_dec.shadow.t(), narrow)
         ops.dense_backward(
             self.kind, u, d_f.view(by_group), self.vectors, self.controls, self.bandwidth, self.norms, self.pull,
-            self.centre, self.fired, self.penalties,
+            self.centre, self.fired, self.penalties, self.dead if self.revival and self.aux_columns else None, self.revival,
         )  # fmt: skip
         f, grads, d_u = self.f[-N:], self.grads[-N:], d_f[-N:]
         d_W_dec, d_encoder = product(f.t(), grads, narrow), product(d_u.t(), self.centred_narrow, narrow)
-        return Gradient(dense=d_encoder), Gradient(dense=d_W_dec, pull=self.pull), grads, self.centre, None
+        for_encoder, for_decoder, aux = Gradient(dense=d_encoder), Gradient(dense=d_W_dec, pull=self.pull), None
+        if self.aux_columns and not self.revival:
+            aux, at, slot, more_enc, more_dec, d_b = aux_gradients(
+                self.centred, self.centred_narrow, grads, -N / 2, encoder, W_dec, self.b_enc,
+                self.dead, self.aux_columns, self.options.k_aux, self.aux_full, self.controls,
+            )  # fmt: skip
+            for_encoder = replace(for_encoder, extra=(slot, more_enc))
+            for_decoder = replace(for_decoder, extra=(slot, more_dec))
+            self.centre.index_add_(0, at, d_b)
+            self.vectors.of("b_enc", self.vectors.grad).index_add_(0, at, d_b)
+        return for_encoder, for_decoder, grads, self.centre, aux
 
     def _losses(self) -> Tensor:
         return self.losses
@@ -92,7 +106,8 @@ class JumpReLUDenseStep(DenseStep):
 
 
 class GatedStep(DenseStep):
-    """f = 1[π > 0]·ReLU(m) (arXiv 2404.16014), with extra vectors `r_mag` and `b_mag`, in this order."""
+    """f = 1[π > 0]·ReLU(m) (arXiv 2404.16014), with extra vectors `r_mag` and `b_mag`, in this order; in place of AuxK the
+    pre-activation loss of `revival` on dead features."""
 
     kind = "gated"
 

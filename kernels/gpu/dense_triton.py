@@ -9,11 +9,11 @@ from torch import Tensor
 
 from attlas.kernels.dispatch import interpreting, warn_once
 from attlas.kernels.gpu import plain
-from attlas.kernels.gpu.controls import PENALTY
+from attlas.kernels.gpu.controls import AUX, PENALTY
 from attlas.kernels.gpu.weights import Vectors
 from attlas.kernels.topk_encode_triton import _best, _ordered
 
-_PENALTY = tl.constexpr(PENALTY)
+_PENALTY, _AUX = tl.constexpr(PENALTY), tl.constexpr(AUX)
 KINDS = {"standard": 0, "jumprelu": 1, "gated": 2}
 WIDEST = 16384
 """Columns of AuxK that one program ranks."""
@@ -79,8 +79,8 @@ def activate(kind: str, u: Tensor, vectors: Vectors, out: Tensor) -> None:
 @triton.jit
 def _dense_backward_kernel(
     u_ptr, d_ptr, flat_ptr, grad_ptr, control_ptr, norm_ptr, pull_ptr, centre_ptr, fired_ptr, penalty_ptr,
-    N, F, total, inv_n, bandwidth,
-    KIND: tl.constexpr, BN: tl.constexpr, BF: tl.constexpr,
+    dead_ptr, N, F, total, inv_n, bandwidth, revival,
+    KIND: tl.constexpr, DEAD: tl.constexpr, BN: tl.constexpr, BF: tl.constexpr,
 ):  # fmt: skip
     f = tl.program_id(0) * BF + tl.arange(0, BF)
     ok = f < F
@@ -90,6 +90,11 @@ def _dense_backward_kernel(
     third = tl.load(flat_ptr + 2 * F + f, mask=ok & (KIND == 2), other=0.0)
     norm = tl.load(norm_ptr + f, mask=ok & (KIND == 0), other=0.0)
     growth = tl.exp(second)
+    revived = tl.zeros((BF,), tl.float32)
+    weight = tl.zeros((BF,), tl.float32)
+    if DEAD:
+        dead = tl.load(dead_ptr + f, mask=ok, other=0)
+        weight = tl.where(dead != 0, tl.load(control_ptr + _AUX) * revival * inv_n, 0.0)
     d_bias = tl.zeros((BF,), tl.float32)
     d_second = tl.zeros((BF,), tl.float32)
     d_third = tl.zeros((BF,), tl.float32)
@@ -122,6 +127,10 @@ def _dense_backward_kernel(
             fires = above & ~(u * growth[None, :] + third[None, :] <= 0)
             d_m = tl.where(fires, d_f, 0.0)
             d_pi = tl.where(above, d + lam, 0.0)
+            if DEAD:
+                below = both & (pi < 0)
+                d_pi -= tl.where(below, weight[None, :], 0.0)
+                revived += tl.sum(tl.where(below, -pi, 0.0), axis=0)
             d_u = d_m * growth[None, :] + d_pi
             opened += tl.sum(tl.where(above, pi, 0.0), axis=0)
             d_bias += tl.sum(d_pi, axis=0)
@@ -140,7 +149,7 @@ def _dense_backward_kernel(
         tl.store(penalty_ptr + f, lam * fired.to(tl.float32), mask=ok)
         tl.store(grad_ptr + F + f, d_second, mask=ok)
     else:
-        tl.store(penalty_ptr + f, lam * opened, mask=ok)
+        tl.store(penalty_ptr + f, lam * opened + weight * revived, mask=ok)
         tl.store(grad_ptr + F + f, d_second * growth, mask=ok)
         tl.store(grad_ptr + 2 * F + f, d_third, mask=ok)
 
@@ -157,14 +166,17 @@ def dense_backward(
     centre: Tensor,
     fired: Tensor,
     penalties: Tensor,
+    dead: Tensor | None,
+    revival: float,
 ) -> None:
     """As plain.dense_backward."""
     N, F = u.shape
     BN, BF = (16, 64) if interpreting() else (32, 64)
     _dense_backward_kernel[(triton.cdiv(F, BF),)](
         u, d_f, vectors.flat, vectors.grad, controls, centre if norms is None else norms,
-        centre if pull is None else pull, centre, fired, penalties, N, F, N * F, 1.0 / N, float(bandwidth),
-        KIND=KINDS[kind], BN=BN, BF=BF,
+        centre if pull is None else pull, centre, fired, penalties,
+        fired if dead is None else dead, N, F, N * F, 1.0 / N, float(bandwidth), float(revival),
+        KIND=KINDS[kind], DEAD=dead is not None, BN=BN, BF=BF,
     )  # fmt: skip
 
 

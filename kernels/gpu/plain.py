@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from attlas.kernels.gpu.controls import CLIP, INV_SQRT_C2, L0, MSE, NESTED, OTHER, PENALTY, STEP, STEP_SIZE, TOTAL
+from attlas.kernels.gpu.controls import AUX, CLIP, INV_SQRT_C2, L0, MSE, NESTED, OTHER, PENALTY, STEP, STEP_SIZE, TOTAL
 from attlas.kernels.gpu.gradient import Gradient
 from attlas.kernels.gpu.weights import Matrix, Vectors
 
@@ -244,6 +244,8 @@ def dense_backward(
     centre: Tensor,
     fired: Tensor,
     penalties: Tensor,
+    dead: Tensor | None,
+    revival: float,
 ) -> None:
     """Gradients of u [N, F] from those of activations, in place of d_f; of vectors; and what to report.
 
@@ -252,6 +254,7 @@ def dense_backward(
         norms: [F] of decoder rows (standard); pull: [F] out, the L1 penalty's gradient along a decoder row.
         centre: [F] out, Σ_n of the gradient of u.
         fired: int64 [F] out; penalties: [F] out, λ times each feature's share.
+        dead: bool [F]: features with a loss of revival·AuxK's weight·mean ReLU(−π) more (gated), or None.
     """
     flat, grad, F, N = vectors.flat, vectors.grad, vectors.n_features, u.shape[0]
     u = u.to(flat.dtype)
@@ -280,8 +283,12 @@ def dense_backward(
         scale = flat[F : 2 * F].exp()
         on = open_ & ~(u * scale + flat[2 * F : 3 * F] <= 0)
         d_m, d_pi = d_f[1].to(flat.dtype) * on, (d_f[0].to(flat.dtype) + lam) * open_
-        grad[:F], grad[F : 2 * F], grad[2 * F : 3 * F] = d_pi.sum(0), (d_m * u).sum(0) * scale, d_m.sum(0)
         penalties.copy_(lam * torch.relu(pi).sum(0))
+        if dead is not None:
+            weight = controls[AUX] * revival / N * dead
+            d_pi = d_pi - weight * (pi < 0)
+            penalties += weight * torch.relu(-pi).sum(0)
+        grad[:F], grad[F : 2 * F], grad[2 * F : 3 * F] = d_pi.sum(0), (d_m * u).sum(0) * scale, d_m.sum(0)
         d_u = d_m * scale + d_pi
         d_f[1] = d_u
     centre.copy_(d_u.sum(0))

@@ -25,6 +25,7 @@ from attlas.kernels.gpu import (
     ReLUStep,
     TopKOnGPU,
 )
+from attlas.saes.architectures.auxk import MU
 from attlas.saes.base import SAE, LossTerms, StepContext
 
 _log = logging.getLogger("attlas.saes")
@@ -207,7 +208,9 @@ def gpu_step(
         return ReLUStep(*weights, graph=graph)
     extra = {name: vector for name, vector in sae.named_parameters() if name in ("threshold", "r_mag", "b_mag")}
     if arch == "gated":
-        return GatedStep(*weights, extra=extra, graph=graph)
+        gated = GatedStep(*weights, extra=extra, graph=graph)
+        gated.revival = MU
+        return gated
     if arch == "jumprelu":
         step = JumpReLUDenseStep(*weights, extra=extra, graph=graph)
         step.bandwidth = sae.cfg.bandwidth
