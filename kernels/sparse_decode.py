@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -101,15 +102,20 @@ class _SparseDecode(torch.autograd.Function):
         return d_values, None, d_W
 
 
+def _kernels() -> ModuleType:
+    from attlas.kernels import sparse_decode_triton
+
+    return sparse_decode_triton
+
+
 def decode_rows(values_NK: Tensor, indices_NK: Tensor, W_FD: Tensor) -> Tensor:
     """Σ_k values·W[indices]: [N, D], no autograd."""
     N, k = values_NK.shape
     if N == 0 or k == 0:
         return W_FD.new_zeros(N, W_FD.shape[1])
     if use_triton(W_FD):
-        from attlas.kernels.sparse_decode_triton import decode_rows_triton
-
-        return decode_rows_triton(values_NK, indices_NK, W_FD)
+        decoded: Tensor = _kernels().decode_rows_triton(values_NK, indices_NK, W_FD)
+        return decoded
     dtype = W_FD.dtype if W_FD.dtype in (torch.float32, torch.float64) else torch.float32
     out = nnf.embedding_bag(
         indices_NK, W_FD.contiguous().to(dtype), per_sample_weights=values_NK.contiguous().to(dtype), mode="sum"
@@ -125,9 +131,8 @@ def gather_dot(grad_ND: Tensor, indices_NK: Tensor, W_FD: Tensor) -> Tensor:
     if N == 0 or k == 0:
         return out
     if use_triton(W_FD):
-        from attlas.kernels.sparse_decode_triton import gather_dot_triton
-
-        return gather_dot_triton(grad_ND, indices_NK, W_FD)
+        dots: Tensor = _kernels().gather_dot_triton(grad_ND, indices_NK, W_FD)
+        return dots
     rows = max(1, GATHER_ELEMENTS // max(1, k * D))
     for start in range(0, N, rows):
         tile = slice(start, min(N, start + rows))
@@ -176,9 +181,7 @@ class FeatureOrder:
             return
         weights = weights_NK.reshape(-1).index_select(0, self.order)
         if use_triton(source_ND):
-            from attlas.kernels.sparse_decode_triton import segment_sum_triton
-
-            yield slice(0, M), segment_sum_triton(source_ND, self.rows, weights, offsets)
+            yield slice(0, M), _kernels().segment_sum_triton(source_ND, self.rows, weights, offsets)
             return
         dtype = source_ND.dtype if source_ND.dtype in (torch.float32, torch.float64) else torch.float32
         source, weights = source_ND.contiguous().to(dtype), weights.to(dtype)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attlas.kernels.dispatch import or_torch, use_triton
-from attlas.kernels.topk_encode import LARGEST_K
-from attlas.kernels.topk_torch import select_torch
+from attlas.kernels.gpu.ops import ops_for
 
 
 def top_of_rows(
@@ -25,26 +23,8 @@ def top_of_rows(
     N, F = len(centred), encoder.shape[0]
     if k == F:
         return None, torch.arange(F, dtype=torch.int32, device=centred.device).repeat(N, 1)
-    if use_triton(centred) and k <= LARGEST_K:
-        from attlas.kernels.topk_encode_triton import best_of_rows
-
-        def kernel() -> tuple[Tensor | None, Tensor]:
-            found = best_of_rows(narrow, encoder.t(), b_enc, k, narrow.dtype)
-            return None if narrow.dtype == torch.bfloat16 else found.best, found.index
-
-        return or_torch(kernel, lambda: _in_torch(narrow, encoder, b_enc, k))
-    return _in_torch(narrow, encoder, b_enc, k)
-
-
-def _in_torch(narrow: Tensor, encoder: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor | None, Tensor]:
-    coarse = narrow.dtype == torch.bfloat16
-    if coarse:
-        pre = (narrow.float() @ encoder.t().float() + b_enc).to(torch.bfloat16).float()
-        indices = pre.sort(dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1).values
-        return None, indices.int()
-    values, indices = select_torch(narrow, encoder.t(), b_enc, k)
-    indices, order = indices.sort(dim=1)
-    return values.gather(1, order), indices.int()
+    values, indices = ops_for(centred).choose(narrow, encoder, b_enc, k)
+    return None if narrow.dtype == torch.bfloat16 else values, indices
 
 
 def top_of_batch(values: Tensor, budget: int) -> tuple[Tensor, Tensor]:

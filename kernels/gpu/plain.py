@@ -10,6 +10,7 @@ from torch import Tensor
 from attlas.kernels.gpu.controls import AUX, CLIP, INV_SQRT_C2, L0, MSE, NESTED, OTHER, PENALTY, STEP, STEP_SIZE, TOTAL
 from attlas.kernels.gpu.gradient import Gradient
 from attlas.kernels.gpu.weights import Matrix, Vectors
+from attlas.kernels.topk_torch import select_torch
 
 
 def begin(x: Tensor, b_dec: Tensor, centred: Tensor, narrow: Tensor, controls: Tensor, values: Sequence[float]) -> None:
@@ -18,6 +19,24 @@ def begin(x: Tensor, b_dec: Tensor, centred: Tensor, narrow: Tensor, controls: T
     if narrow is not centred:
         narrow.copy_(centred)
     controls.copy_(torch.tensor(values, dtype=controls.dtype))
+
+
+def choose(narrow: Tensor, encoder: Tensor, b_enc: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest pre-activations of each row as compared, ties to the lower feature; and int32 features, ascending."""
+    if narrow.dtype == torch.bfloat16:
+        pre = (narrow.float() @ encoder.t().float() + b_enc).to(torch.bfloat16).float()
+        indices = pre.sort(dim=1, descending=True, stable=True).indices[:, :k].sort(dim=1).values
+        return pre.gather(1, indices), indices.int()
+    values, indices = select_torch(narrow, encoder.t(), b_enc, k)
+    indices, order = indices.sort(dim=1)
+    return values.gather(1, order), indices.int()
+
+
+def evaluate(centred: Tensor, encoder: Tensor, b_enc: Tensor, index: Tensor) -> Tensor:
+    """Pre-activations [N, K] of the features named."""
+    at = index.long()
+    rows = encoder[at.view(-1)].view(*at.shape, -1)
+    return torch.einsum("nkd,nd->nk", rows, centred) + b_enc[at]
 
 
 def group_of(features: Tensor, edges: Tensor | None) -> Tensor:
@@ -54,9 +73,7 @@ def decode_dot(
     (N, K), (F, D), G = values.shape, W_dec.shape, losses.shape[0]
     rows = index.long()
     if encoder is not None:
-        weights, bias = encoder
-        gathered = weights[rows.view(-1)].view(N, K, D).to(values.dtype)
-        values.copy_(torch.einsum("nkd,nd->nk", gathered, centred) + bias[rows])
+        values.copy_(evaluate(centred, *encoder, index))
     values.relu_()
     fires = ~(values <= 0)
     keys.copy_(torch.where(fires, index, F))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from attlas.kernels.dispatch import require, use_triton
+from attlas.kernels.dispatch import require
 from attlas.kernels.gpu.aux import aux_gradients
 from attlas.kernels.gpu.choose import top_of_batch, top_of_rows
 from attlas.kernels.gpu.gradient import Gradient, PairSums
@@ -116,7 +116,8 @@ class BatchTopKOnGPU(SlotStep):
     def _choose(self) -> bool:
         while True:
             if not super()._choose():
-                self._evaluate()
+                encoder = self.matrices["encoder"].master
+                self.values = ops_for(encoder).evaluate(self.centred, encoder, self.b_enc, self.index)
             kept, least = top_of_batch(self.values, self.n_rows * self.options.k)
             if self.slots < self.encoder.shape[0]:
                 self.crowded += (kept > 0).all(1).sum()
@@ -128,18 +129,6 @@ class BatchTopKOnGPU(SlotStep):
 
     def _may_wait(self) -> bool:
         return self.encoder.device.type == "cpu" or self.n_steps < PATIENT
-
-    def _evaluate(self) -> None:
-        """self.values from float32 rows."""
-        encoder = self.matrices["encoder"].master
-        if use_triton(self.centred):
-            from attlas.kernels.topk_encode_triton import evaluate_triton
-
-            self.values = evaluate_triton(self.centred, encoder.t(), self.b_enc, self.index)
-            return
-        at = self.index.long()
-        rows = encoder[at.view(-1)].view(*at.shape, -1)
-        self.values = torch.einsum("nkd,nd->nk", rows, self.centred) + self.b_enc[at]
 
     def _key(self) -> tuple[int, ...]:
         return (*super()._key(), self.slots)

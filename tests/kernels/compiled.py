@@ -194,7 +194,7 @@ def main() -> None:
     whole = bool(os.environ.get("ATTLAS_COMPILE_ALL"))
     JITFunction.run = catch  # type: ignore[method-assign]
     torch.Tensor.__int__ = lambda self: 16  # type: ignore[method-assign]  # a size read back from the device
-    for module in ("attlas.saes.training.fused", "attlas.kernels.gpu.choose", "attlas.kernels.gpu.sparse"):
+    for module in ("attlas.saes.training.fused", "attlas.kernels.gpu.ops"):
         importlib.import_module(module)
     for name, module in list(sys.modules.items()):  # meta tensors take the path that a GPU's would
         if name.startswith("attlas.") and hasattr(module, "use_triton"):

@@ -24,7 +24,9 @@ def begun(share: Share, name: str, hook: str, cfg: SAEConfig, sample_ND: Tensor,
     """
     group, clip = share.group, options.get("clip")
     if share.form in ("data", "features") and options.get("precision") == "bfloat16":
-        raise ConfigError("precision=bfloat16 is not for one autoencoder on several processes; use auto, float32 or tf32")
+        raise ConfigError(
+            "precision=bfloat16 is not for one autoencoder on several processes; use auto, float32 or tf32"
+        )
     if share.form == "data":
         trainer = SAETrainer.start(name, hook, cfg, sample_ND, **options | {"fused": False})
         trainer.fused = RowsStep(trainer.sae, trainer.optimizer, group, clip)
