@@ -12,6 +12,7 @@
   class Sequence {
     constructor(row, told) {
       this.row = row;
+      this.told = told;
       this.scale = told.scale;
       this.columns = told.grid ? told.grid[1] : 0;
       this.n = row.counts.length;
@@ -121,6 +122,18 @@
       else for (let e = this.start[at]; e < this.start[at + 1]; e++) see(e, this.row.keys[e]);
       return found;
     }
+    // The circuit page on the text up to this query: the score of its strongest key in pairs of terms.
+    why(query, out) {
+      const MOST = 94, { explain, model, layer, head } = this.told;
+      const [key] = [...out].filter(([k]) => k !== query).sort((a, b) => b[1] - a[1])[0] || [];
+      const start = Math.max(0, query - MOST + 1), begins = start === 0 && /^<.*>$/.test(this.row.tokens[0]) ? 1 : start;
+      if (!explain || key === undefined || key < start || query < begins) return null;
+      const text = this.row.tokens.slice(begins, query + 1).join("").replaceAll("↵", "\n").replaceAll("⇥", "\t").replaceAll("␍", "\r");
+      const link = make("a", "", `Why ${this.name(key)}, in pairs of ${explain}`);
+      link.href = "/circuit?" + new URLSearchParams({ view: "attention", lm: model, layer, head, src: Math.max(0, key - begins + 1), text });
+      link.title = begins > 1 ? "The circuit page reads the last tokens of this text alone" : "On the circuit page";
+      return link;
+    }
     bring(i) {
       const cell = this.cells[i], box = this.body;
       if (!cell || box.scrollHeight <= box.clientHeight) return;
@@ -147,6 +160,8 @@
       const list = (found) => [...found].sort((a, b) => b[1] - a[1]).slice(0, 4).map(([i, w]) => `${this.name(i)} ${short(w / this.scale)}`).join(", ");
       this.says.textContent = `${places.map((i) => this.name(i)).join(" + ")} looks at ${list(out) || "nothing that is kept"}` +
         (back.size ? `; ${back.size} look${back.size === 1 ? "s" : ""} at it: ${list(back)}` : "");
+      const why = places.length === 1 && this.locked.length && this.why(places[0], out);
+      if (why) this.says.append(" ", why);
     }
   }
 

@@ -18,10 +18,12 @@ from attlas.analyses.heads import (
     head_logits,
     head_projections,
     head_weights,
+    load_headvis,
+    save_headvis,
 )
 from attlas.dashboard.app import create_app
 from attlas.dashboard.components.tokens import visible
-from attlas.dashboard.pages.heads import finder, head, projections
+from attlas.dashboard.pages.heads import finder, head, projections, sequences
 from attlas.dashboard.reader import WorkspaceReader, clean
 from attlas.dashboard.theme import theme
 from attlas.data import workspace as of_workspace
@@ -270,3 +272,27 @@ def test_weights_likeness_and_projections_of_a_head(
     assert sent["views"][3]["places"] == pytest.approx(np.array([z[:2] for z in drawn.z_axes]), abs=1e-4)
     assert [p["key_at"] for p in sent["points"]] == drawn.key_at.tolist()
     assert projections.data(reader, {"layer": "77"})["points"] == []
+
+
+def test_a_tree_that_lacks_a_head_and_knows_more(workspace: Workspace, tmp_path: Path) -> None:
+    run = next(run for run in workspace.runs("heads") if run.model.name == "gpt2-mini")
+    save_headvis(workspace, run, tmp_path / "tree")
+    (tmp_path / "tree" / "heads" / "L1H1.json").unlink()
+    scores = json.loads((tmp_path / "tree" / "scatter_data.json").read_text(encoding="utf-8"))
+    less = [{"newer": 1, **r, "prev_token_score": None} for r in scores if (r["layer"], r["head"]) != (1, 1)]
+    (tmp_path / "tree" / "scatter_data.json").write_text(json.dumps(less), encoding="utf-8")
+    place = Workspace(tmp_path / "w")
+    load_headvis(tmp_path / "tree").save(place)
+    reader = WorkspaceReader(place.path)
+    told = _told(clean(finder.data(reader, {})))
+    assert "1 of 24 heads have no file" in told
+    assert "left out: newer" in told
+    page = clean(head.data(reader, {"layer": "1", "head": "1"}))
+    assert not page["vision"]
+    told = json.dumps(head.view(page, theme("light")), default=lambda component: component.to_plotly_json())
+    assert "/api/head-sequences?run=" in told
+    kept = clean(sequences.data(reader, {"layer": "3", "head": "0"}))
+    assert kept["total"] == len(
+        sequences.data(WorkspaceReader(workspace.path), {"run": run.id, "layer": "3"})["sequences"]
+    )
+    assert sequences.data(reader, {"layer": "1", "head": "1"})["total"] == 0

@@ -105,7 +105,7 @@ def _hint(data: Data) -> Any:
 
 def _summary(data: Data) -> Any:
     s = data["summary"]
-    return metric_cards(
+    cards = metric_cards(
         [
             ("Heads", len(data["rows"]), ""),
             ("Sequences", s.get("n_sequences"), "images" if "grid" in s else "of the corpus"),
@@ -114,6 +114,8 @@ def _summary(data: Data) -> Any:
             ("Previous token", s.get("top_prev_token_head"), "strongest on the corpus"),
         ]
     )
+    told = [html.P(f"{note[:1].upper()}{note[1:]}.", className="note") for note in s.get("notes") or []]
+    return html.Div([cards, *told])
 
 
 def here(data: Data, **changed: Any) -> str:

@@ -36,7 +36,7 @@ def scatter(data: Data, names: dict[str, str], theme: Theme) -> html.Div:
     places = [(row["layer"], row["head"]) for row in rows]
     sizes = _sizes([row.get(data["size"]) for row in rows]) if data["size"] else [9.0] * len(rows)
     few = len(rows) <= 48
-    color = [row.get(data["color"]) for row in rows]
+    color = [math.nan if row.get(data["color"]) is None else row[data["color"]] for row in rows]
     figure = go.Figure(
         go.Scatter(
             x=[row.get(data["x"]) for row in rows],

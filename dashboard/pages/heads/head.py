@@ -95,7 +95,9 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     found["received"] = reader.rows(anatomy, "map_columns", ("position",), **one)
     found["timeline"] = reader.rows(timeline, "timeline", ("step",), **one)
     scores = ("previous_token", "prev_token_score")
-    found["vision"] = found["vision"] or all(shown.get(name) is None for name in scores)
+    if atlas:  # a tree that was read may lack any score
+        found["vision"] = bool(found["grid"])
+    found["vision"] = found["vision"] or (not atlas and all(shown.get(name) is None for name in scores))
     asked = any(params.get(name) for name in ("text", "example", "to"))
     if found["vision"] or (atlas and not asked):  # what a corpus shows comes first, and does not wait for a model
         return found | {"example": "", "text": ""}

@@ -16,6 +16,7 @@ from attlas.dashboard.page import Data, Page, Params, integer, link
 from attlas.dashboard.preview import card_html, heading_html
 from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
+from attlas.data.models_catalog import catalog
 from attlas.data.workspace import Run
 
 BY = {"weight": "strongest weight", "norm": "largest output", "rest": "unexplained mass"}
@@ -63,7 +64,14 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
         "n_intervals": n_intervals,
         "grid": grid,
         "n_prefix": run.summary.get("n_prefix", 0),
+        "explain": None if grid else _explained_by(reader, run.model.name),
     }
+
+
+def _explained_by(reader: WorkspaceReader, model: str) -> str | None:
+    """In terms of what the circuit page explains a score of this model; None where it cannot run it."""
+    here = any(card.name == model and card.present for card in catalog()) or model in reader.jobs.named
+    return None if not here else "features" if reader.runs("sae", model) else "heads and MLPs"
 
 
 def _rows(reader: WorkspaceReader, run: Run, layer: int, head: int) -> list[Row]:

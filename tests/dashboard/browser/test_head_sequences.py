@@ -57,6 +57,13 @@ def test_a_token_shows_its_keys_and_who_looks_at_it(browser: Any, address: str, 
     token.click()
     page.mouse.move(5, 5)
     assert lit(".query") == {at}
+    there = {int(k): float(w) for q, k, w in zip(query, key, row.weight, strict=True) if q == at and k != at}
+    best = max(there, key=there.__getitem__)
+    why = first.locator(".says a")
+    assert why.inner_text().endswith("in pairs of features")
+    told = page.request.get(f"{address}/api{why.get_attribute('href')}&wait=60").json()["score"]
+    assert (told["dest"], told["src"]) == (at, best)
+    assert abs(told["attention"] - there[best]) < 1e-3
     first.press("ArrowRight")
     assert lit(".query") == {at + 1}
     assert lit(".to") == set(key[query == at + 1].tolist())
