@@ -52,8 +52,8 @@ def finish(s, mask_at, keys, S, sms, cap, WHOLE: tl.constexpr, MASK: tl.constexp
         if MASK == 1:
             s = tl.where(mask != 0, s, -float("inf"))
         else:
-            added = tl.maximum(mask.to(tl.float32) * 1.4426950408889634, -1e30)  # the least float32 is no −inf
-            s = tl.where(mask > -float("inf"), s + added, -float("inf"))
+            added = mask.to(tl.float32)
+            s = tl.where(added > -1e30, s + added * 1.4426950408889634, -float("inf"))  # as attention_stats.CLOSED
     return s
 
 

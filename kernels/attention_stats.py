@@ -22,6 +22,8 @@ from attlas.kernels.results import AttentionStats
 # Logits in one tile, over batch rows, heads and queries (never fewer than one query); more on an accelerator.
 TILE_ELEMENTS = 1 << 18
 DEVICE_TILES = 16
+CLOSED = -1e30
+"""An additive mask down to this closes its key."""
 
 Ints = int | Sequence[int]
 
@@ -48,7 +50,7 @@ def attention_stats(
             are then the last T positions.
         rule: of the layer: causality, sliding window, scale.
         mask: what the input adds (padding), broadcastable to [B, H, T, S]; bool (True = may attend) or additive (−inf =
-            may not).
+            may not, and so is anything down to −1e30: models write the least number of float32 or bfloat16 for it).
         token_ids: [B, S] (or [S]) int; gives `induction` and `duplicate`.
         window: one width or several, of `window_masses`.
         top_k: one n or several, or None.
@@ -232,7 +234,7 @@ class _Tile:
         self.block = block
         self.closed: Tensor | None = None
         if mask is not None:
-            open_ = mask if mask.dtype == torch.bool else mask > -math.inf
+            open_ = mask if mask.dtype == torch.bool else mask > CLOSED
             if mask.dtype != torch.bool:
                 logits += torch.where(open_, mask, 0)
             self.closed = ~open_

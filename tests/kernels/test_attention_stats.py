@@ -72,9 +72,11 @@ def test_matches_brute_force(T, extra, causal, sliding_window, masked, tile_elem
     try:
         ours = attention_stats(q, k, rule, mask=mask, token_ids=tokens, window=3, top_k=2, column=True)
         if mask is not None:
-            additive = torch.where(mask, 0.0, -math.inf).double()
-            again = attention_stats(q, k, rule, mask=additive)
-            torch.testing.assert_close(again.entropy, ours.entropy)
+            for least in (-math.inf, torch.finfo(torch.float32).min, torch.finfo(torch.bfloat16).min):
+                again = attention_stats(q, k, rule, mask=torch.where(mask, 0.0, least).double())
+                torch.testing.assert_close(again.entropy, ours.entropy)
+                torch.testing.assert_close(again.spread, ours.spread)
+                assert torch.equal(again.n_keys, ours.n_keys)
     finally:
         tile.TILE_ELEMENTS = before
     for name, value in brute(q, k, rule, mask, tokens, 3, 2).items():

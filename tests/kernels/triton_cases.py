@@ -250,7 +250,8 @@ def closed(kind, batch, T, S):
     free[0, 1, T // 2] = False
     if kind == "bool":
         return free
-    return torch.where(free[:, :1], torch.randn(T, S), -float("inf")).index_fill(3, torch.tensor([1]), -50.0)
+    least = torch.where(torch.rand(T, S) < 0.5, -float("inf"), torch.finfo(torch.float32).min)  # both are written
+    return torch.where(free[:, :1], torch.randn(T, S), least).index_fill(3, torch.tensor([1]), -50.0)
 
 
 @pytest.mark.parametrize(
