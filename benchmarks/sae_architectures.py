@@ -51,7 +51,7 @@ def ours(arch: str, x: Tensor, W_dec: Tensor, k: int, threshold: float) -> Calla
         if arch == "jumprelu":
             sae.get_parameter("threshold").fill_(threshold)
     alive = torch.zeros(F, dtype=torch.bool)
-    if FusedStep.fits(sae, config.clip):
+    if FusedStep.fits(sae):
         fused = FusedStep(sae, 1e-8, clip=config.clip)
         return lambda: fused.step(x, alive, 1e-4)
     adam = torch.optim.Adam(sae.parameters(), lr=1e-4)
