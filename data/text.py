@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from attlas.data.dataset import Dataset, content_hash
-from attlas.data.text_files import Document, Skipped, read_file
+from attlas.data.remote.file import is_remote
+from attlas.data.remote.folder import remote_files
+from attlas.data.text_files import Document, File, Skipped, read_file
 from attlas.data.text_folders import refuse_split, split_files
 from attlas.errors import AttlasError, ConfigError, TextDataError
 
@@ -137,7 +139,8 @@ def load_tokens(
 
     Args:
         source: "embedded:train", "embedded:val", a text file (documents divided by blank lines), .jsonl, .json, .csv,
-            .tsv (these also .gz or .zst), .parquet or .arrow, or a Hugging Face dataset folder.
+            .tsv (these also .gz or .zst), .parquet or .arrow, or a Hugging Face dataset folder; or the URL of one that fsspec
+            reads.
         tokenizer: a Hugging Face tokenizer; None where the source holds token ids.
         seq_len: tokens a row, BOS included.
         n_tokens: stop after about so many (rounded down to whole rows, at least one); None takes all.
@@ -356,7 +359,9 @@ def read_documents(
         )
 
 
-def _files(source: str | Path, split: str | None, prefer: str | None) -> list[Path]:
+def _files(source: str | Path, split: str | None, prefer: str | None) -> Sequence[File]:
+    if is_remote(source):
+        return remote_files(str(source), split, prefer)
     if str(source).startswith("embedded:"):
         if str(source) not in EMBEDDED:
             raise TextDataError(f"no embedded text '{source}'; there are {', '.join(EMBEDDED)}")
@@ -365,7 +370,8 @@ def _files(source: str | Path, split: str | None, prefer: str | None) -> list[Pa
         path = Path(source).expanduser()
     if not path.exists():
         raise TextDataError(
-            f"'{path}' does not exist; give a text, JSONL, CSV or Parquet file, a dataset folder, or embedded:val"
+            f"'{path}' does not exist; give a text, JSONL, CSV or Parquet file, a dataset folder, embedded:val, or a "
+            "URL (a dataset of the hub: hf://datasets/OWNER/NAME)"
         )
     if path.is_dir():
         return split_files(path, split, prefer)

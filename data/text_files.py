@@ -9,9 +9,10 @@ import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
+from attlas.data.remote.file import RemoteFile, open_binary
 from attlas.errors import TextDataError, nearest
 
 STRUCTURED = ("arrow", "parquet", "jsonl", "json", "csv", "tsv")
@@ -21,6 +22,7 @@ PIECE = 1 << 20  # characters of a text file read at a time
 _SHOWN = 12  # columns named in a message
 
 Document = str | list[int]
+File = Path | RemoteFile
 
 
 @dataclass
@@ -31,7 +33,7 @@ class Skipped:
     nulls: int = 0
 
 
-def kind_of(path: Path) -> str:
+def kind_of(path: File | PurePath) -> str:
     """Format by the suffix, compression aside: one of STRUCTURED, or "text"."""
     suffixes = path.suffixes
     if suffixes and suffixes[-1].lower() in COMPRESSED:
@@ -41,7 +43,7 @@ def kind_of(path: Path) -> str:
     return found if found in STRUCTURED else "text"
 
 
-def read_file(path: Path, column: str | None, skipped: Skipped) -> Iterator[Document]:
+def read_file(path: File, column: str | None, skipped: Skipped) -> Iterator[Document]:
     """Documents of a file in order; rows without text are passed over and counted in `skipped`.
 
     Args:
@@ -66,22 +68,22 @@ def read_file(path: Path, column: str | None, skipped: Skipped) -> Iterator[Docu
     return _paragraphs(path)
 
 
-def _open_text(path: Path) -> io.TextIOWrapper:
+def _open_text(path: File) -> io.TextIOWrapper:
     """A text file, unpacked, without a byte order mark, with \\n for every kind of line end."""
     packed = path.suffix.lower()
     raw: Any
     if packed == ".gz":
-        raw = gzip.open(path)
+        raw = gzip.open(open_binary(path))
     elif packed == ".zst":
         import pyarrow as pa
 
-        raw = pa.input_stream(str(path), compression="zstd")
+        raw = pa.input_stream(open_binary(path), compression="zstd")
     else:
-        raw = open(path, "rb")
+        raw = open_binary(path)
     return io.TextIOWrapper(raw, encoding="utf-8-sig", newline=None)
 
 
-def _pieces(path: Path) -> Iterator[str]:
+def _pieces(path: File) -> Iterator[str]:
     """A text file piece by piece.
 
     Raises:
@@ -97,7 +99,7 @@ def _pieces(path: Path) -> Iterator[str]:
         raise TextDataError(f"'{path}' is not UTF-8 ({error.reason}); convert it, for example with iconv") from error
 
 
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: File) -> Iterator[str]:
     """Lines with their ends."""
     rest = ""
     for piece in _pieces(path):
@@ -107,7 +109,7 @@ def _lines(path: Path) -> Iterator[str]:
         yield rest
 
 
-def _paragraphs(path: Path) -> Iterator[str]:
+def _paragraphs(path: File) -> Iterator[str]:
     """What blank lines divide."""
     rest = ""
     for piece in _pieces(path):
@@ -123,7 +125,7 @@ def first_line(error: Exception) -> str:
 # -- records: JSON and CSV ---------------------------------------------------------------------------------------------
 
 
-def _json_records(path: Path) -> Iterator[tuple[str, Any]]:
+def _json_records(path: File) -> Iterator[tuple[str, Any]]:
     """(place, value) of JSON values one after another (a line each, or spread over lines), or of one array.
 
     A value is in memory, and the piece of the file that it stands in; an array of a whole file is one value.
@@ -167,7 +169,7 @@ def _may_be_cut(error: json.JSONDecodeError, length: int) -> bool:
     return error.msg.startswith("Unterminated string") or error.pos >= length - 6
 
 
-def _csv_records(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
+def _csv_records(path: File, delimiter: str) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(2**31 - 1)
     reader = csv.DictReader(_lines(path), delimiter=delimiter)
     try:
@@ -179,7 +181,7 @@ def _csv_records(path: Path, delimiter: str) -> Iterator[tuple[str, Any]]:
 
 
 def _records(
-    records: Iterator[tuple[str, Any]], path: Path, column: str | None, skipped: Skipped
+    records: Iterator[tuple[str, Any]], path: File, column: str | None, skipped: Skipped
 ) -> Iterator[Document]:
     chosen, first_keys = column, None
     for place, record in records:
@@ -202,7 +204,7 @@ def _records(
         raise _no_column(path, column, first_keys)
 
 
-def _checked(value: Any, path: Path, column: str, place: str) -> Document:
+def _checked(value: Any, path: File, column: str, place: str) -> Document:
     if isinstance(value, str):
         return _encodable(value)
     if isinstance(value, list) and value and all(type(v) is int for v in value):
@@ -224,7 +226,7 @@ def _encodable(text: str) -> str:
     return text
 
 
-def _no_column(path: Path, column: str | None, names: list[str]) -> TextDataError:
+def _no_column(path: File, column: str | None, names: list[str]) -> TextDataError:
     shown = ", ".join(map(str, names[:_SHOWN])) + (", …" if len(names) > _SHOWN else "")
     wanted = f"no column '{column or TEXT_COLUMN}'"
     hint = "" if column is None else nearest(column, map(str, names))
@@ -234,11 +236,11 @@ def _no_column(path: Path, column: str | None, names: list[str]) -> TextDataErro
 # -- columns: Parquet and Arrow ----------------------------------------------------------------------------------------
 
 
-def _parquet(path: Path, column: str | None, skipped: Skipped) -> Iterator[Document]:
+def _parquet(path: File, column: str | None, skipped: Skipped) -> Iterator[Document]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with open_binary(path) as raw, pq.ParquetFile(raw) as file:
             name = _column(file.schema_arrow, path, column)
             for batch in file.iter_batches(batch_size=1024, columns=[name]):
                 yield from _values(batch.column(0), skipped)
@@ -248,12 +250,12 @@ def _parquet(path: Path, column: str | None, skipped: Skipped) -> Iterator[Docum
         raise TextDataError(f"'{path}' cannot be read as Parquet ({first_line(error)}); copy it again") from error
 
 
-def _arrow(path: Path, column: str | None, skipped: Skipped) -> Iterator[Document]:
+def _arrow(path: File, column: str | None, skipped: Skipped) -> Iterator[Document]:
     """The stream format that `datasets` writes, or the file format (Feather)."""
     import pyarrow as pa
 
     try:
-        with pa.memory_map(str(path)) as source:
+        with pa.memory_map(str(path)) if isinstance(path, Path) else pa.PythonFile(path.open(), mode="r") as source:
             whole = source.read(6) == b"ARROW1"
             source.seek(0)
             reader = pa.ipc.open_file(source) if whole else pa.ipc.open_stream(source)
@@ -269,7 +271,7 @@ def _arrow(path: Path, column: str | None, skipped: Skipped) -> Iterator[Documen
         raise TextDataError(f"'{path}' cannot be read as Arrow ({first_line(error)}); copy it again") from error
 
 
-def _column(schema: Any, path: Path, column: str | None) -> str:
+def _column(schema: Any, path: File, column: str | None) -> str:
     """The column to read, of text or of token ids."""
     name = column or next((c for c in (TEXT_COLUMN, *IDS_COLUMNS) if c in schema.names), None)
     if name is None or name not in schema.names:

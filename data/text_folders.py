@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from attlas.data.text_files import COMPRESSED, STRUCTURED, kind_of
@@ -36,7 +36,7 @@ def split_files(folder: Path, split: str | None = None, prefer: str | None = Non
     if (folder / "dataset_dict.json").is_file():
         listed = _json(folder / "dataset_dict.json").get("splits")
         names = [str(name) for name in listed] if isinstance(listed, list) else []
-        return _of_state(folder / _choose(folder, names, split, prefer))
+        return _of_state(folder / choose_split(folder, names, split, prefer))
     if (folder / "state.json").is_file():
         own = _json(folder / "state.json").get("_split")
         if split is not None and own is not None and split != own:
@@ -87,29 +87,30 @@ def _of_state(folder: Path) -> list[Path]:
 
 
 def _by_name(folder: Path, split: str | None, prefer: str | None) -> list[Path]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and _is_data(p, folder))
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and is_data(p, folder))
     if not files:
         raise TextDataError(f"folder '{folder}' holds no {', '.join('.' + s for s in STRUCTURED)} file")
     groups: dict[str, list[Path]] = {}
     for file in files:
-        groups.setdefault(_split_of(file.relative_to(folder)), []).append(file)
-    chosen = groups[_choose(folder, list(groups), split, prefer)]
+        groups.setdefault(split_named(file.relative_to(folder)), []).append(file)
+    chosen = groups[choose_split(folder, list(groups), split, prefer)]
     kinds = sorted({kind_of(file) for file in chosen})
     if len(kinds) > 1:
         raise TextDataError(f"folder '{folder}' holds {' and '.join('.' + k for k in kinds)} files; give one of them")
     return chosen
 
 
-def _is_data(file: Path, top: Path) -> bool:
+def is_data(file: PurePath, top: PurePath) -> bool:
+    """Whether a file of a folder holds documents; caches, hidden files and metadata do not."""
     inside = file.relative_to(top)
     if any(part.startswith((".", "__MACOSX")) for part in inside.parts) or file.name.lower() in _METADATA:
         return False
     return kind_of(file) in STRUCTURED and not (file.suffix == ".arrow" and file.name.startswith(("cache-", "tmp")))
 
 
-def _split_of(inside: Path) -> str:
+def split_named(inside: PurePath) -> str:
     """Split that a name contains, its own before its folders'; "" where none does."""
-    stem = inside.stem if inside.suffix not in COMPRESSED else Path(inside.stem).stem
+    stem = inside.stem if inside.suffix not in COMPRESSED else PurePath(inside.stem).stem
     shard = _SHARD.match(stem)
     for name in ([shard[1]] if shard else []) + [stem, *reversed(inside.parts[:-1])]:
         found = _WORD.search(name)
@@ -118,7 +119,8 @@ def _split_of(inside: Path) -> str:
     return shard[1] if shard else ""
 
 
-def _choose(folder: Path, names: list[str], split: str | None, prefer: str | None) -> str:
+def choose_split(folder: object, names: list[str], split: str | None, prefer: str | None) -> str:
+    """The split to take of those there (see `split_files`)."""
     spoken = [name or "(files of no split)" for name in names]
     if split is not None:
         for name in (split, _SYNONYMS.get(split.lower(), split)):

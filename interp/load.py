@@ -27,6 +27,7 @@ from attlas.interp.families import supported, unsupported
 from attlas.interp.model import HookedModel
 from attlas.interp.wrappers.bridge import unbridged
 from attlas.interp.wrappers.compiled import uncompiled
+from attlas.interp.wrappers.placed import refuse_packed, require_present
 
 # transformers takes weight tying off its base class while it loads; two loads at once could leave it off for good.
 LOADING = threading.RLock()
@@ -158,6 +159,7 @@ def wrap_module(module: Any) -> HookedModel:
         )
     hf = unbridged(module)
     plain = uncompiled(hf)
+    require_present(plain, type(plain).__name__)
     if plain.training and any(isinstance(m, nn.Dropout) and m.p > 0 for m in plain.modules()):
         warnings.warn(
             f"{type(plain).__name__} is in training mode, with dropout; call .eval() first to measure it as it is used",
@@ -216,6 +218,7 @@ def _load_folder(
     if not isinstance(model_type, str) or model_type not in supported():
         own = "; code beside its weights would not change that: Attlas has no adapter for its layers"
         raise UnsupportedModelError(f"{name}: {unsupported(model_type)}{own if config.get('auto_map') else ''}")
+    refuse_packed(config.get("quantization_config"), name)
     shapes = weight_shapes(folder)
     if trust and config.get("auto_map"):
         cls = remote_class(folder, config)

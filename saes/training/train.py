@@ -15,6 +15,7 @@ from attlas.data.progress import Track, no_track, terminal_track
 from attlas.data.workspace import Ref
 from attlas.interp import AnyModel, as_hooked, load_model
 from attlas.interp.load import find_device
+from attlas.interp.wrappers.placed import on_several
 from attlas.kernels.gpu import resolve_precision
 from attlas.saes.activations import head_shape, vector_hooks
 from attlas.saes.identity import identity
@@ -145,7 +146,8 @@ def make_buffer(
     else:
         source = model_source(model, data, hooks, config, clock)
     dtype = getattr(torch, config.activation_dtype)
-    device = find_device(config.device) if config.model_device is not None else None
+    apart = config.model_device is not None or on_several(model.hf)
+    device = find_device(config.device) if apart else None
     return MixingBuffer(source, config.buffer_tokens, config.seed, dtype, device=device, clock=clock)
 
 
