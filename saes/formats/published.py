@@ -190,10 +190,11 @@ def _from_hub(release: Release, pattern: str, name: str) -> Path:
         cached = Path(hub.snapshot_download(release.repository, local_files_only=True))
         if found := _only(_under(cached, pattern), name):
             return found
-    except (OSError, hub.errors.LocalEntryNotFoundError):
+    except (OSError, ValueError):  # not in the cache
         pass
     try:
-        files = hub.list_repo_files(release.repository)
+        siblings = hub.model_info(release.repository, timeout=10).siblings or []  # one request, without retries
+        files = [file.rfilename for file in siblings]
         wanted = _matching(files, pattern)
         if len(wanted) == 1:
             one = wanted[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import huggingface_hub
@@ -124,7 +125,7 @@ def test_a_release_is_found_in_a_local_copy(cache: Path, monkeypatch: pytest.Mon
         raise ConnectionError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: unreachable())
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", unreachable)
+    monkeypatch.setattr(huggingface_hub, "model_info", unreachable)
     for l0 in (10, 70):
         gemma_folder(cache, f"gemma-scope-2b-pt-att/layer_1/width_16k/average_l0_{l0}", weights(l0))
     gemma_folder(cache, "gemma-scope-2b-pt-att/layer_2/width_16k/average_l0_9", weights())
@@ -165,7 +166,8 @@ def test_the_hub_is_asked_for_one_sae_and_what_stands_beside_it(
         "layer_4/width_16k/average_l0_2/params.npz",
     ]
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repository: files)
+    siblings = [SimpleNamespace(rfilename=file) for file in files]
+    monkeypatch.setattr(huggingface_hub, "model_info", lambda repository, timeout: SimpleNamespace(siblings=siblings))
     sae = load_sae("gemma-scope-2b-pt-att/3")
     assert (sae.cfg.hook_name, sae.cfg.model_name) == ("blocks.3.attn.hook_z", "google/gemma-2-2b")
     ((repository, patterns),) = asked
