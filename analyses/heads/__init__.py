@@ -9,6 +9,7 @@ from attlas.lazy import face
 if TYPE_CHECKING:
     from attlas.analyses.heads.atlas import HeadAtlas, head_atlas
     from attlas.analyses.heads.config import HeadsConfig, LogitsConfig, ProjectConfig, SimilarConfig
+    from attlas.analyses.heads.gallery import text_edges
     from attlas.analyses.heads.headvis import save_headvis
     from attlas.analyses.heads.headvis_read import HeadVisTree, load_headvis
     from attlas.analyses.heads.logits import HeadLogits, head_logits
@@ -36,6 +37,7 @@ _PUBLIC = {
     "load_headvis": "headvis_read",
     "save_headvis": "headvis",
     "similar_heads": "similar",
+    "text_edges": "gallery",
 }
 
 __all__ = [
@@ -57,6 +59,7 @@ __all__ = [
     "load_headvis",
     "save_headvis",
     "similar_heads",
+    "text_edges",
 ]
 
 __getattr__, __dir__ = face(__name__, _PUBLIC)

@@ -17,7 +17,8 @@ from attlas.analyses.heads.config import HeadsConfig
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset
-from attlas.interp import HookedModel, attended
+from attlas.errors import LayerRangeError
+from attlas.interp import AnyModel, HookedModel, as_hooked, attended
 from attlas.interp.attended import Attended
 from attlas.kernels.attention_tiles import attention_tile, tile_blocks
 
@@ -113,6 +114,32 @@ def _batches(
     for start in range(0, len(sequences), batch_size):
         rows = sequences[start : start + batch_size]
         yield inputs[rows], rows
+
+
+@torch.no_grad()
+def text_edges(model: AnyModel, tokens: Tensor, layer: int, head: int, config: HeadsConfig | None = None) -> Edges:
+    """What one head attends to in one text: the strongest keys of every query; memory O(T), no map is held.
+
+    Args:
+        tokens: int64 [1, T].
+        config: keys_per_query and least_weight.
+
+    Raises:
+        LayerRangeError: the model has no such head.
+
+    Example:
+        >>> from attlas.analyses.heads import text_edges
+        >>> found = text_edges(model, text.tokens[:1], 3, 0)
+        >>> bool((found.key <= found.query).all())
+        True
+    """
+    model = as_hooked(model)
+    if not (0 <= layer < model.cfg.n_layers and 0 <= head < model.cfg.n_heads):
+        raise LayerRangeError(
+            f"{model.name} has no head {layer}.{head}; it has {model.cfg.n_layers} × {model.cfg.n_heads}"
+        )
+    found = next(one for one in attended(model, tokens) if one.layer == layer)
+    return edges_of(found, [(0, head)], config or HeadsConfig())[0]
 
 
 def edges_of(layer: Attended, places: list[tuple[int, int]], config: HeadsConfig) -> list[Edges]:

@@ -57,7 +57,7 @@
       root.setAttribute("role", "group");
       root.setAttribute("aria-label", `${told.grid ? "image" : "sequence"} ${this.row.sequence}, arrow keys walk its ${told.grid ? "patches" : "tokens"}`);
       const head = make("div", "example-head");
-      head.append(make("b", "", short(this.row.strength)), make("span", "", `${told.grid ? "image" : "sequence"} ${this.row.sequence}`));
+      head.append(make("b", "", short(this.row.strength)), make("span", "", this.row.own ? `${this.n} tokens` : `${told.grid ? "image" : "sequence"} ${this.row.sequence}`));
       this.cells = new Array(this.n);
       const cell = (i, tag, text) => {
         const found = make(tag, "cell", text);
@@ -165,7 +165,7 @@
     }
   }
 
-  const part = (row, told) => row.asked ? "The one asked for" : told.by === "rest" ? "" : row.interval === told.n_intervals - 1
+  const part = (row, told) => row.own ? row.own : row.asked ? "The one asked for" : told.by === "rest" ? "" : row.interval === told.n_intervals - 1
     ? `The strongest of all (part ${told.n_intervals} of ${told.n_intervals})` : `Drawn from part ${row.interval + 1} of ${told.n_intervals}`;
   // At first what a screen shows, then more as it is scrolled to. An address that says how many it wants waits for a click.
   const FIRST = 3, THEN = 8, KEPT = 12;

@@ -16,6 +16,7 @@ MODULES = (
     "heads.head",
     "heads.sequences",
     "heads.projections",
+    "heads.own_text",
     "health.page",
     "prune.page",
     "circuit.page",

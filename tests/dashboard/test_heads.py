@@ -83,6 +83,14 @@ def test_live_map_is_eager_attention(client: Any, gpt2_mini: HookedModel, place:
     entropy = -(expected * np.log(np.maximum(expected, 1e-30))).sum(-1)
     np.testing.assert_allclose(page["row_entropy"], entropy, atol=1e-3)
     assert page["to"] == 5
+    sparse = _json(client, f"/api/head-text?model=gpt2-mini&layer={place[0]}&head={place[1]}&text={text}&wait=60")
+    (row,) = sparse["sequences"]
+    queries = np.repeat(np.arange(len(row["counts"])), row["counts"])
+    kept = expected[queries, row["keys"]]
+    np.testing.assert_allclose(np.array(row["weights"]) / sparse["scale"], kept, atol=2e-4)
+    assert [(expected[q] >= 0.0051).sum() <= n or n == 8 for q, n in enumerate(row["counts"])] == [True] * len(
+        tokens[0]
+    )
     shown = PAGES["/head"].view(clean(page), theme("light"))
     told = json.dumps(shown, default=lambda component: component.to_plotly_json())
     assert "from <b>" in told

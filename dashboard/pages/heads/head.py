@@ -23,7 +23,7 @@ from attlas.dashboard.components import (
 from attlas.dashboard.components import head_figures as views
 from attlas.dashboard.jobs import Job
 from attlas.dashboard.page import Data, Page, Params, integer, link
-from attlas.dashboard.pages.heads import account, projections, sequences, worth
+from attlas.dashboard.pages.heads import account, own_text, projections, sequences, worth
 from attlas.dashboard.pages.heads.metrics import METRICS, head_rows, named
 from attlas.dashboard.pages.heads.numbers import OTHER_KINDS, Heads, all_numbers, with_atlas
 from attlas.dashboard.reader import Row, WorkspaceReader
@@ -236,6 +236,8 @@ def _map(data: Data, theme: Theme) -> Any:
         f"Weights for the text as it is now, at most {MOST_TOKENS} tokens. Rows attend to columns; hover for the tokens, "
         "click a row to read it below."
     )
+    if data["run"] and data["text"]:
+        parts.append(own_text.own_gallery(data))
     if "pattern" not in data:
         return columns(card("Its map of a text", *parts, note=note, span=2))
     tokens, to = data["tokens"], data["to"]
