@@ -201,8 +201,10 @@ def plan(
     traffic = sum(c.traffic for c in own)
     shared = 4.0 * config.batch_size * sum(widths.values()) * (processes - 1) / processes
     sent = sum(c.sent for c in own) + shared
-    quick = config.arch in FUSED and config.precision in ("auto", "bfloat16") and form in ("alone", "hooks")
-    rate = device.bfloat16 if quick else device.float32
+    chosen = config.precision
+    if chosen == "auto":  # what a GPU takes; where processes share one autoencoder, autograd's step in float32
+        chosen = "bfloat16" if config.arch in FUSED and config.fused and form in ("alone", "hooks") else "float32"
+    rate = {"bfloat16": device.bfloat16, "tf32": device.tf32}.get(chosen, device.float32)
     model_rate = {2: device.bfloat16, 4: device.float32}.get(row, device.float32 / 2)
     seconds = {
         "model": 0.0 if config.store is not None else flops["model"] / (MATRIX * model_rate),
