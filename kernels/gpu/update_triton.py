@@ -41,8 +41,8 @@ def _row_update_kernel(
         start = tl.load(offset_ptr + f)
         end = tl.load(offset_ptr + f + 1)
         group = tl.zeros((), tl.int64)
-        for i in tl.static_range(GROUPS - 1):
-            group += (f >= tl.load(edge_ptr + i)).to(tl.int64)
+        for edge in tl.static_range(GROUPS - 1):
+            group += (f >= tl.load(edge_ptr + edge)).to(tl.int64)
         for first in range(start, end, BP):
             i = first + tl.arange(0, BP)
             i_ok = i < end
