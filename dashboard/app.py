@@ -1,4 +1,4 @@
-"""The Dash app: one router, a JSON twin of every page, and the server.
+"""The Dash app: one router, and a JSON twin of every page.
 
 A page is drawn from its URL alone. Controls write to the URL (in the browser, `assets/attlas.js`), and the router draws
 the page again; so every state can be shared as a link.
@@ -10,39 +10,50 @@ import base64
 import hashlib
 import json
 import logging
-import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import flask
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, html, no_update
 
+from attlas.dashboard.answer import MissingRunError, answer
 from attlas.dashboard.components import empty
-from attlas.dashboard.layout import footer, frame, shell
-from attlas.dashboard.page import Page, link, number, parse
+from attlas.dashboard.guard import guard
+from attlas.dashboard.layout import cut, footer, frame, gone, shell
+from attlas.dashboard.page import Page, link, number, parse, title
 from attlas.dashboard.pages import pages as all_pages
 from attlas.dashboard.pages.features.table import grid_rows
 from attlas.dashboard.pictures import pattern_picture
 from attlas.dashboard.preview import PreviewedDash
-from attlas.dashboard.reader import WorkspaceReader, clean
+from attlas.dashboard.reader import WorkspaceReader
 from attlas.dashboard.theme import theme
-from attlas.errors import AttlasError, ConfigError
+from attlas.errors import AttlasError
 
 COOKIE = "attlas-theme"
-LOCAL = ("127.0.0.1", "localhost", "::1")
 SLOW_MS = 4000  # how often a page that follows a training is drawn again
 MOST_WAIT_S = 120.0  # of ?wait= in the JSON twin
+_WAITERS = threading.BoundedSemaphore(8)
+_INDEX = """<!DOCTYPE html>
+<html lang="en">
+  <head>{%metas%}<title>{%title%}</title>{%favicon%}{%css%}</head>
+  <body>{%app_entry%}<footer>{%config%}{%scripts%}{%renderer%}</footer></body>
+</html>"""  # Dash's own, with the language that screen readers need
 _FIGURES = {"type": "figure", "name": ALL, "pick": ALL, "brush": ALL, "path": ALL}
 
 
-def create_app(workspace: str | Path, models: Mapping[str, str] | None = None, host: str = "127.0.0.1") -> Dash:
+def create_app(
+    workspace: str | Path, models: Mapping[str, str] | None = None, host: str = "127.0.0.1", token: str | None = None
+) -> Dash:
     """Build the app over a workspace folder (which may not exist yet).
 
     Args:
         models: name → folder, of models to work on that are neither embedded nor fetched.
         host: address it will listen on; on a local one, requests under another name are refused.
+        token: what every request has to bring (see `guard`).
 
     Raises:
         WorkspaceError: the folder is there and is not a workspace.
@@ -57,13 +68,17 @@ def create_app(workspace: str | Path, models: Mapping[str, str] | None = None, h
         update_title="",
         serve_locally=True,
         suppress_callback_exceptions=True,
+        compress=True,
+        index_string=_INDEX,
     )
     app.previews, app.reader = {page.path: page for page in pages}, reader
+    app.server.config.update(COMPRESS_ALGORITHM=["zstd", "br", "gzip"], COMPRESS_BR_LEVEL=4, COMPRESS_LEVEL=4)
     app.server.extensions["attlas.jobs"] = reader.jobs
     app.layout = lambda: shell(theme(_cookie()))
     _route(app, reader, pages)
     _act(app, reader)
-    _serve_json(app.server, reader, pages, host)
+    _serve_json(app.server, reader, pages)
+    guard(app.server, host, token)
     return app
 
 
@@ -75,8 +90,7 @@ def _route(app: Dash, reader: WorkspaceReader, pages: tuple[Page, ...]) -> None:
     by_path = {page.path: page for page in pages}
 
     @app.callback(
-        Output("frame", "children"),
-        Output("page", "children"),
+        Output("drawn", "data"),
         Output("tick", "disabled"),
         Output("tick", "interval"),
         Output("announce", "children"),
@@ -99,23 +113,27 @@ def _route(app: Dash, reader: WorkspaceReader, pages: tuple[Page, ...]) -> None:
             lost = html.Div(
                 empty("No such page", f"Nothing is at {path}; the pages are named above."), className="content"
             )
-            return frame(reader, pages, path, params), lost, True, SLOW_MS, "No such page", None
+            drawn = {"frame": frame(reader, pages, path, params), "page": lost, "title": "No such page · Attlas"}
+            return drawn, True, SLOW_MS, "No such page", None
         try:
-            data = clean(page.data(reader, params))
+            data = answer(page, reader, params)
             now = _fingerprint(path, search, mode, data)
             if ctx.triggered_id == "tick" and now == seen:  # a page that waits is left alone until there is news
-                return no_update, no_update, no_update, no_update, no_update, no_update
+                return no_update, no_update, no_update, no_update, no_update
             body = page.view(data, theme(mode))
+        except MissingRunError as error:
+            data, now = {}, None
+            body = gone(page, params, str(error), error.parameters)
         except Exception as error:
-            data, body = {}, empty("This page cannot be shown", _told(error), "attlas doctor")
-            now = None
+            data, now = {}, None
+            body = empty("This page cannot be shown", _told(error), "attlas doctor")
         live = data.get("live")
-        # A page that shows work on a model is changed in place, so that clicks and figures stay; others are made anew.
-        key = path if "job" in data else f"{path}{search}"
-        shown = html.Div([body, footer(reader, path, search or "")], className="content", key=key)
-        around = no_update if ctx.triggered_id == "tick" else frame(reader, pages, path, params)
-        every = SLOW_MS if live is True or not live else int(live)
-        return around, shown, not live, every, page.title, now
+        # Within a page, what differs is changed in place (assets/draw.js); another page is made anew.
+        shown = html.Div([cut(data), body, footer(reader, path, search or "")], className="content", key=f"{path}{mode}")
+        drawn = {"page": shown, "title": f"{title(page, params)} · Attlas"}
+        if ctx.triggered_id != "tick":
+            drawn["frame"] = frame(reader, pages, path, params)
+        return drawn, not live, SLOW_MS if live is True or not live else int(live), page.title, now
 
     @app.callback(
         Output("grid", "getRowsResponse"),
@@ -130,6 +148,7 @@ def _route(app: Dash, reader: WorkspaceReader, pages: tuple[Page, ...]) -> None:
             return {"rowData": [], "rowCount": 0}
 
     local = "attlas"
+    app.clientside_callback(ClientsideFunction(local, "show"), Input("drawn", "data"))
     app.clientside_callback(
         ClientsideFunction(local, "params"),
         Output("url", "search"),
@@ -215,13 +234,18 @@ def _act(app: Dash, reader: WorkspaceReader) -> None:
         return link("", **{**parse(search), target["name"]: kept})
 
 
-def _serve_json(server: flask.Flask, reader: WorkspaceReader, pages: tuple[Page, ...], listens_on: str) -> None:
+def _serve_json(server: flask.Flask, reader: WorkspaceReader, pages: tuple[Page, ...]) -> None:
     by_name = {page.path.strip("/") or "overview": page for page in pages}
 
     @server.get("/api")
     @server.get("/api/")
     def index() -> flask.Response:
         return flask.jsonify({"pages": [f"/api/{name}" for name in by_name]})
+
+    @server.get("/alive")
+    def alive() -> flask.Response:
+        """What a page asks while it waits for a server that went away."""
+        return _json({"alive": True})
 
     @server.get("/api/<name>")
     def page_json(name: str) -> flask.Response:
@@ -231,11 +255,14 @@ def _serve_json(server: flask.Flask, reader: WorkspaceReader, pages: tuple[Page,
         params = flask.request.args.to_dict()
         until = time.monotonic() + min(MOST_WAIT_S, max(0.0, number(params, "wait") or 0.0))
         try:
-            data = page.data(reader, params)
-            while data.get("job") and data.get("live") and time.monotonic() < until:
-                time.sleep(0.05)
-                data = page.data(reader, params)
-            return _json(clean(data))
+            data = answer(page, reader, params)
+            with _waiting(until) as waits:
+                while waits and data.get("job") and data.get("live") and time.monotonic() < until:
+                    time.sleep(0.05)
+                    data = answer(page, reader, params)
+            return _json(data)
+        except MissingRunError as error:
+            return _json({"error": str(error)}, 404)
         except Exception as error:
             return _json({"error": _told(error)}, 400 if isinstance(error, AttlasError) else 500)
 
@@ -249,68 +276,18 @@ def _serve_json(server: flask.Flask, reader: WorkspaceReader, pages: tuple[Page,
             return _json({"error": f"no map {index} in run '{run}'"}, 404)
         return flask.Response(found, mimetype="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
-    @server.before_request
-    def same_host() -> flask.Response | None:
-        """A page of another site whose name was pointed at this address (DNS rebinding) gets nothing."""
-        host = flask.request.host.rsplit(":", 1)[0].strip("[]")
-        if listens_on in LOCAL and host not in LOCAL:
-            return _json({"error": f"this server answers to 127.0.0.1 and localhost, not to {host}"}, 403)
-        return None
 
-    @server.after_request
-    def local_only(response: flask.Response) -> flask.Response:
-        """Nothing may be loaded from, or sent to, anywhere but this server."""
-        response.headers.setdefault(
-            "Content-Security-Policy",
-            "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-            "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; frame-ancestors 'none'",
-        )
-        response.headers.setdefault("X-Content-Type-Options", "nosniff")
-        return response
+@contextmanager
+def _waiting(until: float) -> Iterator[bool]:
+    """Whether this request may wait: only so many at once, so that threads are left for pages."""
+    mine = until > time.monotonic() and _WAITERS.acquire(blocking=False)
+    try:
+        yield mine
+    finally:
+        if mine:
+            _WAITERS.release()
 
 
 def _json(value: Any, status: int = 200) -> flask.Response:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     return flask.Response(text + "\n", status=status, mimetype="application/json")
-
-
-def free_port(host: str, port: int) -> int:
-    """The port itself when it can be bound (0: any free one).
-
-    Raises:
-        ConfigError: it is taken, or not allowed.
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            raise ConfigError(f"cannot listen on {host}:{port} ({error}); choose another --port, or 0") from error
-        return int(probe.getsockname()[1])
-
-
-def serve(
-    workspace: str | Path,
-    port: int = 8050,
-    host: str = "127.0.0.1",
-    *,
-    models: Mapping[str, str] | None = None,
-    ready: Any = print,
-) -> None:
-    """Serve a workspace until interrupted; `ready` is called with the address first; the rest as `create_app`.
-
-    Raises:
-        ConfigError: the port is taken.
-        WorkspaceError: the folder is not a workspace.
-    """
-    from werkzeug.serving import make_server
-
-    app = create_app(workspace, models, host)
-    server = make_server(host, free_port(host, port), app.server, threaded=True)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    ready(f"http://{host}:{server.port}/")
-    try:
-        server.serve_forever()
-    finally:
-        server.server_close()
-        app.server.extensions["attlas.jobs"].close()

@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from attlas.data.models_catalog import catalog
 from attlas.data.progress import item_count
 from attlas.errors import AttlasError, ConfigError
 
@@ -134,11 +135,6 @@ class JobQueue:
         self._worker: threading.Thread | None = None
         self._current: Job | None = None
 
-    @property
-    def named(self) -> tuple[str, ...]:
-        """Names of the models given by folder."""
-        return tuple(self._folders)
-
     # -- work ------------------------------------------------------------------------------------------------------
 
     def job(self, key: Hashable, title: str, work: Callable[[Job], Any], seconds: float = 60.0) -> Job:
@@ -225,6 +221,10 @@ class JobQueue:
     def folders(self) -> tuple[str, ...]:
         """Names of the models that were named to the server."""
         return tuple(self._folders)
+
+    def names(self) -> list[str]:
+        """Every model that can be loaded here: embedded, fetched, or named to the server."""
+        return list(dict.fromkeys([*(card.name for card in catalog() if card.present), *self._folders]))
 
     def model(self, name: str) -> HookedModel:
         """The model of a name, loaded once; to be called by work. Cancelling takes effect at each of its layers.

@@ -7,8 +7,8 @@ from typing import Any
 import dash_mantine_components as dmc
 from dash import dcc, html
 
-from attlas.dashboard.components import attributes, picker
-from attlas.dashboard.page import Page, Params, link
+from attlas.dashboard.components import attributes, empty, picker
+from attlas.dashboard.page import Data, Page, Params, link
 from attlas.dashboard.reader import WorkspaceReader
 from attlas.dashboard.theme import Theme
 
@@ -20,6 +20,7 @@ def shell(theme: Theme) -> Any:
             [
                 dcc.Location(id="url", refresh="callback-nav"),
                 dcc.Store(id="theme", data=theme.name),
+                dcc.Store(id="drawn"),
                 dcc.Store(id="seen"),
                 dcc.Store(id="acted"),
                 html.A("Skip to content", href="#page", className="skip"),
@@ -38,8 +39,9 @@ def shell(theme: Theme) -> Any:
 
 def frame(reader: WorkspaceReader, pages: tuple[Page, ...], path: str, params: Params) -> Any:
     """Navigation bar for a place in the atlas; links keep the chosen model."""
-    models = reader.models()
     model = params.get("model")
+    seen = reader.models()
+    loadable = [name for name in reader.jobs.names() if name not in seen]
     shown = {"/feature": "/features", "/vit-head": "/vit", "/head": "/heads"}.get(path, path)
     items = [
         dcc.Link(
@@ -50,7 +52,13 @@ def frame(reader: WorkspaceReader, pages: tuple[Page, ...], path: str, params: P
         for page in pages
         if page.nav
     ]
-    options = [("", "All models"), *[(name, name) for name in models]]
+    options = [
+        ("", "All models"),
+        *[(name, name) for name in seen],
+        *[(name, f"{name} · no runs") for name in loadable],
+    ]
+    if model and model not in (*seen, *loadable):
+        options.append((model, f"{model} · not here"))
     return html.Div(
         [
             html.Div(
@@ -58,7 +66,7 @@ def frame(reader: WorkspaceReader, pages: tuple[Page, ...], path: str, params: P
                     dcc.Link([html.Span(className="mark"), "Attlas"], href=link("/", model=model), className="brand"),
                     html.Div(
                         [
-                            picker("model", "", options, model if model in models else "", "") if models else None,
+                            picker("model", "", options, model or "", ""),
                             html.Button(
                                 html.Span(className="theme-icon"),
                                 id="toggle",
@@ -86,3 +94,16 @@ def footer(reader: WorkspaceReader, path: str, search: str) -> html.Footer:
             html.A("This page as JSON", href=f"/api{path if path != '/' else '/overview'}{search}", target="_blank"),
         ]
     )
+
+
+def cut(data: Data) -> Any:
+    """What a page left out of large tables; nothing where everything is shown."""
+    parts = [f"{row['shown']:,} of {row['total']:,} rows of {row['table']}" for row in data.get("cut", ())]
+    return html.P(f"Shown: {'; '.join(parts)}.", className="cut", role="note") if parts else html.P(hidden=True)
+
+
+def gone(page: Page, params: Params, why: str, parameters: tuple[str, ...]) -> Any:
+    """In place of a page whose URL names a run that is not here."""
+    rest = {name: value for name, value in params.items() if name not in (*parameters, "id")}
+    back = dcc.Link(f"{page.title} without it", href=link(page.path, **rest), className="button")
+    return html.Div([empty("This run is not here", f"{why[0].upper()}{why[1:]}."), html.P(back, className="centre")])

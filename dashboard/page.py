@@ -51,6 +51,13 @@ def link(path: str, **params: Any) -> str:
     return f"{path}?{urlencode(kept)}" if kept else path
 
 
+def title(page: Page, params: Mapping[str, str]) -> str:
+    """What the window is called: the page and what of it is chosen, such as "Feature 12 · gpt2-mini"."""
+    head = f" {params['layer']}.{params['head']}" if {"layer", "head"} <= params.keys() and not page.nav else ""
+    feature = f" {params['id']}" if "id" in params and not page.nav else ""
+    return " · ".join(part for part in (f"{page.title}{head}{feature}", params.get("model")) if part)
+
+
 def number(params: Mapping[str, str], name: str) -> float | None:
     """A finite number from the URL, or None."""
     try:

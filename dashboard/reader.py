@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +27,9 @@ Row = dict[str, Any]
 T = TypeVar("T")
 _KEPT_IN_MEMORY = 3
 _KEPT_ANSWERS = 24
+_MOST_ROWS = 20_000  # a page reads of one table, when it does not say otherwise
+_POINTS = 400  # of a curve: more than a figure has pixels for
+_CUT: ContextVar[list[Row] | None] = ContextVar("attlas_cut", default=None)
 _AS_THEY_ARE = {int, str, bool, type(None)}
 
 
@@ -48,6 +52,17 @@ def clean(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [clean(v) for v in value]
     return value
+
+
+@contextmanager
+def cuts() -> Iterator[list[Row]]:
+    """Within, every table of which `rows` gives only a part is noted: {table, shown, total}."""
+    found: list[Row] = []
+    token = _CUT.set(found)
+    try:
+        yield found
+    finally:
+        _CUT.reset(token)
 
 
 @contextmanager
@@ -130,11 +145,19 @@ class WorkspaceReader:
             return []
 
     def pick(self, kind: str, run_id: str | None = None, model: str | None = None) -> Run | None:
-        """The run named in the URL when it is of this kind, else the newest of the model."""
+        """The run named in the URL when it is of this kind; else one made from it, or it from; else the newest of the model."""
         runs = self.runs(kind)
-        named = next((run for run in runs if run.id == run_id), None)
-        if named or not runs:
-            return named
+        if not runs:
+            return None
+        if run_id is not None:
+            same = next((run for run in runs if run.id == run_id), None)
+            other = None if same else next((run for run in self.runs() if run.id == run_id), None)
+            kin = (
+                None if other is None else next((r for r in runs if run_id in r.parents or r.id in other.parents), None)
+            )
+            if same or kin:
+                return same or kin
+            model = other.model.name if other is not None else model
         return next((run for run in runs if run.model.name == model), None if model else runs[0])
 
     # -- tables ----------------------------------------------------------------------------------------------------
@@ -166,17 +189,62 @@ class WorkspaceReader:
         return [r["column_name"] for r in self.query("DESCRIBE SELECT * FROM read_parquet(?)", [str(path)])]
 
     def rows(
-        self, run: Run | None, table: str, order: Sequence[str] = (), limit: int = 20_000, **equal: Any
+        self,
+        run: Run | None,
+        table: str,
+        order: Sequence[str] = (),
+        limit: int | None = None,
+        **equal: Any,
     ) -> list[Row]:
-        """Rows whose columns equal the given values, ordered by those `order` columns that exist."""
+        """Rows whose columns equal the given values, ordered by those `order` columns that exist.
+
+        Args:
+            limit: how many are wanted; None: all, of which a page takes 20,000 and says what it left out (see `cuts`).
+        """
         path = self.table_file(run, table)
-        columns = self.columns(run, table)
-        if path is None or not set(equal) <= set(columns):
+        there = self.columns(run, table)
+        if path is None or not set(equal) <= set(there):
             return []
         where = " AND ".join(f'"{name}" = ?' for name in equal) or "true"
-        by = ", ".join(f'"{name}"' for name in order if name in columns)
-        sql = f"SELECT * FROM read_parquet(?) WHERE {where} {'ORDER BY ' + by if by else ''} LIMIT ?"
-        return self.query(sql, [str(path), *equal.values(), limit])
+        by = ", ".join(f'"{name}"' for name in order if name in there)
+        tail = f"FROM read_parquet(?) WHERE {where}"
+        values = [str(path), *equal.values()]
+        sql = f"SELECT * {tail} {'ORDER BY ' + by if by else ''} LIMIT ?"
+        found = self.query(sql, [*values, _MOST_ROWS if limit is None else limit])
+        noted = _CUT.get()
+        if limit is None and noted is not None and len(found) == _MOST_ROWS:
+            total = self.query(f"SELECT count(*) AS n {tail}", values)[0]["n"]
+            if total > len(found):
+                noted.append({"table": table, "shown": len(found), "total": total})
+        return found
+
+    def curves(
+        self,
+        run: Run | None,
+        table: str,
+        x: str,
+        lines: Sequence[str],
+        values: Sequence[str] = (),
+        points: int = _POINTS,
+    ) -> list[Row]:
+        """Rows of a table of curves, at most about `points` a line, evenly spaced, the first and last of each among them.
+
+        Args:
+            lines: columns that tell the lines apart (those there are of them).
+        """
+        path = self.table_file(run, table)
+        there = self.columns(run, table)
+        if path is None or x not in there:
+            return []
+        by = ", ".join(f'"{name}"' for name in lines if name in there) or "1"
+        inner = (
+            f'SELECT *, row_number() OVER (PARTITION BY {by} ORDER BY "{x}") - 1 AS _i, '
+            f"count(*) OVER (PARTITION BY {by}) AS _n FROM read_parquet(?)"
+        )
+        keep = "_i % greatest(1, ceil(_n / ?)::BIGINT) = 0 OR _i = _n - 1"
+        return self.query(
+            f'SELECT * EXCLUDE (_i, _n) FROM ({inner}) WHERE {keep} ORDER BY {by}, "{x}"', [str(path), points]
+        )
 
     def arrays(self, run: Run | None, name: str) -> dict[str, np.ndarray]:
         """Arrays of a run, empty when it has none of that name."""
@@ -275,14 +343,44 @@ class WorkspaceReader:
         sql = f'SELECT DISTINCT "{column}" AS value FROM {found[0]} WHERE "{column}" IS NOT NULL ORDER BY 1 LIMIT 500'
         return [row["value"] for row in self.query(sql)]
 
-    def beside(self, run: Run | None, feature: int) -> tuple[int | None, int | None]:
-        """The ids before and after a feature."""
-        found = self._features(run, FeatureFilter())
+    def beside(
+        self,
+        run: Run | None,
+        feature: int,
+        chosen: FeatureFilter = FeatureFilter(),
+        sort: str = "feature",
+        descending: bool = False,
+        limit: int = 25,
+    ) -> tuple[list[int], list[int]]:
+        """Ids before and after a feature in the list of `features_page`, the nearest first; without it in the list, none."""
+        found = self._features(run, chosen)
         if found is None:
-            return None, None
-        row = self.query(
-            f"SELECT max(feature) FILTER (feature < ?) AS before, min(feature) FILTER (feature > ?) AS after "
-            f"FROM {found[0]}",
-            [feature, feature],
-        )[0]
-        return row["before"], row["after"]
+            return [], []
+        table, where, values, columns = found
+        by = sort if sort in columns else "feature"
+        at = self.query(f'SELECT "{by}" AS value FROM {table} WHERE feature = ? AND {where}', [feature, *values])
+        if not at:
+            return [], []
+        value, direction = at[0]["value"], ("DESC", "ASC") if descending else ("ASC", "DESC")
+        later = "<" if descending else ">"
+        # In order: by the value, ties by the id, rows without a value at the end.
+        if value is None:
+            tests = (
+                (f'("{by}" IS NULL AND feature > ?)', [feature]),
+                (f'("{by}" IS NOT NULL OR feature < ?)', [feature]),
+            )
+        else:
+            tie = f'("{by}" = ? AND feature {{}} ?)'
+            earlier = "<" if later == ">" else ">"
+            tests = (
+                (f'("{by}" {later} ? OR "{by}" IS NULL OR {tie.format(">")})', [value, value, feature]),
+                (f'("{by}" {earlier} ? OR {tie.format("<")})', [value, value, feature]),
+            )
+        sides = []
+        for (test, bound), way, nulls, ids in zip(tests, direction, ("LAST", "FIRST"), ("ASC", "DESC"), strict=True):
+            sql = (
+                f"SELECT feature FROM {table} WHERE {where} AND {test} "
+                f'ORDER BY "{by}" {way} NULLS {nulls}, feature {ids} LIMIT ?'
+            )
+            sides.append([row["feature"] for row in self.query(sql, [*values, *bound, limit])])
+        return sides[1], sides[0]

@@ -32,7 +32,7 @@ class Args(OutArgs):
 
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Serve; with --json the address is printed once, as soon as the server listens."""
-    from attlas.dashboard.app import serve
+    from attlas.dashboard.server import serve
 
     found = [resolve_model(name) for name in args.models]
     models = {model.name: str(model.folder) for model in found}

@@ -90,7 +90,9 @@
     if (!props.data) return null;
     const run = props.colDef.cellRendererParams ? props.colDef.cellRendererParams.run : "";
     const model = new URLSearchParams(window.location.search).get("model");
-    const href = `/feature?run=${encodeURIComponent(run)}&id=${props.value}` + (model ? `&model=${encodeURIComponent(model)}` : "");
+    const list = window.location.pathname === "/features" ? window.location.search.slice(1) : "";
+    const href = `/feature?run=${encodeURIComponent(run)}&id=${props.value}` + (model ? `&model=${encodeURIComponent(model)}` : "") +
+      (list ? `&list=${encodeURIComponent(list)}` : "");
     return React.createElement("a", {
       href, className: "feature-link",
       onClick: (event) => {
@@ -127,12 +129,24 @@
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.tagName === "TEXTAREA") event.target.blur();
   });
+  // Along the list a feature came from; the page may still show the feature from which the key went on.
+  const step = (way, back) => {
+    const ids = (rel) => ((document.querySelector(`[data-rel=${rel}]`) || { dataset: {} }).dataset.ids || "").split(",").filter(Boolean);
+    const shown = document.querySelector("[data-feature]"), search = new URLSearchParams(window.location.search);
+    if (!shown) return;
+    const all = [...ids(back).reverse(), shown.dataset.feature, ...ids(way)];
+    const next = all[all.indexOf(search.get("id")) + 1];
+    if (all.indexOf(search.get("id")) < 0 || next === undefined) return;
+    search.set("id", next);
+    history.pushState({}, "", window.location.pathname + "?" + search.toString());
+    window.dispatchEvent(new CustomEvent("_dashprivate_pushstate"));
+  };
   // "/" goes to the search box, [ and ] to the feature before and after.
   document.addEventListener("keydown", (event) => {
     if (event.metaKey || event.ctrlKey || event.altKey || /INPUT|TEXTAREA|SELECT/.test(event.target.tagName)) return;
     const press = (selector) => { const found = document.querySelector(selector); if (found) { event.preventDefault(); found.focus(); return found; } };
     if (event.key === "/") press("input[type=search], .search input");
-    if (event.key === "[") { const a = press("[data-rel=prev] a"); if (a) a.click(); }
-    if (event.key === "]") { const a = press("[data-rel=next] a"); if (a) a.click(); }
+    if (event.key === "[") step("prev", "next");
+    if (event.key === "]") step("next", "prev");
   });
 })();

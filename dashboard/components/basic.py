@@ -88,7 +88,7 @@ def button_link(text: str, href: str | None, rel: str = "") -> Any:
 def picker(
     name: str, label: str, options: Sequence[tuple[str, str]], value: str, default: str, *, wide: bool = False
 ) -> dmc.Select:
-    """A choice that is kept in the URL; `wide` for long options."""
+    """A choice kept in the URL; `wide` for long options; without a label, screen readers say its name."""
     return dmc.Select(
         id=param_id(name, default),
         data=[{"value": v, "label": text} for v, text in options],
@@ -98,6 +98,7 @@ def picker(
         label=label,
         className="picker wide" if wide else "picker",
         comboboxProps={"withinPortal": True},
+        **attributes({"aria-label": label or name}),
     )
 
 

@@ -8,6 +8,7 @@ import dash_mantine_components as dmc
 from dash import dcc, html
 
 from attlas.dashboard.components.basic import attributes, short
+from attlas.dashboard.jobs import UPLOAD_BYTES
 from attlas.dashboard.page import param_id
 
 _STATES = {
@@ -20,9 +21,9 @@ _STATES = {
 
 
 def job_panel(job: dict[str, Any] | None) -> Any:
-    """What runs, how far it is, and a button to stop it; why it ended when it failed; nothing when it is done."""
+    """What runs, how far it is, and a button to stop it; why it ended when it failed; empty when it is done."""
     if job is None or job["state"] == "done":
-        return None
+        return html.Div(className="job-place")  # a place that stays: what stands beside it is not made anew
     waiting = job["state"] in ("queued", "running")
     note = job["error"] or job["note"]
     limit = f"at most {short(job['seconds'])} s" if waiting else f"after {short(job['took'])} s"
@@ -44,6 +45,7 @@ def job_panel(job: dict[str, Any] | None) -> Any:
         ],
         className=f"job {job['state']}",
         role="status",
+        key=f"{job['key']} {waiting}",
         **attributes({"data-job": job["state"]}),
     )
 
@@ -85,5 +87,6 @@ def upload(name: str, text: str, accept: str = "image/*") -> dcc.Upload:
         id={"type": "upload", "name": name},
         accept=accept,
         multiple=False,
+        max_size=UPLOAD_BYTES,
         className="upload",
     )

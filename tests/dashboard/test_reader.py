@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from attlas.dashboard.reader import FeatureFilter, WorkspaceReader, clean
+from attlas.dashboard.reader import FeatureFilter, WorkspaceReader, clean, cuts
 from attlas.data.workspace import Ref, Workspace
 
 MODEL = Ref("m", "0" * 16)
@@ -91,9 +91,39 @@ def test_runs_are_looked_up_before_files_are_touched(million: WorkspaceReader) -
 
 def test_beside_and_choices(million: WorkspaceReader) -> None:
     run = million.pick("features")
-    assert million.beside(run, 0) == (None, 1)
-    assert million.beside(run, 999_999) == (999_998, None)
+    assert million.beside(run, 0, limit=2) == ([], [1, 2])
+    assert million.beside(run, 999_999, limit=2) == ([999_998, 999_997], [])
     assert million.choices(run, "family") == ["induction", "local", "unassigned"]
+
+
+def test_beside_follows_the_list_it_is_told(million: WorkspaceReader) -> None:
+    run = million.pick("features")
+    chosen = FeatureFilter(head=3)
+    for sort, descending in (("max_act", True), ("density", False), ("feature", True)):
+        rows, _ = million.features_page(run, chosen, sort, descending, 1000, 7)
+        ids = [row["feature"] for row in rows]
+        assert million.beside(run, ids[3], chosen, sort, descending, limit=3) == (ids[2::-1], ids[4:])
+    other = next(r["feature"] for r in million.features_page(run, FeatureFilter(head=2))[0])
+    assert million.beside(run, other, chosen) == ([], [])  # not in that list
+
+
+def test_what_is_cut_is_noted_and_curves_are_thinned(million: WorkspaceReader) -> None:
+    run = million.pick("features")
+    with cuts() as cut:
+        assert len(million.rows(run, "features")) == 20_000
+        assert len(million.rows(run, "features", limit=5)) == 5  # asked for so many: nothing is missing
+        assert len(million.rows(run, "features", feature=7)) == 1
+    assert cut == [{"table": "features", "shown": 20_000, "total": 1_000_000}]
+    thin = million.curves(run, "features", "feature", ("top_head",), points=50)
+    for head in {row["top_head"] for row in thin}:
+        line = [row["feature"] for row in thin if row["top_head"] == head]
+        whole = million.query(
+            "SELECT min(feature) AS a, max(feature) AS z FROM read_parquet(?) WHERE top_head = ?",
+            [str(million.table_file(run, "features")), head],
+        )[0]
+        assert (line[0], line[-1]) == (whole["a"], whole["z"])
+        assert line == sorted(line)
+        assert 50 <= len(line) <= 52
 
 
 def test_clean_gives_json_values() -> None:

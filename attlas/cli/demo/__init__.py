@@ -46,7 +46,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         seconds[name] = round(time.perf_counter() - start, 1)
     out.table("attlas demo", ["step", "seconds", "run"], [(n, seconds[n], demo.runs[n].id) for n in seconds])
     if args.serve:
-        from attlas.dashboard.app import serve
+        from attlas.dashboard.server import serve
 
         serve(demo.workspace.path, port=args.port)
     return {

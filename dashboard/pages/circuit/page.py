@@ -104,7 +104,7 @@ def _ask(
 def _models(reader: WorkspaceReader) -> list[str]:
     """Language models at hand: embedded, fetched, and named to the server."""
     cards = catalog()
-    return [*(c.name for c in cards if c.present and c.family != "vit"), *reader.jobs.named]
+    return [*(c.name for c in cards if c.present and c.family != "vit"), *reader.jobs.folders]
 
 
 def _default(params: Params, names: list[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from dash import dcc, html
 
 from attlas.dashboard.components import (
+    attributes,
     bars,
     button_link,
     card,
@@ -22,8 +23,9 @@ from attlas.dashboard.components import (
 )
 from attlas.dashboard.components.maps import data_url, pixels_of
 from attlas.dashboard.components.tokens import visible
-from attlas.dashboard.page import Data, Page, Params, integer, link
+from attlas.dashboard.page import Data, Page, Params, integer, link, parse
 from attlas.dashboard.pages.features.families_view import beside_null, families_card
+from attlas.dashboard.pages.features.table import chosen, order
 from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
 from attlas.data.workspace import Run
@@ -52,7 +54,8 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     rows = reader.rows(run, "features", feature=feature)
     if not rows:
         return base
-    before, after = reader.beside(run, feature)
+    told = parse(params.get("list") or "sort=feature")  # the list it was opened from, as the table's own URL
+    before, after = reader.beside(run, feature, chosen(told), *order(told))
     parent = next((r for r in reader.runs("sae") if r.id in run.parents), None)
     extra: dict[str, list[Row]] = {
         name: reader.rows(run, name, ("rank",), feature=feature)
@@ -64,8 +67,10 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
         "model": run.model.name,
         "hook": parent.summary.get("hook") if parent else None,
         "row": rows[0],
-        "before": before,
-        "after": after,
+        "before": before[0] if before else None,
+        "after": after[0] if after else None,
+        "around": {"before": before, "after": after},
+        "list": params.get("list"),
         "n_tokens": run.summary.get("n_tokens"),
         "heads": reader.rows(run, "heads", ("head",), feature=feature),
         "examples": reader.rows(run, "examples", ("stratum", "rank"), feature=feature),
@@ -94,15 +99,13 @@ def view(data: Data, theme: Theme) -> Any:
     if not data["found"]:
         return html.Div([heading("Feature"), _absent(data)])
     row = data["row"]
-    here = {"run": data["run"]}
+    here = {"run": data["run"], "list": data["list"], "model": data["model"]}
     extra = [
+        _step("← Before", data["around"]["before"], here, "prev"),
+        _step("After →", data["around"]["after"], here, "next"),
         button_link(
-            "← Before", link("/feature", **here, id=data["before"]) if data["before"] is not None else None, "prev"
+            "All features", f"/features?{data['list']}" if data["list"] else link("/features", run=data["run"])
         ),
-        button_link(
-            "After →", link("/feature", **here, id=data["after"]) if data["after"] is not None else None, "next"
-        ),
-        button_link("All features", link("/features", **here)),
     ]
     about = f"{data['hook'] or ''} of {data['model']}, measured on {short(data['n_tokens'])} tokens."
     return html.Div(
@@ -114,7 +117,16 @@ def view(data: Data, theme: Theme) -> Any:
             families_card(row),
             _examples(data),
             *[_related(data, name) for name in ("neighbours", "coactivation", "ngrams") if data.get(name)],
-        ]
+        ],
+        **attributes({"data-feature": str(data["feature"])}),
+    )
+
+
+def _step(text: str, ids: list[int], here: dict[str, Any], rel: str) -> Any:
+    """A link to the next of these features; the [ and ] keys go along all of them without waiting for the page."""
+    target = link("/feature", **here, id=ids[0]) if ids else None
+    return html.Span(
+        button_link(text, target), **attributes({"data-rel": rel, "data-ids": ",".join(str(i) for i in ids)})
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from dash import dcc, html
@@ -56,42 +57,41 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
 
 def _matching(reader: WorkspaceReader, params: Params) -> Data | None:
     run = reader.pick("sae_matching", params.get("matching"), params.get("model"))
-    if run is None:
+    if run is None or "sae_matches" not in run.tables:
         return None
     asked = params.get("kind", "")
     kind = asked if asked in KINDS else "absorbed"
-    rows = reader.rows(run, "sae_matches", ("feature",))
-    config = run.config or {}
-    same = config.get("same_cosine", 0.7)
-    chosen = {
-        "absorbed": sorted(
-            (r for r in rows if r["absorbed"] >= 0.5 and r["n_missed"] >= 10), key=lambda r: -r["n_missed"]
-        ),
-        "split": sorted((r for r in rows if r["n_split"] > 1), key=lambda r: -r["n_split"]),
-        "same": sorted((r for r in rows if r["mutual"] and r["cosine"] >= same), key=lambda r: -r["cosine"]),
-        "lost": sorted((r for r in rows if r["cosine"] < same), key=lambda r: r["cosine"]),
+    path = reader.workspace.table_path(run, "sae_matches")
+    same = float((run.config or {}).get("same_cosine", 0.7))
+    kinds = {  # which rows, in which order: counted by DuckDB, since there is one a feature
+        "absorbed": ("absorbed >= 0.5 AND n_missed >= 10", "n_missed DESC"),
+        "split": ("n_split > 1", "n_split DESC"),
+        "same": (f"mutual AND cosine >= {same}", "cosine DESC"),
+        "lost": (f"cosine < {same}", "cosine"),
     }
+    shares = ", ".join(f"count(*) FILTER ({where}) AS {name}" for name, (where, _) in kinds.items())
+    where, by = kinds[kind]
+    listed = f"SELECT * FROM read_parquet(?) WHERE {where} ORDER BY {by}, feature LIMIT ?"
     first, second = (*run.parents, None, None)[:2]
     return {
         "run": run.id,
         "runs": [{"id": r.id, "created": r.created} for r in reader.runs("sae_matching", params.get("model"))],
         "kind": kind,
         "summary": run.summary,
-        "counts": {name: len(found) for name, found in chosen.items()},
-        "rows": chosen[kind][:MOST_ROWS],
+        "counts": reader.query(f"SELECT {shares} FROM read_parquet(?)", [str(path)])[0],
+        "rows": reader.query(listed, [str(path), MOST_ROWS]),
         "saes": [first, second],
         "features_runs": [_features_of(reader, first), _features_of(reader, second)],
-        "cosine": _counts([r["cosine"] for r in rows]),
-        "control": _counts([r["control_cosine"] for r in rows]),
+        "cosine": _counts(reader, path, "cosine"),
+        "control": _counts(reader, path, "control_cosine"),
     }
 
 
-def _counts(values: list[float]) -> list[int]:
-    """Features in each of twenty bins of the cosine, from 0 to 1."""
-    found = [0] * 20
-    for value in values:
-        found[min(19, max(0, int(value * 20)))] += 1
-    return found
+def _counts(reader: WorkspaceReader, path: Path, column: str) -> list[int]:
+    """Features in each of twenty bins of a cosine, from 0 to 1."""
+    sql = f'SELECT least(19, greatest(0, floor("{column}" * 20)))::INT AS bin, count(*) AS n FROM read_parquet(?) GROUP BY 1'
+    found = {row["bin"]: row["n"] for row in reader.query(sql, [str(path)])}
+    return [found.get(i, 0) for i in range(20)]
 
 
 def _features_of(reader: WorkspaceReader, sae: str | None) -> str | None:

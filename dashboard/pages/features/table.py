@@ -10,7 +10,7 @@ from dash import html
 
 from attlas.dashboard.components import card, empty, heading, histogram, metric_cards, picker
 from attlas.dashboard.components.grid import THEME
-from attlas.dashboard.page import Data, Page, Params, integer, number, param_id
+from attlas.dashboard.page import Data, Page, Params, integer, link, number, param_id
 from attlas.dashboard.reader import FeatureFilter, WorkspaceReader
 from attlas.dashboard.theme import Theme
 from attlas.data.glossary import tooltip
@@ -65,7 +65,8 @@ def chosen(params: Params) -> FeatureFilter:
     )
 
 
-def _order(params: Params) -> tuple[str, bool]:
+def order(params: Params) -> tuple[str, bool]:
+    """The column a URL sorts by, and whether from its largest value down."""
     sort = params.get("sort", "-max_act")
     return sort.lstrip("-"), sort.startswith("-")
 
@@ -73,7 +74,7 @@ def _order(params: Params) -> tuple[str, bool]:
 def grid_rows(reader: WorkspaceReader, params: Params, request: dict[str, Any]) -> dict[str, Any]:
     """Answer one block request of the grid."""
     run = reader.pick("features", params.get("run"), params.get("model"))
-    sort, descending = _order(params)
+    sort, descending = order(params)
     if request.get("sortModel"):
         sort, descending = request["sortModel"][0]["colId"], request["sortModel"][0]["sort"] == "desc"
     start, end = int(request.get("startRow") or 0), int(request.get("endRow") or 100)
@@ -87,7 +88,7 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     if run is None or reader.table_file(run, "features") is None:
         return {"run": None, "model": params.get("model")}
     wanted = chosen(params)
-    sort, descending = _order(params)
+    sort, descending = order(params)
     offset = max(0, integer(params, "offset") or 0)
     limit = max(1, min(1000, integer(params, "limit") or 100))
     rows, total = reader.features_page(run, wanted, sort, descending, offset, limit)
@@ -229,6 +230,7 @@ def _grid(data: Data) -> Any:
             style={"height": "560px", "width": "100%"},
         ),
         className="grid-box",
+        key=link("", **{k: v for k, v in data["params"].items() if k != "sort"}),  # other filters: other rows
     )
 
 

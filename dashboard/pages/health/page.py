@@ -31,7 +31,7 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     model = params.get("model")
     runs = {kind: reader.pick(kind, params.get("run"), model) for kind in _KINDS}
     collapse = reader.pick("collapse", params.get("run"))
-    timeline = reader.rows(runs["timeline"], "timeline", ("step", "layer", "head"))
+    timeline = reader.curves(runs["timeline"], "timeline", "step", ("layer", "head"))
     there = [name for name in TIMELINE if any(row.get(name) is not None for row in timeline)]
     metric = params.get("metric")
     coverage = reader.rows(runs["selection"], "selection_coverage", ("k", "selector", "layer"))
@@ -58,7 +58,7 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
         "window_loss": reader.rows(runs["window_loss"], "window_loss", ("window", "layer")),
         "cost": reader.rows(runs["cost"], "cost", ("seq_len", "layer", "module")),
         "cost_summary": runs["cost"].summary if runs["cost"] else {},
-        "tracker": reader.rows(runs["tracker"], "tracker", ("step", "layer", "head")),
+        "tracker": reader.curves(runs["tracker"], "tracker", "step", ("layer", "head")),
         "alerts": reader.rows(runs["tracker"], "tracker_alerts", ("step", "layer", "head")),
         "collapse": views.mean_by_step(reader.rows(collapse, "collapse", ("model", "method", "seed", "step"))),
         "collapse_runs": reader.rows(collapse, "collapse_runs", ("model", "method", "seed")),

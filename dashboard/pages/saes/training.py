@@ -33,7 +33,7 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     runs = reader.runs("sae", params.get("model"))
     run = reader.pick("sae", params.get("run"), params.get("model"))
     sweep = reader.pick("sae_sweep", params.get("run"), params.get("model"))
-    rows = reader.rows(run, "training", ("hook", "tokens"))
+    rows = reader.curves(run, "training", "tokens", ("hook",))
     metric = params.get("metric") if params.get("metric") in METRICS else "explained_variance"
     return {
         "live": bool(running),
@@ -48,7 +48,7 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
         "metric": metric,
         "rows": rows,
         "pareto": reader.rows(sweep, "pareto", ("hook", "l0")),
-        "sweep_rows": reader.rows(sweep, "training", ("hook", "tokens")),
+        "sweep_rows": reader.curves(sweep, "training", "tokens", ("sae", "hook")),
     }
 
 

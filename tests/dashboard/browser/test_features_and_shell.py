@@ -9,7 +9,7 @@ import pytest
 
 from attlas.data.workspace import Workspace
 
-from ..chromium import CHROMIUM
+from ..chromium import CHROMIUM, settled
 
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
 
@@ -112,3 +112,67 @@ def test_a_grid_tells_whole_numbers_whole(page, address: str, workspace: Workspa
     cell.wait_for(state="attached")
     assert n_tokens > 1000
     assert cell.text_content() == f"{n_tokens:,}"
+
+
+def test_what_is_typed_slowly_stays_where_it_is_typed(page, address: str) -> None:  # type: ignore[no-untyped-def]
+    page.goto(f"{address}/features")
+    page.locator(".feature-link").first.wait_for()
+    box = page.get_by_label("Token, or #feature")
+    box.click()
+    page.evaluate("window.scrollTo(0, 120); document.querySelector('main h1').dataset.mark = 'old'")
+    for letter in "captain":  # slower than the box waits: each letter is a URL and a drawing of its own
+        page.keyboard.type(letter)
+        page.wait_for_timeout(450)
+    page.wait_for_url("**q=captain*")
+    settled(page)
+    assert box.input_value() == "captain"
+    assert page.evaluate("document.activeElement.value") == "captain"
+    assert page.evaluate("window.scrollY") == 120
+    assert page.locator("h1[data-mark=old]").count() == 1  # the page is the one it was
+    assert page.title() == "Features · Attlas"
+
+
+def test_arrow_keys_move_a_slider_as_often_as_they_are_pressed(page, address: str) -> None:  # type: ignore[no-untyped-def]
+    page.goto(f"{address}/prune?model=gpt2-mini&n=0")
+    handle = page.locator("[role=slider]").first
+    handle.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+        page.wait_for_timeout(250)
+    page.wait_for_url("**n=3*")
+    settled(page)
+    assert handle.get_attribute("aria-valuenow") == "3"
+    assert page.evaluate("document.activeElement.getAttribute('role')") == "slider"
+
+
+def test_keys_go_along_the_features_faster_than_pages_are_drawn(page, address: str) -> None:  # type: ignore[no-untyped-def]
+    page.goto(f"{address}/feature?id=20")
+    page.get_by_role("heading", name="Feature 20", exact=True).wait_for()
+    for _ in range(5):
+        page.keyboard.press("]")
+    page.keyboard.press("[")
+    page.get_by_role("heading", name="Feature 24", exact=True).wait_for()
+    assert "id=24" in page.url
+
+
+def test_a_server_that_is_away_is_said_to_be(page, address: str) -> None:  # type: ignore[no-untyped-def]
+    page.goto(f"{address}/features")
+    page.locator(".feature-link").first.wait_for()
+    page.route("**/_dash-update-component*", lambda route: route.abort())
+    page.route("**/alive", lambda route: route.abort())
+    page.get_by_role("navigation").get_by_role("link", name="Layers", exact=True).click()
+    banner = page.locator("#lost")
+    banner.wait_for()
+    assert "does not answer" in banner.inner_text()
+    page.unroute("**/_dash-update-component*")
+    page.unroute("**/alive")
+    banner.wait_for(state="hidden")
+    page.get_by_role("heading", name="Layers", exact=True).wait_for()  # drawn without a click
+    page.problems.clear()  # the browser notes the failed requests
+
+
+def test_a_run_that_is_gone_is_not_another(page, address: str) -> None:  # type: ignore[no-untyped-def]
+    page.goto(f"{address}/features?run=features-gone-00000000")
+    page.get_by_role("heading", name="This run is not here").wait_for()
+    page.get_by_role("link", name="Features without it").click()
+    page.locator(".feature-link").first.wait_for()

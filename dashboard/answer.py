@@ -1,0 +1,47 @@
+"""A page's data for one URL: what the URL names is there, and what was cut is said."""
+
+from __future__ import annotations
+
+import re
+
+from attlas.dashboard.page import Data, Page, Params
+from attlas.dashboard.store import Store, clean, cuts
+from attlas.errors import WorkspaceError
+
+_NAMES_A_RUN = re.compile(r"run|matching|pruned|sae\d*")
+
+
+class MissingRunError(WorkspaceError):
+    """The URL names a run that is not in the workspace.
+
+    Attributes:
+        parameters: which parameters of the URL name it.
+    """
+
+    def __init__(self, run: str, parameters: tuple[str, ...]) -> None:
+        super().__init__(
+            f"there is no run '{run[:80]}' in this workspace: it was deleted, or the link is from another workspace"
+        )
+        self.parameters = parameters
+
+
+def answer(page: Page, store: Store, params: Params) -> Data:
+    """`page.data` as plain JSON values; under "cut" each table of which only a part was read.
+
+    Raises:
+        MissingRunError: a parameter names a run that is not here.
+        WorkspaceError: the manifest or a table cannot be read.
+    """
+    named = {
+        name: value for name, value in params.items() if value not in ("", "none") and _NAMES_A_RUN.fullmatch(name)
+    }
+    if named:
+        here = {run.id for run in store.runs()}
+        gone = tuple(name for name, value in named.items() if value not in here)
+        if gone:
+            raise MissingRunError(named[gone[0]], gone)
+    with cuts() as cut:
+        found: Data = clean(page.data(store, params))
+    if cut:
+        found["cut"] = [dict(row) for row in cut]
+    return found
