@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from attlas.dashboard.page import Data, Page, Params
-from attlas.dashboard.store import Store, clean, cuts
+from attlas.dashboard.reader import WorkspaceReader, clean, cuts
 from attlas.errors import WorkspaceError
 
 _NAMES_A_RUN = re.compile(r"run|matching|pruned|sae\d*")
@@ -25,7 +25,7 @@ class MissingRunError(WorkspaceError):
         self.parameters = parameters
 
 
-def answer(page: Page, store: Store, params: Params) -> Data:
+def answer(page: Page, reader: WorkspaceReader, params: Params) -> Data:
     """`page.data` as plain JSON values; under "cut" each table of which only a part was read.
 
     Raises:
@@ -36,12 +36,12 @@ def answer(page: Page, store: Store, params: Params) -> Data:
         name: value for name, value in params.items() if value not in ("", "none") and _NAMES_A_RUN.fullmatch(name)
     }
     if named:
-        here = {run.id for run in store.runs()}
+        here = {run.id for run in reader.runs()}
         gone = tuple(name for name, value in named.items() if value not in here)
         if gone:
             raise MissingRunError(named[gone[0]], gone)
     with cuts() as cut:
-        found: Data = clean(page.data(store, params))
+        found: Data = clean(page.data(reader, params))
     if cut:
         found["cut"] = [dict(row) for row in cut]
     return found

@@ -129,7 +129,9 @@ def _route(app: Dash, reader: WorkspaceReader, pages: tuple[Page, ...]) -> None:
             body = empty("This page cannot be shown", _told(error), "attlas doctor")
         live = data.get("live")
         # Within a page, what differs is changed in place (assets/draw.js); another page is made anew.
-        shown = html.Div([cut(data), body, footer(reader, path, search or "")], className="content", key=f"{path}{mode}")
+        shown = html.Div(
+            [cut(data), body, footer(reader, path, search or "")], className="content", key=f"{path}{mode}"
+        )
         drawn = {"page": shown, "title": f"{title(page, params)} · Attlas"}
         if ctx.triggered_id != "tick":
             drawn["frame"] = frame(reader, pages, path, params)

@@ -35,7 +35,7 @@ def guard(server: flask.Flask, listens_on: str, token: str | None = None) -> Non
         token: needed by every request, as `?token=` once and from then on as a cookie; None: everyone who reaches the
             address may read.
     """
-    server.config["MAX_CONTENT_LENGTH"] = BODY_BYTES
+    server.config["MAX_CONTENT_LENGTH"] = BODY_BYTES  # where no length was stated
 
     @server.before_request
     def known() -> flask.Response | None:
@@ -44,6 +44,8 @@ def guard(server: flask.Flask, listens_on: str, token: str | None = None) -> Non
             return _refuse(f"this server answers to 127.0.0.1 and localhost, not to {host}")
         if _from_elsewhere(flask.request):
             return _refuse("pages of other sites may not ask this server for anything")
+        if (flask.request.content_length or 0) > BODY_BYTES:  # before it is read
+            return _refuse(f"at most {BODY_BYTES / 1e6:.0f} MB can be sent at once", 413)
         return None if token is None else _with_token(token)
 
     @server.after_request

@@ -65,4 +65,4 @@ def serve(
         server.run()
     finally:
         server.close()
-        app.server.extensions["attlas.live"].close()
+        app.server.extensions["attlas.jobs"].close()

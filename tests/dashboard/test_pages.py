@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from attlas.dashboard.app import create_app
 from attlas.dashboard.components import short, table
 from attlas.dashboard.pages import pages
-from attlas.dashboard.server import free_port
 from attlas.dashboard.reader import WorkspaceReader, clean
+from attlas.dashboard.server import free_port
 from attlas.dashboard.theme import theme
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError, WorkspaceError
