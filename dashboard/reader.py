@@ -319,7 +319,7 @@ class WorkspaceReader:
         rows = self.query(
             f"SELECT * EXCLUDE (_search) FROM {table} WHERE {where} "
             f'ORDER BY "{by}" {direction} NULLS LAST, feature LIMIT ? OFFSET ?',
-            [*values, max(0, min(limit, 1000)), max(0, offset)],
+            [*values, max(0, min(limit, 1000)), max(0, min(offset, 10**12))],
         )
         return rows, total
 
