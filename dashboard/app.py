@@ -22,6 +22,7 @@ from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, html,
 
 from attlas.dashboard.answer import MissingRunError, answer
 from attlas.dashboard.components import empty
+from attlas.dashboard.find import find
 from attlas.dashboard.guard import guard
 from attlas.dashboard.layout import cut, footer, frame, gone, shell
 from attlas.dashboard.page import Page, link, number, parse, title
@@ -243,6 +244,15 @@ def _serve_json(server: flask.Flask, reader: WorkspaceReader, pages: tuple[Page,
     @server.get("/api/")
     def index() -> flask.Response:
         return flask.jsonify({"pages": [f"/api/{name}" for name in by_name]})
+
+    @server.get("/find")
+    def found() -> flask.Response:
+        """What the palette lists."""
+        asked = flask.request.args
+        try:
+            return _json({"found": find(reader, pages, asked.get("q", "")[:200], asked.get("model") or None)})
+        except AttlasError as error:
+            return _json({"found": [], "error": str(error)}, 400)
 
     @server.get("/alive")
     def alive() -> flask.Response:

@@ -66,6 +66,7 @@ def frame(reader: WorkspaceReader, pages: tuple[Page, ...], path: str, params: P
                     dcc.Link([html.Span(className="mark"), "Attlas"], href=link("/", model=model), className="brand"),
                     html.Div(
                         [
+                            html.Button(["Go to", html.Kbd("Ctrl K")], id="palette-open", className="find-button"),
                             picker("model", "", options, model or "", ""),
                             html.Button(
                                 html.Span(className="theme-icon"),

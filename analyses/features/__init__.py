@@ -9,6 +9,7 @@ from attlas.lazy import face
 if TYPE_CHECKING:
     from attlas.analyses.features.config import FeaturesConfig, HeadSurveyConfig, MatchingConfig
     from attlas.analyses.features.describe import FeaturesResult, features
+    from attlas.analyses.features.firing import Firing, firing
     from attlas.analyses.features.logits import logit_effects
     from attlas.analyses.features.matching import MatchingResult, sae_matching
     from attlas.analyses.features.shares import head_shares
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
 _PUBLIC = {
     "FeaturesConfig": "config",
     "FeaturesResult": "describe",
+    "Firing": "firing",
     "HeadSurveyConfig": "config",
     "HeadSurveyResult": "survey",
     "MatchingConfig": "config",
     "MatchingResult": "matching",
     "features": "describe",
+    "firing": "firing",
     "head_shares": "shares",
     "head_survey": "survey",
     "logit_effects": "logits",
@@ -31,11 +34,13 @@ _PUBLIC = {
 __all__ = [
     "FeaturesConfig",
     "FeaturesResult",
+    "Firing",
     "HeadSurveyConfig",
     "HeadSurveyResult",
     "MatchingConfig",
     "MatchingResult",
     "features",
+    "firing",
     "head_shares",
     "head_survey",
     "logit_effects",

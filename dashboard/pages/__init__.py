@@ -10,6 +10,7 @@ MODULES = (
     "overview",
     "features.table",
     "features.feature",
+    "features.text",
     "features.survey",
     "heads.layers",
     "heads.finder",

@@ -16,16 +16,26 @@ from attlas.data.workspace import Run
 # What a workspace is worth having of everything, in the order to run it.
 _NEXT = ("sae", "sae_eval", "features", "entropy", "redundancy", "drop_curve", "patching", "vit", "vit_patterns")
 
+# key → (label, unit, the kind of run it is of, its name in that run's summary); each card says what it was measured on.
+_NUMBERS = {
+    "ce_recovered": ("CE loss recovered", "of the loss that zeroing the layer costs", "sae_eval", "ce_recovered"),
+    "explained_variance": ("Explained variance", "of the attention output", "sae_eval", "explained_variance"),
+    "l0": ("L0", "features active a token", "sae_eval", "l0"),
+    "features": ("Features", "in the dictionary", "features", "n_features"),
+    "dead_fraction": ("Dead features", "fraction that never fired", "features", "dead_fraction"),
+    "induction_head": ("Induction head", "layer.head, highest score on repeated tokens", "entropy", "induction_head"),
+    "top_vit_head": ("ViT head that matters", "layer.head, pruned alone", "vit", "top_head"),
+}
+
 
 def data(reader: WorkspaceReader, params: Params) -> Data:
-    """Runs, newest first, and the newest headline numbers of the chosen model."""
+    """Runs, newest first, and the newest headline numbers of the chosen model, each with what it was measured on."""
     model = params.get("model")
-    runs = reader.runs(model=model if model in reader.models() else None)
+    runs = reader.runs(model=model)
     newest: dict[str, Run] = {}
     for run in runs:
         newest.setdefault(run.kind, run)
-    evaluation = newest["sae_eval"].summary if "sae_eval" in newest else {}
-    features = newest["features"].summary if "features" in newest else {}
+    saes = {run.id: run for run in runs if run.kind == "sae"}
     return {
         "model": model,
         "runs": [
@@ -41,57 +51,53 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
             for run in runs
         ],
         "numbers": {
-            "explained_variance": evaluation.get("explained_variance"),
-            "ce_recovered": evaluation.get("ce_recovered"),
-            "l0": evaluation.get("l0"),
-            "features": features.get("n_features"),
-            "dead_fraction": features.get("dead_fraction", evaluation.get("dead_fraction")),
-            "induction_head": newest["entropy"].summary.get("induction_head") if "entropy" in newest else None,
-            "top_vit_head": newest["vit"].summary.get("top_head") if "vit" in newest else None,
+            key: newest[kind].summary.get(name) if kind in newest else None
+            for key, (_, _, kind, name) in _NUMBERS.items()
+        },
+        "about": {
+            key: {"run": newest[kind].id, "text": _subject(newest[kind], saes)}
+            for key, (_, _, kind, _) in _NUMBERS.items()
+            if kind in newest
         },
         "missing": [kind for kind in _NEXT if kind not in newest],
     }
 
 
+def _subject(run: Run, saes: dict[str, Run]) -> str:
+    """What a run measured: the autoencoder's hook (or the model), and the data."""
+    hook = next((str(saes[id].summary.get("hook")) for id in run.parents if id in saes), None)
+    return ", ".join(part for part in (hook, run.model.name, run.data.name if run.data else None) if part)
+
+
 def view(data: Data, theme: Theme) -> Any:
     """Headline numbers, cards that lead on, the list of runs."""
+    lead = heading("Overview", "What the heads, layers and sparse features of your models do.")
+    if not data["runs"] and data["model"]:
+        how = f"attlas train --model {data['model']}\nattlas entropy --model {data['model']}"
+        return html.Div([lead, empty(f"Nothing of {data['model']} yet", "Begin with one of these:", how), _doors(data)])
     if not data["runs"]:
-        return html.Div(
-            [
-                heading("Overview", "What the heads, layers and sparse features of your models do."),
-                empty(
-                    "This workspace is empty", "Run the whole job on the embedded models, in minutes:", "attlas demo"
-                ),
-            ]
-        )
-    numbers = data["numbers"]
+        how = "Run the whole job on the embedded models, in minutes:"
+        return html.Div([lead, empty("This workspace is empty", how, "attlas demo")])
+    numbers, about = data["numbers"], data["about"]
+    cards = [
+        (label, numbers[key], f"{unit} · {about[key]['text']}" if key in about else unit)
+        for key, (label, unit, _, _) in _NUMBERS.items()
+    ]
     return html.Div(
         [
-            heading("Overview", "What the heads, layers and sparse features of your models do."),
-            metric_cards(
-                [
-                    ("CE loss recovered", numbers["ce_recovered"], "of the loss that zeroing the layer costs"),
-                    ("Explained variance", numbers["explained_variance"], "of the attention output"),
-                    ("L0", numbers["l0"], "features active a token"),
-                    ("Features", numbers["features"], _dead(numbers["dead_fraction"])),
-                    ("Induction head", numbers["induction_head"], "layer.head, highest score"),
-                    ("ViT head that matters", numbers["top_vit_head"], "layer.head, pruned alone"),
-                ]
-            ),
+            lead,
+            metric_cards(cards),
             columns(_doors(data), _next(data)),
             card("Runs", html.Ul([_run(run) for run in data["runs"]], className="runs"), note="Newest first."),
         ]
     )
 
 
-def _dead(fraction: float | None) -> str:
-    return "" if fraction is None else f"{100 * fraction:.1f} % of them dead"
-
-
 def _doors(data: Data) -> Any:
     kinds = {run["kind"] for run in data["runs"]}
     doors = [
         ("/features", "Features", "What each sparse feature fires on, which head wrote it, what it promotes."),
+        ("/text", "Your text", "Which features fire on a text you type, and what made them fire."),
         ("/survey", "Survey", "What each head is for; how two autoencoders compare."),
         ("/layers", "Layers", "How sharply each head attends, and which layers do little."),
         ("/health", "Health", "Heads over training, collapse, windows, cost."),
@@ -102,7 +108,7 @@ def _doors(data: Data) -> Any:
         ("/training", "Training", "Curves of every autoencoder."),
         ("/evaluation", "Evaluation", "Autoencoders beside their controls, with intervals."),
     ]
-    shown = {KINDS[kind].path for kind in kinds & KINDS.keys()} | {"/circuit", "/image"}  # these need no run
+    shown = {KINDS[kind].path for kind in kinds & KINDS.keys()} | {"/circuit", "/image", "/text"}  # these need no run
     items = [
         html.Li(
             [dcc.Link(name, href=link(path, model=data["model"]), className="door"), html.Span(text, className="sub")]

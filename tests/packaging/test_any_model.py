@@ -64,6 +64,7 @@ def text_calls(sae: Any, few: TokenDataset, gpt2_mini: HookedModel, tmp_path_fac
         "map_anatomy": lambda m: attention.map_anatomy(m, few),
         "selection_layers": lambda m: attention.selection_layers(m, few, attention.SelectionConfig((4,))),
         "window_loss": lambda m: attention.window_loss(m, few, attention.WindowConfig((4,))),
+        "firing": lambda m: features.firing(m, {HOOK: sae}, few.tokens[0]),
         "features": lambda m: features.features(m, sae, few, features.FeaturesConfig(null_draws=0)),
         "head_survey": lambda m: features.head_survey(
             m, {HOOK: sae}, few, features.HeadSurveyConfig(n_draws=2, n_dictionaries=20, least_active=1)

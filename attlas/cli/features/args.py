@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+import tyro
+
 from attlas.analyses.features.config import FeaturesConfig, HeadSurveyConfig, MatchingConfig
 from attlas.cli.inputs import DataArgs
 from attlas.cli.options import FLAT, ModelArgs, OutArgs, TextArgs
@@ -71,3 +73,25 @@ class Match(DataArgs, ModelArgs, OutArgs):
     hook: str | None = None
     """Where they sit; by default the hook that they were trained on."""
     config: Annotated[MatchingConfig, FLAT] = field(default_factory=MatchingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Firing(ModelArgs, OutArgs):
+    """Find which features of the workspace's autoencoders fire on a text, the strongest for them first.
+
+    For example:
+
+        attlas features firing "the white whale, and the white" --workspace workspace
+        attlas features firing "Call me Ishmael." --at 3 --n 40
+    """
+
+    text: Annotated[str, tyro.conf.Positional]
+    """The text, at most 512 tokens."""
+    sae: tuple[str, ...] = ()
+    """Run ids of the workspace, folders, or saelens:RELEASE/ID; by default the newest of each hook of the model."""
+    at: int | None = None
+    """Only what fires at this token, from 0."""
+    n: int = 20
+    """Rows shown; with --json all are given."""
+    skip: int = 1
+    """First positions left out: attention rests there, and many features always fire."""

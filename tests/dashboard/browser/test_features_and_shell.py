@@ -176,3 +176,14 @@ def test_a_run_that_is_gone_is_not_another(page, address: str) -> None:  # type:
     page.get_by_role("heading", name="This run is not here").wait_for()
     page.get_by_role("link", name="Features without it").click()
     page.locator(".feature-link").first.wait_for()
+
+
+def test_the_palette_goes_to_a_head(page, address: str) -> None:  # type: ignore[no-untyped-def]
+    page.goto(f"{address}/features?model=gpt2-mini")
+    page.locator(".feature-link").first.wait_for()
+    page.keyboard.press("Control+k")
+    page.get_by_role("combobox", name="Go to").fill("L3H0")
+    page.get_by_role("option", name="Head 3.0").first.wait_for()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/head?layer=3&head=0&model=gpt2-mini")
+    page.locator("main h1").wait_for()
