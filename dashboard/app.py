@@ -25,6 +25,7 @@ from attlas.dashboard.components import empty
 from attlas.dashboard.find import find
 from attlas.dashboard.guard import guard
 from attlas.dashboard.layout import cut, footer, frame, gone, shell
+from attlas.dashboard.notes import write_notes
 from attlas.dashboard.page import Page, link, number, parse, title
 from attlas.dashboard.pages import pages as all_pages
 from attlas.dashboard.pages.features.table import grid_rows
@@ -78,6 +79,7 @@ def create_app(
     app.layout = lambda: shell(theme(_cookie()))
     _route(app, reader, pages)
     _act(app, reader)
+    write_notes(app, reader)
     _serve_json(app.server, reader, pages)
     guard(app.server, host, token)
     return app

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from attlas.dashboard.notes import noted
 from attlas.dashboard.page import Page, link
 from attlas.dashboard.reader import FeatureFilter, WorkspaceReader
 from attlas.dashboard.run_kinds import KINDS, headline
@@ -26,7 +27,7 @@ def find(
         model: the chosen one; heads and features are then its.
 
     Returns:
-        rows with sort ("head", "feature", "page", "model", "run"), text, note and href.
+        rows with sort ("head", "feature", "note", "page", "model", "run"), text, note and href.
     """
     asked = asked.strip()
     if not asked:
@@ -37,6 +38,11 @@ def find(
     features = _features(reader, asked, model, by_number)
     low = asked.lower()
     found += features if by_number else []
+    found += [
+        _row("note", n["name"], f"{n['shown']} · {n['of']}", n["href"])
+        for n in noted(reader, model)
+        if n["href"] and low in f"{n['label']} {' '.join(n['tags'])} {n['comment']}".lower()
+    ][:MOST]
     found += [_row("page", p.title, "", link(p.path, model=model)) for p in pages if p.nav and low in p.title.lower()]
     names = list(dict.fromkeys([*(run.model.name for run in runs), *reader.jobs.names()]))
     found += [_row("model", name, "choose it", link("/", model=name)) for name in names if low in name.lower()][:MOST]

@@ -84,6 +84,8 @@ class FeatureFilter:
         head: top head.
         family: family label.
         min_density, max_density: share of tokens the feature is active on.
+        labelled: features that pass `text` besides, since a person's note on them holds it.
+        among: only these features.
     """
 
     text: str | None = None
@@ -91,6 +93,8 @@ class FeatureFilter:
     family: str | None = None
     min_density: float | None = None
     max_density: float | None = None
+    labelled: tuple[int, ...] = ()
+    among: tuple[int, ...] | None = None
 
 
 class WorkspaceReader:
@@ -289,10 +293,18 @@ class WorkspaceReader:
             ("family", "family = ?", chosen.family),
             ("density", "density >= ?", chosen.min_density),
             ("density", "density <= ?", chosen.max_density),
+            (
+                "feature",
+                "feature IN (SELECT unnest(?::BIGINT[]))",
+                None if chosen.among is None else list(chosen.among),
+            ),
         ]
         number = re.fullmatch(r"#(\d{1,9})", chosen.text.strip()) if chosen.text else None
         if number:
             tests.append(("feature", "feature = ?", int(number[1])))
+        elif chosen.text and chosen.labelled:
+            ids = ", ".join(str(int(feature)) for feature in chosen.labelled)
+            tests.append(("feature", f"(contains(_search, ?) OR feature IN ({ids}))", chosen.text.lower().strip()))
         elif chosen.text:
             tests.append(("feature", "contains(_search, ?)", chosen.text.lower().strip()))
         used = [(sql, value) for column, sql, value in tests if value is not None and column in columns]

@@ -72,7 +72,11 @@ class Workspace:
             if self.path.exists() and not self.path.is_dir():
                 raise WorkspaceError(f"workspace '{self.path}' is a file; give a folder")
             if self.path.is_dir() and not self._manifest.exists():
-                strangers = [p.name for p in self.path.iterdir() if not p.name.startswith(".") and p.name != "runs"]
+                strangers = [
+                    p.name
+                    for p in self.path.iterdir()
+                    if not p.name.startswith((".", "notes.sqlite")) and p.name != "runs"
+                ]
                 if strangers:
                     raise WorkspaceError(
                         f"'{self.path}' is not a workspace (no manifest.json, but {strangers[0]!r}); give a new folder"

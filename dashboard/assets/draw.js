@@ -2,6 +2,7 @@
 // its focus, caret, scroll, zoom and open menus; Dash itself would make all of a page anew for a change of one number.
 (function () {
   const OWNED = ["data-gallery", "data-hover"]; // scripts of ours filled these elements: another value is another element
+  const CONTROLS = ["param", "note"]; // types of ids of what a person types into
   const isComponent = (node) => node !== null && typeof node === "object" && "type" in node && "namespace" in node && "props" in node;
   const equal = (a, b) => {
     if (a === b) return true;
@@ -26,7 +27,7 @@
 
   const change = (path, before, after) => {
     const changed = {}, shown = window.dash_component_api.getLayout(path);
-    const mine = after.props.id && after.props.id.type === "param";
+    const mine = after.props.id && CONTROLS.includes(after.props.id.type);
     for (const name of new Set([...Object.keys(before.props), ...Object.keys(after.props)])) {
       if (name === "children" || name === "id") continue;
       const value = after.props[name];
@@ -76,7 +77,7 @@
 
   // Where a control had to be made anew after all: its focus and caret as they were.
   const remember = () => {
-    const active = document.activeElement, holder = active && active.closest && active.closest('[id*=\'"type":"param"\']');
+    const active = document.activeElement, holder = active && active.closest && active.closest('[id*=\'"type":"param"\'], [id*=\'"type":"note"\']');
     if (!holder) return () => {};
     const id = holder.id, value = active.value, start = active.selectionStart, end = active.selectionEnd;
     return () => requestAnimationFrame(() => {

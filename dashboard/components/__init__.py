@@ -15,6 +15,7 @@ from attlas.dashboard.components.basic import (
 )
 from attlas.dashboard.components.figures import bars, curve, graph, heatmap, histogram
 from attlas.dashboard.components.job_panel import job_panel, slider, text_box, upload
+from attlas.dashboard.components.notes import note_card
 from attlas.dashboard.components.tokens import example, patches
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "histogram",
     "job_panel",
     "metric_cards",
+    "note_card",
     "patches",
     "picker",
     "short",

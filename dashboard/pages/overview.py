@@ -7,6 +7,7 @@ from typing import Any
 from dash import dcc, html
 
 from attlas.dashboard.components import card, columns, empty, heading, metric_cards, tag
+from attlas.dashboard.notes import noted
 from attlas.dashboard.page import Data, Page, Params, link
 from attlas.dashboard.reader import WorkspaceReader
 from attlas.dashboard.run_kinds import KINDS, headline
@@ -16,6 +17,7 @@ from attlas.data.workspace import Run
 # What a workspace is worth having of everything, in the order to run it.
 _NEXT = ("sae", "sae_eval", "features", "entropy", "redundancy", "drop_curve", "patching", "vit", "vit_patterns")
 
+MOST_NOTES = 12
 # key → (label, unit, the kind of run it is of, its name in that run's summary); each card says what it was measured on.
 _NUMBERS = {
     "ce_recovered": ("CE loss recovered", "of the loss that zeroing the layer costs", "sae_eval", "ce_recovered"),
@@ -59,6 +61,7 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
             for key, (_, _, kind, _) in _NUMBERS.items()
             if kind in newest
         },
+        "notes": noted(reader, model)[:MOST_NOTES],
         "missing": [kind for kind in _NEXT if kind not in newest],
     }
 
@@ -87,10 +90,27 @@ def view(data: Data, theme: Theme) -> Any:
         [
             lead,
             metric_cards(cards),
+            _notes(data["notes"]),
             columns(_doors(data), _next(data)),
             card("Runs", html.Ul([_run(run) for run in data["runs"]], className="runs"), note="Newest first."),
         ]
     )
+
+
+def _notes(notes: list[Data]) -> Any:
+    """Starred and labelled features and heads."""
+    if not notes:
+        return None
+    items = [
+        html.Li(
+            [
+                dcc.Link(n["name"], href=n["href"], className="door") if n["href"] else html.Span(n["name"]),
+                html.Div([html.Span(n["shown"]), html.Div(n["of"], className="sub")]),
+            ]
+        )
+        for n in notes
+    ]
+    return card("Notes", html.Ul(items, className="runs"), note="Starred first, then the newest.")
 
 
 def _doors(data: Data) -> Any:

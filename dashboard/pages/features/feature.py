@@ -16,6 +16,7 @@ from attlas.dashboard.components import (
     example,
     heading,
     metric_cards,
+    note_card,
     patches,
     short,
     table,
@@ -23,6 +24,7 @@ from attlas.dashboard.components import (
 )
 from attlas.dashboard.components.maps import data_url, pixels_of
 from attlas.dashboard.components.tokens import visible
+from attlas.dashboard.notes import note_data, subject_of
 from attlas.dashboard.page import Data, Page, Params, integer, link, parse
 from attlas.dashboard.pages.features.families_view import beside_null, families_card
 from attlas.dashboard.pages.features.table import chosen, order
@@ -71,6 +73,7 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
         "after": after[0] if after else None,
         "around": {"before": before, "after": after},
         "list": params.get("list"),
+        "note": note_data(reader, subject_of(run, feature, {r.id for r in reader.runs("sae")})),
         "n_tokens": run.summary.get("n_tokens"),
         "heads": reader.rows(run, "heads", ("head",), feature=feature),
         "examples": reader.rows(run, "examples", ("stratum", "rank"), feature=feature),
@@ -112,6 +115,7 @@ def view(data: Data, theme: Theme) -> Any:
         [
             heading(f"Feature {data['feature']}", about, *extra),
             _numbers(row),
+            html.Div(note_card(data["note"]), className="columns one"),
             columns(_heads(data, theme), _logits(data)),
             columns(_activations(data, theme), _tokens(data)),
             families_card(row),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import dash_ag_grid as dag
@@ -10,13 +11,16 @@ from dash import html
 
 from attlas.dashboard.components import card, empty, heading, histogram, metric_cards, picker
 from attlas.dashboard.components.grid import THEME
+from attlas.dashboard.notes import labels, shown
 from attlas.dashboard.page import Data, Page, Params, integer, link, number, param_id
 from attlas.dashboard.reader import FeatureFilter, WorkspaceReader
 from attlas.dashboard.theme import Theme
 from attlas.data.glossary import tooltip
+from attlas.data.workspace import Run
 
 COLUMNS = (
     ("feature", "Feature", 100),
+    ("note", "Note", 150),
     ("density", "Density", 105),
     ("max_act", "Max", 90),
     ("top_head", "Head", 84),
@@ -44,6 +48,7 @@ COLUMNS = (
     ("long_range_null", "its null", 92),
     ("long_range_q", "q", 84),
 )
+NOTES = [("", "Any"), ("star", "Starred"), ("any", "With a note")]
 _FAMILIES = ("family", "induction", "fall", "local", "long_range", "phrase")
 _DIRECTIONS = ("logit_z", "neighbour_cosine")
 
@@ -65,6 +70,20 @@ def chosen(params: Params) -> FeatureFilter:
     )
 
 
+def with_notes(reader: WorkspaceReader, run: Run | None, params: Params) -> tuple[FeatureFilter, dict[int, Data]]:
+    """The filter of a URL, with the features whose notes it asks for; and every note of the run's features.
+
+    Text finds labels, tags and comments too; `notes=star` or `notes=any` leaves the features with such a note.
+    """
+    notes, wanted = labels(reader, run), chosen(params)
+    text = (wanted.text or "").lower()
+    said = tuple(
+        f for f, n in notes.items() if text and text in f"{n['label']} {' '.join(n['tags'])} {n['comment']}".lower()
+    )
+    only = {"star": tuple(f for f, n in notes.items() if n["star"]), "any": tuple(notes)}.get(params.get("notes", ""))
+    return replace(wanted, labelled=said, among=only), notes
+
+
 def order(params: Params) -> tuple[str, bool]:
     """The column a URL sorts by, and whether from its largest value down."""
     sort = params.get("sort", "-max_act")
@@ -78,8 +97,9 @@ def grid_rows(reader: WorkspaceReader, params: Params, request: dict[str, Any]) 
     if request.get("sortModel"):
         sort, descending = request["sortModel"][0]["colId"], request["sortModel"][0]["sort"] == "desc"
     start, end = int(request.get("startRow") or 0), int(request.get("endRow") or 100)
-    rows, total = reader.features_page(run, chosen(params), sort, descending, start, end - start)
-    return {"rowData": rows, "rowCount": total}
+    wanted, notes = with_notes(reader, run, params)
+    rows, total = reader.features_page(run, wanted, sort, descending, start, end - start)
+    return {"rowData": [row | {"note": shown(notes.get(row["feature"]))} for row in rows], "rowCount": total}
 
 
 def data(reader: WorkspaceReader, params: Params) -> Data:
@@ -87,11 +107,12 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     run = reader.pick("features", params.get("run"), params.get("model"))
     if run is None or reader.table_file(run, "features") is None:
         return {"run": None, "model": params.get("model")}
-    wanted = chosen(params)
+    wanted, notes = with_notes(reader, run, params)
     sort, descending = order(params)
     offset = max(0, integer(params, "offset") or 0)
     limit = max(1, min(1000, integer(params, "limit") or 100))
     rows, total = reader.features_page(run, wanted, sort, descending, offset, limit)
+    rows = [row | {"note": shown(notes.get(row["feature"]))} for row in rows]
     parent = next((r for r in reader.runs("sae") if r.id in run.parents), None)
     return {
         "run": run.id,
@@ -104,6 +125,7 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
         "dead_fraction": run.summary.get("dead_fraction"),
         "families": reader.choices(run, "family"),
         "heads": reader.choices(run, "top_head"),
+        "n_notes": len(notes),
         "sort": ("-" if descending else "") + sort,
         "params": dict(params),
         "total": total,
@@ -174,6 +196,7 @@ def _filters(data: Data, params: Params) -> Any:
             ),
             picker("head", "Top head", [("", "Any head"), *[(str(h), f"Head {h}") for h in data["heads"]]], head, ""),
             picker("family", "Family", [("", "Any family"), *[(f, f) for f in data["families"]]], family, ""),
+            picker("notes", "Notes", NOTES, params.get("notes", ""), ""),
             _number("min", "Min density, %", params),
             _number("max", "Max density, %", params),
         ],
@@ -201,7 +224,9 @@ def _grid(data: Data) -> Any:
             continue  # runs without that null
         if not data["has_text"] and (field in ("top_tokens", "promoted") or field.startswith(_FAMILIES)):
             continue
-        column: dict[str, Any] = {"field": field, "headerName": title, "width": width, "sortable": True}
+        if field == "note" and not data["n_notes"]:
+            continue
+        column: dict[str, Any] = {"field": field, "headerName": title, "width": width, "sortable": field != "note"}
         column["headerTooltip"] = tooltip(field)
         if field == "feature":
             column |= {"cellRenderer": "FeatureLink", "cellRendererParams": {"run": data["run"]}, "pinned": "left"}

@@ -11,6 +11,7 @@ from attlas.analyses.features.firing import Firing, firing, sources
 from attlas.dashboard.components import attributes, card, empty, heading, job_panel, picker, short, table, text_box
 from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.jobs import Job
+from attlas.dashboard.notes import labels, shown
 from attlas.dashboard.page import Data, Page, Params, integer, link, number, param_id
 from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
@@ -44,6 +45,7 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     known = _known(reader, found["saes"], fired)
     low, high = number(params, "min"), number(params, "max")
     rows = []
+    notes = {h: _notes(reader, id) for h, id in found["saes"].items()}
     largest = {place: row["max_act"] for place, row in known.items() if row["max_act"]}
     for row in fired.ranked(largest, at=at, skip=skip):
         told = known.get((row["hook"], row["feature"]), {})
@@ -52,7 +54,10 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
             (low is not None and 100 * density < low) or (high is not None and 100 * density > high)
         )
         if not out and hook in (None, row["hook"]):
-            rows.append(row | {k: told.get(k) for k in ("density", "top_tokens", "promoted", "family", "run")})
+            note = shown(notes[row["hook"]].get(row["feature"]))
+            rows.append(
+                row | {"note": note} | {k: told.get(k) for k in ("density", "top_tokens", "promoted", "family", "run")}
+            )
     found |= {
         "tokens": list(fired.tokens),
         "strengths": _strengths(fired, largest, skip),
@@ -75,6 +80,10 @@ def _newest(reader: WorkspaceReader, model: str | None) -> dict[str, Any]:
         if not found or run.model.name == next(iter(found.values())).model.name:
             found.setdefault(str(run.summary.get("hook")), run)
     return dict(sorted(found.items()))
+
+
+def _notes(reader: WorkspaceReader, sae: str) -> dict[int, Data]:
+    return labels(reader, next((r for r in reader.runs("features") if sae in r.parents), None))
 
 
 def _autoencoders(reader: WorkspaceReader, saes: dict[str, str]) -> dict[str, SAE]:
@@ -241,6 +250,7 @@ def _table(data: Data) -> Any:
     rows = [
         {
             "feature": dcc.Link(str(r["feature"]), href=_here(data, feature=f"{r['hook']}/{r['feature']}")),
+            "note": r["note"],
             "hook": r["hook"],
             "share": None if r["share"] is None else f"{r['share']:.0%}",
             "activation": r["activation"],
@@ -262,6 +272,8 @@ def _table(data: Data) -> Any:
     names |= {"n": "tokens", "density": "density", "top_tokens": "fires on", "promoted": "promotes"}
     if len(data["hooks"]) == 1:
         del names["hook"]
+    if any(r["note"] for r in rows):
+        names = {"feature": "feature", "note": "note"} | names
     hooks = [("", "All hooks"), *[(h, h) for h in data["hooks"]]]
     controls = [
         picker("hook", "Hook", hooks, data["hook"] or "", "", wide=True) if len(hooks) > 2 else None,
