@@ -15,6 +15,7 @@ from attlas.dashboard.components import (
     heading,
     job_panel,
     metric_cards,
+    note_card,
     picker,
     table,
     tag,
@@ -22,12 +23,14 @@ from attlas.dashboard.components import (
 )
 from attlas.dashboard.components import head_figures as views
 from attlas.dashboard.jobs import Job
+from attlas.dashboard.notes import note_data
 from attlas.dashboard.page import Data, Page, Params, integer, link
 from attlas.dashboard.pages.heads import account, own_text, projections, sequences, worth
 from attlas.dashboard.pages.heads.metrics import METRICS, head_rows, named
 from attlas.dashboard.pages.heads.numbers import OTHER_KINDS, Heads, all_numbers, with_atlas
 from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
+from attlas.data.notes import head_subject
 
 MOST_TOKENS = 96
 EXAMPLES = {
@@ -82,6 +85,7 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     }
     if shown is None:
         return found
+    found["note"] = note_data(reader, head_subject(str(model), *place))
     one = {"layer": place[0], "head": place[1]}
     by = params.get("by", "")
     found["by"] = by if by in sequences.BY else "weight"
@@ -150,6 +154,7 @@ def view(data: Data, theme: Theme) -> Any:
             _vision(data) if data["vision"] else _map(data, theme),
             _distributions(data, theme),
             _history(data, theme),
+            html.Div(note_card(data["note"]), className="columns one"),
         ]
     )
 

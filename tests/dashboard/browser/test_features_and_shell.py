@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from attlas.data.notes import NoteBook
 from attlas.data.workspace import Workspace
 
 from ..chromium import CHROMIUM, settled
@@ -187,3 +188,24 @@ def test_the_palette_goes_to_a_head(page, address: str) -> None:  # type: ignore
     page.keyboard.press("Enter")
     page.wait_for_url("**/head?layer=3&head=0&model=gpt2-mini")
     page.locator("main h1").wait_for()
+
+
+def test_a_note_is_kept_as_it_is_typed(page, address: str, workspace: Workspace) -> None:  # type: ignore[no-untyped-def]
+    page.goto(f"{address}/feature?id=3")
+    label = page.get_by_label("Label")
+    label.click()
+    page.keyboard.type("commas in lists", delay=40)
+    page.get_by_text("Written 20").wait_for()
+    assert label.input_value() == "commas in lists"
+    assert page.evaluate("document.activeElement.value") == "commas in lists"
+    page.get_by_role("button", name="Star").click()
+    page.get_by_text("2 changes are kept").wait_for()
+    (note,) = NoteBook(workspace.path).all("feature")
+    assert (note.label, note.star) == ("commas in lists", True)
+    page.goto(f"{address}/features?q=commas+in+lists")
+    page.locator('.ag-cell[col-id="note"]').filter(has_text="★ commas in lists").wait_for()
+    assert page.locator(".feature-link").all_inner_texts() == ["3"]
+    page.goto(f"{address}/feature?id=3")
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_text("Nothing written yet").wait_for()
