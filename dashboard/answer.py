@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from attlas.dashboard.cuts import cuts
 from attlas.dashboard.page import Data, Page, Params
-from attlas.dashboard.reader import WorkspaceReader, clean, cuts
+from attlas.dashboard.reader import WorkspaceReader, clean
 from attlas.errors import WorkspaceError
 
 _NAMES_A_RUN = re.compile(r"run|matching|pruned|sae\d*")

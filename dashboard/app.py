@@ -32,6 +32,7 @@ from attlas.dashboard.pages.features.table import grid_rows
 from attlas.dashboard.pictures import pattern_picture
 from attlas.dashboard.preview import PreviewedDash
 from attlas.dashboard.reader import WorkspaceReader
+from attlas.dashboard.take import serve_tables
 from attlas.dashboard.theme import theme
 from attlas.errors import AttlasError
 
@@ -81,6 +82,7 @@ def create_app(
     _act(app, reader)
     write_notes(app, reader)
     _serve_json(app.server, reader, pages)
+    serve_tables(app.server, reader)
     guard(app.server, host, token)
     return app
 
@@ -133,7 +135,7 @@ def _route(app: Dash, reader: WorkspaceReader, pages: tuple[Page, ...]) -> None:
         live = data.get("live")
         # Within a page, what differs is changed in place (assets/draw.js); another page is made anew.
         shown = html.Div(
-            [cut(data), body, footer(reader, path, search or "")], className="content", key=f"{path}{mode}"
+            [cut(data), body, footer(reader, path, search or "", data)], className="content", key=f"{path}{mode}"
         )
         drawn = {"page": shown, "title": f"{title(page, params)} · Attlas"}
         if ctx.triggered_id != "tick":

@@ -10,6 +10,7 @@ from dash import dcc, html
 from attlas.dashboard.components import attributes, empty, picker
 from attlas.dashboard.page import Data, Page, Params, link
 from attlas.dashboard.reader import WorkspaceReader
+from attlas.dashboard.take import tables_of
 from attlas.dashboard.theme import Theme
 
 
@@ -87,11 +88,16 @@ def frame(reader: WorkspaceReader, pages: tuple[Page, ...], path: str, params: P
     )
 
 
-def footer(reader: WorkspaceReader, path: str, search: str) -> html.Footer:
-    """Where the numbers come from, and the same page as JSON."""
+def footer(reader: WorkspaceReader, path: str, search: str, data: Data) -> html.Footer:
+    """Where the numbers come from, the page as JSON, the tables it is made of as CSV."""
+    tables = [
+        html.Li([f"{run}: ", *(html.A(name, href=f"/table/{run}/{name}.csv", className="csv") for name in names)])
+        for run, names in tables_of(reader, data).items()
+    ]
     return html.Footer(
         [
             html.Span(["Workspace ", html.Code(str(reader.path))]),
+            html.Details([html.Summary("Tables as CSV"), html.Ul(tables)], className="take") if tables else html.Span(),
             html.A("This page as JSON", href=f"/api{path if path != '/' else '/overview'}{search}", target="_blank"),
         ]
     )

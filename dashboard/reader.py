@@ -11,7 +11,6 @@ import re
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 import duckdb
 import numpy as np
 
+from attlas.dashboard.cuts import are_noted, note
 from attlas.dashboard.jobs import JobQueue
 from attlas.data.workspace import Run, Workspace
 from attlas.errors import WorkspaceError
@@ -29,7 +29,6 @@ _KEPT_IN_MEMORY = 3
 _KEPT_ANSWERS = 24
 _MOST_ROWS = 20_000  # a page reads of one table, when it does not say otherwise
 _POINTS = 400  # of a curve: more than a figure has pixels for
-_CUT: ContextVar[list[Row] | None] = ContextVar("attlas_cut", default=None)
 _AS_THEY_ARE = {int, str, bool, type(None)}
 
 
@@ -52,17 +51,6 @@ def clean(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [clean(v) for v in value]
     return value
-
-
-@contextmanager
-def cuts() -> Iterator[list[Row]]:
-    """Within, every table of which `rows` gives only a part is noted: {table, shown, total}."""
-    found: list[Row] = []
-    token = _CUT.set(found)
-    try:
-        yield found
-    finally:
-        _CUT.reset(token)
 
 
 @contextmanager
@@ -174,13 +162,19 @@ class WorkspaceReader:
         """
         return None if run is None or table not in run.tables else self.workspace.table_path(run, table)
 
+    @contextmanager
+    def cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A cursor of its own; DuckDB's errors as WorkspaceError."""
+        with self._db.cursor() as cursor, _unreadable():
+            yield cursor
+
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[Row]:
         """Run one statement on a cursor of its own, so that requests may run at once.
 
         Raises:
             WorkspaceError: DuckDB cannot read a file; which.
         """
-        with self._db.cursor() as cursor, _unreadable():
+        with self.cursor() as cursor:
             cursor.execute(sql, list(parameters))
             names = [d[0] for d in cursor.description or ()]
             return [{n: clean(v) for n, v in zip(names, row, strict=True)} for row in cursor.fetchall()]
@@ -215,11 +209,8 @@ class WorkspaceReader:
         values = [str(path), *equal.values()]
         sql = f"SELECT * {tail} {'ORDER BY ' + by if by else ''} LIMIT ?"
         found = self.query(sql, [*values, _MOST_ROWS if limit is None else limit])
-        noted = _CUT.get()
-        if limit is None and noted is not None and len(found) == _MOST_ROWS:
-            total = self.query(f"SELECT count(*) AS n {tail}", values)[0]["n"]
-            if total > len(found):
-                noted.append({"table": table, "shown": len(found), "total": total})
+        if limit is None and len(found) == _MOST_ROWS and are_noted():
+            note(table, len(found), self.query(f"SELECT count(*) AS n {tail}", values)[0]["n"])
         return found
 
     def curves(

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from attlas.dashboard.reader import FeatureFilter, WorkspaceReader, clean, cuts
+from attlas.dashboard.cuts import cuts
+from attlas.dashboard.reader import FeatureFilter, WorkspaceReader, clean
 from attlas.data.workspace import Ref, Workspace
 
 MODEL = Ref("m", "0" * 16)
