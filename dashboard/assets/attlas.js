@@ -79,7 +79,11 @@
         if (model) search.set("sort", (model.sort === "desc" ? "-" : "") + model.colId);
         else search.delete("sort");
         const next = search.toString() ? "?" + search.toString() : "";
-        if (next !== window.location.search) history.replaceState({}, "", window.location.pathname + next);
+        if (next !== window.location.search) {
+          history.replaceState({}, "", window.location.pathname + next);
+          // Else dcc.Location puts the address it knows of back with the next change of a control.
+          window.dash_clientside.set_props("url", { href: window.location.href });
+        }
         return nothing();
       },
     },
