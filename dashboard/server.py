@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from waitress import create_server
+
 from attlas.dashboard.app import create_app
 from attlas.dashboard.guard import BODY_BYTES, LOCAL, TOKEN, new_token
 from attlas.errors import ConfigError
@@ -46,8 +48,6 @@ def serve(
         ConfigError: the port is taken.
         WorkspaceError: the folder is not a workspace.
     """
-    from waitress import create_server
-
     token = None if host in LOCAL else new_token()
     app = create_app(workspace, models, host, token)
     logging.getLogger("waitress").setLevel(logging.ERROR)

@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING
 from attlas.lazy import face
 
 if TYPE_CHECKING:
+    from attlas.analyses.features.attribution import head_shares
     from attlas.analyses.features.config import FeaturesConfig, HeadSurveyConfig, MatchingConfig
     from attlas.analyses.features.describe import FeaturesResult, features
-    from attlas.analyses.features.firing import Firing, firing
     from attlas.analyses.features.logits import logit_effects
     from attlas.analyses.features.matching import MatchingResult, sae_matching
-    from attlas.analyses.features.shares import head_shares
+    from attlas.analyses.features.on_text import Firing, firing
     from attlas.analyses.features.survey import HeadSurveyResult, head_survey
 
 _PUBLIC = {
     "FeaturesConfig": "config",
     "FeaturesResult": "describe",
-    "Firing": "firing",
+    "Firing": "on_text",
     "HeadSurveyConfig": "config",
     "HeadSurveyResult": "survey",
     "MatchingConfig": "config",
     "MatchingResult": "matching",
     "features": "describe",
-    "firing": "firing",
-    "head_shares": "shares",
+    "firing": "on_text",
+    "head_shares": "attribution",
     "head_survey": "survey",
     "logit_effects": "logits",
     "sae_matching": "matching",

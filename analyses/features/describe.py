@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.features.attribution import head_shares, head_spread
 from attlas.analyses.features.codes import coded
 from attlas.analyses.features.config import FeaturesConfig
 from attlas.analyses.features.direction_nulls import DIRECTION_SCORES, DirectionNull, direction_nulls
@@ -25,7 +26,6 @@ from attlas.analyses.features.logits import logit_effects
 from attlas.analyses.features.null import NullConfig
 from attlas.analyses.features.pass_state import load_pass, save_pass
 from attlas.analyses.features.relations import Coactivation, neighbours, phrases
-from attlas.analyses.features.shares import head_shares, head_spread
 from attlas.analyses.features.stream import EDGES, N_BINS, FeatureStream
 from attlas.analyses.features.tables import (
     COACTIVATION,

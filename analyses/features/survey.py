@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.common.columns import DENSITY, FEATURE, HEAD, LAYER, PROMOTED, RANK_BY_SHARE, TOP_TOKENS
+from attlas.analyses.features.attribution import head_shares
 from attlas.analyses.features.config import HeadSurveyConfig
 from attlas.analyses.features.directions import encoder_directions, offsets, reading
 from attlas.analyses.features.logits import logit_effects
 from attlas.analyses.features.null import null_directions
 from attlas.analyses.features.relations import Coactivation
-from attlas.analyses.features.shares import head_shares
 from attlas.analyses.features.stream import FeatureStream
 from attlas.data.figures import new_figure
 from attlas.data.progress import Track, no_track

@@ -11,6 +11,9 @@ from tyro.conf import subcommand
 
 from attlas.cli.common import Output
 from attlas.cli.options import OutArgs
+from attlas.data.files import write_text_atomic
+from attlas.data.notes import NoteBook
+from attlas.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -91,9 +94,6 @@ DEFAULT_ARGV = ["list"]
 
 def run(args: List | Write | Export | Import, out: Output) -> dict[str, Any]:
     """Read or write the workspace's notes."""
-    from attlas.data.files import write_text_atomic
-    from attlas.data.notes import NoteBook
-
     book = NoteBook(args.workspace)
     if isinstance(args, Write):
         given = {name: getattr(args, name) for name in ("label", "star", "tags", "comment")}
@@ -116,8 +116,6 @@ def run(args: List | Write | Export | Import, out: Output) -> dict[str, Any]:
 
 
 def _text(file: Path) -> str:
-    from attlas.errors import ConfigError
-
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -8,7 +8,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from attlas.analyses.features.firing import firing
+from attlas.analyses.features.on_text import firing
 from attlas.dashboard.app import create_app
 from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel

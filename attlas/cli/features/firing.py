@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attlas.analyses.features.firing import firing
+from attlas.analyses.features.on_text import firing
 from attlas.cli.common import Output, open_workspace
 from attlas.cli.inputs import SAEArgs, load_saes, open_model_of
 from attlas.data.workspace import Run, Workspace

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import dash_mantine_components as dmc
 from dash import dcc, html
 
-from attlas.analyses.features.firing import Firing, firing, sources
+from attlas.analyses.features.on_text import Firing, firing, sources
 from attlas.dashboard.components import attributes, card, empty, heading, job_panel, picker, short, table, text_box
 from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.jobs import Job

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from attlas.analyses.features.attribution import head_shares, head_spread
 from attlas.analyses.features.describe import FeaturesConfig, FeaturesResult, features
 from attlas.analyses.features.relations import Coactivation, neighbours
-from attlas.analyses.features.shares import head_shares, head_spread
 from attlas.analyses.features.stream import FeatureStream
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.text import TokenDataset

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attlas.analyses.features.attribution import attribute_features, attribution_hooks
-from attlas.analyses.features.firing import MOST_TOKENS, firing, sources
+from attlas.analyses.features.on_text import MOST_TOKENS, firing, sources
 from attlas.errors import ConfigError, PromptError, UnsupportedModelError
 from attlas.interp import HookedModel
 from attlas.saes.architectures import create_sae

@@ -98,13 +98,10 @@ def firing(model: Any, saes: Mapping[str, SAE], text: str | Tensor) -> Firing:
         ConfigError: an autoencoder of another width, or on a hook that the model does not have.
 
     Example:
-        >>> from attlas import load_model, load_sae, train_sae, TrainConfig
         >>> from attlas.analyses.features import firing
-        >>> model = load_model("gpt2-mini")
-        >>> config = TrainConfig(hooks=("blocks.3.attn.hook_z",), d_sae=64, k=4, n_tokens=500, buffer_tokens=500)
-        >>> found = firing(model, train_sae(config, model=model, progress=False).saes, "the white whale, and the white")
+        >>> found = firing(model, {hook: sae}, "the white whale, and the white")
         >>> len(found.tokens), found.activation.shape == found.position.shape
-        (9, True)
+        (8, True)
     """
     model = as_hooked(model)
     if model.cfg.family == "vit":
@@ -151,12 +148,8 @@ def sources(
         ConfigError: a hook without heads; else as `firing`.
 
     Example:
-        >>> from attlas import load_model, train_sae, TrainConfig
-        >>> from attlas.analyses.features.firing import sources
-        >>> model = load_model("gpt2-mini")
-        >>> config = TrainConfig(hooks=("blocks.3.attn.hook_z",), d_sae=64, k=4, n_tokens=500, buffer_tokens=500)
-        >>> sae = train_sae(config, model=model, progress=False).saes["blocks.3.attn.hook_z"]
-        >>> rows = sources(model, sae, "blocks.3.attn.hook_z", "the white whale", 0, [2])
+        >>> from attlas.analyses.features.on_text import sources
+        >>> rows = sources(model, sae, hook, "the white whale", 0, [2])
         >>> rows[0][3:] == [0.0] * (len(rows[0]) - 3)  # later tokens are not seen
         True
     """
