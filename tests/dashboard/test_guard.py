@@ -47,11 +47,8 @@ def test_elsewhere_a_token_is_needed(workspace: Workspace) -> None:
 
 def test_a_body_that_is_too_large_is_refused_before_it_is_read(workspace: Workspace) -> None:
     client = create_app(workspace.path).server.test_client()
-    answer = client.post(
-        "/_dash-update-component",
-        data=b"{}",
-        headers={"Content-Length": str(BODY_BYTES + 1), "Content-Type": "application/json"},
-    )
+    length = {"CONTENT_LENGTH": str(BODY_BYTES + 1)}
+    answer = client.post("/_dash-update-component", content_type="application/json", environ_overrides=length)
     assert answer.status_code == 413
 
 
