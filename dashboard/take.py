@@ -62,7 +62,7 @@ def _lines(reader: WorkspaceReader, path: str) -> Iterator[str]:
         rows: list[tuple[Any, ...]] = [tuple(d[0] for d in cursor.description or ())]
         while rows:
             text = io.StringIO()
-            csv.writer(text, lineterminator="\n").writerows([_cell(v) for v in row] for row in rows)
+            csv.writer(text, lineterminator="\r\n").writerows([_cell(v) for v in row] for row in rows)
             yield text.getvalue()
             rows = cursor.fetchmany(_BLOCK)
 

@@ -30,7 +30,7 @@ def place(gpt2_mini: HookedModel, val_tokens: TokenDataset, tmp_path: Path) -> W
 
 def draw(client: Any, path: str) -> str:
     """What the router's callback answers for a place, as JSON text."""
-    wanted = next(d for d in client.get("/_dash-dependencies").json if "frame.children" in d["output"])
+    wanted = next(d for d in client.get("/_dash-dependencies").json if "drawn.data" in d["output"])
     told = {"pathname": path, "search": "", "data": "dark", "n_intervals": 0}
     parts = [
         [{**each, "value": told.get(each["property"]) if each["id"] != "acted" else None} for each in wanted[key]]
