@@ -20,6 +20,8 @@ _BLOCK = 5_000  # rows written at once
 
 def tables_of(reader: WorkspaceReader, data: Data) -> dict[str, list[str]]:
     """run → its tables, of every run that a page's data names, in their order there."""
+    if not data:  # a page that could not be made
+        return {}
     runs = {run.id: run for run in reader.runs()}
     return {id: sorted(runs[id].tables) for id in _named(data, runs, {}) if runs[id].tables}
 
