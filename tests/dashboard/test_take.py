@@ -29,9 +29,7 @@ def test_a_table_is_taken_whole(workspace: Workspace) -> None:
     assert json.loads(examples.tokens[0]) == list(workspace.read_table(run, "examples").to_pandas().tokens[0])
 
 
-@pytest.mark.parametrize(
-    "path", ["/table/none/features.csv", "/table/{run}/nothing.csv", "/table/../manifest.csv"]
-)
+@pytest.mark.parametrize("path", ["/table/none/features.csv", "/table/{run}/nothing.csv", "/table/../manifest.csv"])
 def test_what_is_no_table_is_said(path: str, workspace: Workspace) -> None:
     client = create_app(workspace.path).server.test_client()
     run = workspace.latest("features")

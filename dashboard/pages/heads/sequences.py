@@ -70,7 +70,7 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
 
 def _explained_by(reader: WorkspaceReader, model: str) -> str | None:
     """In terms of what the circuit page explains a score of this model; None where it cannot run it."""
-    here = any(card.name == model and card.present for card in catalog()) or model in reader.jobs.named
+    here = any(card.name == model and card.present for card in catalog()) or model in reader.jobs.folders
     return None if not here else "features" if reader.runs("sae", model) else "heads and MLPs"
 
 
