@@ -76,7 +76,9 @@ def test_products_take_tensor_cores_and_asynchronous_copies(compiled: Report) ->
 def test_code_stays_within_its_budget(compiled: Report) -> None:
     for job, found in compiled.items():
         kernel, capability, *rest = job.split()
-        if kernel in BUDGETS and capability == "90" and "bf16" in rest:
+        if (
+            kernel in BUDGETS and capability == "90" and "bf16" in rest and "matryoshka" not in rest
+        ):  # five prefixes, unrolled
             loop, total = BUDGETS[kernel]
             assert found["loop"] <= loop, f"{job}: {found}"
             assert found["total"] <= total, f"{job}: {found}"
