@@ -63,16 +63,48 @@ class AttentionTile:
             found[..., first:end] = self.weights.diagonal(offset, -2, -1)
         return found / self.z
 
-    def sums(self, factors: Tensor) -> Tensor:
-        """Σ over keys of weight · factor.
+    def sums_by(self, codes: Tensor, n_codes: int) -> Tensor:
+        """Σ over the keys of each code.
 
         Args:
-            factors: float [n, R, S, C], shared by the heads.
+            codes: integers [1 or n, R, S] from 0, shared by the heads.
 
-        Returns: [n, H, R, C], of normalised weights.
+        Returns: [n, H, R, n_codes], of normalised weights.
         """
-        found = self.weights.transpose(1, 2) @ factors  # [n, R, H, C]
-        return found.transpose(1, 2) / self.z.unsqueeze(-1)
+        found = self.weights.new_zeros(*self.z.shape, n_codes)
+        found.scatter_add_(-1, codes.long().unsqueeze(1).expand_as(self.weights), self.weights)
+        return found / self.z.unsqueeze(-1)
+
+    def distances(self) -> tuple[Tensor, Tensor]:
+        """Mean of query − key (of causal attention the distance) and of its square under each query's weights, [n, H, R] each.
+
+        Positions count from the block's first query, so that near keys lose no digits to far ones.
+        """
+        at = torch.arange(self.block.keys.start, self.block.keys.stop, device=self.z.device) - self.block.queries.start
+        at = at.to(self.z.dtype)
+        moments = (self.weights @ torch.stack([at, at**2], -1)) / self.z.unsqueeze(-1)
+        own = torch.arange(self.z.shape[-1], device=self.z.device, dtype=self.z.dtype)
+        own = own * (self.peak > _CLOSED / 2)  # a query without a key is 0 from everything
+        return own - moments[..., 0], (own**2 - 2 * own * moments[..., 0] + moments[..., 1]).clamp(min=0)
+
+    def strongest(self, k: int) -> tuple[Tensor, Tensor]:
+        """The k largest weights of each query, normalised, and their keys, [n, H, R, min(k, S)] each, the largest first.
+
+        They lie in the k groups of keys of largest maximum, so that few keys need sorting.
+        """
+        n_keys = self.weights.shape[-1]
+        width = max(1, round((n_keys / k) ** 0.5))
+        n_groups = n_keys // width
+        if n_groups <= k or n_keys <= k:
+            found = self.weights.topk(min(k, n_keys), -1)
+            return found.values / self.z.unsqueeze(-1), found.indices + self.block.keys.start
+        grouped = self.weights[..., : n_groups * width].unflatten(-1, (n_groups, width))
+        best = grouped.amax(-1).topk(k, -1, sorted=False).indices.unsqueeze(-1)
+        at = (best * width + torch.arange(width, device=best.device)).flatten(-2)
+        tail = torch.arange(n_groups * width, n_keys, device=best.device).expand(*at.shape[:-1], -1)
+        at = torch.cat([at, tail], -1)
+        found = self.weights.gather(-1, at).topk(k, -1)
+        return found.values / self.z.unsqueeze(-1), at.gather(-1, found.indices) + self.block.keys.start
 
 
 def tile_blocks(

@@ -1,8 +1,8 @@
 """Every head over a whole corpus: scores, an account of its mass, and the sequences that show it at each strength.
 
 HeadVis (Luger, Kamath et al. 2026, transformer-circuits.pub/2026/headvis) shows heads on sequences stratified by their
-activation; its six metrics are here by its own definitions. One streaming pass, no T × T map beyond a tile, and a second
-pass over the sequences that are kept. The account, with its controls, is *(ours)*.
+activation; its six metrics are here by its own definitions. One streaming pass, no T × T map beyond a tile. The account, with
+its controls, is *(ours)*.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from attlas.analyses.heads.config import BY, HeadsConfig
 from attlas.analyses.heads.controls import random_model, shuffled
-from attlas.analyses.heads.gallery import Chosen, Edges, Place, choose_all, read_edges
+from attlas.analyses.heads.gallery import Chosen, Edges, KeptRows, Place, choose_all, read_edges
 from attlas.analyses.heads.measure import HeadSums, measure
 from attlas.analyses.heads.pass_state import PassState
 from attlas.analyses.heads.rules import REST
@@ -250,11 +250,11 @@ def head_atlas(
     """
     config, model = config or HeadsConfig(), as_hooked(model)
     state = PassState(checkpoint, f"{model.weight_hash}/{model.dtype}/{data.hash}/{config}")
-    sums = measure(model, data, config, track, start=state.load(), keep=state.keep)
-    rest = sums.sums[f"rule:{REST}"] / np.maximum(sums.n_queries - 1, 1)[:, None, None]
+    rows = KeptRows(config, len(data))
+    sums = measure(model, data, config, track, start=state.load(), keep=state.keep, rows=rows)
     chosen = choose_all({by: sums.activation[by] for by in BY}, config)
-    chosen += choose_all({REST: rest}, dataclasses.replace(config, n_sampled=0))
-    edges = read_edges(model, data, chosen, config, track)
+    chosen += choose_all({REST: sums.rest_share()}, dataclasses.replace(config, n_sampled=0))
+    edges = read_edges(model, data, chosen, config, track, rows)
     shown = sorted({c.sequence for c in chosen})
     controls = {}
     if config.n_control:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.heads.config import HeadsConfig
-from attlas.analyses.heads.rules import ImageRules, TextRules, Vocabulary, one_hot
+from attlas.analyses.heads.gallery import KeptRows
+from attlas.analyses.heads.rules import REST, ImageRules, TextRules, Vocabulary
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset
@@ -45,6 +46,11 @@ class HeadSums:
     max_logit: np.ndarray
     rules: tuple[str, ...] = field(default=())
 
+    def rest_share(self) -> np.ndarray:
+        """Share of the mass that no rule takes, by sequence, float64 [n_sequences, layer, head]."""
+        found: np.ndarray = self.sums[f"rule:{REST}"] / np.maximum(self.n_queries - 1, 1)[:, None, None]
+        return found
+
 
 @torch.no_grad()
 def measure(
@@ -55,6 +61,7 @@ def measure(
     *,
     start: HeadSums | None = None,
     keep: Callable[[Callable[[], HeadSums]], None] | None = None,
+    rows: KeptRows | None = None,
     title: str = "heads",
 ) -> HeadSums:
     """Go through the data once.
@@ -62,6 +69,7 @@ def measure(
     Args:
         start: what an earlier pass over the first sequences found; the rest is added to it.
         keep: is called after every batch with a function that returns what is known so far, to be kept for a later `start`.
+        rows: takes the strongest keys of every query of sequences that may be shown.
 
     Raises:
         UnsupportedModelError: a pruned model that lacks heads.
@@ -72,7 +80,8 @@ def measure(
     parts = [] if start is None else [start]
     done = 0 if start is None else len(start.n_queries)
     for batch in track(data.batches(config.batch_size)[-(-done // config.batch_size) :], title):
-        parts.append(reader.read(batch.to(model.device)))
+        parts.append(reader.read(batch.to(model.device), rows, done))
+        done += len(batch)
         if keep is not None:
             keep(lambda: joined(parts))
     return joined(parts)
@@ -107,7 +116,7 @@ class _Reader:
         kind = "rot_" if model.cfg.positional == "rotary" else ""
         self.names = [f"attn.hook_{kind}q", f"attn.hook_{kind}k", "attn.hook_z", "hook_resid_pre"]
 
-    def read(self, batch: Tensor) -> HeadSums:
+    def read(self, batch: Tensor, rows: KeptRows | None, first: int) -> HeadSums:
         model, n_layers = self.model, self.model.cfg.n_layers
         cache = model.capture(batch, [f"blocks.*.{name}" for name in self.names])
         layers = [
@@ -116,12 +125,17 @@ class _Reader:
         n, heads, n_tokens, _ = layers[0].q.shape
         rules = self._rules(batch)
         totals = _Totals(n, n_layers, heads, rules.names, n_tokens, batch.device)
+        if rows is not None:
+            totals.make_room(self.config.keys_per_query)
         for block in tile_blocks(n, heads, n_tokens, causal=model.cfg.causal, device=batch.device):
             self._read_block(block, batch, layers, rules, totals)
         for index, layer in enumerate(layers):
             norms = layer.output_norms(self.grams[index])
             totals.norms(index, norms, layer.residual)
-        return totals.found(batch if self.images is None else None)
+        found = totals.found(batch if self.images is None else None)
+        if rows is not None:
+            rows.add(first, *totals.top, {**found.activation, REST: found.rest_share()})
+        return found
 
     def _rules(self, batch: Tensor) -> TextRules | ImageRules:
         if self.vocabulary is None:
@@ -133,9 +147,6 @@ class _Reader:
         self, block: Block, batch: Tensor, layers: list[_Layer], rules: TextRules | ImageRules, totals: _Totals
     ) -> None:
         codes = rules.codes(block)
-        at = torch.arange(totals.n_tokens, device=batch.device, dtype=layers[0].q.dtype)
-        distance = (at[block.queries][:, None] - at[block.keys]).abs()
-        factors = None
         repeats = _after_copies(batch, block) if isinstance(rules, TextRules) else None
         for index, layer in enumerate(layers):
             tile = attention_tile(layer.q, layer.k, layer.rule, block)
@@ -144,9 +155,7 @@ class _Reader:
                 here = rules.with_high_norm(
                     codes, layer.high_norm(self.config.high_norm, self.model)[block.rows][:, block.keys]
                 )
-            if factors is None or here is not codes:
-                factors = one_hot(here, len(rules.names), tile.weights.dtype, (distance, distance**2))
-            totals.add(index, tile, tile.sums(factors), repeats, self.config.active)
+            totals.add(index, tile, tile.sums_by(here, len(rules.names)), repeats, self.config.active)
 
 
 class _Layer:
@@ -182,9 +191,16 @@ class _Totals:
         self.sums = {name: torch.zeros(n, layers, heads, dtype=torch.float64, device=device) for name in names}
         self.activation = {by: torch.zeros(n, layers, heads, device=device) for by in ("weight", "norm")}
         self.max_logit = torch.full((layers, heads), -torch.inf, dtype=torch.float64, device=device)
+        self.top: tuple[Tensor, ...] = ()
+
+    def make_room(self, keys_per_query: int) -> None:
+        """For the strongest keys of every query: weights and keys, [B, layer, head, T, k]."""
+        shape = (*self.sums["distance"].shape, self.n_tokens, min(keys_per_query, self.n_tokens))
+        weights = torch.zeros(shape, device=self.max_logit.device)
+        self.top = weights, torch.zeros(shape, dtype=torch.int32, device=weights.device)
 
     def add(self, layer: int, tile: AttentionTile, sums: Tensor, repeats: _Pairs | None, active: float) -> None:
-        """One tile; sums [n, H, R, rules + 2] of rules, distance and its square."""
+        """One tile; sums [n, H, R, rules]."""
         rows, first = (
             tile.block.rows,
             1 if tile.block.queries.start == 0 else 0,
@@ -196,18 +212,22 @@ class _Totals:
         found = {
             "pattern_entropy": tile.entropy.sum(-1),
             "self_attention": own.sum(-1),
-            "distance": sums[..., -2].sum(-1),
-            "distance_squared": sums[..., -1].sum(-1),
             "previous_token": tile.behind(1).sum(-1),
             "sink_mass": sink[..., first:].sum(-1),
             "max_weight": inverse[..., first:].sum(-1),
             "active": (moved > active).sum(-1),
         }
         found |= {f"rule:{rule}": later[..., c].double().sum(-1) for c, rule in enumerate(self.rules)}
-        if repeats is not None:
+        if repeats is not None:  # text: the order of patches is no order of positions
+            distance, square = tile.distances()
+            found |= {"distance": distance.sum(-1), "distance_squared": square.double().sum(-1)}
             found["induction"] = repeats.mass_over(tile, INDUCTION_FLOOR)
         for name, value in found.items():
             self.sums[name][rows, layer] += value.double()
+        if self.top:
+            values, keys = tile.strongest(self.top[0].shape[-1])
+            place = (rows, layer, slice(None), tile.block.queries, slice(0, values.shape[-1]))
+            self.top[0][place], self.top[1][place] = values.float(), keys.int()
         if later.shape[2]:
             here = (tile.off_sink * inverse)[..., first:].amax(-1)
             seen = self.activation["weight"][rows, layer]

@@ -8,9 +8,8 @@ a head is how its mass splits over them. A rule that another contains stands bef
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -181,13 +180,3 @@ class ImageRules:
         """The codes [n, R, S] with keys of high norm (bool [n, S]) as a rule of their own."""
         index = self.names.index("high norm")
         return torch.where(high.unsqueeze(1) & (codes > index), index, codes.expand(len(high), -1, -1)).to(torch.uint8)
-
-
-def one_hot(codes: Tensor, n_rules: int, dtype: torch.dtype, more: Sequence[Tensor] = ()) -> Tensor:
-    """[n, R, S, rules + more]: which rule takes each pair, and further factors [R, S] beside them."""
-    shape = (*codes.shape, n_rules + len(more))
-    found: Any = torch.zeros(shape, dtype=dtype, device=codes.device)
-    found[..., :n_rules].scatter_(-1, codes.long().unsqueeze(-1), 1)
-    for column, factor in enumerate(more, start=n_rules):
-        found[..., column] = factor
-    return found

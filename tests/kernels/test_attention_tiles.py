@@ -38,7 +38,7 @@ def test_tiles_are_the_map(data: st.DataObject) -> None:
     )
     draw = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     q, k = (3 * torch.randn(batch, n, tokens, 4, generator=draw) for n in (heads, kv))
-    mask = None
+    mask, n_strongest = None, data.draw(st.integers(1, 6))
     if data.draw(st.booleans()):
         real = torch.rand(batch, tokens, generator=draw) < 0.7
         mask = real[:, None, None] & real[:, None, :, None]
@@ -61,9 +61,19 @@ def test_tiles_are_the_map(data: st.DataObject) -> None:
         torch.testing.assert_close(tile.entropy.double(), entropy, atol=5e-6, rtol=1e-5)
         off = part[..., 1:].amax(-1) if tokens > 1 else torch.zeros_like(part[..., 0])
         torch.testing.assert_close((tile.off_sink / tile.z).double(), off, atol=2e-6, rtol=1e-5)
-        factors = torch.rand(*part[:, 0].shape[:2], block.keys.stop, 3, generator=draw)
-        expected = torch.einsum("nhrs,nrsc->nhrc", part[..., block.keys], factors.double())
-        torch.testing.assert_close(tile.sums(factors).double(), expected, atol=5e-6, rtol=1e-5)
+        here = part[..., block.keys]
+        codes = torch.randint(4, (1, *here.shape[-2:]), generator=draw, dtype=torch.uint8)
+        expected = torch.stack([(here * (codes == code)[:, None]).sum(-1) for code in range(4)], -1)
+        torch.testing.assert_close(tile.sums_by(codes, 4).double(), expected, atol=5e-6, rtol=1e-5)
+        position = torch.arange(tokens).double()
+        offset = position[block.queries][:, None] - position[block.keys]
+        for found, power in zip(tile.distances(), (1, 2), strict=True):
+            torch.testing.assert_close(found.double(), (here * offset**power).sum(-1), atol=2e-4, rtol=1e-5)
+        values, keys = tile.strongest(n_strongest)
+        expected = here.sort(-1, descending=True).values[..., :n_strongest]
+        torch.testing.assert_close(values.double(), expected, atol=2e-6, rtol=1e-5)
+        torch.testing.assert_close(here.gather(-1, keys - block.keys.start), expected, atol=2e-6, rtol=1e-5)
+        assert bool((keys.sort(-1).values.diff(dim=-1) > 0).all()), "a key is told twice"
         for steps in (0, 1, 5):
             at = torch.arange(block.queries.start, block.queries.stop)
             expected = torch.where(

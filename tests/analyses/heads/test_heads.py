@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attlas.analyses.heads import HeadAtlas, HeadsConfig, head_atlas
 from attlas.analyses.heads.controls import random_model, shuffled
-from attlas.analyses.heads.gallery import choose
+from attlas.analyses.heads.gallery import KeptRows, choose, read_edges
 from attlas.analyses.heads.measure import measure
 from attlas.analyses.heads.rules import IMAGE_RULES, TEXT_RULES, ImageRules, TextRules, Vocabulary
 from attlas.data.images.dataset import ImageDataset
@@ -158,13 +158,14 @@ def test_controls_differ_and_keep_their_shape(
 def test_intervals_of_the_gallery() -> None:
     activation = np.array([5.0, 1, 9, 9, 3, 2, 8, 7, 4, 6])
     config = dataclasses.replace(SMALL, n_intervals=5, n_top=3, n_sampled=1)
-    found = choose(activation, config, np.random.default_rng(0))
+    found = choose(activation, config, np.arange(10)[::-1])
     assert [row for row in found if row[0] == 4] == [(4, 0, 2), (4, 1, 3)]  # ties: the lower sequence first
     assert [row[0] for row in found] == [4, 4, 3, 2, 1, 0]
+    assert [row[2] for row in found[2:]] == [7, 9, 8, 5], "of each part the first in the drawing order"
     edges = np.quantile(activation, (0.2, 0.4, 0.6, 0.8))
     for interval, _, sequence in found:
         assert interval == np.searchsorted(edges, activation[sequence], side="right")
-    one = choose(activation[:1], config, np.random.default_rng(0))
+    one = choose(activation[:1], config, np.arange(1))
     assert one == [(4, 0, 0)]
 
 
@@ -179,6 +180,26 @@ def test_kept_weights_are_the_strongest_of_each_query(atlas: HeadAtlas, maps: Te
             best = weights[query].sort(descending=True).values[: int(kept.sum())]
             np.testing.assert_allclose(edges.weight[kept], best.numpy(), atol=6e-5)
             np.testing.assert_allclose(weights[query, edges.key[kept]].numpy(), edges.weight[kept], atol=6e-5)
+
+
+def test_rows_do_not_depend_on_what_the_pass_kept(gpt2_mini: HookedModel, text: TokenDataset, atlas: HeadAtlas) -> None:
+    few = KeptRows(SMALL, len(text), most_bytes=0)  # the strongest of each head alone
+    measure(gpt2_mini, text, SMALL, rows=few)
+    kept = [c for c in atlas.chosen if few.get((c.layer, c.head, c.sequence)) is not None]
+    assert {c.interval for c in kept} >= {4}
+    assert len({(c.layer, c.head, c.sequence) for c in kept}) < len(atlas.edges), "all were kept, so nothing is tested"
+    assert all(c in kept for c in atlas.chosen if c.interval == 4), "the strongest are always kept"
+    nothing, some = (read_edges(gpt2_mini, text, atlas.chosen, SMALL, kept=rows) for rows in (None, few))
+    for place, edges in atlas.edges.items():
+        for found in (nothing[place], some[place]):
+            np.testing.assert_array_equal(found.query, edges.query)
+            np.testing.assert_allclose(found.weight, edges.weight, atol=1.1e-4)
+    held = KeptRows(SMALL, len(text), most_bytes=0)
+    held.add(
+        0, torch.ones(3, 1, 1, 2, 1), torch.zeros(3, 1, 1, 2, 1), {"weight": np.array([1.0, 3, 2]).reshape(3, 1, 1)}
+    )
+    held.add(3, torch.ones(2, 1, 1, 2, 1), torch.zeros(2, 1, 1, 2, 1), {"weight": np.array([3.0, 0]).reshape(2, 1, 1)})
+    assert [held.get((0, 0, s)) is not None for s in range(5)] == [False, True, False, True, False]
 
 
 def test_a_pass_goes_on_from_its_state(
