@@ -30,6 +30,7 @@ from attlas.analyses.common.columns import (
     N_QUERIES,
     NORMALIZED,
     PREVIOUS_TOKEN,
+    REPEAT_INDUCTION,
     SINK_MASS,
 )
 from attlas.analyses.common.repeats import repeat_scores, repeated_tokens
@@ -76,8 +77,9 @@ MAP_ANATOMY = TableSchema(
         *MEASURES,
         *[
             column(f"repeat_{name}", _F, "fraction", f"{name.replace('_', ' ')} score on repeated random tokens")
-            for name in ("previous_token", "duplicate_token", "induction")
+            for name in ("previous_token", "duplicate_token")
         ],
+        REPEAT_INDUCTION,
         column("local", _F, "fraction", "mass within the first window, sink and the query itself left out"),
         column("broad", _F, "fraction", "the normalised entropy, as the score of label 'broad'"),
         column("label", pa.string(), "", "what the head mostly does: " + ", ".join(LABELS) + ", or unassigned"),

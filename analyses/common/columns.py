@@ -43,6 +43,7 @@ MAX_WEIGHT = column("max_weight", pa.float64(), "fraction", "mean of a query's l
 SINK_MASS = column("sink_mass", pa.float64(), "fraction", "mean weight on the first position")
 PREVIOUS_TOKEN = column("previous_token", pa.float64(), "fraction", "mean weight on the position before the query")
 DIAGONAL = column("diagonal", pa.float64(), "fraction", "mean weight on the query itself")
+REPEAT_INDUCTION = column("repeat_induction", pa.float64(), "fraction", "induction score on repeated random tokens")
 MEAN_DISTANCE = column("mean_distance", pa.float64(), "positions", "mean distance from the query to where it looks")
 
 # -- redundancy ------------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ class HeadsConfig:
             for each other.
         high_norm: a patch counts as of high norm from this many times the median patch's (images).
         n_control: sequences of the negative controls (a model of random weights, shuffled text); 0 for none.
+        n_repeats: sequences of repeated random tokens, for the induction score and the positive control; 0 for none.
         seed: of the sampled sequences, of the controls and of the bootstrap.
     """
 
@@ -41,6 +42,7 @@ class HeadsConfig:
     alike: float = 0.5
     high_norm: float = 3.0
     n_control: int = 64
+    n_repeats: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -49,8 +51,10 @@ class HeadsConfig:
                 f"batch_size {self.batch_size}, n_intervals {self.n_intervals}, n_top {self.n_top}, keys_per_query "
                 f"{self.keys_per_query} and window {self.window} must be 1 or more"
             )
-        if min(self.n_sampled, self.n_control) < 0:
-            raise ConfigError(f"n_sampled {self.n_sampled} and n_control {self.n_control} must be 0 or more")
+        if min(self.n_sampled, self.n_control, self.n_repeats) < 0:
+            raise ConfigError(
+                f"n_sampled {self.n_sampled}, n_control {self.n_control} and n_repeats {self.n_repeats} must be 0 or more"
+            )
         if not (0 < self.least_weight < 1 and 0 < self.active < 1 and -1 <= self.alike <= 1 and self.high_norm > 1):
             raise ConfigError(
                 f"least_weight {self.least_weight} and active {self.active} must lie between 0 and 1, alike {self.alike} "

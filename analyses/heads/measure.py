@@ -32,7 +32,8 @@ class HeadSums:
     """What a pass found, by sequence: sums over queries, so that passes can be cut anywhere and joined.
 
     Attributes:
-        sums: name (of SUMS, or `rule:NAME`) → float64 [n_sequences, layer, head].
+        sums: name (of SUMS, `rule:NAME`, or `repeat:NAME` of the queries whose token occurred before) → float64
+            [n_sequences, layer, head].
         n_queries: int64 [n_sequences], all of them; n_repeats: those whose token occurred before.
         activation: "weight", "norm" → float32 [n_sequences, layer, head].
         max_logit: float64 [layer, head].
@@ -133,7 +134,7 @@ class _Reader:
             norms = layer.output_norms(self.grams[index])
             totals.norms(index, norms, layer.residual)
         found = totals.found(batch if self.images is None else None)
-        if rows is not None:
+        if rows is not None and totals.top is not None:
             rows.add(first, *totals.top, {**found.activation, REST: found.rest_share()})
         return found
 
@@ -148,6 +149,7 @@ class _Reader:
     ) -> None:
         codes = rules.codes(block)
         repeats = _after_copies(batch, block) if isinstance(rules, TextRules) else None
+        occurred = rules.occurred if isinstance(rules, TextRules) else None
         for index, layer in enumerate(layers):
             tile = attention_tile(layer.q, layer.k, layer.rule, block)
             here = codes
@@ -155,7 +157,7 @@ class _Reader:
                 here = rules.with_high_norm(
                     codes, layer.high_norm(self.config.high_norm, self.model)[block.rows][:, block.keys]
                 )
-            totals.add(index, tile, tile.sums_by(here, len(rules.names)), repeats, self.config.active)
+            totals.add(index, tile, tile.sums_by(here, len(rules.names)), repeats, occurred, self.config.active)
 
 
 class _Layer:
@@ -187,11 +189,11 @@ class _Totals:
         self, n: int, layers: int, heads: int, rules: tuple[str, ...], n_tokens: int, device: torch.device
     ) -> None:
         self.rules, self.n_tokens = rules, n_tokens
-        names = (*SUMS, *(f"rule:{rule}" for rule in rules))
+        names = (*SUMS, *(f"{of}:{rule}" for of in ("rule", "repeat") for rule in rules))
         self.sums = {name: torch.zeros(n, layers, heads, dtype=torch.float64, device=device) for name in names}
         self.activation = {by: torch.zeros(n, layers, heads, device=device) for by in ("weight", "norm")}
         self.max_logit = torch.full((layers, heads), -torch.inf, dtype=torch.float64, device=device)
-        self.top: tuple[Tensor, ...] = ()
+        self.top: tuple[Tensor, Tensor] | None = None
 
     def make_room(self, keys_per_query: int) -> None:
         """For the strongest keys of every query: weights and keys, [B, layer, head, T, k]."""
@@ -199,8 +201,16 @@ class _Totals:
         weights = torch.zeros(shape, device=self.max_logit.device)
         self.top = weights, torch.zeros(shape, dtype=torch.int32, device=weights.device)
 
-    def add(self, layer: int, tile: AttentionTile, sums: Tensor, repeats: _Pairs | None, active: float) -> None:
-        """One tile; sums [n, H, R, rules]."""
+    def add(
+        self,
+        layer: int,
+        tile: AttentionTile,
+        sums: Tensor,
+        repeats: _Pairs | None,
+        occurred: Tensor | None,
+        active: float,
+    ) -> None:
+        """One tile; sums [n, H, R, rules]; occurred: bool [B, T], queries whose token stands earlier too, of text."""
         rows, first = (
             tile.block.rows,
             1 if tile.block.queries.start == 0 else 0,
@@ -218,13 +228,16 @@ class _Totals:
             "active": (moved > active).sum(-1),
         }
         found |= {f"rule:{rule}": later[..., c].double().sum(-1) for c, rule in enumerate(self.rules)}
+        if occurred is not None:
+            again = (later.mT.double() @ occurred[rows, None, tile.block.queries, None][:, :, first:].double())[..., 0]
+            found |= {f"repeat:{rule}": again[..., c] for c, rule in enumerate(self.rules)}
         if repeats is not None:  # text: the order of patches is no order of positions
             distance, square = tile.distances()
             found |= {"distance": distance.sum(-1), "distance_squared": square.double().sum(-1)}
             found["induction"] = repeats.mass_over(tile, INDUCTION_FLOOR)
         for name, value in found.items():
             self.sums[name][rows, layer] += value.double()
-        if self.top:
+        if self.top is not None:
             values, keys = tile.strongest(self.top[0].shape[-1])
             place = (rows, layer, slice(None), tile.block.queries, slice(0, values.shape[-1]))
             self.top[0][place], self.top[1][place] = values.float(), keys.int()

@@ -99,6 +99,10 @@ class TextRules:
         self.words = None if vocabulary.starts_word is None else vocabulary.starts_word[tokens].cumsum(1)
         ends = nothing if vocabulary.ends is None else vocabulary.ends[tokens]
         last = torch.where(ends, at, -1).cummax(1).values
+        order = tokens.argsort(dim=1, stable=True)
+        ordered = tokens.gather(1, order)
+        again = torch.nn.functional.pad(ordered[:, 1:] == ordered[:, :-1], (1, 0), value=False)
+        self.occurred = torch.zeros_like(again).scatter_(1, order, again)  # the token stands earlier too
         # of each query the last one strictly before it
         self.last_end = torch.nn.functional.pad(last[:, :-1], (1, 0), value=-1)
 

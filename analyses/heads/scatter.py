@@ -32,11 +32,16 @@ def scatter(scores: Mapping[str, np.ndarray], names: Sequence[str], x: str, y: s
 def top_heads(scores: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, str]:
     """For the summary of a run: the heads of the largest induction and previous-token scores, where these are known.
 
+    Induction is that on repeated random tokens; of trees of HeadVis, which lack it, that on the corpus.
+
     Args:
         scores: name → float [n_heads].
         names: of the heads.
     """
-    shown = {f"top_{kind}_head": scores.get(f"{kind}_score") for kind in ("induction", "prev_token")}
+    induction = scores.get("repeat_induction")
+    if induction is None or np.isnan(induction).all():  # a tree that was read
+        induction = scores.get("induction_score")
+    shown = {"top_induction_head": induction, "top_prev_token_head": scores.get("prev_token_score")}
     return {
         key: names[int(np.nanargmax(values))]
         for key, values in shown.items()

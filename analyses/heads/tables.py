@@ -10,6 +10,7 @@ from attlas.analyses.common.columns import (
     MAX_WEIGHT,
     N_QUERIES,
     RANK_BY_STRENGTH,
+    REPEAT_INDUCTION,
     SEQUENCE,
     SINK_MASS,
     interval,
@@ -32,6 +33,7 @@ SCORES = (
         "weight after earlier copies of the query's token, weights below 0.01 left out; mean over queries whose token "
         "occurred before (HeadVis)",
     ),
+    REPEAT_INDUCTION,
     SINK_MASS,
     MAX_WEIGHT,
     column("max_logit", _F, "logit", "largest score before the softmax, as scaled"),
@@ -72,6 +74,18 @@ HEAD_ACCOUNT = TableSchema(
             "attention mass of pairs that this rule is the first to take, queries behind the first",
         ),
         *interval("fraction", "sequences or images"),
+        column(
+            "share_repeats",
+            _F,
+            "fraction",
+            "the same over the queries whose token occurred before; empty for images, and where there are none",
+        ),
+        column(
+            "share_repeated",
+            _F,
+            "fraction",
+            "positive control: share_repeats on random tokens said twice; empty without them",
+        ),
         column(
             "share_shuffled", _F, "fraction", "control: the same on shuffled text or patches; empty without controls"
         ),

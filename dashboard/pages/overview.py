@@ -25,7 +25,7 @@ _NUMBERS = {
     "l0": ("L0", "features active a token", "sae_eval", "l0"),
     "features": ("Features", "in the dictionary", "features", "n_features"),
     "dead_fraction": ("Dead features", "fraction that never fired", "features", "dead_fraction"),
-    "induction_head": ("Induction head", "layer.head, highest score on repeated tokens", "entropy", "induction_head"),
+    "induction_head": ("Induction head", "layer.head, highest on repeated tokens", "heads", "top_induction_head"),
     "top_vit_head": ("ViT head that matters", "layer.head, pruned alone", "vit", "top_head"),
 }
 

@@ -21,7 +21,7 @@ _FIRST = {
     "y": ("pattern_entropy", "entropy", "normalized"),
     "color": ("unexplained", "sink_mass", "induction", "content_relevance"),
     "size": (),
-    "metric": ("induction_score", "repeat_induction", "induction", "active", "entropy"),
+    "metric": ("repeat_induction", "induction_score", "induction", "active", "entropy"),
 }
 _TOP = (5, 10, 20, 50)
 _KINDS = ("heads", "anatomy", "entropy", *OTHER_KINDS)
@@ -110,7 +110,7 @@ def _summary(data: Data) -> Any:
             ("Heads", len(data["rows"]), ""),
             ("Sequences", s.get("n_sequences"), "images" if "grid" in s else "of the corpus"),
             ("Unexplained", s.get("unexplained"), "of the attention mass, mean of heads"),
-            ("Induction", s.get("top_induction_head"), "strongest on the corpus"),
+            ("Induction", s.get("top_induction_head"), "strongest on repeated random tokens"),
             ("Previous token", s.get("top_prev_token_head"), "strongest on the corpus"),
         ]
     )

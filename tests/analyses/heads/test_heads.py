@@ -10,17 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from attlas.analyses.attention import map_anatomy
 from attlas.analyses.heads import HeadAtlas, HeadsConfig, head_atlas
 from attlas.analyses.heads.controls import random_model, shuffled
 from attlas.analyses.heads.gallery import KeptRows, choose, read_edges
 from attlas.analyses.heads.measure import measure
 from attlas.analyses.heads.rules import IMAGE_RULES, TEXT_RULES, ImageRules, TextRules, Vocabulary
 from attlas.data.images.dataset import ImageDataset
+from attlas.data.models_catalog import EMBEDDED_DIR
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError
-from attlas.interp import HookedModel
+from attlas.interp import HookedModel, load_model
 from attlas.kernels.attention_tiles import Block
 
+EARLY = EMBEDDED_DIR / "gpt2-mini" / "checkpoints" / "step-00250"
 SMALL = HeadsConfig(batch_size=3, n_top=2, n_sampled=1, n_control=0)
 
 
@@ -136,6 +139,45 @@ def test_an_account_is_whole_and_sees_induction(gpt2_mini: HookedModel, atlas: H
     assert induction[layer, head] > 3 * natural[layer, head]
     mixed = atlas.account(measure(gpt2_mini, shuffled(repeated, seed=1), SMALL))
     assert mixed[rules.index("induction"), layer, head] < induction[layer, head] / 2
+
+
+def test_induction_by_one_definition(
+    gpt2_mini: HookedModel, atlas: HeadAtlas, maps: Tensor, text: TokenDataset
+) -> None:
+    assert atlas.strongest("repeat_induction") == (3, 0)
+    assert atlas.strongest("prev_token_score") == (2, 0)
+    assert {atlas.summary()[f"top_{kind}_head"] for kind in ("induction", "prev_token")} == {"3.0", "2.0"}
+    anatomy = map_anatomy(gpt2_mini, text.take(1))
+    np.testing.assert_allclose(anatomy.columns["repeat_induction"], atlas.scores()["repeat_induction"], atol=1e-6)
+    assert anatomy.summary()["induction_head"] == "3.0"
+    rules, twice = atlas.sums.rules, atlas.account(atlas.controls["repeated"], repeats=True)
+    sink, induction = (twice[rules.index(name), 3, 0] for name in ("sink", "induction"))
+    assert induction >= 0.5 * (1 - sink), "of queries that have something to repeat"
+    total, n = 0.0, 0
+    for row, tokens in enumerate(text.tokens.tolist()):
+        for query in range(1, len(tokens)):
+            n += tokens[query] in tokens[:query]
+            if tokens[query] in tokens[:query]:
+                total += float(maps[3, row, 0, query, 0])
+    assert atlas.account(repeats=True)[0, 3, 0] == pytest.approx(total / n, abs=1e-5)
+    row = next(
+        r for r in atlas.tables()["head_account"].to_pylist() if (r["layer"], r["head"], r["rule"]) == (3, 0, "sink")
+    )
+    assert row["share_repeated"] == pytest.approx(sink)
+    assert row["share_repeats"] == pytest.approx(total / n, abs=1e-5)
+
+
+def test_excess_over_a_control(gpt2_mini: HookedModel, text: TokenDataset) -> None:
+    half = text.tokens[:, 1:20]
+    twice = TokenDataset.from_tokens(torch.cat([text.tokens[:, :1], half, half], 1), "repeated")
+    trained, early = (
+        head_atlas(model, twice, dataclasses.replace(SMALL, n_control=10, n_repeats=0))
+        for model in (gpt2_mini, load_model(EARLY, device="cpu"))
+    )
+    assert trained.above_control("induction")[1][3, 0] > 0.02
+    assert (early.above_control("induction")[1] <= 0).all(), "250 steps make no induction head"
+    with pytest.raises(ConfigError, match="'repeated' was not measured"):
+        trained.above_control("rest", "repeated")
 
 
 def test_controls_differ_and_keep_their_shape(
