@@ -64,7 +64,8 @@ def test_numbers_are_those_of_every_table(client: Any, workspace: Workspace) -> 
         ("heads", "heads", "output_ratio"),
         ("heads", "heads", "sink_mass"),  # of both runs; the corpus counts
         ("entropy", "head_entropy", "entropy"),
-        ("anatomy", "map_anatomy", "repeat_induction"),
+        ("heads", "heads", "repeat_induction"),
+        ("anatomy", "map_anatomy", "repeat_duplicate_token"),
     ):
         assert [r[name] for r in heads] == pytest.approx(_frame(workspace, kind, table)[name].tolist()), name
     account = _frame(workspace, "heads", "head_account")
