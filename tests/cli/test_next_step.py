@@ -25,9 +25,18 @@ SUB_VERBS = {
     "circuit": ("tasks", "patch", "dla", "trace", "qk", "ablate"),
     "entropy": ("heads", "anatomy", "timeline", "selection", "windows", "cost", "collapse"),
     "export": ("sae", "headvis", "html"),
-    "features": ("describe", "survey", "match"),
+    "features": ("describe", "survey", "match", "firing"),
     "heads": ("measure", "weights", "effects", "similar", "project", "import"),
+    "notes": ("list", "write", "export", "import"),
     "vit": ("heads", "pruning", "tokens", "patterns"),
+}
+
+NEEDED = {  # what a sub-verb cannot do without
+    "models get": ["dinov2-small"],
+    "features firing": ["a text"],
+    "notes write": ["head/gpt2-mini/3.0"],
+    "notes export": ["--to", "notes.json"],
+    "notes import": ["notes.json"],
 }
 
 
@@ -62,7 +71,7 @@ def test_the_sub_verbs_are_these() -> None:
 
 @pytest.mark.parametrize("argv", _every(), ids=" ".join)
 def test_json_is_taken_everywhere(argv: list[str]) -> None:
-    args = parse([*argv, *(["dinov2-small"] if argv == ["models", "get"] else []), "--json"])
+    args = parse([*argv, *NEEDED.get(" ".join(argv), ()), "--json"])
     assert args.json is True
 
 
@@ -125,7 +134,7 @@ def test_every_next_step_parses() -> None:
 
     results: dict[str, dict[str, Any]] = {"models": {"name": "dinov2-small"}, "doctor": {"ok": True}}
     for argv in _every():
-        args = parse([*argv, *(["dinov2-small"] if argv == ["models", "get"] else [])])
+        args = parse([*argv, *NEEDED.get(" ".join(argv), ())])
         result = {"models": []} if argv in (["models"], ["models", "list"]) else results.get(argv[0], {})
         line = next_line(argv[0], args, result)
         if argv[0] in ("serve", "bench"):
