@@ -78,6 +78,13 @@ class Examples:
         """The rows chosen by a mask or by indices."""
         return Examples(self.direction[keep], self.sequence[keep], self.position[keep], self.activation[keep])
 
+    def strongest(self, n: int) -> Examples:
+        """The n rows of each direction with the largest activations, in the order they stand in."""
+        of = self.direction.numpy()
+        order = np.lexsort((-self.activation.numpy(), of))
+        rank = np.arange(len(order)) - np.searchsorted(of[order], of[order])
+        return self.where(torch.from_numpy(np.sort(order[rank < n])))
+
 
 @torch.no_grad()
 def sample(

@@ -176,8 +176,7 @@ def _columns(null: NullScores) -> dict[str, np.ndarray]:
 def _strongest(found: Sample, chosen: np.ndarray, n: int) -> Examples:
     """The n strongest examples of each chosen feature (bool [F])."""
     mine = feature_examples(found.stream)
-    rank = torch.nonzero((found.stream.top.sequence >= 0) & (found.stream.top.value > 0), as_tuple=True)[0]
-    return mine.where(torch.from_numpy(chosen)[mine.direction] & (rank < n))
+    return mine.where(torch.from_numpy(chosen)[mine.direction]).strongest(n)
 
 
 def _induction(
@@ -220,6 +219,7 @@ def _reach(
     R = null.directions.shape[1]
     drawn = np.unique(np.resize(groups[chosen], N_KEPT_NULL) * R + generator.integers(R, size=N_KEPT_NULL))
     theirs = null.examples.where(torch.from_numpy(np.isin(null.examples.direction.numpy(), drawn)))
+    theirs = theirs.strongest(n_causal)  # as many as a feature's: a mean over more would spread less
     kept: dict[str, np.ndarray] = {}
     for name, change in (("far", changes.far), ("near", changes.near)):
         mine = _kept(rerun, examples, encoder_directions(rerun.sae), change, track)

@@ -10,6 +10,7 @@ from scipy import stats
 from attlas.analyses.features.causal import Rerun, Tokens, paired_interval
 from attlas.analyses.features.directions import (
     MIN_EXAMPLES,
+    Examples,
     Sample,
     encoder_directions,
     feature_examples,
@@ -19,16 +20,18 @@ from attlas.analyses.features.directions import (
     score,
     source_shares,
 )
-from attlas.analyses.features.families import FamilyScore, families
+from attlas.analyses.features.families import CHECKS, FamilyScore, _reach, families
 from attlas.analyses.features.null import (
     NullConfig,
     NullScores,
     Profiles,
     benjamini_hochberg,
     null_directions,
+    null_scores,
     profiles,
     tail_p,
 )
+from attlas.data.progress import no_track
 from attlas.data.text import TokenDataset, load_tokens
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
@@ -248,6 +251,38 @@ def test_kept_is_the_pre_activation_after_the_change(gpt2_mini: HookedModel, rea
         z = gpt2_mini.capture(changed[None], HOOK)[HOOK].flatten(-2)[0, t].double()
         pre = float((z - sae.b_dec.double()) @ sae.W_enc[:, f].double() + sae.b_enc[f].double())
         assert kept[i] == pytest.approx(max(0.0, pre) / float(examples.activation[i]), abs=1e-4)
+
+
+def test_the_strongest_of_each_direction_are_chosen() -> None:
+    draw = torch.Generator().manual_seed(0)
+    direction = torch.randint(0, 5, (60,), generator=draw)
+    activation = torch.randint(1, 9, (60,), generator=draw).float()  # with ties
+    rows = Examples(direction, torch.arange(60), torch.zeros(60, dtype=torch.long), activation)
+    found = rows.strongest(3)
+    for d in range(5):
+        mine = [(float(a), i) for i, (of, a) in enumerate(zip(direction, activation, strict=True)) if of == d]
+        wanted = sorted(i for _, i in sorted(mine, key=lambda row: (-row[0], row[1]))[:3])
+        assert found.sequence[found.direction == d].tolist() == wanted
+
+
+def test_a_check_and_its_null_are_over_equally_many_examples(
+    gpt2_mini: HookedModel, read: tuple[SAE, Sample], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae, found = read
+    null = null_scores(gpt2_mini, sae, found, HOOK, NullConfig(n_draws=4, n_tokens=4_096), n_top=12, batch_size=16)
+    counts: list[int] = []
+
+    def kept(_self: Rerun, examples: Examples, *_args: object, **_more: object) -> np.ndarray:
+        counts.append(int(examples.direction.bincount().max()))
+        return np.ones(len(examples))
+
+    monkeypatch.setattr(Rerun, "kept", kept)
+    assert int(null.examples.direction.bincount().max()) > 3
+    scored = null.profiles.of >= 0
+    columns = {name: np.full(len(scored), np.nan) for name in CHECKS}
+    rerun = Rerun(gpt2_mini, sae, HOOK, found, batch_size=5, seed=7)
+    _reach(columns, {"local": scored, "long_range": scored}, rerun, null, 3, no_track)
+    assert counts == [3, 3, 3, 3]  # features and null, far and near
 
 
 def test_scores_are_of_the_features_attribution(gpt2_mini: HookedModel, read: tuple[SAE, Sample]) -> None:
