@@ -27,6 +27,7 @@ EXTRAS = {
     "formats": "comparing with other libraries' SAE files",
     "notebooks": "notebooks and pictures of plots",
     "tracking": "TensorBoard and Weights & Biases",
+    "maps": "attlas heads project --map umap",
 }
 Row = tuple[str, str, str]
 

@@ -133,13 +133,15 @@ ALL: dict[str, Call] = {
 """Take packed text, padded text and images."""
 PACKED: dict[str, Call] = {
     "head_atlas": lambda m, sae, data: heads.head_atlas(m, data, heads.HeadsConfig(n_top=1, n_control=2)),
+    "head_projections": lambda m, sae, data: heads.head_projections(m, data, heads.ProjectConfig(n_points=4, n_rows=2)),
+    "similar_heads": lambda m, sae, data: heads.similar_heads(m, data, heads.SimilarConfig(n_rows=2, n_control=2)),
     "map_anatomy": lambda m, sae, data: attention.map_anatomy(m, data),
     "sae_matching": lambda m, sae, data: features.sae_matching(m, sae, sae, data),
     "selection_layers": lambda m, sae, data: attention.selection_layers(m, data, attention.SelectionConfig((4,))),
     "window_loss": lambda m, sae, data: attention.window_loss(m, data, attention.WindowConfig((3,))),
 }
 """Take packed text and images, and refuse padding."""
-TEXT: dict[str, Call] = {"head_survey": _survey}
+TEXT: dict[str, Call] = {"head_survey": _survey, "head_logits": lambda m, sae, data: heads.head_logits(m, data)}  # type: ignore[arg-type]
 """Take packed text alone."""
 IMAGES = {"vit", "vit_patterns", "vit_pruning", "vit_tokens"}  # their parameter is `images`
 

@@ -115,10 +115,9 @@ MAKERS: dict[str, Callable[[Bench], tuple[Any, ...]]] = {
     ),
     "head_weights": lambda b: (heads.head_weights(b.gpt2, heads.WeightsConfig(n_pairs=2, n_vocab=64, n_random=2)),),
     "head_logits": lambda b: (heads.head_logits(b.gpt2, b.text),),
-    "head_points": lambda b: (
-        heads.head_projections(
-            b.gpt2, b.text, heads.ProjectConfig(n_points=4, n_rows=2, map="tsne", map_heads=("0.0",))
-        ),
+    "head_points": lambda b: tuple(
+        heads.head_projections(b.gpt2, b.text, heads.ProjectConfig(n_points=4, n_rows=2, **more))
+        for more in ({}, {"map": "tsne", "map_heads": ("0.0",)})
     ),
     "head_similar": lambda b: (heads.similar_heads(b.gpt2, b.text, heads.SimilarConfig(n_rows=2, n_control=2)),),
     "entropy": lambda b: (attention.entropy(b.gpt2, b.text), attention.entropy(b.vit, b.images)),

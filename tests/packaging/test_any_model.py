@@ -73,6 +73,7 @@ def text_calls(sae: Any, few: TokenDataset, gpt2_mini: HookedModel, tmp_path_fac
         "sae_matching": lambda m: features.sae_matching(m, sae, sae, few),
         "head_atlas": lambda m: heads.head_atlas(m, few, heads.HeadsConfig(n_top=1, n_sampled=0, n_control=2)),
         "head_weights": lambda m: heads.head_weights(m, heads.WeightsConfig(n_vocab=8, n_pairs=1)),
+        "text_edges": lambda m: heads.text_edges(m, few.tokens[:1], 0, 0),
         "head_logits": lambda m: heads.head_logits(m, few),
         "head_projections": lambda m: heads.head_projections(m, few, heads.ProjectConfig(n_points=2)),
         "similar_heads": lambda m: heads.similar_heads(m, few, heads.SimilarConfig(n_rows=2, n_control=0)),

@@ -85,7 +85,7 @@ class Firing(ModelArgs, OutArgs):
         attlas features firing "Call me Ishmael." --at 3 --n 40
     """
 
-    text: Annotated[str, tyro.conf.Positional]
+    prompt: Annotated[str, tyro.conf.Positional]
     """The text, at most 512 tokens."""
     sae: tuple[str, ...] = ()
     """Run ids of the workspace, folders, or saelens:RELEASE/ID; by default the newest of each hook of the model."""

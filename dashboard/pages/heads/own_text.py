@@ -66,7 +66,14 @@ def own_gallery(data: Data) -> html.Div:
 def view(data: Data, theme: Theme) -> Any:
     """The text alone."""
     if not data["sequences"]:
-        return html.Div([heading("A text under a head"), empty("No text yet", "Type one on a head's page.")])
+        return html.Div(
+            [
+                heading("A text under a head"),
+                empty(
+                    "No text yet", "Type one on a head's page; for heads with sequences of a corpus:", "attlas heads"
+                ),
+            ]
+        )
     return html.Div([heading(f"A text under head {data['layer']}.{data['head']} of {data['model']}")])
 
 
