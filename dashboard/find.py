@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from attlas.dashboard.notes import noted
+from attlas.dashboard.notes import noted, words
 from attlas.dashboard.page import Page, link
 from attlas.dashboard.reader import FeatureFilter, WorkspaceReader
 from attlas.dashboard.run_kinds import KINDS, headline
@@ -41,7 +41,7 @@ def find(
     found += [
         _row("note", n["name"], f"{n['shown']} · {n['of']}", n["href"])
         for n in noted(reader, model)
-        if n["href"] and low in f"{n['label']} {' '.join(n['tags'])} {n['comment']}".lower()
+        if n["href"] and low in words(n)
     ][:MOST]
     found += [_row("page", p.title, "", link(p.path, model=model)) for p in pages if p.nav and low in p.title.lower()]
     names = list(dict.fromkeys([*(run.model.name for run in runs), *reader.jobs.names()]))

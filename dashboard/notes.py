@@ -59,6 +59,11 @@ def shown(note: Data | None) -> str:
     return " ".join(part for part in parts if part) or "…"
 
 
+def words(note: Data) -> str:
+    """What a search looks through, in small letters."""
+    return f"{note['label']} {' '.join(note['tags'])} {note['comment']}".lower()
+
+
 def noted(reader: WorkspaceReader, model: str | None = None) -> list[Data]:
     """Every note with a link to what it is about, starred ones first, then the newest; only those of a model, or all."""
     saes = {run.id: run for run in reader.runs("sae")}

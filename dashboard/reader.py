@@ -152,6 +152,10 @@ class WorkspaceReader:
             model = other.model.name if other is not None else model
         return next((run for run in runs if run.model.name == model), None if model else runs[0])
 
+    def features_run(self, sae: str | None) -> Run | None:
+        """The newest run that tells of the features of an autoencoder, by the id of its run."""
+        return next((run for run in self.runs("features") if sae is not None and sae in run.parents), None)
+
     # -- tables ----------------------------------------------------------------------------------------------------
 
     def table_file(self, run: Run | None, table: str) -> Path | None:

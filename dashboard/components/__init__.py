@@ -10,6 +10,7 @@ from attlas.dashboard.components.basic import (
     metric_cards,
     picker,
     short,
+    small_box,
     table,
     tag,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "picker",
     "short",
     "slider",
+    "small_box",
     "table",
     "tag",
     "text_box",

@@ -102,6 +102,11 @@ def picker(
     )
 
 
+def small_box(name: str, label: str, value: str) -> dmc.TextInput:
+    """A few letters or a number, kept in the URL."""
+    return dmc.TextInput(id=param_id(name), value=value, label=label, size="xs", debounce=500, className="small-input")
+
+
 def empty(what: str, why: str, command: str = "") -> html.Div:
     """What a page shows before its analysis has run: what would be here, and the command that puts it here, if one does."""
     return html.Div(

@@ -14,18 +14,17 @@ from attlas.analyses.circuits.frozen import FrozenPass, parse_part
 from attlas.analyses.circuits.qk import QKConfig, qk_attribution
 from attlas.analyses.circuits.terms import LogitTarget, logit_terms
 from attlas.analyses.circuits.tracing import FeatureTarget, TraceConfig, direct_attribution, trace
+from attlas.dashboard.autoencoders import autoencoder
 from attlas.dashboard.jobs import Job
 from attlas.dashboard.pages.circuit.setup import Setup
 from attlas.dashboard.reader import WorkspaceReader
 from attlas.errors import PromptError
-from attlas.saes import load_sae
 
 if TYPE_CHECKING:
     from attlas.analyses.circuits.frozen import FrozenPass
     from attlas.analyses.circuits.graph import CircuitGraph
     from attlas.analyses.circuits.terms import LogitTarget
     from attlas.interp import HookedModel
-    from attlas.saes.base import SAE
 
 MAX_TOKENS = 96
 CHIPS = 8  # features shown of a layer at a token
@@ -38,7 +37,7 @@ def frozen_pass(reader: WorkspaceReader, setup: Setup) -> tuple[HookedModel, Fro
     if held.get("key") == setup.key:
         return held["pass"]
     model = reader.jobs.model(setup.model)
-    saes = {sae.cfg.hook_name: sae for run in setup.saes for sae in (_sae(reader, run),)}
+    saes = {sae.cfg.hook_name: sae for run in setup.saes for sae in (autoencoder(reader, run),)}
     tokens = model.to_tokens(setup.text)
     if tokens.shape[1] > MAX_TOKENS:
         raise PromptError(f"the prompt has {tokens.shape[1]} tokens; this page takes at most {MAX_TOKENS}")
@@ -49,11 +48,6 @@ def frozen_pass(reader: WorkspaceReader, setup: Setup) -> tuple[HookedModel, Fro
     held.clear()
     held.update({"key": setup.key, "pass": (model, frozen, notes)})
     return held["pass"]
-
-
-def _sae(reader: WorkspaceReader, run: str) -> SAE:
-    path = reader.workspace.folder(next(r for r in reader.runs("sae") if r.id == run))
-    return reader.jobs.kept(("sae", str(path)), lambda: load_sae(str(path)))
 
 
 def _target(frozen: FrozenPass, setup: Setup) -> LogitTarget:

@@ -96,7 +96,8 @@ def _counts(reader: WorkspaceReader, path: Path, column: str) -> list[int]:
 
 def _features_of(reader: WorkspaceReader, sae: str | None) -> str | None:
     """The newest features run of an autoencoder's run."""
-    return next((r.id for r in reader.runs("features") if sae is not None and sae in r.parents), None)
+    run = reader.features_run(sae)
+    return run.id if run else None
 
 
 def _layer_features(reader: WorkspaceReader, run: Any, layer: int) -> str | None:

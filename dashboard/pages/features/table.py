@@ -9,9 +9,9 @@ import dash_ag_grid as dag
 import dash_mantine_components as dmc
 from dash import html
 
-from attlas.dashboard.components import card, empty, heading, histogram, metric_cards, picker
+from attlas.dashboard.components import card, empty, heading, histogram, metric_cards, picker, small_box
 from attlas.dashboard.components.grid import THEME
-from attlas.dashboard.notes import labels, shown
+from attlas.dashboard.notes import labels, shown, words
 from attlas.dashboard.page import Data, Page, Params, integer, link, number, param_id
 from attlas.dashboard.reader import FeatureFilter, WorkspaceReader
 from attlas.dashboard.theme import Theme
@@ -77,9 +77,7 @@ def with_notes(reader: WorkspaceReader, run: Run | None, params: Params) -> tupl
     """
     notes, wanted = labels(reader, run), chosen(params)
     text = (wanted.text or "").lower()
-    said = tuple(
-        f for f, n in notes.items() if text and text in f"{n['label']} {' '.join(n['tags'])} {n['comment']}".lower()
-    )
+    said = tuple(f for f, n in notes.items() if text and text in words(n))
     only = {"star": tuple(f for f, n in notes.items() if n["star"]), "any": tuple(notes)}.get(params.get("notes", ""))
     return replace(wanted, labelled=said, among=only), notes
 
@@ -197,22 +195,10 @@ def _filters(data: Data, params: Params) -> Any:
             picker("head", "Top head", [("", "Any head"), *[(str(h), f"Head {h}") for h in data["heads"]]], head, ""),
             picker("family", "Family", [("", "Any family"), *[(f, f) for f in data["families"]]], family, ""),
             picker("notes", "Notes", NOTES, params.get("notes", ""), ""),
-            _number("min", "Min density, %", params),
-            _number("max", "Max density, %", params),
+            small_box("min", "Min density, %", params.get("min", "")),
+            small_box("max", "Max density, %", params.get("max", "")),
         ],
         className="filters",
-    )
-
-
-def _number(name: str, label: str, params: Params) -> dmc.TextInput:
-    value = params.get(name, "")
-    return dmc.TextInput(
-        id=param_id(name),
-        value=value,
-        label=label,
-        size="xs",
-        debounce=500,
-        className="small-input",
     )
 
 

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import dash_mantine_components as dmc
 from dash import dcc, html
 
 from attlas.analyses.features.on_text import Firing, firing, sources
-from attlas.dashboard.components import attributes, card, empty, heading, job_panel, picker, short, table, text_box
+from attlas.dashboard.autoencoders import autoencoder
+from attlas.dashboard.components import (
+    attributes,
+    card,
+    empty,
+    heading,
+    job_panel,
+    picker,
+    short,
+    small_box,
+    table,
+    text_box,
+)
 from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.jobs import Job
 from attlas.dashboard.notes import labels, shown
-from attlas.dashboard.page import Data, Page, Params, integer, link, number, param_id
+from attlas.dashboard.page import Data, Page, Params, integer, link, number
 from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
-from attlas.saes import load_sae
-
-if TYPE_CHECKING:
-    from attlas.saes.base import SAE
 
 TEXT = "Call me Ishmael. Some years ago, never mind how long precisely, I thought I would sail about a little."
 MOST_ROWS = 60
@@ -45,7 +52,7 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     known = _known(reader, found["saes"], fired)
     low, high = number(params, "min"), number(params, "max")
     rows = []
-    notes = {h: _notes(reader, id) for h, id in found["saes"].items()}
+    notes = {h: labels(reader, reader.features_run(id)) for h, id in found["saes"].items()}
     largest = {place: row["max_act"] for place, row in known.items() if row["max_act"]}
     for row in fired.ranked(largest, at=at, skip=skip):
         told = known.get((row["hook"], row["feature"]), {})
@@ -82,21 +89,11 @@ def _newest(reader: WorkspaceReader, model: str | None) -> dict[str, Any]:
     return dict(sorted(found.items()))
 
 
-def _notes(reader: WorkspaceReader, sae: str) -> dict[int, Data]:
-    return labels(reader, next((r for r in reader.runs("features") if sae in r.parents), None))
-
-
-def _autoencoders(reader: WorkspaceReader, saes: dict[str, str]) -> dict[str, SAE]:
-    runs = {run.id: run for run in reader.runs("sae")}
-    folders = {hook: str(reader.workspace.folder(runs[id])) for hook, id in saes.items()}
-    return {hook: reader.jobs.kept(("sae", path), lambda p=path: load_sae(p)) for hook, path in folders.items()}  # type: ignore[misc]
-
-
 def _job(reader: WorkspaceReader, model: str, text: str, saes: dict[str, str]) -> Job:
     def work(job: Job) -> Firing:
         hooked = reader.jobs.model(model)
         job.note = f"{len(saes)} autoencoders"
-        return firing(hooked, _autoencoders(reader, saes), text)
+        return firing(hooked, {hook: autoencoder(reader, id) for hook, id in saes.items()}, text)
 
     return reader.jobs.job(("firing", model, text, tuple(saes.items())), f"features on a text, {model}", work, SECONDS)
 
@@ -105,7 +102,7 @@ def _known(reader: WorkspaceReader, saes: dict[str, str], fired: Firing) -> dict
     """What the newest features run of each autoencoder says of the features that fire."""
     found: dict[tuple[str, int], Row] = {}
     for i, hook in enumerate(fired.hooks):
-        run = next((r for r in reader.runs("features") if saes[hook] in r.parents), None)
+        run = reader.features_run(saes[hook])
         path = reader.table_file(run, "features")
         if run is None or path is None:
             continue
@@ -145,8 +142,7 @@ def _one(reader: WorkspaceReader, data: Data, fired: Firing, asked: str) -> Data
 
     def work(job: Job) -> list[float]:
         model = reader.jobs.model(data["model"])
-        sae = _autoencoders(reader, {hook: data["saes"][hook]})[hook]
-        return sources(model, sae, hook, data["text"], int(feature), [peak])[0]
+        return sources(model, autoencoder(reader, data["saes"][hook]), hook, data["text"], int(feature), [peak])[0]
 
     key = ("firing-sources", data["model"], data["text"], data["saes"][hook], int(feature), peak)
     job = reader.jobs.job(key, f"sources of feature {feature}", work, SECONDS)
@@ -278,8 +274,8 @@ def _table(data: Data) -> Any:
     controls = [
         picker("hook", "Hook", hooks, data["hook"] or "", "", wide=True) if len(hooks) > 2 else None,
         picker("first", "First token", [("", "left out"), ("1", "counted")], "" if data["skip"] else "1", ""),
-        _density("min", "Min density, %", data["min"]),
-        _density("max", "Max density, %", data["max"]),
+        small_box("min", "Min density, %", data["min"]),
+        small_box("max", "Max density, %", data["max"]),
     ]
     where = f"at token {data['at']}" if data["at"] is not None else "on the text"
     of = f"{len(rows)} of " if data["total"] > len(rows) else ""
@@ -291,10 +287,6 @@ def _table(data: Data) -> Any:
         "Click one to see it along the text.",
         controls=controls,
     )
-
-
-def _density(name: str, label: str, value: str) -> Any:
-    return dmc.TextInput(id=param_id(name), value=value, label=label, size="xs", debounce=500, className="small-input")
 
 
 PAGE = Page("/text", "Your text", data, view)

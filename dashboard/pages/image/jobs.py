@@ -10,6 +10,7 @@ import numpy as np
 
 from attlas.analyses.vit.one_image import answer, feature_heat, image_attention
 from attlas.analyses.vit.relevance import class_relevance
+from attlas.dashboard.autoencoders import autoencoder
 from attlas.dashboard.jobs import Job
 from attlas.dashboard.reader import WorkspaceReader
 from attlas.data.images.dataset import ImageDataset, default_images, load_images, shrink
@@ -18,7 +19,6 @@ from attlas.data.models_catalog import catalog
 from attlas.data.workspace import Run
 from attlas.errors import ConfigError, ImageDataError, UnsupportedModelError
 from attlas.interp.require import patch_grid
-from attlas.saes.formats import load_sae
 
 if TYPE_CHECKING:
     from attlas.analyses.vit.one_image import Answer, FeatureHeat, Head, ImageAttention
@@ -155,12 +155,11 @@ def relevance_job(reader: WorkspaceReader, name: str, image: str, chosen: int | 
 
 def heat_job(reader: WorkspaceReader, name: str, image: str, run: Run) -> Job:
     """→ list[FeatureHeat]: the sparse features that fire on an image."""
-    folder = reader.workspace.folder(run)
 
     def work(job: Job) -> list[FeatureHeat]:
         model = _open(reader, name)
         array, _ = _image(reader, name, model, image)
-        sae = reader.jobs.kept(("sae", str(folder)), lambda: load_sae(folder).to(model.device))
+        sae = autoencoder(reader, run.id).to(model.device)
         return feature_heat(model, sae, model.image_spec.normalise(array[None])[0])
 
     return reader.jobs.job(("vision-heat", name, image, run.id), f"features of {run.id}", work, seconds=SECONDS)

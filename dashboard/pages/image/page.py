@@ -164,7 +164,8 @@ def _features(
 
 
 def _told_by(reader: WorkspaceReader, run: Run) -> str | None:
-    return next((r.id for r in reader.runs("features") if run.id in r.parents), None)
+    told = reader.features_run(run.id)
+    return told.id if told else None
 
 
 PAGE = Page("/image", "Image", data, view)
