@@ -25,7 +25,7 @@ from attlas.dashboard.components import empty
 from attlas.dashboard.find import find
 from attlas.dashboard.guard import guard
 from attlas.dashboard.layout import cut, footer, frame, gone, shell
-from attlas.dashboard.notes import write_notes
+from attlas.dashboard.notes import serve_groups, write_notes
 from attlas.dashboard.page import Page, link, number, parse, title
 from attlas.dashboard.pages import pages as all_pages
 from attlas.dashboard.pages.features.table import grid_rows
@@ -83,6 +83,7 @@ def create_app(
     write_notes(app, reader)
     _serve_json(app.server, reader, pages)
     serve_tables(app.server, reader)
+    serve_groups(app.server, reader)
     guard(app.server, host, token)
     return app
 
@@ -170,13 +171,6 @@ def _route(app: Dash, reader: WorkspaceReader, pages: tuple[Page, ...]) -> None:
         Input(_FIGURES, "clickData"),
         Input(_FIGURES, "selectedData"),
         State(_FIGURES, "id"),
-        prevent_initial_call=True,
-    )
-    app.clientside_callback(
-        ClientsideFunction(local, "tap"),
-        Output("url", "search", allow_duplicate=True),
-        Input({"type": "network", "name": ALL, "pick": ALL}, "tapNodeData"),
-        State({"type": "network", "name": ALL, "pick": ALL}, "id"),
         prevent_initial_call=True,
     )
     app.clientside_callback(

@@ -15,6 +15,7 @@ _WORK = (
     "/api",
     "/_dash-update-component",
     "/picture",
+    "/circuit-groups",
 )  # what starts work or gives data; pages themselves are empty shells
 _POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "

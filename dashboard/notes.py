@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import flask
 from dash import ALL, Dash, Input, Output, State, ctx, no_update
 
 from attlas.dashboard.page import Data, link
 from attlas.dashboard.reader import WorkspaceReader
-from attlas.data.notes import Note, NoteBook, feature_subject, parse_subject
+from attlas.data.notes import Note, NoteBook, feature_subject, parse_subject, write_groups
 from attlas.data.workspace import Run
 from attlas.errors import AttlasError
 
@@ -112,3 +113,18 @@ def write_notes(app: Dash, reader: WorkspaceReader) -> None:
         except AttlasError as error:
             return no_update, str(error)
         return time.time(), f"{field} kept"
+
+
+def serve_groups(server: flask.Flask, reader: WorkspaceReader) -> None:
+    """Where a circuit's graph sends its groups when they change (assets/circuit.js)."""
+
+    @server.post("/circuit-groups")
+    def groups() -> flask.Response:
+        told = flask.request.get_json(silent=True)
+        try:
+            kept = write_groups(book(reader), flask.request.args.get("graph", ""), told)
+        except AttlasError as error:
+            answer = flask.jsonify({"error": str(error)})
+            answer.status_code = 400
+            return answer
+        return flask.jsonify({"groups": kept})

@@ -55,16 +55,6 @@
         if (path === window.location.pathname && next === window.location.search) return [nothing(), nothing()];
         return [path === window.location.pathname ? nothing() : path, next];
       },
-      // A click on a node of a graph -> URL (see components/network.py).
-      tap: (tapped, ids) => {
-        const id = window.dash_clientside.callback_context.triggered_id;
-        const node = id && tapped[ids.findIndex((other) => other.name === id.name)];
-        if (!node || !id.pick) return nothing();
-        const search = new URLSearchParams(window.location.search);
-        search.set(id.pick, node.id);
-        const next = "?" + search.toString();
-        return next === window.location.search ? nothing() : next;
-      },
       toggle: (clicks, now) => {
         if (!clicks) return [nothing(), nothing()];
         const next = now === "dark" ? "light" : "dark";

@@ -27,6 +27,7 @@ CREATE TABLE IF NOT EXISTS notes (
   comment TEXT NOT NULL, author TEXT NOT NULL, written TEXT NOT NULL, undone INTEGER NOT NULL DEFAULT 0
 );
 CREATE INDEX IF NOT EXISTS by_subject ON notes (subject, undone, number);
+CREATE TABLE IF NOT EXISTS groups (graph TEXT PRIMARY KEY, content TEXT NOT NULL, written TEXT NOT NULL);
 """
 _NOW = "SELECT max(number) FROM notes WHERE undone = 0 GROUP BY subject"
 
@@ -78,7 +79,7 @@ class NoteBook:
         self.path = Path(workspace) / FILE
 
     @contextmanager
-    def _open(self, write: bool) -> Iterator[sqlite3.Connection]:
+    def open(self, write: bool) -> Iterator[sqlite3.Connection]:
         """A connection of this thread alone; a write holds the file's lock from its first statement."""
         try:
             if write:
@@ -133,7 +134,7 @@ class NoteBook:
     def _select(self, where: str, values: Sequence[Any]) -> list[Note]:
         if not self.path.exists():
             return []
-        with self._open(write=False) as connection:
+        with self.open(write=False) as connection:
             return [_note(row) for row in connection.execute(f"SELECT * FROM notes {where}", values)]
 
     # -- writing ---------------------------------------------------------------------------------------------------
@@ -149,7 +150,7 @@ class NoteBook:
             StorageError: the disk refuses.
         """
         parse_subject(subject)
-        with self._open(write=True) as connection:
+        with self.open(write=True) as connection:
             now = _newest(connection, subject)
             wanted = _checked(replace(now, **_known(changes)))
             if replace(wanted, author=now.author, written=now.written) == now:
@@ -158,7 +159,7 @@ class NoteBook:
 
     def undo(self, subject: str) -> Note:
         """Take the last change of a subject back; what it says then."""
-        with self._open(write=True) as connection:
+        with self.open(write=True) as connection:
             connection.execute(
                 "UPDATE notes SET undone = 1 WHERE number = (SELECT max(number) FROM notes WHERE subject = ? AND undone = 0)",
                 [subject],
@@ -196,7 +197,7 @@ class NoteBook:
             fields = {k: v for k, v in row.items() if k not in ("subject", "written")}
             parse_subject(str(row.get("subject")))
             found.append(_checked(replace(Note(str(row["subject"])), **_known(fields))))
-        with self._open(write=True) as connection:
+        with self.open(write=True) as connection:
             for note in found:
                 _append(connection, note)
         return len(found)

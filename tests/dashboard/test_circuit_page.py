@@ -36,7 +36,7 @@ def get(circuit_workspace: Workspace) -> Get:
         assert answer.status_code == 200
         found = json.loads(answer.data)
         shown = circuit.view(found, theme("dark"))  # whatever the data, it can be drawn
-        assert "Prompt" in json.dumps(shown, default=lambda component: component.to_plotly_json())
+        assert "Circuit" in json.dumps(shown, default=lambda component: component.to_plotly_json())
         return found
 
     return ask
@@ -165,3 +165,42 @@ def test_without_autoencoders_it_is_told_in_heads(get: Get, tmp_path: Path) -> N
         circuit.view(clean(circuit.data(reader, {})), theme("light")), default=lambda c: c.to_plotly_json()
     )
     assert "attlas train" in text
+
+
+def test_a_feature_of_the_graph_has_its_name(circuit_workspace: Workspace, tmp_path: Path) -> None:
+    """A person's label, else the token it fires on most; nothing without a run that interprets it."""
+    from attlas.dashboard.notes import subject_of
+    from attlas.dashboard.pages.circuit.names import feature_names
+    from attlas.data.notes import NoteBook
+
+    reader = WorkspaceReader(circuit_workspace.path)
+    run = next(iter(reader.runs("features")), None)
+    if run is None:
+        assert feature_names(reader, {3: "gone"}, [(3, 1)]) == {}
+        return
+    table = circuit_workspace.read_table(run, "features").to_pylist()
+    row = next(r for r in table if r["top_tokens"])
+    subject = subject_of(run, row["feature"], {r.id for r in reader.runs("sae")})
+    found = feature_names(reader, {3: run.id}, [(3, row["feature"])])
+    assert list(found) == [f"3/{row['feature']}"]
+    assert found[f"3/{row['feature']}"].startswith("“")
+    NoteBook(circuit_workspace.path).write(subject, label="after a comma")
+    assert feature_names(reader, {3: run.id}, [(3, row["feature"])]) == {f"3/{row['feature']}": "after a comma"}
+    NoteBook(circuit_workspace.path).undo(subject)
+
+
+def test_groups_are_sent_to_the_workspace(circuit_workspace: Workspace) -> None:
+    client = create_app(circuit_workspace.path).server.test_client()
+    found = json.loads(client.get("/api/circuit?" + urlencode({"wait": 60, "text": TEXT, "view": "graph"})).data)[
+        "graph"
+    ]
+    groups = {"two": [n["id"] for n in found["nodes"][1:3]]}
+    address = f"/circuit-groups?graph={found['key']}"
+    assert client.post(address, json=groups).status_code == 200
+    again = json.loads(
+        client.get("/api/circuit?" + urlencode({"wait": 60, "text": TEXT, "view": "graph", "threshold": "0.05"})).data
+    )
+    assert again["graph"]["groups"] == groups
+    assert "no name" in client.post(address, json={"": ["a"]}).json["error"]
+    assert client.post(address, json={}, headers={"Origin": "http://elsewhere.example"}).status_code == 403
+    assert client.post(address, json={}).status_code == 200

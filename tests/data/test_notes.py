@@ -6,12 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attlas.data.notes import NoteBook, feature_subject, head_subject, parse_subject
+from attlas.data.notes import NoteBook, feature_subject, head_subject, parse_subject, read_groups, write_groups
 from attlas.data.notes.book import FILE
 from attlas.errors import ConfigError, WorkspaceError
 
@@ -108,3 +109,34 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b"no database at all" * 100)
     with pytest.raises(WorkspaceError, match="cannot be read"):
         NoteBook(tmp_path).all()
+
+
+def test_groups_of_a_graph_are_kept_beside_the_notes(tmp_path: Path) -> None:
+    book = NoteBook(tmp_path)
+    assert read_groups(book, "g") == {}
+    book.write("head/m/1.2", label="x")
+    assert read_groups(book, "g") == {}
+    kept = write_groups(book, "g", {" early  heads ": ["a", "b", "a"], "late": ["b", "c"]})
+    assert kept == read_groups(NoteBook(tmp_path), "g") == {"early heads": ["a", "b"], "late": ["c"]}
+    write_groups(book, "g", {"late": ["c"]})
+    assert read_groups(book, "g") == {"late": ["c"]}
+    assert read_groups(book, "other") == {}
+    assert book.read("head/m/1.2").label == "x"
+
+
+@pytest.mark.parametrize(
+    "groups",
+    [
+        [],
+        {"a": "bc"},
+        {"": ["b"]},
+        {"a" * 61: ["b"]},
+        {"a": [1]},
+        {"a": ["b" * 201]},
+        {"a": [str(i) for i in range(2001)]},
+    ],
+)
+def test_what_is_no_group_is_refused(groups: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError):
+        write_groups(NoteBook(tmp_path), "g", groups)
+    assert not (tmp_path / "notes.sqlite").exists()

@@ -1,26 +1,29 @@
-"""The graph of a trace: drawn, and one node of it in words."""
+"""The graph of a trace: drawn, and as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urlencode
 
 from dash import dcc, html
 
-from attlas.dashboard.components import button_link, card, metric_cards, picker, short, table
-from attlas.dashboard.components.network import network
+from attlas.dashboard.components import card, picker, short, table
+from attlas.dashboard.components.circuit_graph import circuit_graph
 from attlas.dashboard.components.tokens import visible
+from attlas.dashboard.notes import book
 from attlas.dashboard.page import Data, Params
+from attlas.dashboard.pages.circuit.names import feature_names
 from attlas.dashboard.pages.circuit.setup import Setup
 from attlas.dashboard.pages.circuit.view import here, step
 from attlas.dashboard.reader import WorkspaceReader
 from attlas.dashboard.theme import Theme
+from attlas.data.notes import read_groups
 
 THRESHOLDS = ("0.01", "0.02", "0.05", "0.1")
 DEFAULT_THRESHOLD = "0.02"
-COLUMN, ROW = 150.0, 92.0  # px between tokens and between layers, of a shallow model
-DEEPEST, WIDEST = 1400.0, 1500.0  # px of the drawing before it is fitted into its frame
-FRAMES = (460, 1000)  # least and most height of the frame, px
+REST = "remainder"  # one node for all that was cut off
 
 
 def graph_data(reader: WorkspaceReader, found: Data, setup: Setup, params: Params, ask: Callable[..., Any]) -> None:
@@ -31,26 +34,36 @@ def graph_data(reader: WorkspaceReader, found: Data, setup: Setup, params: Param
     found |= {"threshold": threshold, "of": "feature" if of else "logits", "keys": "yes" if attention else "no"}
     title = f"trace of {found['trail'][-1]}" if of else "trace of the logit difference"
     graph = ask(reader, found, "graph", setup, (of, float(threshold), attention), title, job=True)
-    found["graph"] = None if graph is None else plain(graph)
+    told = {int(layer): found["told"][run] for layer, run in found["saes"].items() if run in found["told"]}
+    found["graph"] = None if graph is None else plain(reader, graph, told)
 
 
-def plain(graph: Any) -> dict[str, Any]:
-    """A CircuitGraph as JSON values, with places to draw its nodes at."""
-    from attlas.analyses.circuits.graph_plot import layout
+def plain(reader: WorkspaceReader, graph: Any, told: Mapping[int, str]) -> dict[str, Any]:
+    """A CircuitGraph as JSON values, with its features' names and the groups that were made of its nodes.
 
-    where = layout(graph)
+    Args:
+        told: layer → run that interprets the features of the autoencoder there.
+    """
+    # What is grouped stays grouped at another threshold.
+    saes = sorted(graph.saes.items())
+    identity = repr((graph.model.hash, graph.tokens, graph.target, graph.right, graph.wrong, saes))
+    key = hashlib.sha256(identity.encode()).hexdigest()[:24]
     return {
         "target": graph.target,
         "tokens": list(graph.token_text),
-        "nodes": [{**vars(node), "x": where[node.id][0], "y": where[node.id][1]} for node in graph.nodes],
+        "nodes": [vars(node) for node in graph.nodes],
         "edges": [{**vars(edge), "loadings": list(edge.loadings)} for edge in graph.edges],
         "summary": graph.summary(),
         "warnings": list(graph.warnings),
+        "key": key,
+        "names": feature_names(reader, told, ((n.layer, n.feature) for n in graph.nodes if n.kind == "feature")),
+        "told": {str(layer): run for layer, run in told.items()},
+        "groups": read_groups(book(reader), key),
     }
 
 
 def graph_view(data: Data, theme: Theme) -> Any:
-    """Controls, the graph, the node in focus."""
+    """Controls and the graph."""
     controls = [
         picker(
             "threshold",
@@ -66,90 +79,107 @@ def graph_view(data: Data, theme: Theme) -> Any:
         controls.insert(0, picker("of", "Trace", options, data["of"], "logits"))
     if data["graph"] is None:
         return card("Graph", controls=controls)
-    return draw(data, data["graph"], theme, controls, "node", data["params"].get("node"))
+    return draw(data, data["graph"], controls)
 
 
-def draw(
-    data: Data, graph: dict[str, Any], theme: Theme, controls: Any = None, pick: str = "", chosen: str | None = None
-) -> html.Div:
-    """A graph as a figure and as a table, beside the node in focus."""
+def draw(data: Data, graph: dict[str, Any], controls: Any = None) -> Any:
+    """A graph under the pointer, and its nodes as a table."""
     s = graph["summary"]
-    by_id = {node["id"]: node for node in graph["nodes"]}
-    node = by_id.get(chosen or "", graph["nodes"][0])
     note = (
-        f"{s['n_nodes']} nodes, {s['n_edges']} edges; largest gap {short(s['gap'])}. Across: the tokens that take part; up: "
-        "layers; dashed at the right: what was cut off. Blue-green adds to the target, amber takes away; dotted: keys and "
-        "queries. The wheel zooms, dragging moves."
+        f"{s['n_nodes']} nodes, {s['n_edges']} edges; largest gap {short(s['gap'])}. Point at a node to see what feeds it; a "
+        "click keeps it beside, shift-click pins it, pinned nodes can be grouped. By keyboard: up and down follow the "
+        "strongest edge, left and right the layer, P pins. Ctrl and the wheel zoom, dragging moves."
     )
     rows = [
-        {"node": _link(data, n, pick), "token": _token(graph, n), "value": n["value"], "influence": n["influence"]}
+        {"node": _link(data, n), "name": _name(graph, n), "token": _token(graph, n)}
+        | {"value": n["value"], "influence": n["influence"]}
         for n in sorted(graph["nodes"], key=lambda n: -abs(n["influence"]))[:40]
     ]
-    names = {"node": "node", "token": "token", "value": "value", "influence": "influence on the target"}
-    parts = [
+    names = {
+        "node": "node",
+        "name": "name",
+        "token": "token",
+        "value": "value",
+        "influence": "influence on the target",
+    }
+    return card(
+        "Graph",
         *[html.P(f"Note: {w}.", className="note warning") for w in graph["warnings"]],
-        _picture(graph, theme, pick, node["id"]),
+        shown(graph, data),
         table(rows, names, summary="Nodes, the 40 largest"),
-    ]
-    return html.Div([card("Graph", *parts, note=note, controls=controls), _node(data, graph, node, pick)])
+        note=note,
+        controls=controls,
+    )
 
 
-def _picture(graph: dict[str, Any], theme: Theme, pick: str, chosen: str) -> html.Div:
-    drawn = [n for n in graph["nodes"] if n["kind"] != "constant"]
-    there = {n["id"] for n in drawn}
-    scale = max((abs(e["influence"]) for e in graph["edges"]), default=1.0) or 1.0
-    low = min(n["y"] for n in drawn)
-    # Only tokens that take part have a column.
-    used = sorted({round(n["x"]) for n in drawn})
-    column = {place: i for i, place in enumerate(used)}
-    depth = max(n["y"] for n in drawn) - low + 1
-    # A deep model gets narrower rows, wider columns and a taller frame, so that labels stay legible.
-    row = min(ROW, DEEPEST / depth)
-    across = COLUMN if row == ROW else max(COLUMN, WIDEST / len(used))
-    nodes = [
-        {
-            "id": n["id"],
-            "label": _label(n),
-            "x": across * (column[round(n["x"])] + n["x"] - round(n["x"])),
-            "y": -row * n["y"],
-            "size": 9 + 19 * min(1.0, abs(n["influence"]) / scale),
-            "kind": n["kind"],
-        }
-        for n in drawn
-    ]
-    nodes += [
-        {
-            "id": f"token {i}",
-            "label": text,
-            "x": across * column[i],
-            "y": -row * low + 0.7 * ROW,
-            "size": 1,
-            "kind": "text",
-        }
-        for i, text in enumerate([*[f"{i} {visible(t)}" for i, t in enumerate(graph["tokens"])], "cut off"])
-        if i in column
-    ]
+def shown(graph: dict[str, Any], data: Data | None) -> html.Div:
+    """The graph as a component; without the page's data, as of a file that has no server."""
+    nodes = [_shown_node(graph, n, data) for n in graph["nodes"] if n["kind"] not in ("constant", "remainder")]
+    cut = [n for n in graph["nodes"] if n["kind"] == "remainder"]
+    if cut:
+        nodes.append(
+            {
+                "id": REST,
+                "kind": "remainder",
+                "layer": min(n["layer"] for n in cut),
+                "position": -1,
+                "label": f"{sum(n['n_terms'] for n in cut):,} cut",
+                "title": "What was cut off",
+                "sub": "",
+                "value": None,
+                "influence": sum(n["influence"] for n in cut),
+                "n_terms": sum(n["n_terms"] for n in cut),
+                "cut": sum(n["cut"] for n in cut),
+                "actions": [],
+            }
+        )
+    merged = {n["id"] for n in cut}
+    there = {n["id"] for n in nodes}
     edges = [
         {
-            "source": e["source"],
+            "source": source,
             "target": e["target"],
-            "weight": 0.8 + 5 * abs(e["influence"]) / scale if e["via"] == "value" else 1.4,
-            "sign": 0 if e["via"] != "value" else 1 if e["influence"] > 0 else -1,
+            "via": e["via"],
+            "weight": e["weight"],
+            "influence": e["influence"],
+            "heads": ", ".join(f"{h}: {short(v)}" for h, v in enumerate(e["loadings"]) if v),
         }
         for e in graph["edges"]
-        if e["source"] in there
+        for source in (REST if e["source"] in merged else e["source"],)
+        if source in there and e["target"] in there
     ]
-    height = int(min(FRAMES[1], max(FRAMES[0], 0.72 * row * depth)))
-    return network(nodes, edges, theme, f"graph of {graph['target']}", pick=pick, chosen=chosen, height=height)
+    asked = (data or {"params": {}})["params"].get("node", "")
+    return circuit_graph(
+        nodes,
+        edges,
+        target=graph["target"],
+        tokens=[visible(t) for t in graph["tokens"]],
+        label=f"Graph of {graph['target']}: {len(nodes)} nodes, {len(edges)} edges",
+        chosen=REST if asked in merged else asked,
+        pick="node",
+        groups=graph["groups"],
+        save=f"/circuit-groups?{urlencode({'graph': graph['key']})}" if data is not None else "",
+        offline=data is None,
+    )
+
+
+def _shown_node(graph: dict[str, Any], node: dict[str, Any], data: Data | None) -> dict[str, Any]:
+    kept = {name: node[name] for name in ("id", "kind", "layer", "position", "value", "influence", "gap")}
+    if node["kind"] not in ("feature", "logits"):
+        kept["value"] = None  # it is the influence, once more
+    actions = [] if data is None else _actions(graph, node, data)
+    return {**kept, "label": _label(node), "sub": _name(graph, node), "title": node["id"], "actions": actions}
 
 
 def _label(node: dict[str, Any]) -> str:
     short_names = {"feature": f"{node['layer']}/{node['feature']}", "head": f"{node['layer']}.{node['head']}"}
-    if node["kind"] == "remainder":
-        return f"{node['n_terms']} cut"
-    return short_names.get(
-        node["kind"], node["kind"] + (f" {node['layer']}" if node["kind"] in ("mlp", "error", "bias") else "")
-    )
+    layered = f" {node['layer']}" if node["kind"] in ("mlp", "error", "bias") else ""
+    return short_names.get(node["kind"], node["kind"] + layered)
+
+
+def _name(graph: dict[str, Any], node: dict[str, Any]) -> str:
+    found: str = graph["names"].get(f"{node['layer']}/{node['feature']}", "") if node["kind"] == "feature" else ""
+    return found
 
 
 def _token(graph: dict[str, Any], node: dict[str, Any]) -> str:
@@ -157,65 +187,26 @@ def _token(graph: dict[str, Any], node: dict[str, Any]) -> str:
     return f"{position} {visible(graph['tokens'][position])}" if 0 <= position < len(graph["tokens"]) else ""
 
 
-def _link(data: Data, node: dict[str, Any], pick: str) -> Any:
-    return dcc.Link(node["id"], href=here(data, **{pick: node["id"]})) if pick else node["id"]
+def _link(data: Data, node: dict[str, Any]) -> Any:
+    return dcc.Link(node["id"], href=here(data, node=node["id"]))
 
 
-def _node(data: Data, graph: dict[str, Any], node: dict[str, Any], pick: str) -> Any:
-    """One node: what it is, what can be done with it, what feeds it and what it feeds."""
-    by_id = {n["id"]: n for n in graph["nodes"]}
-
-    def side(edges: list[dict[str, Any]], end: str) -> list[dict[str, Any]]:
-        return [
-            {
-                "node": _link(data, by_id[e[end]], pick),
-                "token": _token(graph, by_id[e[end]]),
-                "via": e["via"],
-                "weight": e["weight"],
-                "heads": ", ".join(f"{h}: {short(v)}" for h, v in enumerate(e["loadings"]) if v),
-            }
-            for e in edges
-        ]
-
-    into = sorted((e for e in graph["edges"] if e["target"] == node["id"]), key=lambda e: -abs(e["weight"]))
-    out = sorted((e for e in graph["edges"] if e["source"] == node["id"]), key=lambda e: -abs(e["weight"]))
-    names = {"node": "node", "token": "token", "via": "via", "weight": "its part", "heads": "by head"}
-    numbers = metric_cards(
-        [
-            ("Value", node["value"], "logits, activation or influence"),
-            ("Influence", node["influence"], "what reaches the target"),
-            ("Gap", node["gap"], "of its terms' sum, relative"),
-            ("Terms cut", node["n_terms"] or None, f"Σ |influence| {short(node['cut'])}"),
-        ]
-    )
-    return html.Div(
-        [
-            card(
-                f"{node['id']} {_token(graph, node)}",
-                numbers,
-                html.Div(_buttons(data, node), className="tags apart"),
-                span=2,
-            ),
-            card("Fed by", table(side(into, "source"), names, summary="Edges in", open_=True) or _none()),
-            card("Feeds", table(side(out, "target"), names, summary="Edges out", open_=True) or _none()),
-        ],
-        className="columns node",
-    )
-
-
-def _none() -> Any:
-    return html.P("Nothing in this graph.", className="note")
-
-
-def _buttons(data: Data, node: dict[str, Any]) -> list[Any]:
-    found = []
-    if node["kind"] in ("feature", "head", "mlp", "error") and "ablated" in data and data["view"] == "graph":
-        ablate = ",".join(dict.fromkeys([*data["ablated"], node["id"]]))
-        found.append(button_link("Take it out", here(data, ablate=ablate)))
-    if node["kind"] == "feature" and data["view"] == "graph":
-        step = f"{node['layer']}/{node['feature']}@{node['position']}"
-        found.append(button_link("Its tokens and heads", here(data, view="features", trail=step, at=None)))
-    if node["kind"] == "head" and data["view"] == "graph":
+def _actions(graph: dict[str, Any], node: dict[str, Any], data: Data) -> list[tuple[str, dict[str, Any]]]:
+    """What can be done with a node, as changes of the URL."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    asks = data["view"] == "graph"  # a saved run's prompt is not the page's
+    if asks and node["kind"] in ("feature", "head", "mlp", "error"):
+        found.append(("Take it out", {"ablate": ",".join(dict.fromkeys([*data["ablated"], node["id"]]))}))
+    if asks and node["kind"] == "feature":
+        trail = f"{node['layer']}/{node['feature']}@{node['position']}"
+        found.append(("Its tokens and heads", {"view": "features", "trail": trail, "at": None}))
+    run = graph["told"].get(str(node["layer"]))
+    if node["kind"] == "feature" and run:
+        found.append(("What it means", {"path": "/feature", "run": run, "id": node["feature"]}))
+    if asks and node["kind"] == "head":
         place = {"layer": node["layer"], "head": node["head"], "dest": node["position"], "src": None}
-        found.append(button_link("Why it looks there", here(data, view="attention", **place)))
+        found.append(("Why it looks there", {"view": "attention", **place}))
+    if node["kind"] == "head":
+        model = data["lm"] if asks else data["saved"]["model"]
+        found.append(("The head", {"path": "/head", "layer": node["layer"], "head": node["head"], "model": model}))
     return found

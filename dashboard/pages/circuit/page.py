@@ -15,6 +15,7 @@ from attlas.dashboard.jobs import Job
 from attlas.dashboard.page import Data, Page, Params, integer
 from attlas.dashboard.pages.circuit.attention import ablation_view, attention_view
 from attlas.dashboard.pages.circuit.graph import graph_data, graph_view
+from attlas.dashboard.pages.circuit.names import feature_names
 from attlas.dashboard.pages.circuit.saved import saved_data, saved_view
 from attlas.dashboard.pages.circuit.setup import Setup
 from attlas.dashboard.pages.circuit.view import feature_view, prompt_view, step, tabs
@@ -26,7 +27,7 @@ DEFAULT = " the captain saw the white whale, and the captain saw the white"
 VIEWS = {"features": "Features", "attention": "Attention", "graph": "Graph", "saved": "Saved runs"}
 SECONDS = 90.0
 # Everything of the URL that a link on this page keeps.
-KEPT = "model lm text right wrong view trail at layer head dest src of threshold keys node ablate run".split()  # noqa: SIM905
+KEPT = "model lm text right wrong view trail at layer head dest src of threshold keys node pins ablate run".split()  # noqa: SIM905
 
 
 def data(reader: WorkspaceReader, params: Params) -> Data:
@@ -56,7 +57,10 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
         "told": _told(reader),
         "jobs": {},
     }
+    if view == "saved":  # its runs have prompts of their own
+        return found | {"prompt": None, "saved": saved_data(reader, params), "job": None, "live": False}
     _ask(reader, found, "prompt", setup, (right, wrong), f"{name} reads the prompt", job=True)
+    found["names"] = _names(reader, found)
     if view == "features" and found["trail"]:
         focus = step(found["trail"][-1])
         _ask(reader, found, "feature", setup, focus, f"attribution of feature {found['trail'][-1]}")
@@ -65,8 +69,6 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
         _ask(reader, found, "score", setup, place, "an attention score in pairs of terms")
     elif view == "graph":
         graph_data(reader, found, setup, params, _ask)
-    elif view == "saved":
-        found["saved"] = saved_data(reader, params)
     if found["ablated"]:
         ids = tuple(found["ablated"])
         _ask(reader, found, "ablation", setup, (ids,), f"{name} without {', '.join(ids)}")
@@ -99,6 +101,14 @@ def _ask(
         found["polls"].pop()
     found[name] = piece.result
     return piece.result
+
+
+def _names(reader: WorkspaceReader, found: Data) -> dict[str, str]:
+    """ "layer/feature" → its name, of the features shown at the prompt's tokens."""
+    told = {int(layer): found["told"][run] for layer, run in found["saes"].items() if run in found["told"]}
+    layers = (found["prompt"] or {"layers": []})["layers"]
+    wanted = {(layer["layer"], row["feature"]) for layer in layers for row in layer["features"]}
+    return feature_names(reader, told, wanted)
 
 
 def _models(reader: WorkspaceReader) -> list[str]:
@@ -147,8 +157,9 @@ def view(data: Data, theme: Theme) -> Any:
         "features": feature_view,
         "attention": attention_view,
         "graph": graph_view,
-        "saved": saved_view,
     }
+    if data["view"] == "saved":
+        return html.Div([heading("Circuit", lead), tabs(data, VIEWS), saved_view(data, theme)])
     return html.Div(
         [
             heading("Circuit", lead),

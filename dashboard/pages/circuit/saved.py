@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import plotly.graph_objects as go
 from dash import dcc, html
 
 from attlas.dashboard.components import bars, card, columns, curve, empty, graph, heatmap, metric_cards, table
+from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.page import Data, Params
 from attlas.dashboard.pages.circuit.attention import pairs_map
 from attlas.dashboard.pages.circuit.graph import draw, plain
@@ -67,7 +69,16 @@ def _graph(reader: WorkspaceReader, run: Run) -> dict[str, Any] | None:
     name = "graph/graph.json"
     if name not in run.files and not (reader.workspace.folder(run) / name).is_file():
         return None
-    return plain(load_json(reader.workspace.file(run, name)))
+    graph = load_json(reader.workspace.file(run, name))
+    return plain(reader, graph, told_by_hash(reader, graph.saes))
+
+
+def told_by_hash(reader: WorkspaceReader, saes: Mapping[int, str]) -> dict[int, str]:
+    """Layer → the newest run that interprets the autoencoder of that hash."""
+    by_hash = {str(run.summary.get("hash")): run.id for run in reversed(reader.runs("sae"))}
+    told = {parent: run.id for run in reversed(reader.runs("features")) for parent in run.parents}
+    found = {layer: told.get(by_hash.get(hash, "")) for layer, hash in saes.items()}
+    return {layer: run for layer, run in found.items() if run}
 
 
 def saved_view(data: Data, theme: Theme) -> Any:
@@ -189,7 +200,13 @@ def _trace(data: Data, theme: Theme) -> Any:
     graph = data["saved"].get("graph")
     if graph is None:
         return card("Trace", html.P("The graph's file is gone from the run's folder.", className="note"))
-    return draw(data, graph, theme, None, "node", data["params"].get("node"))
+    return html.Div([_prompt(graph["tokens"]), draw(data, graph)])
+
+
+def _prompt(tokens: list[str]) -> Any:
+    """A saved run has its own prompt, not the page's."""
+    spans = [html.Span(visible(token), className="token") for token in tokens]
+    return card("Prompt of this run", html.P(spans, className="tokens token-links"))
 
 
 def _qk(data: Data, theme: Theme) -> Any:

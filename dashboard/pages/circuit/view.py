@@ -140,7 +140,7 @@ def _tokens(data: Data, theme: Theme) -> Any:
     )
     parts: list[Any] = [html.P(items, className="tokens token-links"), *chips]
     if found["layers"]:
-        parts.append(_map(found, theme))
+        parts.append(_map(found, data["names"], theme))
     else:
         note = f"The {n} tokens. Features need autoencoders; heads are under Attention and Graph."
     return card("Tokens and their features", *parts, note=note)
@@ -163,7 +163,9 @@ def _chips(data: Data, layer: dict[str, Any], at: int) -> list[Any]:
     for row in rows:
         id = f"{layer['layer']}/{row['feature']}@{at}"
         focused = bool(data["trail"]) and data["trail"][-1] == id
-        text: list[Any] = [html.B(str(row["feature"])), f" {short(row['activation'])}"]
+        name = data["names"].get(f"{layer['layer']}/{row['feature']}")
+        called = html.I(f" {name}") if name else None
+        text: list[Any] = [html.B(str(row["feature"])), called, f" {short(row['activation'])}"]
         links.append(
             dcc.Link(
                 text,
@@ -174,7 +176,7 @@ def _chips(data: Data, layer: dict[str, Any], at: int) -> list[Any]:
     return links or [html.Span("none active", className="note")]
 
 
-def _map(found: dict[str, Any], theme: Theme) -> Any:
+def _map(found: dict[str, Any], names: Mapping[str, str], theme: Theme) -> Any:
     """The strongest feature of every layer at every token, as one figure (many components would be slow)."""
     tokens, layers = found["tokens"], found["layers"]
     best = [{r["position"]: r for r in reversed(layer["features"])} for layer in layers]
@@ -182,11 +184,15 @@ def _map(found: dict[str, Any], theme: Theme) -> Any:
     trace = go.Heatmap(
         z=[[r["activation"] if r else None for r in row] for row in rows],
         text=[[str(r["feature"]) if r else "" for r in row] for row in rows],
+        customdata=[
+            [names.get(f"{layer['layer']}/{r['feature']}", "") if r else "" for r in row]
+            for layer, row in zip(layers, rows, strict=True)
+        ],
         texttemplate="%{text}" if len(tokens) <= 24 else None,
         textfont={"size": 10},
         y=[f"layer {layer['layer']}" for layer in layers],
         colorscale=theme.scale(),
-        hovertemplate="%{y}, token %{x}<br>feature %{text}: <b>%{z:.3g}</b><extra></extra>",
+        hovertemplate="%{y}, token %{x}<br>feature %{text} %{customdata}: <b>%{z:.3g}</b><extra></extra>",
     )
     figure = over_tokens(trace, tokens, theme, 110 + 34 * len(layers))
     return graph(figure, "strongest feature of each layer at each token", pick="at,,view=features")
