@@ -32,6 +32,7 @@ from attlas.dashboard.pages.features.table import grid_rows
 from attlas.dashboard.pictures import pattern_picture
 from attlas.dashboard.preview import PreviewedDash
 from attlas.dashboard.reader import WorkspaceReader
+from attlas.dashboard.run_acts import act_on_runs
 from attlas.dashboard.take import serve_tables
 from attlas.dashboard.theme import theme
 from attlas.errors import AttlasError
@@ -80,6 +81,7 @@ def create_app(
     app.layout = lambda: shell(theme(_cookie()))
     _route(app, reader, pages)
     _act(app, reader)
+    act_on_runs(app, reader)
     write_notes(app, reader)
     _serve_json(app.server, reader, pages)
     serve_tables(app.server, reader)

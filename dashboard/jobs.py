@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 POLL_MS = 600  # how often a page that waits is drawn again
 KEEP = 32  # results kept
+HISTORY = 50  # ended pieces of work that are told of
 WAITING = 8  # pieces of work in the queue
 ABANDONED_S = 90.0  # browsers slow the timers of hidden tabs down to one a minute
 UPLOADS = 16
@@ -134,6 +135,7 @@ class JobQueue:
         self._lock = threading.Lock()
         self._worker: threading.Thread | None = None
         self._current: Job | None = None
+        self._ended: deque[dict[str, Any]] = deque(maxlen=HISTORY)
 
     # -- work ------------------------------------------------------------------------------------------------------
 
@@ -170,6 +172,12 @@ class JobQueue:
                 self._worker.start()
         self._queue.put(made)
         return made
+
+    def history(self) -> list[dict[str, Any]]:
+        """What waits, runs, and ended since the server started, the newest first; see `Job.describe`, and when it ended."""
+        with self._lock:
+            going = [job.describe() | {"ended": None} for job in reversed(self._jobs.values()) if not job.finished]
+        return going + list(self._ended)
 
     def cancel(self, key: str) -> None:
         """Stop a job at its next step; a queued one will not begin."""
@@ -212,6 +220,7 @@ class JobQueue:
                 job._end("failed")
             finally:
                 self._current = None
+                self._ended.appendleft(job.describe() | {"ended": time.time()})
             if job.state == "cancelled" and not job._cancel.is_set():  # nobody waits for it: next time it runs anew
                 self.forget(job.key)
 

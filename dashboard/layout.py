@@ -8,10 +8,15 @@ import dash_mantine_components as dmc
 from dash import dcc, html
 
 from attlas.dashboard.components import attributes, empty, picker
-from attlas.dashboard.page import Data, Page, Params, link
+from attlas.dashboard.page import Data, Page, Params, link, title
 from attlas.dashboard.reader import WorkspaceReader
 from attlas.dashboard.take import tables_of
 from attlas.dashboard.theme import Theme
+
+# A page that the navigation does not list -> the one it belongs to.
+PARENTS = {"/feature": "/features", "/vit-head": "/vit", "/compare": "/runs", "/head": "/heads"} | {
+    f"/head-{name}": "/heads" for name in ("sequences", "points", "text")
+}
 
 
 def shell(theme: Theme) -> Any:
@@ -43,7 +48,7 @@ def frame(reader: WorkspaceReader, pages: tuple[Page, ...], path: str, params: P
     model = params.get("model")
     seen = reader.models()
     loadable = [name for name in reader.jobs.names() if name not in seen]
-    shown = {"/feature": "/features", "/vit-head": "/vit", "/head": "/heads"}.get(path, path)
+    shown = PARENTS.get(path, path)
     items = [
         dcc.Link(
             page.title,
@@ -83,9 +88,28 @@ def frame(reader: WorkspaceReader, pages: tuple[Page, ...], path: str, params: P
                 className="bar",
             ),
             html.Nav(items, className="nav", **attributes({"aria-label": "Pages"})),
+            _crumbs(pages, path, params, shown),
         ],
         className="frame",
     )
+
+
+def _crumbs(pages: tuple[Page, ...], path: str, params: Params, shown: str) -> Any:
+    """Where a page that the navigation does not list belongs."""
+    by_path = {page.path: page for page in pages}
+    page = by_path.get(path)
+    if page is None or page.nav:
+        return None
+    model = params.get("model")
+    steps: list[Any] = [dcc.Link("Overview", href="/")]
+    steps += [dcc.Link(model, href=link("/", model=model))] if model else []
+    if path == "/feature" and params.get("list"):
+        steps.append(dcc.Link("Features", href=f"/features?{params['list']}"))
+    elif shown != path:
+        steps.append(dcc.Link(by_path[shown].title, href=link(shown, model=model)))
+    steps.append(title(page, {**params, "model": ""}))
+    parts = [part for i, step in enumerate(steps) for part in ((" › ", step) if i else (step,))]
+    return html.Nav(parts, className="breadcrumbs", **attributes({"aria-label": "Breadcrumbs"}))
 
 
 def footer(reader: WorkspaceReader, path: str, search: str, data: Data) -> html.Footer:

@@ -52,6 +52,11 @@ def labels(reader: WorkspaceReader, run: Run | None) -> dict[int, Data]:
     return {parse_subject(note.subject)[2][0]: _plain(note) for note in book(reader).all("feature", of)}
 
 
+def run_names(reader: WorkspaceReader) -> dict[str, str]:
+    """Run → the name a person gave it."""
+    return {parse_subject(note.subject)[1]: note.label for note in book(reader).all("run") if note.label}
+
+
 def shown(note: Data | None) -> str:
     """A note in a cell: a star, the label, tags."""
     if note is None:
@@ -67,19 +72,23 @@ def words(note: Data) -> str:
 
 def noted(reader: WorkspaceReader, model: str | None = None) -> list[Data]:
     """Every note with a link to what it is about, starred ones first, then the newest; only those of a model, or all."""
-    saes = {run.id: run for run in reader.runs("sae")}
+    runs = {run.id: run for run in reader.runs()}
     found = []
     for note in sorted(book(reader).all(), key=lambda n: not n.star):
         kind, of, place = parse_subject(note.subject)
-        owner = of if kind == "head" else (saes[of].model.name if of in saes else None)
+        owner = of if kind == "head" else (runs[of].model.name if of in runs else None)
         if model and owner != model:
             continue
         if kind == "head":
             name, href = f"Head {place[0]}.{place[1]}", link("/head", layer=place[0], head=place[1], model=of)
+        elif kind == "run":
+            name, href = "Run", link("/runs", run=of) if of in runs else ""
         else:
-            told = next((run.id for run in reader.runs("features") if of in (*run.parents, run.id)), None)
+            told = next(
+                (run.id for run in runs.values() if run.kind == "features" and of in (*run.parents, run.id)), None
+            )
             name, href = f"Feature {place[0]}", link("/feature", run=told, id=place[0], model=owner) if told else ""
-        hook = saes[of].summary.get("hook") if of in saes else None
+        hook = runs[of].summary.get("hook") if of in runs else None
         found.append(
             _plain(note) | {"name": name, "of": hook or of, "model": owner, "href": href, "shown": shown(_plain(note))}
         )

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 
 from attlas.data.disk import check_writable, disk_errors, other_place
 from attlas.data.files import check_name, fsync_dir, is_whole, write_text_atomic
-from attlas.data.runs.folders import UNCOMMITTED, collect, delete, folder_of, seal, unused
+from attlas.data.runs.folders import UNCOMMITTED, all_entries, collect, delete, folder_of, seal, unused
 from attlas.data.runs.record import Ref, Run, jsonable, run_id, run_key
 from attlas.data.runs.rows import read_where
 from attlas.data.runs.writer import RunWriter
@@ -83,7 +83,7 @@ class Workspace:
                     )
         except OSError as error:
             raise WorkspaceError(f"workspace '{self.path}' cannot be opened: {error.strerror or error}") from error
-        self._read()
+        self.manifest()
 
     def __repr__(self) -> str:
         return f"Workspace({str(self.path)!r}, {len(self.runs())} runs)"
@@ -92,7 +92,8 @@ class Workspace:
     def _manifest(self) -> Path:
         return self.path / "manifest.json"
 
-    def _read(self) -> dict[str, Any]:
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as it stands, checked for its version; runs are not."""
         try:
             manifest = json.loads(self._manifest.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -126,7 +127,7 @@ class Workspace:
         An entry of the manifest that cannot be read is left out, with a warning that says what is wrong with it.
         """
         found = []
-        for entry in self._read()["runs"]:
+        for entry in self.manifest()["runs"]:
             try:
                 found.append(Run.from_json(entry))
             except WorkspaceError as error:
@@ -140,7 +141,7 @@ class Workspace:
         Raises:
             WorkspaceError: there is none, or its entry in the manifest cannot be read.
         """
-        for entry in self._read()["runs"]:
+        for entry in self.manifest()["runs"]:
             if isinstance(entry, dict) and entry.get("id") == run_id:
                 return Run.from_json(entry)
         raise WorkspaceError(f"workspace '{self.path}' has no run '{str(run_id)[:80]}'")
@@ -158,7 +159,7 @@ class Workspace:
         """
         if isinstance(run, str):
             check_name(run, "run id")
-            known = [e for e in self._read()["runs"] if isinstance(e, dict) and e.get("id") == run]
+            known = [e for e in self.manifest()["runs"] if isinstance(e, dict) and e.get("id") == run]
             return self.path / "runs" / (Run.from_json(known[0]).folder if known else run)
         return self.path / "runs" / check_name(run.folder or run.id, "run id")
 
@@ -313,7 +314,7 @@ class Workspace:
         """
         wanted = run if isinstance(run, str) else run.id
         check_name(wanted, "run id")
-        with self._locked() as manifest:
+        with self.locked() as manifest:
             mine = [e for e in manifest["runs"] if isinstance(e, dict) and e.get("id") == wanted]
             if not mine:
                 raise WorkspaceError(f"workspace '{self.path}' has no run '{wanted}'")
@@ -323,14 +324,14 @@ class Workspace:
                 delete(self.path / "runs" / name)
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[dict[str, Any]]:
+    def locked(self) -> Iterator[dict[str, Any]]:
         """Hold the lock, yield the manifest, write it back atomically."""
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open(self.path / ".lock", "a")
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            manifest = self._read()
+            manifest = self.manifest()
             yield manifest
             manifest["schema_version"] = SCHEMA_VERSION
             write_text_atomic(self._manifest, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
@@ -343,9 +344,9 @@ class Workspace:
         """
         run = dataclasses.replace(run, files=seal(temporary))
         try:
-            with self._locked() as manifest:
-                collect(self.path / "runs", manifest["runs"])
-                final = unused(self.path / "runs", run.id, manifest["runs"])
+            with self.locked() as manifest:
+                collect(self.path / "runs", all_entries(manifest))
+                final = unused(self.path / "runs", run.id, all_entries(manifest))
                 run = dataclasses.replace(run, folder=final.name)
                 with disk_errors(final):
                     os.rename(temporary, final)
@@ -353,7 +354,7 @@ class Workspace:
                 others = [e for e in manifest["runs"] if not (isinstance(e, dict) and e.get("id") == run.id)]
                 manifest["runs"] = [*others, jsonable(run)]
         except BaseException:
-            listed = run.folder in {folder_of(entry) for entry in self._read()["runs"]}
+            listed = run.folder in {folder_of(entry) for entry in self.manifest()["runs"]}
             if not listed and not temporary.exists():
                 os.rename(self.folder(run), temporary)
             raise
@@ -361,7 +362,7 @@ class Workspace:
             (final / UNCOMMITTED).unlink()
             with open(self.path / ".lock", "a") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)
-                collect(self.path / "runs", self._read()["runs"])
+                collect(self.path / "runs", all_entries(self.manifest()))
         return run
 
     def move_elsewhere(self, error: StorageError, needed: int) -> None:

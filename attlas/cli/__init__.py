@@ -27,6 +27,7 @@ VERBS = {
     "vit": "rank ViT heads; how far they attend; what patterns they draw",
     "circuit": "patch, attribute and trace circuits through heads and features",
     "export": "write an autoencoder, its features or a run over heads for another program",
+    "runs": "list, name, delete and restore the runs of a workspace",
     "notes": "list, write, export and import what people wrote about features and heads",
     "serve": "open a workspace in the browser",
     "bench": "measure speed and memory beside other libraries",

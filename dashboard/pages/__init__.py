@@ -26,6 +26,8 @@ MODULES = (
     "image.page",
     "saes.training",
     "saes.evaluation",
+    "runs.page",
+    "runs.compare",
 )
 
 

@@ -1,4 +1,4 @@
-"""What a note is about, as one line of text: "feature/SAE-RUN/746" or "head/MODEL/3.0"."""
+"""What a note is about, as one line of text: "feature/SAE-RUN/746", "head/MODEL/3.0" or "run/RUN"."""
 
 from __future__ import annotations
 
@@ -23,8 +23,17 @@ def head_subject(model: str, layer: int, head: int) -> str:
     return f"head/{model}/{layer}.{head}"
 
 
+def run_subject(run: str) -> str:
+    """Of a run, by its id; the label is its name.
+
+    >>> run_subject("sae-gpt2-mini-745c1b3e")
+    'run/sae-gpt2-mini-745c1b3e'
+    """
+    return f"run/{run}"
+
+
 def parse_subject(subject: str) -> tuple[str, str, tuple[int, ...]]:
-    """(kind, autoencoder's run or model, (feature,) or (layer, head)).
+    """(kind, autoencoder's run or model or run, (feature,) or (layer, head) or ()).
 
     Raises:
         ConfigError: it is no subject.
@@ -33,8 +42,12 @@ def parse_subject(subject: str) -> tuple[str, str, tuple[int, ...]]:
     ('head', 'some/model', (3, 0))
     """
     kind, _, rest = subject.partition("/")
+    if kind == "run" and rest and "/" not in rest:
+        return kind, rest, ()
     of, _, number = rest.rpartition("/")
     parts = number.split(".")
     if of and all(p.isdecimal() and len(p) < 10 for p in parts) and len(parts) == {"feature": 1, "head": 2}.get(kind):
         return kind, of, tuple(int(p) for p in parts)
-    raise ConfigError(f"'{subject[:80]}' is not what a note can be about; write feature/SAE-RUN/746 or head/MODEL/3.0")
+    raise ConfigError(
+        f"'{subject[:80]}' is not what a note can be about; write feature/SAE-RUN/746, head/MODEL/3.0 or run/RUN"
+    )

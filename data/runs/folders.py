@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,12 @@ def folder_of(entry: Any) -> str:
     with contextlib.suppress(WorkspaceError):
         return check_name(name, "folder")
     return ""
+
+
+def all_entries(manifest: Mapping[str, Any]) -> list[Any]:
+    """Raw entries of the runs that are listed, and of those put away (see `attlas.data.runs.trash`)."""
+    away = manifest.get("away")
+    return [*manifest["runs"], *(away if isinstance(away, list) else [])]
 
 
 def unused(runs: Path, run_id: str, entries: Sequence[Any]) -> Path:

@@ -27,6 +27,7 @@ SUB_VERBS = {
     "export": ("sae", "headvis", "html"),
     "features": ("describe", "survey", "match", "firing"),
     "heads": ("measure", "weights", "effects", "similar", "project", "import"),
+    "runs": ("list", "name", "delete", "restore", "purge"),
     "notes": ("list", "write", "export", "import"),
     "vit": ("heads", "pruning", "tokens", "patterns"),
 }
@@ -34,6 +35,9 @@ SUB_VERBS = {
 NEEDED = {  # what a sub-verb cannot do without
     "models get": ["dinov2-small"],
     "features firing": ["a text"],
+    "runs name": ["sae-gpt2-mini-c879ab06", "wide"],
+    "runs delete": ["sae-gpt2-mini-c879ab06"],
+    "runs restore": ["sae-gpt2-mini-c879ab06"],
     "notes write": ["head/gpt2-mini/3.0"],
     "notes export": ["--to", "notes.json"],
     "notes import": ["notes.json"],

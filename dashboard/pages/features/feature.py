@@ -110,6 +110,7 @@ def view(data: Data, theme: Theme) -> Any:
             "All features", f"/features?{data['list']}" if data["list"] else link("/features", run=data["run"])
         ),
     ]
+    extra.append(button_link("Compare", link("/compare", features=f"{data['run']}:{data['feature']}")))
     about = f"{data['hook'] or ''} of {data['model']}, measured on {short(data['n_tokens'])} tokens."
     return html.Div(
         [

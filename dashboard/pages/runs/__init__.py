@@ -1,0 +1,1 @@
+"""Runs of the workspace: listed, named, deleted and had back; several side by side."""
