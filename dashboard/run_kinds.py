@@ -224,6 +224,21 @@ def headline(run: Run) -> str:
     return " · ".join(f"{words} {_value(value)}".strip() for words, value in said if value is not None)
 
 
+def listed(run: Run, names: dict[str, str]) -> dict[str, Any]:
+    """A run as a line of a list."""
+    return {
+        "id": run.id,
+        "kind": run.kind,
+        "name": names.get(run.id, ""),
+        "model": run.model.name,
+        "data": run.data.name if run.data else None,
+        "created": run.created,
+        "headline": headline(run),
+        "bytes": sum(int(file.get("bytes", 0)) for file in run.files.values()),
+        "attlas_version": run.attlas_version,
+    }
+
+
 def _value(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{_value(v)} {k}" for k, v in value.items())

@@ -7,11 +7,11 @@ from typing import Any
 from dash import dcc, html
 
 from attlas.dashboard.components import button_link, card, columns, empty, heading, metric_cards, short
+from attlas.dashboard.components.run_list import run_item
 from attlas.dashboard.notes import noted, run_names
 from attlas.dashboard.page import Data, Page, Params, link
-from attlas.dashboard.pages.runs.page import listed, run_item
 from attlas.dashboard.reader import WorkspaceReader
-from attlas.dashboard.run_kinds import KINDS
+from attlas.dashboard.run_kinds import KINDS, listed
 from attlas.dashboard.theme import Theme
 from attlas.data.models_catalog import catalog
 from attlas.data.workspace import Run

@@ -18,10 +18,11 @@ from attlas.dashboard.components import (
     table,
     text_box,
 )
+from attlas.dashboard.components.run_list import run_item
 from attlas.dashboard.notes import note_data, run_names
 from attlas.dashboard.page import Data, Page, Params, link
 from attlas.dashboard.reader import WorkspaceReader
-from attlas.dashboard.run_kinds import KINDS, headline
+from attlas.dashboard.run_kinds import KINDS, headline, listed
 from attlas.dashboard.theme import Theme
 from attlas.data.notes import run_subject
 from attlas.data.runs.trash import runs_away
@@ -56,21 +57,6 @@ def _holds(run: Run, name: str, words: list[str]) -> bool:
     return all(word in text for word in words)
 
 
-def listed(run: Run, names: dict[str, str]) -> Data:
-    """A run as a line of a list."""
-    return {
-        "id": run.id,
-        "kind": run.kind,
-        "name": names.get(run.id, ""),
-        "model": run.model.name,
-        "data": run.data.name if run.data else None,
-        "created": run.created,
-        "headline": headline(run),
-        "bytes": sum(int(file.get("bytes", 0)) for file in run.files.values()),
-        "attlas_version": run.attlas_version,
-    }
-
-
 def _whole(reader: WorkspaceReader, run: Run, names: dict[str, str]) -> Data:
     there = {r.id for r in reader.runs()}
     return listed(run, names) | {
@@ -82,25 +68,6 @@ def _whole(reader: WorkspaceReader, run: Run, names: dict[str, str]) -> Data:
         "config": run.config,
         "folder": str(reader.workspace.folder(run)),
     }
-
-
-def run_item(run: Data, extra: Any = None) -> html.Li:
-    """A run in a list: what it is, its numbers, where it leads."""
-    kind = KINDS.get(run["kind"])
-    title = run["name"] or (kind.name if kind else run["kind"])
-    where = link(kind.path, run=run["id"], model=run["model"], **kind.query) if kind else link("/runs", run=run["id"])
-    about = [run["model"], run["data"], run["created"][:16].replace("T", " ") + " UTC", f"{run['bytes'] / 1e6:.1f} MB"]
-    return html.Li(
-        [
-            dcc.Link(run["kind"], href=link("/runs", run=run["id"]), className="tag"),
-            html.Div(
-                [
-                    html.Div([dcc.Link(title, href=where), html.Span(f"  {run['headline']}"), extra]),
-                    html.Div(" · ".join(part for part in about if part), className="sub"),
-                ]
-            ),
-        ]
-    )
 
 
 def view(data: Data, theme: Theme) -> Any:
