@@ -43,6 +43,12 @@ KINDS = {
         {"l0": "L0", "explained_variance": "explained variance", "ce_recovered": "CE recovered"},
     ),
     "sae_sweep": Kind("Sweep", "/training", "attlas train --sweep-k 8 16 32", {"n_saes": "autoencoders"}),
+    "lorsa": Kind(
+        "Lorsa",
+        "/training",
+        "attlas train --arch lorsa --layer 3",
+        {"hook": "", "d_sae": "features", "n_qk_heads": "query–key heads"},
+    ),
     "features": Kind("Features", "/features", "attlas features", {"families": ""}),
     "head_survey": Kind(
         "Survey of heads",

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from attlas.saes.evaluation.measure import EvalResult, evaluate, evaluate_all
     from attlas.saes.formats import load_sae
     from attlas.saes.inputs import held_out
+    from attlas.saes.lorsa.config import LorsaConfig
+    from attlas.saes.lorsa.files import load_lorsa, save_lorsa
+    from attlas.saes.lorsa.model import Lorsa
+    from attlas.saes.lorsa.train import TrainedLorsa, train_lorsa
+    from attlas.saes.lorsa.training_config import LorsaTrainConfig
     from attlas.saes.scaling.plan import plan
     from attlas.saes.training.config import TrainConfig
     from attlas.saes.training.result import TrainedSAE, TrainResult
@@ -25,18 +30,25 @@ _PUBLIC = {
     "SAE": "base",
     "EvalConfig": "evaluation.config",
     "EvalResult": "evaluation.measure",
+    "Lorsa": "lorsa.model",
+    "LorsaConfig": "lorsa.config",
+    "LorsaTrainConfig": "lorsa.training_config",
     "SAEConfig": "config",
     "SweepConfig": "training.sweep",
     "SweepResult": "training.sweep",
     "TrainConfig": "training.config",
     "TrainResult": "training.result",
+    "TrainedLorsa": "lorsa.train",
     "TrainedSAE": "training.result",
     "evaluate": "evaluation.measure",
     "evaluate_all": "evaluation.measure",
     "held_out": "inputs",
+    "load_lorsa": "lorsa.files",
     "load_sae": "formats",
     "plan": "scaling.plan",
+    "save_lorsa": "lorsa.files",
     "sweep_saes": "training.sweep",
+    "train_lorsa": "lorsa.train",
     "train_sae": "training.train",
 }
 
@@ -45,18 +57,25 @@ __all__ = [
     "SAE",
     "EvalConfig",
     "EvalResult",
+    "Lorsa",
+    "LorsaConfig",
+    "LorsaTrainConfig",
     "SAEConfig",
     "SweepConfig",
     "SweepResult",
     "TrainConfig",
     "TrainResult",
+    "TrainedLorsa",
     "TrainedSAE",
     "evaluate",
     "evaluate_all",
     "held_out",
+    "load_lorsa",
     "load_sae",
     "plan",
+    "save_lorsa",
     "sweep_saes",
+    "train_lorsa",
     "train_sae",
 ]
 

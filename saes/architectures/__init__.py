@@ -28,6 +28,11 @@ def architecture(name: str) -> type[SAE]:
     Raises:
         ConfigError: there is none of that name.
     """
+    if name == "lorsa":
+        raise ConfigError(
+            "a Lorsa stands for a whole attention layer and is no autoencoder; attlas train --arch lorsa --layer L trains one, "
+            "and attlas.saes.train_lorsa"
+        )
     if name not in ARCHITECTURES:
         raise ConfigError(f"architecture '{name}' is unknown; use one of {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name]

@@ -115,6 +115,11 @@ def _refuse(record: dict[str, Any], folder: Path, source: Path) -> None:
     """Raise for whatever is no plain autoencoder of one hook."""
     kind, act = record.get("sae_type", "sae"), record.get("act_fn")
     hook_in, hook_out = text(record, "hook_point_in", source), text(record, "hook_point_out", source)
+    if kind == "lorsa":
+        raise SAEFormatError(
+            f"'{source}' has sae_type='lorsa': it stands for an attention layer and is no autoencoder of a hook; Lorsas are "
+            "taken by attlas eval, attlas features and attlas.saes.load_lorsa"
+        )
     if kind != "sae":
         raise SAEFormatError(f"'{source}' has sae_type={kind!r:.60}; Attlas reads autoencoders ('sae')")
     if hook_out not in ("", hook_in):

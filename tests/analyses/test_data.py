@@ -25,12 +25,14 @@ from attlas.interp.drop import Drop
 from attlas.saes import (
     SAE,
     EvalConfig,
+    LorsaTrainConfig,
     SAEConfig,
     SweepConfig,
     TrainConfig,
     evaluate,
     evaluate_all,
     sweep_saes,
+    train_lorsa,
     train_sae,
 )
 from attlas.saes.architectures import create_sae
@@ -143,6 +145,9 @@ PACKED: dict[str, Call] = {
 """Take packed text and images, and refuse padding."""
 TEXT: dict[str, Call] = {"head_survey": _survey, "head_logits": lambda m, sae, data: heads.head_logits(m, data)}  # type: ignore[arg-type]
 """Take packed text alone."""
+LORSA = LorsaTrainConfig(TrainConfig(d_sae=16, k=2, n_tokens=36, batch_size=24), layer=1)
+ANY_TEXT: dict[str, Call] = {"train_lorsa": lambda m, sae, data: train_lorsa(LORSA, model=m, data=data)}
+"""Take packed and padded text."""
 IMAGES = {"vit", "vit_patterns", "vit_pruning", "vit_tokens"}  # their parameter is `images`
 
 
@@ -160,22 +165,27 @@ def test_every_public_function_with_data_is_called() -> None:
             ):
                 found.add(name)
     assert len(found) > 15
-    assert found - {"timeline", "redundancy_timeline"} == {*ALL, *PACKED, *TEXT}  # these make data for each checkpoint
+    assert found - {"timeline", "redundancy_timeline"} == {
+        *ALL,
+        *PACKED,
+        *TEXT,
+        *ANY_TEXT,
+    }  # these make data for each checkpoint
     assert {name for name in vit.__all__ if "images" in inspect.signature(getattr(vit, name)).parameters} >= IMAGES
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", ["text", "padded", "images"])
-@pytest.mark.parametrize("name", [*ALL, *PACKED, *TEXT])
+@pytest.mark.parametrize("name", [*ALL, *PACKED, *TEXT, *ANY_TEXT])
 def test_analyses_take_it(
     name: str, kind: str, gpt2: HookedModel, tiny_vit: HookedModel, sae: SAE, kinds: dict[str, Dataset]
 ) -> None:
     model = tiny_vit if kind == "images" else gpt2
-    call = (ALL | PACKED | TEXT)[name]
-    if kind == "padded" and name not in ALL:
+    call = (ALL | PACKED | TEXT | ANY_TEXT)[name]
+    if kind == "padded" and name not in {*ALL, *ANY_TEXT}:
         with pytest.raises(TextDataError, match="'documents' is padded"):
             call(model, sae, kinds[kind])
-    elif kind == "images" and name in TEXT:
+    elif kind == "images" and name in {*TEXT, *ANY_TEXT}:
         with pytest.raises(AttlasError):
             call(model, sae, kinds[kind])
     else:

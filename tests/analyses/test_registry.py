@@ -23,7 +23,18 @@ from attlas.data.runs.record import Ref, Run
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
-from attlas.saes import SAE, EvalConfig, SweepConfig, TrainConfig, TrainResult, evaluate, sweep_saes, train_sae
+from attlas.saes import (
+    SAE,
+    EvalConfig,
+    LorsaTrainConfig,
+    SweepConfig,
+    TrainConfig,
+    TrainResult,
+    evaluate,
+    sweep_saes,
+    train_lorsa,
+    train_sae,
+)
 
 HOOK = "blocks.2.attn.hook_z"
 SMALL = TrainConfig(hooks=(HOOK,), n_tokens=512, d_sae=32, k=4, batch_size=128, buffer_tokens=512, capture_batch=4)
@@ -101,6 +112,11 @@ MAKERS: dict[str, Callable[[Bench], tuple[Any, ...]]] = {
     "sae_sweep": lambda b: tuple(
         sweep_saes(SweepConfig(SMALL, seed=seeds), model=b.gpt2, data=b.text, val=b.text, progress=False)
         for seeds in ((0,), (0, 1))
+    ),
+    "lorsa": lambda b: (
+        train_lorsa(
+            LorsaTrainConfig(TrainConfig(n_tokens=96, d_sae=24, k=4, batch_size=48), 2), model=b.gpt2, data=b.text
+        ),
     ),
     "features": lambda b: (
         wing.features(b.gpt2, b.sae, b.text, wing.FeaturesConfig(n_top=2, null_draws=5, n_scored=2, n_causal=1)),

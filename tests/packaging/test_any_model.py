@@ -18,7 +18,18 @@ from attlas.data.text import TokenDataset
 from attlas.data.workspace import Workspace
 from attlas.errors import UnsupportedModelError
 from attlas.interp import HookedModel, attended, load_model
-from attlas.saes import EvalConfig, SweepConfig, TrainConfig, evaluate, evaluate_all, held_out, sweep_saes, train_sae
+from attlas.saes import (
+    EvalConfig,
+    LorsaTrainConfig,
+    SweepConfig,
+    TrainConfig,
+    evaluate,
+    evaluate_all,
+    held_out,
+    sweep_saes,
+    train_lorsa,
+    train_sae,
+)
 from attlas.saes.architectures import create_sae
 from attlas.saes.config import SAEConfig
 
@@ -29,6 +40,7 @@ IN_TRAINING = {"merge_sigma", "sigma_reparam"}  # of attlas.analyses.stability: 
 SHORT = TrainConfig(
     hooks=(HOOK,), d_sae=16, k=2, n_tokens=200, batch_size=40, buffer_tokens=100, capture_batch=2, seq_len=16
 )
+LORSA = LorsaTrainConfig(TrainConfig(d_sae=24, k=2, n_tokens=32, batch_size=32), 1)
 Call = Callable[[Any], Any]
 
 
@@ -54,6 +66,7 @@ def text_calls(sae: Any, few: TokenDataset, gpt2_mini: HookedModel, tmp_path_fac
     quick = redundancy.RedundancyConfig(n_bootstrap=10)
     return {
         "train_sae": lambda m: train_sae(SHORT, model=m, data=few, progress=False),
+        "train_lorsa": lambda m: train_lorsa(LORSA, model=m, data=few),
         "sweep_saes": lambda m: sweep_saes(SweepConfig(SHORT, k=(2,)), model=m, data=few, val=few, progress=False),
         "evaluate": lambda m: evaluate(sae, m, few, EvalConfig(controls=())),
         "evaluate_all": lambda m: evaluate_all([(sae, None)], m, few, EvalConfig(controls=())),

@@ -25,6 +25,8 @@ class Args(OutArgs):
 
         attlas train --hooks blocks.2.attn.hook_z --sweep-k 8 16 32 --sweep-width 768 1536
 
+        attlas train --arch lorsa --layer 3 --k 16
+
         attlas train --plan --model llama-3.1-8b --dtype bfloat16 --d-sae 262144 --gpu h100 --gpus 8
     """
 
@@ -39,6 +41,14 @@ class Args(OutArgs):
     """Numbers of features to compare."""
     sweep_seed: tuple[int, ...] = ()
     """Seeds of initial weights to compare (data and order are the same for all)."""
+    layer: int | None = None
+    """With --arch lorsa: the layer whose attention it stands for, in place of hooks; by default 2."""
+    n_qk_heads: int | None = None
+    """With --arch lorsa: query–key heads, among which the features are dealt out; by default as many as the layer has."""
+    d_qk_head: int | None = None
+    """With --arch lorsa: width of queries and keys; by default the layer's."""
+    qk_start: Literal["layer", "random"] = "layer"
+    """With --arch lorsa: start from the layer's own queries, keys and outputs, or at random."""
     trust_remote_code: bool = False
     """Run code that lies beside the model's weights; it can do anything. Without this it is never run."""
     resume: bool = False

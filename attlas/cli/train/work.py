@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from attlas.cli.common import Output, open_model, open_workspace
 from attlas.cli.options import ModelArgs
 from attlas.cli.together import join
-from attlas.data.workspace import jsonable
+from attlas.cli.train import lorsa
+from attlas.cli.train.folder import go_on, key, tell_what_resumes
 from attlas.errors import ConfigError
 from attlas.saes.scaling.plan import plan
-from attlas.saes.training.checkpoint import has_checkpoint
 from attlas.saes.training.config import TrainConfig
 from attlas.saes.training.history import live_folder
 from attlas.saes.training.over_seeds import over_seeds
@@ -33,6 +31,9 @@ if TYPE_CHECKING:
 def run(args: Args, out: Output) -> dict[str, Any]:
     """Train, or train the grid that the sweep options ask for."""
     config = dataclasses.replace(args.train, model=args.model_alias) if args.model_alias else args.train
+    if config.arch == "lorsa":
+        return lorsa.run(args, config, out)
+    lorsa.require_none(args)
     if args.plan:
         return _plan(args, config, out)
     config = adopt_store(config, out.given | ({"model"} if args.model_alias else set()))
@@ -57,20 +58,15 @@ def _begin(config: TrainConfig, folder: Path, trust: bool, out: Output) -> Hooke
     """Check the store, say how an interrupted training goes on, and open the model."""
     if config.store is not None and not out.silent:
         check_store(config.store)
-    out.how_to_go_on = lambda: _go_on(folder, out)
+    out.how_to_go_on = lambda: go_on(folder, out)
     return open_model(
         ModelArgs(config.model, config.model_device or config.device, config.dtype, trust_remote_code=trust), out
     )
 
 
-def _tell_what_resumes(args: Args, folder: Path, workspace: Workspace, out: Output) -> None:
-    if args.resume and not has_checkpoint(folder):
-        out.say(f"--resume: no checkpoint of this configuration in {workspace.path}; starting from the first step")
-
-
 def _train(args: Args, config: TrainConfig, workspace: Workspace, group: Group, out: Output) -> dict[str, Any]:
-    folder = live_folder(workspace.path, _key(config))
-    _tell_what_resumes(args, folder, workspace, out)
+    folder = live_folder(workspace.path, key(config))
+    tell_what_resumes(args.resume, folder, workspace, out)
     model = _begin(config, folder, args.trust_remote_code, out)
     result = train_sae(
         config,
@@ -100,8 +96,8 @@ def _train(args: Args, config: TrainConfig, workspace: Workspace, group: Group, 
 
 def _sweep(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -> dict[str, Any]:
     sweep = SweepConfig(config, args.sweep_k, args.sweep_sparsity, args.sweep_width, args.sweep_seed)
-    folder = live_folder(workspace.path, _key(sweep))
-    _tell_what_resumes(args, folder, workspace, out)
+    folder = live_folder(workspace.path, key(sweep))
+    tell_what_resumes(args.resume, folder, workspace, out)
     model = _begin(config, folder, args.trust_remote_code, out)
     result = sweep_saes(sweep, model=model, folder=folder, resume=args.resume, track=out.track)
     record = result.save(workspace)
@@ -135,15 +131,3 @@ def _sweep(args: Args, config: TrainConfig, workspace: Workspace, out: Output) -
             [tuple(row[name] for name in names) for row in seeds],
         )
     return {"workspace": str(workspace.path), "runs": [record.id], "pareto": result.rows, "seeds": seeds}
-
-
-def _go_on(folder: Path, out: Output) -> str:
-    """What to type after an interruption."""
-    if has_checkpoint(folder):
-        return f"go on from the last checkpoint with: {out.command('--resume')}"
-    return f"no checkpoint had been written yet (see --checkpoint-every); again: {out.command()}"
-
-
-def _key(config: Any) -> str:
-    """The same configuration gives the same folder, so that --resume finds it."""
-    return hashlib.sha256(json.dumps(jsonable(config), sort_keys=True).encode()).hexdigest()[:8]
