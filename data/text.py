@@ -21,6 +21,7 @@ from attlas.data.remote.file import is_remote
 from attlas.data.remote.folder import remote_files
 from attlas.data.text_files import Document, File, Skipped, read_file
 from attlas.data.text_folders import refuse_split, split_files
+from attlas.data.tokenizing import Render, begun, bos_of, renderer, without_bos
 from attlas.errors import AttlasError, ConfigError, TextDataError
 
 TEXT_DIR = Path(__file__).resolve().parent / "text"
@@ -129,11 +130,12 @@ def load_tokens(
     prefer: str | None = None,
     d_vocab: int | None = None,
     packed: bool = True,
+    chat: bool = False,
 ) -> TokenDataset:
     """Read, tokenise and pack text.
 
     Documents are put in an order drawn from the seed, joined with the end-of-text token between them, and cut into
-    rows; each row begins with BOS (where the tokenizer has one) and continues the stream where the last row ended.
+    rows; each row begins with BOS (where `bos_of` has one) and continues the stream where the last row ended.
     Rows of token ids that all have one length are packed already: they are cut to seq_len and used as they are, in the
     seed's order; token ids of other lengths are joined as documents are.
 
@@ -149,23 +151,30 @@ def load_tokens(
         split: of a dataset folder; None takes the only one, or `prefer` of several.
         d_vocab: ids from here on are refused; None takes the tokenizer's length.
         packed: False gives every document a row of its own, BOS to end-of-text, cut at seq_len and padded behind.
+        chat: documents are conversations, written by the tokenizer's chat template: lists of messages in a column "messages"
+            (`column` names another), or texts, each one message of the user's.
 
     Raises:
         TextDataError: the source is missing, empty, damaged, not UTF-8, or shorter than one row; its column or split
-            does not exist; or its token ids are beyond the vocabulary.
+            does not exist; its token ids are beyond the vocabulary; or a conversation is none.
+        UnsupportedModelError: `chat`, and the tokenizer has no chat template.
     """
     if seq_len < 2:
         raise ConfigError(f"seq_len {seq_len} is too short; use 2 or more")
     if n_tokens is not None and n_tokens < 1:
         raise ConfigError(f"n_tokens {n_tokens} must be 1 or more")
     name = str(source) if split is None else f"{source} ({split})"
-    drawn = _Drawn(source, seed, column=column, split=split, prefer=prefer)
+    render = renderer(tokenizer, name) if chat else None
+    drawn = _Drawn(source, seed, column=column, split=split, prefer=prefer, chat=render)
     if drawn.ids is not None:
         _check_ids(drawn.ids, name, len(tokenizer) if d_vocab is None and tokenizer is not None else d_vocab)
         if packed and len(set(drawn.sizes)) == 1 and len(drawn.sizes) > 1:
             return TokenDataset.from_tokens(_packed(drawn, seq_len, n_tokens, name), name)
     elif tokenizer is None:
-        raise TextDataError(f"'{name}' is text and the model has no tokenizer; give token ids in a column input_ids")
+        raise TextDataError(
+            f"'{name}' is text and the model has no tokenizer; give token ids in a column input_ids (JSONL, Parquet), or put "
+            "its tokenizer.json beside its weights"
+        )
     if not packed:
         return TokenDataset.padded(*_one_a_row(drawn, tokenizer, seq_len, n_tokens, name))
     return TokenDataset.from_tokens(_packed_stream(drawn, tokenizer, seq_len, n_tokens, name), name)
@@ -253,14 +262,15 @@ def _one_a_row(
     drawn: _Drawn, tokenizer: Any, seq_len: int, n_tokens: int | None, name: str
 ) -> tuple[list[list[int]], str, int]:
     """(rows, name, padding): each document as BOS, text and EOS, as many from the first on as n_tokens hold."""
-    bos, eos, pad = (getattr(tokenizer, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad"))
+    bos = bos_of(tokenizer)
+    eos, pad = (getattr(tokenizer, f"{kind}_token_id", None) for kind in ("eos", "pad"))
     rows: list[list[int]] = []
     left = n_tokens
     for documents in drawn.portions(KEPT if n_tokens is None else min(KEPT, n_tokens * CHARACTERS)):
         for start in range(0, len(documents), _CHUNK):
             for ids in _ids(documents[start : start + _CHUNK], tokenizer, bos):
                 ended = ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
-                row = [*([] if bos is None else [bos]), *ended][:seq_len]
+                row = begun(ended, bos)[:seq_len]
                 left = None if left is None else left - len(row)
                 if left is not None and left < 0 and rows:
                     return rows, name, pad if pad is not None else (eos or 0)
@@ -272,7 +282,7 @@ def _one_a_row(
 
 def _packed_stream(drawn: _Drawn, tokenizer: Any, seq_len: int, n_tokens: int | None, name: str) -> Tensor:
     """Rows [n, seq_len] of BOS and the stream of all documents, each ended by EOS."""
-    bos, eos = getattr(tokenizer, "bos_token_id", None), getattr(tokenizer, "eos_token_id", None)
+    bos, eos = bos_of(tokenizer), getattr(tokenizer, "eos_token_id", None)
     body = seq_len - (bos is not None)
     n_rows = None if n_tokens is None else max(1, n_tokens // seq_len)
     stream: array[int] = array("q")
@@ -282,7 +292,7 @@ def _packed_stream(drawn: _Drawn, tokenizer: Any, seq_len: int, n_tokens: int | 
         for start in range(0, len(documents), _CHUNK):
             for ids in _ids(documents[start : start + _CHUNK], tokenizer, bos):
                 stream.extend(ids)
-                if eos is not None and (not ids or ids[-1] != eos or drawn.ids is None):
+                if eos is not None and ids[-1:] != [eos]:
                     stream.append(eos)
             if n_rows is not None and len(stream) >= n_rows * body:
                 break
@@ -300,8 +310,9 @@ def _packed_stream(drawn: _Drawn, tokenizer: Any, seq_len: int, n_tokens: int | 
 def _ids(documents: Sequence[Document], tokenizer: Any, bos: int | None) -> list[list[int]]:
     if isinstance(documents[0], str):
         found: list[list[int]] = tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]
-        return found
-    return [d[1:] if d[0] == bos else d for d in documents if isinstance(d, list)]  # rows begin with BOS anyway
+    else:
+        found = [d for d in documents if isinstance(d, list)]
+    return [without_bos(ids, bos) for ids in found]  # rows begin with it anyway
 
 
 def _packed(drawn: _Drawn, seq_len: int, n_tokens: int | None, name: str) -> Tensor:
@@ -334,8 +345,10 @@ def read_documents(
     split: str | None = None,
     prefer: str | None = None,
     warn: bool = True,
+    chat: Render | None = None,
 ) -> Iterator[Document]:
-    """Documents of a source, in file order, as they are read: text, or token ids; arguments as in load_tokens.
+    """Documents of a source, in file order, as they are read: text, or token ids; arguments as in load_tokens, but for
+    `chat`: what writes a conversation as text.
 
     Rows without text (null) are left out, with one warning (unless not to `warn`) that counts them.
 
@@ -344,7 +357,8 @@ def read_documents(
     """
     skipped, kinds = Skipped(), set()
     for file in _files(source, split, prefer):
-        for document in read_file(file, None if str(source) in EMBEDDED else column, skipped):
+        for found in read_file(file, None if str(source) in EMBEDDED else column, skipped, chat is not None):
+            document = found if chat is None else chat(found)
             if isinstance(document, str) and not document.strip():
                 continue
             kinds.add(type(document))

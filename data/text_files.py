@@ -16,12 +16,13 @@ from attlas.data.remote.file import RemoteFile, open_binary
 from attlas.errors import TextDataError, nearest
 
 STRUCTURED = ("arrow", "parquet", "jsonl", "json", "csv", "tsv")
-TEXT_COLUMN, IDS_COLUMNS = "text", ("input_ids", "tokens")
+TEXT_COLUMN, IDS_COLUMNS, CHAT_COLUMN = "text", ("input_ids", "tokens"), "messages"
 COMPRESSED = (".gz", ".zst")
 PIECE = 1 << 20  # characters of a text file read at a time
 _SHOWN = 12  # columns named in a message
 
 Document = str | list[int]
+Messages = list[dict[str, Any]]
 File = Path | RemoteFile
 
 
@@ -43,26 +44,28 @@ def kind_of(path: File | PurePath) -> str:
     return found if found in STRUCTURED else "text"
 
 
-def read_file(path: File, column: str | None, skipped: Skipped) -> Iterator[Document]:
-    """Documents of a file in order; rows without text are passed over and counted in `skipped`.
+def read_file(path: File, column: str | None, skipped: Skipped, chat: bool = False) -> Iterator[Any]:
+    """Documents of a file in order (Document; with `chat` texts and Messages); rows without any are passed over and counted
+    in `skipped`.
 
     Args:
         path: .txt (documents divided by blank lines), .jsonl, .json, .csv, .tsv, .parquet, .arrow; text formats may be
             .gz or .zst as well.
         column: of the text (or of token ids); None takes "text", else "input_ids" or "tokens" of integers.
+        chat: conversations are wanted: None takes a column "messages" of lists of messages, else "text".
 
     Raises:
         TextDataError: damaged, not UTF-8, no such column, or a column that holds neither text nor token ids.
     """
     kind = kind_of(path)
     if kind == "parquet":
-        return _parquet(path, column, skipped)
+        return _parquet(path, column, skipped, chat)
     if kind == "arrow":
-        return _arrow(path, column, skipped)
+        return _arrow(path, column, skipped, chat)
     if kind in ("jsonl", "json"):
-        return _records(_json_records(path), path, column, skipped)
+        return _records(_json_records(path), path, column, skipped, chat)
     if kind in ("csv", "tsv"):
-        return _records(_csv_records(path, "," if kind == "csv" else "\t"), path, column, skipped)
+        return _records(_csv_records(path, "," if kind == "csv" else "\t"), path, column, skipped, chat)
     if column is not None:
         raise TextDataError(f"'{path}' is plain text, without columns; leave --column out")
     return _paragraphs(path)
@@ -181,8 +184,8 @@ def _csv_records(path: File, delimiter: str) -> Iterator[tuple[str, Any]]:
 
 
 def _records(
-    records: Iterator[tuple[str, Any]], path: File, column: str | None, skipped: Skipped
-) -> Iterator[Document]:
+    records: Iterator[tuple[str, Any]], path: File, column: str | None, skipped: Skipped, chat: bool
+) -> Iterator[Any]:
     chosen, first_keys = column, None
     for place, record in records:
         if isinstance(record, str) and column is None:
@@ -191,30 +194,39 @@ def _records(
             raise TextDataError(f"'{path}' {place} holds no object with a column '{column or TEXT_COLUMN}'")
         first_keys = first_keys if first_keys is not None else list(record)
         if chosen is None:
-            chosen = next((c for c in (TEXT_COLUMN, *IDS_COLUMNS) if c in record), None)
+            chosen = next((c for c in _columns(chat) if c in record), None)
         skipped.rows += 1
         value = record.get(chosen) if chosen is not None else None
         if value is None:
             skipped.nulls += 1
         else:
-            yield _checked(value, path, str(chosen), place)
+            yield _checked(value, path, str(chosen), place, chat)
         known = chosen is not None and chosen in record
         first_keys = [] if known else first_keys
     if first_keys:
         raise _no_column(path, column, first_keys)
 
 
-def _checked(value: Any, path: File, column: str, place: str) -> Document:
+def _columns(chat: bool) -> tuple[str, ...]:
+    """Columns that are read where none is named, the first that is there."""
+    return (CHAT_COLUMN, TEXT_COLUMN) if chat else (TEXT_COLUMN, *IDS_COLUMNS)
+
+
+def _checked(value: Any, path: File, column: str, place: str, chat: bool) -> Document | Messages:
     if isinstance(value, str):
         return _encodable(value)
-    if isinstance(value, list) and value and all(type(v) is int for v in value):
+    if isinstance(value, list) and value and all(isinstance(v, dict) if chat else type(v) is int for v in value):
         return value
     kind = type(value).__name__
     if isinstance(value, list):
         kind = f"a list of {type(value[0]).__name__}" if value else "an empty list"
-    raise TextDataError(
-        f"'{path}' {place}: column '{column}' holds {kind}, neither text nor token ids; name another with --column"
-    )
+    raise _odd_column(f"{path}' {place}:", column, kind, chat, kind == "a list of dict")
+
+
+def _odd_column(place: str, column: str, kind: object, chat: bool, talks: bool) -> TextDataError:
+    hint = "read conversations with --chat" if talks and not chat else "name another with --column"
+    wanted = "conversations" if chat else "token ids"
+    return TextDataError(f"'{place} column '{column}' holds {kind}, neither text nor {wanted}; {hint}")
 
 
 def _encodable(text: str) -> str:
@@ -236,12 +248,12 @@ def _no_column(path: File, column: str | None, names: list[str]) -> TextDataErro
 # -- columns: Parquet and Arrow ----------------------------------------------------------------------------------------
 
 
-def _parquet(path: File, column: str | None, skipped: Skipped) -> Iterator[Document]:
+def _parquet(path: File, column: str | None, skipped: Skipped, chat: bool) -> Iterator[Any]:
     import pyarrow.parquet as pq
 
     try:
         with open_binary(path) as raw, pq.ParquetFile(raw) as file:
-            name = _column(file.schema_arrow, path, column)
+            name = _column(file.schema_arrow, path, column, chat)
             for batch in file.iter_batches(batch_size=1024, columns=[name]):
                 yield from _values(batch.column(0), skipped)
     except TextDataError:
@@ -250,7 +262,7 @@ def _parquet(path: File, column: str | None, skipped: Skipped) -> Iterator[Docum
         raise TextDataError(f"'{path}' cannot be read as Parquet ({first_line(error)}); copy it again") from error
 
 
-def _arrow(path: File, column: str | None, skipped: Skipped) -> Iterator[Document]:
+def _arrow(path: File, column: str | None, skipped: Skipped, chat: bool) -> Iterator[Any]:
     """The stream format that `datasets` writes, or the file format (Feather)."""
     import pyarrow as pa
 
@@ -259,7 +271,7 @@ def _arrow(path: File, column: str | None, skipped: Skipped) -> Iterator[Documen
             whole = source.read(6) == b"ARROW1"
             source.seek(0)
             reader = pa.ipc.open_file(source) if whole else pa.ipc.open_stream(source)
-            name = _column(reader.schema, path, column)
+            name = _column(reader.schema, path, column, chat)
             batches = (reader.get_batch(i) for i in range(reader.num_record_batches)) if whole else iter(reader)
             for batch in batches:
                 chosen = batch.column(reader.schema.get_field_index(name))
@@ -271,18 +283,16 @@ def _arrow(path: File, column: str | None, skipped: Skipped) -> Iterator[Documen
         raise TextDataError(f"'{path}' cannot be read as Arrow ({first_line(error)}); copy it again") from error
 
 
-def _column(schema: Any, path: File, column: str | None) -> str:
-    """The column to read, of text or of token ids."""
-    name = column or next((c for c in (TEXT_COLUMN, *IDS_COLUMNS) if c in schema.names), None)
+def _column(schema: Any, path: File, column: str | None, chat: bool) -> str:
+    """The column to read, of text, or of token ids or conversations."""
+    name = column or next((c for c in _columns(chat) if c in schema.names), None)
     if name is None or name not in schema.names:
         raise _no_column(path, column, schema.names)
     if schema.names.count(name) > 1:
         raise TextDataError(f"'{path}' has {schema.names.count(name)} columns '{name}'; rename one")
     kind = schema.field(name).type
-    if not (_is_text(kind) or _is_ids(kind)):
-        raise TextDataError(
-            f"'{path}': column '{name}' holds {kind}, neither text nor token ids; name another with --column"
-        )
+    if not (_is_text(kind) or (_is_messages(kind) if chat else _is_ids(kind))):
+        raise _odd_column(f"{path}':", name, kind, chat, _is_messages(kind))
     return str(name)
 
 
@@ -293,14 +303,26 @@ def _is_text(kind: Any) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _is_ids(kind: Any) -> bool:
+def _is_list(kind: Any) -> bool:
     import pyarrow as pa
 
     lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-    return any(test(kind) for test in lists) and bool(pa.types.is_integer(kind.value_type))
+    return any(test(kind) for test in lists)
 
 
-def _values(column: Any, skipped: Skipped) -> Iterator[Document]:
+def _is_ids(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return _is_list(kind) and bool(pa.types.is_integer(kind.value_type))
+
+
+def _is_messages(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return _is_list(kind) and bool(pa.types.is_struct(kind.value_type))
+
+
+def _values(column: Any, skipped: Skipped) -> Iterator[Any]:
     for value in column.to_pylist():
         skipped.rows += 1
         if value is None or (isinstance(value, list) and (not value or None in value)):

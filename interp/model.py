@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from attlas.data.tokenizing import begun, bos_of
 from attlas.data.workspace import Ref
 from attlas.errors import (
     ConfigError,
@@ -180,9 +181,12 @@ class HookedModel(Weights):
         n_rows = getattr(self.structure.embed, "num_embeddings", self.cfg.d_vocab)
         low, high = (int(x) for x in tokens.aminmax())
         if low < 0 or high >= n_rows:
-            more = f"; its tokenizer has {len(self.tokenizer)}" if self.tokenizer is not None else ""
+            odd, known = (low if low < 0 else high), self.tokenizer
+            more = (
+                "" if known is None else f"; its tokenizer has {len(known)}, {odd} is {token_texts(known, [odd])[0]!r}"
+            )
             raise ConfigError(
-                f"token id {low if low < 0 else high} is outside the embedding of {self.name} ({n_rows} tokens{more}); "
+                f"token id {odd} is outside the embedding of {self.name} ({n_rows} tokens{more}); "
                 "give the tokenizer the model was trained with"
             )
 
@@ -353,8 +357,9 @@ class HookedModel(Weights):
 
     # -- text ------------------------------------------------------------------------------------------------------
 
-    def to_tokens(self, text: str | list[str], prepend_bos: bool = True) -> Tensor:
+    def to_tokens(self, text: str | list[str], prepend_bos: bool | None = None) -> Tensor:
         """Token ids int64 [B, T]; a list must tokenise to equal lengths (pad yourself otherwise).
+        They begin with one BOS (`prepend_bos` None: as attlas.data.tokenizing.bos_of says; True: any; False: none).
 
         Raises:
             PromptError: a text is empty, or there is none.
@@ -365,8 +370,8 @@ class HookedModel(Weights):
         if not texts or not all(texts):
             raise PromptError("the prompt is empty; give some text")
         rows = [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
-        if prepend_bos and tokenizer.bos_token_id is not None:
-            rows = [[tokenizer.bos_token_id, *row] for row in rows]
+        if prepend_bos is not False:
+            rows = [begun(row, tokenizer.bos_token_id if prepend_bos else bos_of(tokenizer)) for row in rows]
         if len({len(row) for row in rows}) > 1:
             raise ConfigError(f"the texts have {sorted({len(r) for r in rows})} tokens; give texts of equal length")
         return torch.tensor(rows, dtype=torch.long, device=self.device)

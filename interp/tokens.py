@@ -16,7 +16,7 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
     Pieces of whole characters join to the text they came from (sentencepiece's leading space included). Bytes that are
     no whole character are written as `\\xe2\\x80`; special tokens by their names; ids that the tokenizer does not have
-    (models pad their vocabulary) as `[151700]`.
+    (models pad their vocabulary) as `[unused 151700]`.
 
     Args:
         tokenizer: a Hugging Face tokenizer: byte-level BPE, sentencepiece-like with or without byte fallback, WordPiece.
@@ -30,7 +30,7 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     for i in ids:
         piece = tokenizer.convert_ids_to_tokens(i) if 0 <= i < n_known or i in added else None
         if piece is None:
-            found.append(f"[{i}]")
+            found.append(f"[unused {i}]")
         elif i in added:
             found.append(str(piece))
         else:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from attlas.data.tokenizing import conversation as messages_of
+from attlas.data.tokenizing import render
 from attlas.errors import LayerRangeError, UnsupportedModelError
 from attlas.interp.config import TRAITS, ModelConfig
 from attlas.interp.structure import LayerModules, ModelStructure, linear_bias, linear_weight
@@ -58,8 +61,24 @@ class Weights:
             UnsupportedModelError: there is none; says what for ("which `purpose` need").
         """
         if self.tokenizer is None:
-            raise UnsupportedModelError(f"{self.name} has no tokenizer, which {purpose} need; give token ids instead")
+            raise UnsupportedModelError(
+                f"{self.name} has no tokenizer, which {purpose} need; put its tokenizer.json (or vocab.json and merges.txt, or "
+                "tokenizer.model) beside its weights, or give token ids"
+            )
         return self.tokenizer
+
+    def render_chat(self, conversation: str | Sequence[Mapping[str, Any]], *, generation_prompt: bool = True) -> str:
+        """A conversation as the text that this model was trained on, by its tokenizer's chat template.
+
+        Args:
+            conversation: messages with "role" and "content"; their JSON, `@file.json`, or plain text as one of the user's.
+            generation_prompt: end where the assistant's answer begins (inside a last message of the assistant's).
+
+        Raises:
+            UnsupportedModelError: no tokenizer, or no chat template.
+            PromptError: no conversation, or one that the template refuses.
+        """
+        return render(self.tokenizer, messages_of(conversation), generation_prompt=generation_prompt, name=self.name)
 
     def require_language_model(self) -> None:
         """Raises UnsupportedModelError for a model that predicts no next token: a vision model, or a backbone."""

@@ -32,6 +32,7 @@ def load_inputs(model: HookedModel, config: TrainConfig) -> Dataset:
         prefer="train",
         d_vocab=model.cfg.d_vocab,
         packed=not config.pad,
+        chat=config.chat,
     )
 
 
@@ -77,6 +78,7 @@ def held_out(
     seq_len: int = 256,
     seed: int = 0,
     pad: bool = False,
+    chat: bool = False,
 ) -> Dataset:
     """Text, or images for a vision model, to evaluate on; by default images that training by default does not see.
 
@@ -105,4 +107,5 @@ def held_out(
         split=split,
         d_vocab=model.cfg.d_vocab,
         packed=not pad,
+        chat=chat,
     )

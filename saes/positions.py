@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from attlas.data.tokenizing import bos_of
 from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -107,8 +108,8 @@ def positions_for(
 
 
 def _default_skip(model: HookedModel) -> int:
-    """Packed rows begin with BOS where the tokenizer has one."""
-    return int(model.cfg.family != "vit" and getattr(model.tokenizer, "bos_token_id", None) is not None)
+    """Packed rows begin with BOS where the tokenizer has one for texts."""
+    return int(model.cfg.family != "vit" and bos_of(model.tokenizer) is not None)
 
 
 def token_id(model: HookedModel, name: str) -> int:

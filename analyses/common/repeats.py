@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attlas.data.tokenizing import bos_of
 from attlas.interp import Attended, HookedModel, attended
 
 # name of the score → its field in the kernel's statistics
@@ -19,7 +20,7 @@ def repeated_tokens(model: HookedModel, *, length: int = 100, n: int = 8, seed: 
     length = min(length, (model.cfg.n_ctx - 1) // 2)
     generator = torch.Generator().manual_seed(seed)
     half = torch.randint(1, model.cfg.d_vocab, (n, length), generator=generator)
-    bos = getattr(model.tokenizer, "bos_token_id", None) or 0
+    bos = bos_of(model.tokenizer) or 0
     start = torch.full((n, 1), bos)
     return torch.cat([start, half, half], dim=1).to(model.device)
 

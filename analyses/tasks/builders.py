@@ -26,6 +26,7 @@ from attlas.analyses.tasks.words import (
     token_ids,
 )
 from attlas.data.text import load_tokens
+from attlas.data.tokenizing import bos_of
 from attlas.errors import TaskError
 from attlas.interp import HookedModel
 
@@ -74,7 +75,7 @@ def _padded(rows: list[list[int]]) -> Tensor:
 
 
 def _start(model: HookedModel) -> list[int]:
-    bos = model.tokenizer.bos_token_id
+    bos = bos_of(model.tokenizer)
     return [] if bos is None else [bos]
 
 

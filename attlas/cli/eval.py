@@ -63,6 +63,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         n_images=args.n_images,
         seq_len=args.seq_len,
         pad=args.pad,
+        chat=args.chat,
         seed=args.evaluation.eval_seed,
     )
     results = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attlas.cli.common import Output, open_model
-from attlas.cli.options import ModelArgs, TextArgs
+from attlas.cli.options import ChatArgs, ModelArgs, TextArgs
 from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,7 +60,19 @@ def load_text(model: HookedModel, args: TextArgs, seed: int = 0) -> TokenDataset
         split=args.split,
         d_vocab=model.cfg.d_vocab,
         packed=not args.pad,
+        chat=args.chat,
     )
+
+
+def as_typed(model: HookedModel, prompt: str, args: ChatArgs, out: Output | None = None) -> str:
+    """A prompt as the model reads it: as it was typed, or with --chat a conversation by the model's chat template, which is
+    shown."""
+    if not args.chat:
+        return prompt
+    text = model.render_chat(prompt, generation_prompt=args.generation_prompt)
+    if out is not None:
+        out.say(f"prompt by the chat template of {model.name}: {text!r}")
+    return text
 
 
 def image_source(model: HookedModel, source: str) -> str:

@@ -84,6 +84,8 @@ def _after_circuit(args: Any, model: list[str], result: dict[str, Any]) -> list[
     prompt = getattr(args, "prompt", None)
     task = args.task if args.task not in (None, "all") else "induction"
     asked = ["--prompt", prompt] if prompt is not None else ["--task", task]
+    asked += ["--chat"] if getattr(args, "chat", False) else []
+    asked += ["--no-generation-prompt"] if not getattr(args, "generation_prompt", True) else []
     if hasattr(args, "row"):  # the same prompt again
         for name, usual in (("row", 0), ("n_prompts", 16), ("seed", 0)):
             if getattr(args, name) != usual:
@@ -109,6 +111,7 @@ def _token_options(args: Any) -> list[str]:
         "n_tokens",
         "seq_len",
         "pad",
+        "chat",
         "seed",
         "skip_positions",
         "store_dtype",

@@ -44,6 +44,20 @@ class TextArgs:
     """Length of each packed sequence, BOS included; the default is cut to a shorter context window."""
     pad: bool = False
     """Give each document a row of its own, cut at --seq-len and padded behind, in place of packing them end to end."""
+    chat: bool = False
+    """The text is conversations: JSON lines with "messages" (or texts, one message of the user's each), written by the
+    model's chat template."""
+
+
+@dataclass(frozen=True)
+class ChatArgs:
+    """Prompts that are conversations."""
+
+    chat: bool = False
+    """The prompt is a conversation, written by the model's chat template: text of the user's, a JSON list of messages, or
+    @file.json with one."""
+    generation_prompt: bool = True
+    """With --chat: end where the assistant's answer begins (inside the last message, if that is the assistant's)."""
 
 
 @dataclass(frozen=True)

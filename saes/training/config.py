@@ -46,6 +46,8 @@ class TrainConfig:
     """Length of each packed sequence, BOS included; cut to the model's context window."""
     pad: bool = False
     """Give each document a row of its own, cut at seq_len and padded behind, in place of packing them end to end."""
+    chat: bool = False
+    """Documents are conversations (a column "messages"), or one message each; written by the model's chat template."""
     skip_positions: int | None = None
     """Leading positions left out of training; None leaves out the BOS of text and nothing of images."""
     exclude_tokens: tuple[str, ...] = ()

@@ -262,7 +262,7 @@ def _finished(folder: Path, plan: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _settings(inputs: Dataset, config: TrainConfig) -> dict[str, Any]:
     """What was asked for, so that a training takes it over (see `adopt_store`)."""
-    names = ("text", "column", "split", "images", "n_tokens", "seq_len", "pad", "seed")
+    names = ("text", "column", "split", "images", "n_tokens", "seq_len", "pad", "chat", "seed")
     kept = {name: getattr(config, name) for name in names}
     return {"data_name": inputs.ref.name, "model": lasting_name(config.model), **kept}
 
@@ -286,7 +286,7 @@ def adopt_store(config: TrainConfig, given: Collection[str] | None = None) -> Tr
     settings = manifest.get("settings", {})
     there = {
         name: settings[name]
-        for name in ("model", "text", "column", "split", "images", "seq_len", "pad")
+        for name in ("model", "text", "column", "split", "images", "seq_len", "pad", "chat")
         if name in settings
     }
     there |= {"activation_dtype": manifest.get("dtype"), "skip_positions": manifest.get("skip_positions")}

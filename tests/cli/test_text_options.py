@@ -40,9 +40,9 @@ def test_every_verb_with_a_text_takes_a_column_and_a_split() -> None:
             names = {f.name for f in dataclasses.fields(found)}
             if "text" in names:
                 with_text.append(verb)
-                assert {"column", "split", "pad"} <= names, found
+                assert {"column", "split", "pad", "chat"} <= names, found
     assert {"entropy", "eval", "features", "capture", "prune", "redundancy"} <= set(with_text)
-    assert {"text", "column", "split", "pad"} <= {f.name for f in dataclasses.fields(TrainConfig)}
+    assert {"text", "column", "split", "pad", "chat"} <= {f.name for f in dataclasses.fields(TrainConfig)}
 
 
 def test_they_reach_the_text(source: str, gpt2_mini: HookedModel) -> None:

@@ -57,7 +57,7 @@ def test_byte_level_pieces() -> None:
     tokenizer = _wrapped(_byte_level(), "<|endoftext|>", "<|endoftext|>")
     pieces = token_texts(tokenizer, [0, *tokenizer(" the cat “é\n")["input_ids"], 4000])
     assert pieces[0] == "<|endoftext|>"
-    assert pieces[1:] == [" the", " cat", " ", r"\xe2", r"\x80", r"\x9c", r"\xc3", r"\xa9", "\n", "[4000]"]
+    assert pieces[1:] == [" the", " cat", " ", r"\xe2", r"\x80", r"\x9c", r"\xc3", r"\xa9", "\n", "[unused 4000]"]
     real = load_model("gpt2-mini", device="cpu")
     assert (
         "".join(real.to_str_tokens(real.to_tokens("Once upon\n a  time.", prepend_bos=False))) == "Once upon\n a  time."
@@ -126,6 +126,15 @@ def test_a_sentencepiece_file_is_a_tokenizer(tmp_path: Path) -> None:
     tokens = model.to_tokens("the cat")
     assert model.to_str_tokens(tokens)[0] == "<s>"
     assert "".join(model.to_str_tokens(tokens)[1:]) == " the cat"
+    assert model.to_str_tokens(model.to_tokens("<s> the cat"))[:2] == ["<s>", " the"]  # not twice
+    assert model.to_str_tokens([319, 320]) == [
+        "[unused 319]",
+        "[unused 320]",
+    ]  # rows that pad the embedding, and beyond
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "add_bos_token": false}')
+    without = load_model(folder, device="cpu")
+    assert without.to_tokens("the cat").tolist() == tokens[:, 1:].tolist()
+    assert without.to_tokens("the cat", prepend_bos=True).tolist() == tokens.tolist()
 
 
 def test_no_tokenizer_a_broken_one_and_one_too_large(tmp_path: Path) -> None:
@@ -135,7 +144,7 @@ def test_no_tokenizer_a_broken_one_and_one_too_large(tmp_path: Path) -> None:
         model.to_tokens("the")
     _byte_level().save(str(folder / "tokenizer.json"))
     model = load_model(folder, device="cpu")
-    with pytest.raises(ConfigError, match=r"outside the embedding of it \(100 tokens; its tokenizer has"):
+    with pytest.raises(ConfigError, match=r"outside the embedding of it \(100 tokens; its tokenizer has \d+, \d+ is '"):
         model(model.to_tokens("the cat and the hat"))
     with pytest.raises(ConfigError, match="token id -1 is outside"):
         model.capture(torch.tensor([[-1, 3]]), "*hook_z")

@@ -37,6 +37,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         n_tokens=args.n_tokens,
         seq_len=args.seq_len,
         pad=args.pad,
+        chat=args.chat,
         seed=args.seed,
         skip_positions=args.skip_positions,
         exclude_tokens=args.exclude_tokens,

@@ -10,11 +10,11 @@ import tyro
 
 from attlas.analyses.circuits.config import DLAConfig, PatchingConfig, TraceConfig
 from attlas.cli.inputs import SAEArgs
-from attlas.cli.options import FLAT, ModelArgs, OutArgs
+from attlas.cli.options import FLAT, ChatArgs, ModelArgs, OutArgs
 
 
 @dataclass(frozen=True)
-class PromptArgs:
+class PromptArgs(ChatArgs):
     """The prompts: a task's, or one's own."""
 
     task: str = "induction-natural"

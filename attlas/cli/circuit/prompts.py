@@ -9,6 +9,7 @@ import torch
 from attlas.analyses.tasks.catalog import make_task, require_ability
 from attlas.analyses.tasks.prompts import task_from_prompts
 from attlas.analyses.tasks.task import TaskConfig
+from attlas.cli.inputs import as_typed
 from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -27,13 +28,18 @@ def load_task(model: HookedModel, args: PromptArgs, seed: int, out: Output) -> T
     """
     model.require_language_model()
     if args.prompt is not None:
-        answer = args.answer if args.answer is not None else likely_next(model, args.prompt)
+        prompt, corrupted = as_typed(model, args.prompt, args, out), args.corrupted
+        if corrupted is not None:
+            corrupted = as_typed(model, corrupted, args)
+        answer = args.answer if args.answer is not None else likely_next(model, prompt)
         if args.answer is None:
             out.say(f"answer: {answer!r}, the model's most likely next token")
-        return task_from_prompts(model, args.prompt, answer, args.wrong, args.corrupted)
+        return task_from_prompts(model, prompt, answer, args.wrong, corrupted)
     for name in ("answer", "wrong", "corrupted"):
         if getattr(args, name) is not None:
             raise ConfigError(f"--{name} belongs to --prompt; give one, or leave it out to use --task {args.task}")
+    if args.chat:
+        raise ConfigError(f"--chat belongs to --prompt; give one, or leave it out to use --task {args.task}")
     config = TaskConfig(
         task=args.task,
         n_prompts=args.n_prompts,

@@ -10,7 +10,7 @@ import tyro
 
 from attlas.analyses.features.config import FeaturesConfig, HeadSurveyConfig, MatchingConfig
 from attlas.cli.inputs import DataArgs
-from attlas.cli.options import FLAT, ModelArgs, OutArgs, TextArgs
+from attlas.cli.options import FLAT, ChatArgs, ModelArgs, OutArgs, TextArgs
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Match(DataArgs, ModelArgs, OutArgs):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Firing(ModelArgs, OutArgs):
+class Firing(ChatArgs, ModelArgs, OutArgs):
     """Find which features of the workspace's autoencoders fire on a text, the strongest for them first.
 
     For example:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from attlas.analyses.features.on_text import firing
 from attlas.cli.common import Output, open_workspace
-from attlas.cli.inputs import SAEArgs, load_saes, open_model_of
+from attlas.cli.inputs import SAEArgs, as_typed, load_saes, open_model_of
 from attlas.data.workspace import Run, Workspace
 from attlas.errors import ConfigError
 
@@ -48,13 +48,14 @@ def run(args: Firing, out: Output) -> dict[str, Any]:
             f"'{workspace.path}' holds no autoencoder of {model.name}; train one (attlas train), or give --sae"
         )
     saes = load_saes(model, SAEArgs(names), workspace, out)
-    found = firing(model, saes, args.prompt)
+    prompt = as_typed(model, args.prompt, args, out)
+    found = firing(model, saes, prompt)
     if args.at is not None and not 0 <= args.at < len(found.tokens):
         raise ConfigError(f"--at {args.at} is not a token of the text, which has {len(found.tokens)}, from 0")
     rows = found.ranked(largest_of(workspace, names), at=args.at, skip=args.skip)
     where = f"token {args.at} {found.tokens[args.at]!r} of " if args.at is not None else ""
     out.table(
-        f"{where}{args.prompt[:60]!r}: {len(rows)} features of {len(saes)} autoencoders fire",
+        f"{where}{prompt[:60]!r}: {len(rows)} features of {len(saes)} autoencoders fire",
         ["feature", "hook", "activation", "of its largest", "at token", "tokens"],
         [
             (

@@ -87,6 +87,7 @@ def _data(model: HookedModel, args: Args) -> tuple[TokenDataset | ImageDataset, 
         split=args.calibration_split,
         d_vocab=model.cfg.d_vocab,
         packed=not args.pad,
+        chat=args.chat,
     )
     if both:  # one source: no sequence may both calibrate and measure
         return calibration.split(args.calibration_tokens / wanted, args.curve.seed)
