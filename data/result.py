@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 import pyarrow as pa
 
-from attlas.data.runs.record import Ref, Run
+from attlas.data.runs.record import Ref, Run, jsonable
 from attlas.data.workspace import Workspace
 from attlas.errors import WorkspaceError
 
@@ -92,7 +92,7 @@ class Result:
             self.kind,
             model=model_ref,
             data=reference(data) or known_data,
-            config=self._recorded_config(),
+            config=_with(self._recorded_config(), getattr(model, "recorded", None)),
             seed=self._seed,
             parents=tuple(parents),
         )
@@ -110,6 +110,11 @@ class Result:
     def _seed(self) -> int | None:
         """The config's seed; None where nothing is random."""
         return getattr(self.config, "seed", None)
+
+
+def _with(config: Any, recorded: Mapping[str, Any] | None) -> Any:
+    """Settings with what is recorded of the model beside them."""
+    return {**jsonable(config or {}), **recorded} if recorded else config
 
 
 @singledispatch

@@ -26,6 +26,7 @@ _MAY_BE_NONE = ("n_inner", "head_dim", "num_key_value_heads")
 _SIDES = ("image_size", "patch_size")
 _POSITIVE = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta", "mlp_ratio")
 _LAYER = re.compile(r"(?:^|\.)(?:h|layer|layers)\.(\d+)\.")
+_TOWERS = ("vision_config", "text_config")  # of a model of two towers
 _HEADS = ("lm_head.", "classifier.", "cls_classifier.")
 _MOST_LAYERS = 2048  # more take minutes to make, even without memory
 _SLACK = 1.5  # a model may hold this many times its file's numbers (tied weights, a pooler that is not stored)
@@ -44,22 +45,30 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"'{path}' is not JSON ({error})") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"'{path}' holds a {type(config).__name__}, not a JSON object")
-    for key in _COUNTS:
-        value = config.get(key, 1)
-        if not (_is_count(value) or (value is None and key in _MAY_BE_NONE)):
-            raise _wrong(path, key, value, "a whole number ≥ 1")
-    for key in _SIDES:
-        value = config.get(key, 1)
-        if not (_is_count(value) or (isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)))):
-            raise _wrong(path, key, value, "a whole number of pixels ≥ 1, or two")
-    for key in _POSITIVE:
-        value = config.get(key, 1)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
-            raise _wrong(path, key, value, "a number > 0")
+    for tower in ("", *_TOWERS):
+        part = config.get(tower) if tower else config
+        if part is not None and not isinstance(part, dict):
+            raise _wrong(path, tower, part, "a JSON object")
+        _check_values(path, part or {}, f"{tower}." if tower else "")
     stated = config.get("architectures")
     if stated is not None and not (isinstance(stated, list) and all(isinstance(a, str) for a in stated)):
         raise _wrong(path, "architectures", stated, "a list of class names")
     return config
+
+
+def _check_values(path: Path, config: Mapping[str, Any], within: str) -> None:
+    for key in _COUNTS:
+        value = config.get(key, 1)
+        if not (_is_count(value) or (value is None and key in _MAY_BE_NONE)):
+            raise _wrong(path, within + key, value, "a whole number ≥ 1")
+    for key in _SIDES:
+        value = config.get(key, 1)
+        if not (_is_count(value) or (isinstance(value, list) and len(value) == 2 and all(map(_is_count, value)))):
+            raise _wrong(path, within + key, value, "a whole number of pixels ≥ 1, or two")
+    for key in _POSITIVE:
+        value = config.get(key, 1)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise _wrong(path, within + key, value, "a number > 0")
 
 
 def _is_count(value: Any) -> bool:
@@ -155,9 +164,11 @@ def check_tied(folder: Path, model: Any, shapes: Shapes) -> None:
     Raises:
         CheckpointError: the two matrices differ.
     """
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     stored = [key for key in shapes if key.split(".")[-2:] in (["lm_head", "weight"], ["embed_out", "weight"])]
-    if not stored or not getattr(model.config, "tie_word_embeddings", False) or head is None or head.weight.is_meta:
+    if not stored or not getattr(model.config, "tie_word_embeddings", False):
+        return
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight.is_meta:
         return
     same = head.weight is not embedding.weight and torch.equal(head.weight, embedding.weight)
     if head.weight is embedding.weight:
@@ -193,6 +204,10 @@ def _class_with_head(model_type: str, two_heads: bool) -> Any:
 
             name = names[model_type]
             return getattr(transformers, name if isinstance(name, str) else name[int(two_heads)])
+    import transformers
+
+    if model_type in auto.MODEL_MAPPING_NAMES:  # a vision tower, a masked autoencoder
+        return getattr(transformers, str(auto.MODEL_MAPPING_NAMES[model_type]))
     raise UnsupportedModelError(f"transformers has no model with a head for '{model_type}'")
 
 
@@ -235,9 +250,14 @@ def check_sizes(folder: Path, cls: Any, shapes: Shapes) -> None:
 
 
 def _check_layers(folder: Path, config: Any, shapes: Shapes, compact: bool) -> None:
-    numbers = {int(found.group(1)) for key in shapes if (found := _LAYER.search(key))}
-    n_layers = int(config.num_hidden_layers)
-    if n_layers > _MOST_LAYERS or (numbers and len(numbers) != n_layers and not compact):
-        raise CheckpointError(
-            f"'{folder}': config.json states {n_layers} layers, the weights hold {len(numbers)}; mend config.json"
-        )
+    parts = {key.replace("_config", "_model."): getattr(config, key, None) for key in _TOWERS}
+    towers = {within: part for within, part in parts.items() if part is not None} or {"": config}
+    for within, part in towers.items():
+        keys = [key for key in shapes if within in key]
+        numbers = {int(found.group(1)) for key in keys if (found := _LAYER.search(key))}
+        n_layers = int(part.num_hidden_layers)
+        if n_layers > _MOST_LAYERS or (numbers and len(numbers) != n_layers and not compact):
+            of = f" of its {within[:-1].replace('_', ' ')}" if within else ""
+            raise CheckpointError(
+                f"'{folder}': config.json states {n_layers} layers{of}, the weights hold {len(numbers)}; mend config.json"
+            )

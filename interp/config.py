@@ -39,6 +39,7 @@ class ModelConfig:
         norm: "ln" or "rms".
         traits: what sets a family apart and some analyses cannot take into account; see `TRAITS`.
         n_prefix_tokens: tokens before the patches (CLS, distillation, registers); 0 for text.
+        prefix_names: what they are, in order, such as ("CLS", "register 1").
         grid: patches as (rows, columns) at the native image size; (0, 0) for text.
         image_size: (height, width) in pixels; (0, 0) for text.
         patch_size: pixels a side; 0 for text.
@@ -62,6 +63,7 @@ class ModelConfig:
     norm: str = "ln"
     traits: frozenset[str] = frozenset()
     n_prefix_tokens: int = 0
+    prefix_names: tuple[str, ...] = ()
     grid: tuple[int, int] = (0, 0)
     image_size: tuple[int, int] = (0, 0)
     patch_size: int = 0

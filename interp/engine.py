@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from attlas.errors import ConfigError, UnsupportedModelError
 from attlas.interp.fused import FusedQKV
+from attlas.interp.names import POOL
 from attlas.interp.structure import LayerModules, ModelStructure, linear_bias, linear_weight, norm_eps
+from attlas.interp.vision.pooling import attention_of, pooled, pooling_attention
 from attlas.interp.wrappers.compiled import Eager
 
 HookFn = Callable[[Tensor, str], Tensor | None]
@@ -88,9 +90,13 @@ class HookEngine:
         self._on_output(structure.embed, "hook_embed")
         if structure.pos_embed is not None:
             self._on_output(structure.pos_embed, "hook_pos_embed")
+        if structure.pre_norm is not None:
+            self._on_norm(structure.pre_norm, "ln_pre.")
         for layer, parts in enumerate(structure.layers):
             self._install_layer(f"blocks.{layer}.", parts)
         self._on_norm(structure.final_norm, "ln_final.")
+        if structure.pool is not None and POOL in self._fns:
+            self._on_pool(attention_of(structure.pool))
 
     def _install_layer(self, prefix: str, parts: LayerModules) -> None:
         if not any(name.startswith(prefix) for name in self._fns):
@@ -186,6 +192,19 @@ class HookEngine:
 
         self._handles.append(module.register_forward_pre_hook(before))
         self._handles.append(module.register_forward_hook(after))
+
+    def _on_pool(self, module: nn.MultiheadAttention) -> None:
+        """The pattern of a pooling head, made from its weights; a changed one makes what it draws anew."""
+
+        def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+            pattern, values = pooling_attention(module, args[0], args[1])
+            pattern, changed = self._call(POOL, pattern)
+            if not changed and not _in_graph(pattern):
+                return None
+            anew = pooled(module, pattern, values)
+            return (anew if changed else _graph_through(output[0], anew), *output[1:])
+
+        self._handles.append(module.register_forward_hook(hook))
 
     # -- attention -------------------------------------------------------------------------------------------------
 

@@ -55,6 +55,11 @@ def classifier_labels(model: HookedModel, images: Dataset, *, warn: bool = False
     return found
 
 
+def class_probabilities(model: HookedModel, logits: Tensor) -> Tensor:
+    """Probabilities [..., n_classes] as the model means its logits: a softmax, or (SigLIP) a sigmoid a class."""
+    return logits.sigmoid() if model.structure.independent else logits.softmax(-1)
+
+
 def targets_for(model: HookedModel, data: Dataset, *, warn: bool = False) -> Tensor | None:
     """What a prediction is compared with: the tokens of text, int64 [n, T]; labels of images in the classifier's numbering,
     int64 [n]; None where there are none.

@@ -23,7 +23,7 @@ from attlas.data.result import reference
 from attlas.data.workspace import Ref
 from attlas.errors import CheckpointError, ConfigError, MissingExtraError, ModelNotFoundError, UnsupportedModelError
 from attlas.interp.checkpoint import check_sizes, check_tied, model_class, read_config, remote_class, weight_shapes
-from attlas.interp.families import supported, unsupported
+from attlas.interp.families import overrides, supported, unsupported
 from attlas.interp.model import HookedModel
 from attlas.interp.wrappers.bridge import unbridged
 from attlas.interp.wrappers.compiled import uncompiled
@@ -240,6 +240,7 @@ def _load_folder(
                 attn_implementation="sdpa" if cls._supports_sdpa else "eager",
                 trust_remote_code=trust,  # code that lies beside the weights
                 output_loading_info=True,
+                **overrides(model_type),
                 **({} if isinstance(place, torch.device) else {"device_map": place}),
             )
     except Exception as error:  # safetensors, json and shape errors come in many classes

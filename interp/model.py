@@ -24,11 +24,12 @@ from attlas.errors import (
 )
 from attlas.interp.arguments import check_arguments, padded_positions
 from attlas.interp.engine import HookEngine, HookFn, Registration, StopForward
-from attlas.interp.families import describe
+from attlas.interp.families import describe, tower
 from attlas.interp.finite import is_finite, require_finite
-from attlas.interp.names import NameFilter, hook_names, layer_of, match_hooks
+from attlas.interp.names import IN_FRONT, NameFilter, hook_names, layer_of, match_hooks
 from attlas.interp.splice import splice
 from attlas.interp.tokens import token_texts
+from attlas.interp.vision.inputs import image_inputs, with_notes
 from attlas.interp.weights import Weights
 from attlas.interp.wrappers.compiled import Eager, has_hooks, uncompiled
 from attlas.kernels.cpu.crew import crew, share
@@ -45,7 +46,9 @@ class HookedModel(Weights):
     `torch.no_grad()` where no gradient is wanted (`capture` does).
 
     Attributes:
-        hf: the Hugging Face module.
+        hf: the Hugging Face module that runs.
+        whole: the module it is a part of (of CLIP and SigLIP: beside the text tower), or the same.
+        recorded: what runs record of it beside name and hash: the classes of a zero-shot classifier.
         cfg: shape and kind (ModelConfig).
         name, weight_hash, ref: what the manifest records.
         tokenizer: the model's tokenizer, or None.
@@ -74,12 +77,15 @@ class HookedModel(Weights):
         tokenizer: Any = None,
         image_spec: Any = None,
     ) -> None:
-        self.hf: Any = hf
+        self.whole: Any = uncompiled(hf)
+        part = tower(self.whole)
+        self.hf: Any = hf if part is self.whole else part
         self.name = name
         self.weight_hash = weight_hash
         self.tokenizer = tokenizer
         self.image_spec = image_spec
-        self.structure = describe(uncompiled(hf))
+        self.recorded: dict[str, Any] = {}
+        self.structure = with_notes(describe(uncompiled(self.hf)), self.whole, name)
         self._names = hook_names(self.structure)
         self._engine = HookEngine(self.structure)
 
@@ -142,7 +148,7 @@ class HookedModel(Weights):
     def _forward(self, inputs: Tensor, kwargs: dict[str, Any]) -> Tensor:
         inputs = self._check(inputs)
         if self.cfg.family == "vit":
-            kwargs["pixel_values"] = inputs.to(self.dtype)
+            kwargs |= image_inputs(self.structure, inputs.to(self.dtype), self.name)
         else:
             kwargs |= {"input_ids": inputs, "use_cache": False, **padded_positions(kwargs)}
         hooked = "torch._dynamo" in sys.modules and has_hooks(uncompiled(self.hf))
@@ -256,7 +262,7 @@ class HookedModel(Weights):
                     if not 0 <= stop <= n_layers:
                         raise LayerRangeError(f"stop_at_layer {stop_at_layer} is out of range 0–{n_layers}")
                     late = [n for n in wanted if (layer_of(n) if layer_of(n) is not None else n_layers) >= stop]  # type: ignore[operator]
-                    late = [n for n in late if n not in ("hook_embed", "hook_pos_embed")]
+                    late = [n for n in late if n not in ("hook_embed", "hook_pos_embed", *IN_FRONT)]
                     if late and names is not None:
                         raise ConfigError(f"'{late[0]}' is not reached when stopping at layer {stop_at_layer}")
                     stack.enter_context(self._stopping(stop))

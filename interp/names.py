@@ -34,6 +34,8 @@ _BLOCK = (
 )
 # Left out of "everything": T × T or T × d_model a head, so they are computed only when asked by name.
 ON_REQUEST = ("attn.hook_attn_scores", "attn.hook_pattern", "attn.hook_result")
+IN_FRONT = ("ln_pre.hook_scale", "ln_pre.hook_normalized")  # of a norm between embeddings and layers (CLIP)
+POOL = "pool.hook_pattern"  # of an attention pooling head (SigLIP): [B, head, 1, T]
 _LAYER = re.compile(r"^blocks\.(\d+)\.")
 
 
@@ -42,12 +44,15 @@ def hook_names(structure: ModelStructure) -> tuple[str, ...]:
     names = ["hook_embed"]
     if structure.pos_embed is not None:
         names.append("hook_pos_embed")
+    if structure.pre_norm is not None:
+        names += IN_FRONT
     for layer in range(structure.cfg.n_layers):
         for part in _BLOCK:
             if _absent(part, structure, layer):
                 continue
             names.append(f"blocks.{layer}.{part}")
-    return (*names, "ln_final.hook_scale", "ln_final.hook_normalized")
+    names += ["ln_final.hook_scale", "ln_final.hook_normalized"]
+    return (*names, POOL) if structure.pool is not None else tuple(names)
 
 
 def _absent(part: str, structure: ModelStructure, layer: int) -> bool:

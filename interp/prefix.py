@@ -100,7 +100,9 @@ def reads_prefix_alone(model: HookedModel, sample: Tensor) -> bool:
             short_logits, short = suffix(residual)
     except (RuntimeError, ValueError, IndexError):
         return False
-    pairs = [(short, state[:, :n])] + ([(short_logits, logits)] if model.cfg.n_classes else [])
+    pairs = [(short, state if state.ndim == 2 else state[:, :n])] + (
+        [(short_logits, logits)] if model.cfg.n_classes else []
+    )
     return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in pairs)
 
 
@@ -168,16 +170,17 @@ class Prefix:
 
 
 class _Feed(nn.Module):
-    """Stands where the embeddings were and returns the residual stream it was given."""
+    """Stands where the embeddings were and returns the residual stream it was given (and what they return beside it)."""
 
     residual: Tensor
 
-    def __init__(self, embeddings: nn.Module) -> None:
+    def __init__(self, embeddings: Any, n_more: int) -> None:
         super().__init__()
-        self.patch_embeddings = embeddings.patch_embeddings  # models ask it for its dtype
+        self.patch_embeddings = getattr(embeddings, "patch_embeddings", None)  # models ask it for its dtype
+        self._more = (None,) * n_more
 
-    def forward(self, *_args: Any, **_kwargs: Any) -> Tensor:
-        return self.residual
+    def forward(self, *_args: Any, **_kwargs: Any) -> Any:
+        return (self.residual, *self._more) if self._more else self.residual
 
 
 class Suffix:
@@ -195,7 +198,7 @@ class Suffix:
         model.require_vision_model()
         model.layer(layer)
         self.model = model
-        self._feed = _Feed(model.structure.embed)
+        self._feed = _Feed(model.structure.embed, 2 if model.structure.shuffles else 0)
         self.hf = self._shorten(model.hf, layer)
 
     def _shorten(self, module: nn.Module, layer: int) -> nn.Module:
@@ -208,6 +211,8 @@ class Suffix:
                 continue
             if child is self.model.structure.embed:
                 short._modules[name] = self._feed
+            elif child is self.model.structure.pre_norm:
+                short._modules[name] = nn.Identity()  # the residual stream is behind it
             elif isinstance(child, nn.ModuleList) and len(child) and child[0] is first:
                 short._modules[name] = nn.ModuleList(list(child)[layer:])
             elif any(m is first or m is self.model.structure.embed for m in child.modules()):
@@ -218,7 +223,7 @@ class Suffix:
         """Run from resid_pre [B, T, d_model] of the first layer.
 
         Returns: (logits [B, n_classes], or the last hidden state of a backbone; the normed last hidden state
-        [B, T, d_model]).
+        [B, T, d_model], of CLIP that of CLS, [B, d_model]).
         """
         normed: list[Tensor] = []
         handle = self.model.structure.final_norm.register_forward_hook(lambda _m, _a, out: normed.append(out))

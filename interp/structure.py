@@ -76,7 +76,8 @@ class LayerModules:
         """Probability with which attention weights are dropped in training."""
         attn: Any = self.attn
         p: Any = getattr(attn, "attn_dropout", None) or getattr(attn, "attention_dropout", 0.0)
-        return float(getattr(p, "p", p))
+        own = getattr(attn, "dropout", None)  # CLIP, SigLIP: a number
+        return float(own) if isinstance(own, float) else float(getattr(p, "p", p))
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,14 @@ class ModelStructure:
         layers: one entry a layer.
         embed: module whose output is hook_embed.
         pos_embed: module whose output is hook_pos_embed, or None.
-        final_norm: the norm after the last layer.
-        unembed: Linear to vocabulary or classes, or None for a backbone.
+        pre_norm: a norm between the embeddings and the first layer (CLIP), or None.
+        pool: the head that draws an image's embedding from the patches by attention (SigLIP), or None.
+        interpolates: whether positions must be asked to be interpolated to an image of another size.
+        independent: whether each class's probability is the sigmoid of its own logit (SigLIP with classes given as text).
+        shuffles: whether `embed` orders patches by noise, and returns two more values (ViT-MAE).
+        final_norm: the norm after the last layer; of CLIP it is given CLS alone, [B, d_model].
+        unembed: Linear from the normed state to vocabulary or classes, or None for a backbone, and where there is none
+            (`cfg.n_classes` then says that there are classes all the same).
         rotary: applies RoPE to (q, k) of [B, head, T, d_head], or None.
         gain_offset: what is added to a norm's weight (Gemma: 1).
         logit_softcap: c of logits c·tanh(logit/c), or None.
@@ -101,6 +108,11 @@ class ModelStructure:
     final_norm: nn.Module
     unembed: nn.Module | None = None
     pos_embed: nn.Module | None = None
+    pre_norm: nn.Module | None = None
+    pool: nn.Module | None = None
+    interpolates: bool = False
+    independent: bool = False
+    shuffles: bool = False
     rotary: Rotary | None = None
     gain_offset: float = 0.0
     logit_softcap: float | None = None

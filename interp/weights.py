@@ -42,6 +42,11 @@ class Weights:
         Raises:
             UnsupportedModelError: the model is a backbone; names its class and `purpose`.
         """
+        if not self.has_head and self.cfg.n_classes:
+            raise UnsupportedModelError(
+                f"the classes of {self.name} ({type(uncompiled(self.hf)).__name__}) are no linear map of the normed state of a "
+                f"token, so there is no {purpose}"
+            )
         if not self.has_head:
             head = "a classifier (…ForImageClassification)" if self.cfg.family == "vit" else "a language-model head"
             raise UnsupportedModelError(

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from attlas.analyses.common.columns import Head
-from attlas.analyses.vit.readout import jensen_shannon
+from attlas.analyses.vit.readout import embedding, jensen_shannon
 from attlas.analyses.vit.rollout import of_patches, rollout_step
 from attlas.errors import ConfigError
 from attlas.interp import AnyModel, HookedModel, as_hooked
+from attlas.interp.labels import class_probabilities
+from attlas.interp.names import POOL
 from attlas.interp.require import patch_grid
 from attlas.saes.base import SAE
 from attlas.saes.identity import check_sae
@@ -26,7 +28,8 @@ class Answer:
 
     Attributes:
         probabilities: float32 [n_classes], or None for a backbone.
-        embedding: float32 [d_model], CLS (without one, the mean over patches) of the normed last hidden state.
+        embedding: float32 [d_model], CLS of the normed last hidden state (without one what a pooling head draws from the
+            patches, or their mean).
     """
 
     probabilities: np.ndarray | None
@@ -39,10 +42,12 @@ class ImageAttention:
 
     Attributes:
         patterns: float32 [layer, head, query, source], prefix tokens first.
-        rollout: float32 [rows, columns] attention rollout from CLS (the mean over patches, without one).
+        rollout: float32 [rows, columns] attention rollout from CLS (without one from a pooling head's query, or the mean over
+            patches).
         answer: the model's.
         grid: patches as (rows, columns).
         n_prefix: tokens before the patches.
+        pool: float32 [head, rows, columns], attention of a pooling head (SigLIP), or None.
     """
 
     patterns: np.ndarray
@@ -50,6 +55,7 @@ class ImageAttention:
     answer: Answer
     grid: tuple[int, int]
     n_prefix: int
+    pool: np.ndarray | None = None
 
     def maps(self, query: int | None) -> np.ndarray:
         """Attention over patches [layer, head, rows, columns] of one query.
@@ -88,7 +94,9 @@ def image_attention(model: AnyModel, pixels: Tensor) -> ImageAttention:
     model = as_hooked(model)
     model.require_vision_model()
     batch = pixels[None].to(model.device, model.dtype)
-    cache = model.capture(batch, "blocks.*.attn.hook_pattern")
+    pooled = [POOL] if model.structure.pool is not None else []
+    cache = model.capture(batch, ["blocks.*.attn.hook_pattern", *pooled])
+    pool = cache[POOL][:, :, 0].float() if pooled else None
     patterns = [cache[f"blocks.{layer}.attn.hook_pattern"].float() for layer in range(model.cfg.n_layers)]
     so_far: Tensor | None = None
     for pattern in patterns:
@@ -97,10 +105,11 @@ def image_attention(model: AnyModel, pixels: Tensor) -> ImageAttention:
     grid, prefix = patch_grid(model, pixels), model.cfg.n_prefix_tokens
     return ImageAttention(
         patterns=torch.cat(patterns).cpu().numpy(),
-        rollout=of_patches(so_far[0], prefix).reshape(grid).cpu().numpy(),
+        rollout=of_patches(so_far, prefix, pool)[0].reshape(grid).cpu().numpy(),
         answer=answer(model, pixels),
         grid=grid,
         n_prefix=prefix,
+        pool=None if pool is None else pool[0].reshape(-1, *grid).cpu().numpy(),
     )
 
 
@@ -120,10 +129,9 @@ def answer(model: HookedModel, pixels: Tensor, without: Sequence[Head] = ()) -> 
     state = "ln_final.hook_normalized"
     with model.hooks(_zero(without)):
         output, cache = model.run_with_cache(pixels[None].to(model.device, model.dtype), state)
-    tokens = cache[state][0].float()
-    embedding = tokens[0] if cfg.n_prefix_tokens else tokens.mean(0)
-    probabilities = output[0].float().softmax(-1).cpu().numpy() if cfg.n_classes else None
-    return Answer(probabilities, embedding.cpu().numpy())
+    seen = embedding(model, cache[state])[0]
+    probabilities = class_probabilities(model, output[0].float()).cpu().numpy() if cfg.n_classes else None
+    return Answer(probabilities, seen.cpu().numpy())
 
 
 def _zero(heads: Sequence[Head]) -> Mapping[str, Any]:
@@ -147,7 +155,8 @@ def change(before: Answer, after: Answer) -> dict[str, float]:
     found = {"cls_distance": float(1 - torch.nn.functional.cosine_similarity(a, b, dim=0))}
     if before.probabilities is not None and after.probabilities is not None:
         p, q = (torch.from_numpy(x).double() for x in (before.probabilities, after.probabilities))
-        found = {"js": float(jensen_shannon(p, q)), "prob_drop": float(p.max() - q[p.argmax()])} | found
+        shares = [x / x.sum().clamp_min(1e-300) for x in (p, q)]  # probabilities of SigLIP's classes do not sum to 1
+        found = {"js": float(jensen_shannon(*shares)), "prob_drop": float(p.max() - q[p.argmax()])} | found
     return found
 
 

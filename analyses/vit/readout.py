@@ -12,7 +12,7 @@ from attlas.analyses.vit.probe import KnnProbe, LinearProbe
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.stats import Interval, bootstrap_mean, count_mean
 from attlas.interp import HookedModel
-from attlas.interp.labels import classifier_labels
+from attlas.interp.labels import class_probabilities, classifier_labels
 
 Answer = tuple[Tensor, Tensor]
 """(logits [B, n_classes] or last hidden state, normed last hidden state [B, T, d_model]), as a Suffix returns it."""
@@ -24,13 +24,15 @@ class Readout:
 
     Attributes:
         n_classes: of the model's classifier, 0 without one.
-        n_prefix: tokens before the patches; without any the patches' mean is the embedding.
+        n_prefix: tokens before the patches.
+        model: whose answers they are.
         labels: int64 [n] in the classifier's (or the probes') numbering, or None.
         knn, linear: probes, where there are labels that no classifier of the model knows.
     """
 
     n_classes: int
     n_prefix: int
+    model: HookedModel
     labels: Tensor | None = None
     knn: KnnProbe | None = None
     linear: LinearProbe | None = None
@@ -50,13 +52,13 @@ class Readout:
         return next((m for m in ("accuracy_drop", "knn_drop") if m in self.metrics), None)
 
     def embed(self, state: Tensor) -> Tensor:
-        """[B, T, d_model] → [B, d_model]: the first prefix token (CLS), or the mean over patches without one."""
-        return (state[:, 0] if self.n_prefix else state.mean(1)).float()
+        """[B, T, d_model] → [B, d_model], see `embedding`."""
+        return embedding(self.model, state)
 
     def probability(self, answer: Answer, rows: Tensor, clean: Answer) -> Tensor:
         """Probability [B] of the true class, or without labels of the class that `clean` predicts."""
         true = self.labels[rows] if self.labels is not None and self.knn is None else clean[0].argmax(-1)
-        return answer[0].float().softmax(-1).gather(-1, true[:, None])[:, 0]
+        return class_probabilities(self.model, answer[0].float()).gather(-1, true[:, None])[:, 0]
 
     def correct(self, answer: Answer, rows: Tensor) -> dict[str, Tensor]:
         """Metric of accuracy → bool [B], for those the image set allows."""
@@ -67,9 +69,9 @@ class Readout:
         if self.knn is None:
             result["accuracy"] = answer[0].argmax(-1) == labels
         if self.knn is not None and self.linear is not None:
-            embedding = self.embed(answer[1])
-            result["knn_accuracy"] = self.knn.predict(embedding, rows) == labels
-            result["probe_accuracy"] = self.linear.predict(embedding, rows) == labels
+            features = self.embed(answer[1])
+            result["knn_accuracy"] = self.knn.predict(features, rows) == labels
+            result["probe_accuracy"] = self.linear.predict(features, rows) == labels
         return result
 
     def compare(self, clean: Answer, after: Answer, rows: Tensor) -> dict[str, Tensor]:
@@ -84,6 +86,20 @@ class Readout:
             drop = {"accuracy": "accuracy_drop", "knn_accuracy": "knn_drop", "probe_accuracy": "probe_drop"}[name]
             result[drop] = before[name].float() - right.float()
         return result
+
+
+def embedding(model: HookedModel, state: Tensor) -> Tensor:
+    """What stands for an image, float32 [B, d_model], of its normed last state [B, T, d_model].
+
+    The first prefix token (CLS); without one what the pooling head draws from the patches, or their mean. CLIP norms CLS
+    alone, so that state is [B, d_model] already.
+    """
+    if state.ndim == 2:
+        return state.float()
+    if model.cfg.n_prefix_tokens:
+        return state[:, 0].float()
+    pool = model.structure.pool
+    return (state.mean(1) if pool is None else pool(state)).float()
 
 
 def metric_mean(metric: str, values: np.ndarray, *, seed: int, n_samples: int) -> Interval:
@@ -107,7 +123,7 @@ def make_readout(model: HookedModel, images: ImageDataset, batch_size: int = 32,
     """The readout that suits a model and an image set; fits probes (one clean pass) where labels need them."""
     cfg = model.cfg
     labels = classifier_labels(model, images)
-    plain = Readout(cfg.n_classes, cfg.n_prefix_tokens, labels.to(model.device) if labels is not None else None)
+    plain = Readout(cfg.n_classes, cfg.n_prefix_tokens, model, labels.to(model.device) if labels is not None else None)
     if labels is not None or images.labels is None or int((torch.bincount(images.labels) > 1).sum()) < 2:
         return plain
     embeddings = []
@@ -116,4 +132,4 @@ def make_readout(model: HookedModel, images: ImageDataset, batch_size: int = 32,
         embeddings.append(plain.embed(cache["ln_final.hook_normalized"]))
     features, own = torch.cat(embeddings), images.labels.to(model.device)
     knn, linear = KnnProbe.fit(features, own), LinearProbe.fit(features, own, seed=seed)
-    return Readout(cfg.n_classes, cfg.n_prefix_tokens, own, knn, linear)
+    return Readout(cfg.n_classes, cfg.n_prefix_tokens, model, own, knn, linear)

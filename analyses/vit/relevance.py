@@ -2,7 +2,8 @@
 
 Beside rollout, which knows no class: per layer Ā = E_heads[(∇A ⊙ A)⁺], ∇A the gradient of the class's logit by the attention
 pattern, and R ← R + Ā·R from R = I. (The paper before it, 2012.09838, puts relevance by LRP in place of A and multiplies
-I + Ā; this is the later, generic rule for self-attention.) What is read is CLS's row, without CLS the mean over patches.
+I + Ā; this is the later, generic rule for self-attention.) What is read is CLS's row; without CLS that of a
+pooling head's query, Ā·R of its own Ā (SigLIP), or the mean over patches.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel
+from attlas.interp.names import POOL
 
 
 @torch.enable_grad()
@@ -43,14 +45,21 @@ def class_relevance(model: HookedModel, pixels: Tensor, classes: Tensor | None =
         probes.append(torch.zeros_like(pattern, requires_grad=True))
         return pattern + probes[-1]
 
-    with model.hooks({"blocks.*.attn.hook_pattern": probe}):
+    hooks = {"blocks.*.attn.hook_pattern": probe} | ({POOL: probe} if model.structure.pool is not None else {})
+    with model.hooks(hooks):
         logits = model(pixels)
     target = logits.argmax(-1) if classes is None else classes.to(logits.device)
-    gradients = torch.autograd.grad(logits.gather(-1, target[:, None]).sum(), probes)
+    gradients = list(torch.autograd.grad(logits.gather(-1, target[:, None]).sum(), probes, allow_unused=True))
+    pool = None
+    if model.structure.pool is not None:
+        last, drawn = gradients.pop(), patterns.pop()[:, :, 0]
+        pool = (
+            None if last is None else (last[:, :, 0].float() * drawn).clamp_min(0)
+        )  # None: logits of the patches' mean
     relevance = torch.eye(patterns[0].shape[-1], device=logits.device).expand(len(logits), -1, -1)
     for pattern, gradient in zip(patterns, gradients, strict=True):
         relevance = relevance + (gradient.float() * pattern).clamp_min(0).mean(1) @ relevance
-    return of_patches(relevance, model.cfg.n_prefix_tokens).cpu()
+    return of_patches(relevance, model.cfg.n_prefix_tokens, pool).cpu()
 
 
 def class_relevance_of(

@@ -10,6 +10,7 @@ from torch import Tensor
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track, no_track
 from attlas.interp import HookedModel
+from attlas.interp.names import POOL
 from attlas.interp.require import patch_grid
 
 
@@ -40,10 +41,13 @@ def token_relevance(model: HookedModel, pixels: Tensor, *, residual: float = 0.5
     """Three readings of attention that rank an image's patches, each [B, n_patches].
 
     rollout: see rollout_step; last_layer: the last layer's attention from CLS, mean over heads; column_mass: attention
-    received from all tokens, mean over queries, heads and layers. Without CLS the mean over patches stands for it.
+    received from all tokens, mean over queries, heads and layers. Without CLS a pooling head's query stands for it (its
+    attention is then last_layer), or the mean over patches.
     """
     prefix = model.cfg.n_prefix_tokens
-    cache = model.capture(pixels, "blocks.*.attn.hook_pattern")
+    pooled = [POOL] if model.structure.pool is not None else []
+    cache = model.capture(pixels, ["blocks.*.attn.hook_pattern", *pooled])
+    pool = cache[POOL][:, :, 0].float() if pooled else None
     so_far: Tensor | None = None
     received: Tensor | float = 0.0
     pattern = torch.empty(0)
@@ -54,14 +58,19 @@ def token_relevance(model: HookedModel, pixels: Tensor, *, residual: float = 0.5
     assert so_far is not None  # a model has layers
     assert isinstance(received, Tensor)
     return {
-        "rollout": of_patches(so_far, prefix).cpu(),
-        "last_layer": of_patches(pattern.mean(1), prefix).cpu(),
+        "rollout": of_patches(so_far, prefix, pool).cpu(),
+        "last_layer": of_patches(pattern.mean(1), prefix).cpu() if pool is None else pool.mean(1).cpu(),
         "column_mass": received[:, prefix:].cpu(),
     }
 
 
-def of_patches(maps: Tensor, prefix: int) -> Tensor:
-    """What CLS draws from each patch, without CLS the mean over patches, of maps [..., T, T] → [..., n_patches]."""
+def of_patches(maps: Tensor, prefix: int, pool: Tensor | None = None) -> Tensor:
+    """What an image's embedding draws from each patch, of maps [B, T, T] → [B, n_patches].
+
+    That is CLS's row; without CLS what a pooling head draws, by its pattern [B, head, T], or the mean over patches.
+    """
+    if pool is not None and not prefix:
+        return (pool.mean(1)[:, None] @ maps)[:, 0]
     return (maps[..., 0, :] if prefix else maps.mean(-2))[..., prefix:]
 
 

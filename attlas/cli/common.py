@@ -105,7 +105,10 @@ def open_model(args: ModelArgs, out: Output) -> HookedModel:
     from attlas.interp import load_model
 
     with out.phase(f"loading {args.model}"):
-        return load_model(args.model, args.device, args.dtype, args.device_map, args.trust_remote_code)
+        model = load_model(args.model, args.device, args.dtype, args.device_map, args.trust_remote_code)
+    for note in model.structure.notes:
+        out.say(note)
+    return model
 
 
 def open_workspace(args: OutArgs) -> Workspace:

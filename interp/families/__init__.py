@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from attlas.errors import UnsupportedModelError, nearest
-from attlas.interp.families import gemma, gpt2, gpt_oss, gptj, llama, neox, olmo2, phi3, qwen3, vit
-from attlas.interp.structure import ModelStructure
-
-FAMILIES = (
+from attlas.interp.families import (
+    clip,
     gemma,
     gpt2,
     gpt_oss,
@@ -18,7 +16,26 @@ FAMILIES = (
     olmo2,
     phi3,
     qwen3,
+    siglip,
     vit,
+    vit_mae,
+)
+from attlas.interp.structure import ModelStructure
+
+FAMILIES = (
+    clip,
+    gemma,
+    gpt2,
+    gpt_oss,
+    gptj,
+    llama,
+    neox,
+    olmo2,
+    phi3,
+    qwen3,
+    siglip,
+    vit,
+    vit_mae,
 )
 # What some model types have that no adapter reads.
 _UNREAD = {
@@ -50,6 +67,21 @@ def unsupported(model_type: Any) -> UnsupportedModelError:
     )
 
 
+def _family(model_type: Any) -> Any:
+    return next((family for family in FAMILIES if model_type in family.MODEL_TYPES), None)
+
+
+def overrides(model_type: str) -> dict[str, Any]:
+    """Values of config.json that are set when a folder of this type is opened (ViT-MAE: nothing is masked)."""
+    return dict(getattr(_family(model_type), "OVERRIDES", {}))
+
+
+def tower(hf: Any) -> Any:
+    """The part of a module that is run: the vision tower of CLIP and SigLIP, a masked autoencoder's encoder; else all."""
+    find = getattr(_family(getattr(getattr(hf, "config", None), "model_type", None)), "tower", None)
+    return hf if find is None else find(hf)
+
+
 def describe(hf: Any) -> ModelStructure:
     """Structure of any supported Hugging Face model.
 
@@ -61,7 +93,8 @@ def describe(hf: Any) -> ModelStructure:
         raise UnsupportedModelError(
             f"{name} gives feature maps and no last hidden state; open the folder with {name.removesuffix('Backbone')}Model"
         )
-    for family in FAMILIES:
-        if model_type in family.MODEL_TYPES:
-            return family.describe(hf)
-    raise unsupported(model_type)
+    family = _family(model_type)
+    if family is None:
+        raise unsupported(model_type)
+    found: ModelStructure = family.describe(hf)
+    return found

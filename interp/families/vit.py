@@ -59,8 +59,8 @@ def describe(hf: Any) -> ModelStructure:
         blocks = find(base.encoder, "layer", "layers")
     image, patch = _pair(config.image_size), _pair(config.patch_size)
     grid = (image[0] // patch[0], image[1] // patch[1])
-    n_cls = {"deit": 2, "ijepa": 0}.get(config.model_type, 1)  # DeiT has a distillation token beside CLS
-    n_prefix = n_cls + int(getattr(config, "num_register_tokens", 0) or 0)
+    prefix = {"deit": ("CLS", "distillation"), "ijepa": ()}.get(config.model_type, ("CLS",))
+    prefix += tuple(f"register {i + 1}" for i in range(int(getattr(config, "num_register_tokens", 0) or 0)))
     heads = config.num_attention_heads
     head = getattr(hf, "classifier", None) or getattr(hf, "cls_classifier", None)
     layers = tuple(_layer(block) for block in blocks)
@@ -73,10 +73,11 @@ def describe(hf: Any) -> ModelStructure:
         d_model=config.hidden_size,
         d_head=config.hidden_size // heads,
         d_mlp=_mlp_width(layers[0]),
-        n_ctx=grid[0] * grid[1] + n_prefix,
+        n_ctx=grid[0] * grid[1] + len(prefix),
         n_classes=head.out_features if isinstance(head, nn.Linear) else 0,
         causal=False,
-        n_prefix_tokens=n_prefix,
+        n_prefix_tokens=len(prefix),
+        prefix_names=prefix,
         grid=grid,
         image_size=image,
         patch_size=patch[0],
@@ -87,4 +88,5 @@ def describe(hf: Any) -> ModelStructure:
         embed=base.embeddings,
         final_norm=base.layernorm,
         unembed=head if isinstance(head, nn.Linear) else None,
+        interpolates=config.model_type in ("vit", "deit", "ijepa"),  # DINOv2 does it unasked
     )

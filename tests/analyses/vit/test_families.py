@@ -97,16 +97,19 @@ def test_every_family(kind: str, size: tuple[int, int], prefix: int) -> None:
         np.testing.assert_allclose(found["prob_drop"][:, 1, 2], (p - q).gather(1, own)[:, 0], atol=1e-5)
 
 
-def test_dinov2_takes_other_image_sizes() -> None:
-    result = vit(tiny("dinov2"), random_images(4, (24, 12)), VitConfig(n_bootstrap=20))
+@pytest.mark.parametrize("kind", ["dinov2", "vit", "ijepa"])
+def test_images_of_other_sizes_have_maps_of_their_own_grid(kind: str) -> None:
+    result = vit(tiny(kind), random_images(4, (24, 12)), VitConfig(n_bootstrap=20))
     assert result.strength is not None
     assert result.strength.maps.shape[2:] == (11, 5)
 
 
-@pytest.mark.parametrize(("size", "match"), [((32, 32), "takes images of"), ((18, 16), "whole number")])
-def test_images_of_a_wrong_size_are_refused(size: tuple[int, int], match: str) -> None:
+@pytest.mark.parametrize(
+    ("own", "size", "match"), [((8, 32), (16, 16), "takes images of"), (16, (18, 16), "whole number")]
+)
+def test_images_of_a_wrong_size_are_refused(own: Any, size: tuple[int, int], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
-        vit(tiny("vit"), random_images(2, size))
+        vit(tiny("vit", own), random_images(2, size))
 
 
 def test_no_images_are_refused() -> None:

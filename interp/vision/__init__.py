@@ -1,0 +1,1 @@
+"""What vision models alone have: images of other sizes than their own, attention pooling, classes given as text."""
