@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from attlas import analyses
     from attlas.analyses.stability.reparam import sigma_reparam
     from attlas.analyses.stability.tracker import EntropyTracker
+    from attlas.dashboard.as_file import show
     from attlas.data.workspace import Workspace
     from attlas.interp import HookedModel, load_model
     from attlas.saes import SAE, load_sae, train_sae
@@ -34,6 +35,7 @@ _PUBLIC = {
     "Workspace": "attlas.data.workspace",
     "EntropyTracker": "attlas.analyses.stability.tracker",
     "sigma_reparam": "attlas.analyses.stability.reparam",
+    "show": "attlas.dashboard.as_file",
 }
 _ROOMS = ("data", "kernels", "interp", "saes", "analyses", "dashboard")
 
@@ -46,6 +48,7 @@ __all__ = [
     "analyses",
     "load_model",
     "load_sae",
+    "show",
     "sigma_reparam",
     "train_sae",
 ]

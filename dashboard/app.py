@@ -137,12 +137,12 @@ def _route(app: Dash, reader: WorkspaceReader, pages: tuple[Page, ...]) -> None:
             body = empty("This page cannot be shown", _told(error), "attlas doctor")
         live = data.get("live")
         # Within a page, what differs is changed in place (assets/draw.js); another page is made anew.
-        shown = html.Div(
-            [cut(data), body, footer(reader, path, search or "", data)], className="content", key=f"{path}{mode}"
-        )
+        embedded = params.get("embed") == "true"  # in another page's frame: without what is around the page
+        end = None if embedded else footer(reader, path, search or "", data)
+        shown = html.Div([cut(data), body, end], className="content", key=f"{path}{mode}")
         drawn = {"page": shown, "title": f"{title(page, params)} · Attlas"}
         if ctx.triggered_id != "tick":
-            drawn["frame"] = frame(reader, pages, path, params)
+            drawn["frame"] = None if embedded else frame(reader, pages, path, params)
         return drawn, not live, SLOW_MS if live is True or not live else int(live), page.title, now
 
     @app.callback(

@@ -22,6 +22,8 @@ _POLICY = (
     "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; frame-ancestors 'none'"
 )
 
+_FRAMES = "'self' http://localhost:* http://127.0.0.1:* https://localhost:* https://127.0.0.1:*"
+
 
 def new_token() -> str:
     """A token nobody can guess, for one start of the server."""
@@ -51,7 +53,10 @@ def guard(server: flask.Flask, listens_on: str, token: str | None = None) -> Non
 
     @server.after_request
     def only_here(response: flask.Response) -> flask.Response:
-        response.headers.setdefault("Content-Security-Policy", _POLICY)
+        policy = _POLICY
+        if flask.request.args.get("embed") == "true":  # a notebook of this machine may hold the page in a frame
+            policy = policy.replace("frame-ancestors 'none'", f"frame-ancestors {_FRAMES}")
+        response.headers.setdefault("Content-Security-Policy", policy)
         response.headers.setdefault("X-Content-Type-Options", "nosniff")
         response.headers.setdefault("Referrer-Policy", "same-origin")
         return response

@@ -48,21 +48,31 @@ class Headvis(OutArgs):
 
 @dataclass(frozen=True)
 class Html(OutArgs):
-    """Write heads as one HTML file that needs no server and no network: finder, accounts, sequences under the pointer.
+    """Write heads, features or any page as one HTML file that needs no server and no network, and stays interactive.
 
     For example:
 
         attlas export html heads --out heads.html
-        attlas export html heads --head 3.0 --out head-3.0.html
+        attlas export html features --n-features 500 --out features.html
+        attlas export html "/feature?id=746" --out feature-746.html
+        attlas export html "/circuit?model=gpt2-mini&view=graph" --out circuit.html
     """
 
-    what: tyro.conf.Positional[Literal["heads"]] = "heads"
-    """What the file shows."""
+    what: tyro.conf.Positional[str] = "heads"
+    """heads (finder, accounts, sequences), features (table, examples), or a page's address as in the browser."""
     run: str | None = None
-    """A run of attlas heads in the workspace, measured or imported; by default the newest."""
+    """A run of attlas heads (measured or imported) or attlas features in the workspace; by default the newest."""
+    feature: tuple[int, ...] = ()
+    """Features by number; by default those with the largest activation."""
+    n_features: int = 300
+    """How many of those."""
+    figures: bool = True
+    """Keep figures interactive, with 4.8 MB of Plotly in the file; without, their tables stay."""
+    dark: bool = False
+    """Dark colours, of features and pages (heads follow the system)."""
     head: tuple[str, ...] = ()
     """Heads, such as 3.0 2.1; by default all."""
     n_sequences: int = 12
     """Sequences of each list of a head (by weight, output, unexplained mass), the first ones; fewer make a smaller file."""
-    to: Annotated[Path, tyro.conf.arg(aliases=["-o", "--out"])] = Path("heads.html")
+    to: Annotated[Path, tyro.conf.arg(aliases=["-o", "--out"])] = Path("attlas.html")
     """File to write."""

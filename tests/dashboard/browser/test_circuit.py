@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
@@ -15,6 +16,7 @@ from attlas.analyses.circuits.nodes import Node
 from attlas.analyses.circuits.qk import QKConfig, qk_attribution
 from attlas.analyses.circuits.terms import FeatureTarget, LogitTarget, direct_attribution
 from attlas.analyses.circuits.tracing import TraceConfig, trace
+from attlas.cli import main
 from attlas.dashboard.components import short
 from attlas.data.workspace import Workspace
 from attlas.interp import HookedModel
@@ -225,3 +227,20 @@ def test_views_fit_and_take_both_themes(page: Any, address: str, query: str, wid
     page.locator("#toggle").click()
     page.wait_for_function(f"getComputedStyle(document.body).backgroundColor !== '{before}'")
     assert page.locator("main h1").count() == 1
+
+
+def test_a_graph_in_one_file_is_walked_without_a_network(
+    browser: Any, circuit_workspace: Workspace, tmp_path: Path
+) -> None:
+    file = tmp_path / "circuit.html"
+    address = f"/circuit?text={TEXT.replace(' ', '+')}&view=graph&keys=no"
+    assert main(["export", "html", address, "--to", str(file), "--workspace", str(circuit_workspace.path)]) == 0
+    tab = browser.new_context(offline=True).new_page()
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("pageerror", lambda error: asked.append(str(error)))
+    tab.goto(file.as_uri())
+    tab.locator('.circuit [data-node="remainder"]').click()
+    assert tab.locator(".circuit-aside h3").inner_text() == "What was cut off"
+    assert [url for url in asked if not url.startswith("file:")] == []
+    tab.context.close()
