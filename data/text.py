@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import queue
-import threading
-import warnings
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,15 +14,13 @@ import torch
 from torch import Tensor
 
 from attlas.data.dataset import Dataset, content_hash
-from attlas.data.remote.file import is_remote
-from attlas.data.remote.folder import remote_files
-from attlas.data.text_files import Document, File, Skipped, read_file
-from attlas.data.text_folders import refuse_split, split_files
-from attlas.data.tokenizing import Render, begun, bos_of, renderer, without_bos
+from attlas.data.streams.ahead import ahead
+from attlas.data.streams.documents import is_far, numbered, read_documents, source_files
+from attlas.data.streams.windows import WINDOW, Windows
+from attlas.data.text_files import Document
+from attlas.data.tokenizing import begun, bos_of, renderer, without_bos
 from attlas.errors import AttlasError, ConfigError, TextDataError
 
-TEXT_DIR = Path(__file__).resolve().parent / "text"
-EMBEDDED = {"embedded:train": "train.jsonl.gz", "embedded:val": "val.jsonl"}
 _CHUNK = 256  # documents tokenised at a time
 KEPT = 1 << 26  # characters, or token ids, of documents that may be in memory
 CHARACTERS = 6  # of text looked up for each token wanted, at first
@@ -141,8 +136,9 @@ def load_tokens(
 
     Args:
         source: "embedded:train", "embedded:val", a text file (documents divided by blank lines), .jsonl, .json, .csv,
-            .tsv (these also .gz or .zst), .parquet or .arrow, or a Hugging Face dataset folder; or the URL of one that fsspec
-            reads.
+            .tsv (these also .gz or .zst), .parquet or .arrow, or a Hugging Face dataset folder; the URL of one that fsspec
+            reads; or a data set of the hub as "org/name", "org/name:config" or "org/name:config/split". Of the last two no
+            more is read than n_tokens need, in an order of their own (`streams.windows`).
         tokenizer: a Hugging Face tokenizer; None where the source holds token ids.
         seq_len: tokens a row, BOS included.
         n_tokens: stop after about so many (rounded down to whole rows, at least one); None takes all.
@@ -165,9 +161,12 @@ def load_tokens(
         raise ConfigError(f"n_tokens {n_tokens} must be 1 or more")
     name = str(source) if split is None else f"{source} ({split})"
     render = renderer(tokenizer, name) if chat else None
-    drawn = _Drawn(source, seed, column=column, split=split, prefer=prefer, chat=render)
+    drawn = _drawn(source, seed, n_tokens, column=column, split=split, prefer=prefer, chat=render)
     if drawn.ids is not None:
-        _check_ids(drawn.ids, name, len(tokenizer) if d_vocab is None and tokenizer is not None else d_vocab)
+        known = len(tokenizer) if d_vocab is None and tokenizer is not None else d_vocab
+        _check_ids(drawn.ids, name, known)
+        if isinstance(drawn, Windows):
+            drawn.check = lambda ids: _check_ids(ids, name, known)
         if packed and len(set(drawn.sizes)) == 1 and len(drawn.sizes) > 1:
             return TokenDataset.from_tokens(_packed(drawn, seq_len, n_tokens, name), name)
     elif tokenizer is None:
@@ -221,28 +220,12 @@ class _Drawn:
 
     def portions_ahead(self, size: int) -> Iterator[list[Document]]:
         """`portions`, the next one read by a thread while this one is used."""
-        ready: queue.Queue[list[Document] | Exception | None] = queue.Queue(1)
-
-        def read() -> None:
-            try:
-                for portion in self.portions(size):
-                    ready.put(portion)
-                ready.put(None)
-            except Exception as error:  # raised where the portion is wanted
-                ready.put(error)
-
-        thread = threading.Thread(target=read, name="attlas-text", daemon=True)
-        thread.start()
+        portions = ahead(self.portions(size), name="attlas-text")
         try:
-            while (portion := ready.get()) is not None:
-                if isinstance(portion, Exception):
-                    raise portion
-                yield portion
+            yield from portions
         finally:
             self._stopped = True  # the thread ends at its next document, or portion
-            while thread.is_alive():
-                with contextlib.suppress(queue.Empty):
-                    ready.get(timeout=0.01)
+            portions.close()  # type: ignore[attr-defined]
 
     def _pick(self, which: np.ndarray) -> list[Document]:
         if self._kept is not None:
@@ -258,8 +241,20 @@ class _Drawn:
         raise TextDataError(f"'{self._name}' changed while it was read; read it again")
 
 
+def _drawn(source: str | Path, seed: int, n_tokens: int | None, **where: Any) -> _Drawn | Windows:
+    """A source's documents in the seed's order; of one far away no more is read than is wanted."""
+    if n_tokens is None or not is_far(source):
+        return _Drawn(source, seed, **where)
+    files = source_files(source, where["split"], where["prefer"])
+
+    def read(order: Sequence[int]) -> Iterator[tuple[int, Document]]:
+        return numbered([(n, files[n]) for n in order], source, where["column"], True, where["chat"])
+
+    return Windows(files, read, seed, str(source))
+
+
 def _one_a_row(
-    drawn: _Drawn, tokenizer: Any, seq_len: int, n_tokens: int | None, name: str
+    drawn: _Drawn | Windows, tokenizer: Any, seq_len: int, n_tokens: int | None, name: str
 ) -> tuple[list[list[int]], str, int]:
     """(rows, name, padding): each document as BOS, text and EOS, as many from the first on as n_tokens hold."""
     bos = bos_of(tokenizer)
@@ -280,24 +275,24 @@ def _one_a_row(
     return rows, name, pad if pad is not None else (eos or 0)
 
 
-def _packed_stream(drawn: _Drawn, tokenizer: Any, seq_len: int, n_tokens: int | None, name: str) -> Tensor:
+def _packed_stream(drawn: _Drawn | Windows, tokenizer: Any, seq_len: int, n_tokens: int | None, name: str) -> Tensor:
     """Rows [n, seq_len] of BOS and the stream of all documents, each ended by EOS."""
     bos, eos = bos_of(tokenizer), getattr(tokenizer, "eos_token_id", None)
     body = seq_len - (bos is not None)
     n_rows = None if n_tokens is None else max(1, n_tokens // seq_len)
     stream: array[int] = array("q")
     wanted = KEPT if n_rows is None else n_rows * body * CHARACTERS
-    # where one portion is expected to do, the next one is not read
-    for documents in drawn.portions_ahead(KEPT) if wanted >= KEPT else drawn.portions(wanted):
-        for start in range(0, len(documents), _CHUNK):
-            for ids in _ids(documents[start : start + _CHUNK], tokenizer, bos):
+    # where one portion is expected to do, the next one is not read; where many come, a thread reads and another tokenises
+    many = wanted >= (WINDOW if isinstance(drawn, Windows) else KEPT)
+    chunks = _tokenised(drawn.portions_ahead(wanted) if many else drawn.portions(wanted), tokenizer, bos)
+    with contextlib.closing(ahead(chunks, depth=8, name="attlas-tokens") if many else chunks) as coming:
+        for chunk in coming:
+            for ids in chunk:
                 stream.extend(ids)
                 if eos is not None and ids[-1:] != [eos]:
                     stream.append(eos)
             if n_rows is not None and len(stream) >= n_rows * body:
                 break
-        if n_rows is not None and len(stream) >= n_rows * body:
-            break
     available = len(stream) // body
     if available == 0:
         raise TextDataError(f"'{name}' has {len(stream)} tokens, fewer than one sequence of {seq_len}; lower seq_len")
@@ -305,6 +300,16 @@ def _packed_stream(drawn: _Drawn, tokenizer: Any, seq_len: int, n_tokens: int | 
     tokens = torch.frombuffer(stream, dtype=torch.long)[: rows * body].view(rows, body)
     front = [torch.full((rows, 1), bos, dtype=torch.long)] if bos is not None else []
     return torch.cat([*front, tokens], dim=1)
+
+
+def _tokenised(
+    portions: Iterator[list[Document]], tokenizer: Any, bos: int | None
+) -> Generator[list[list[int]], None, None]:
+    """Token ids of the documents, some documents at a time."""
+    with contextlib.closing(portions) as coming:  # type: ignore[type-var]
+        for documents in coming:
+            for start in range(0, len(documents), _CHUNK):
+                yield _ids(documents[start : start + _CHUNK], tokenizer, bos)
 
 
 def _ids(documents: Sequence[Document], tokenizer: Any, bos: int | None) -> list[list[int]]:
@@ -315,7 +320,7 @@ def _ids(documents: Sequence[Document], tokenizer: Any, bos: int | None) -> list
     return [without_bos(ids, bos) for ids in found]  # rows begin with it anyway
 
 
-def _packed(drawn: _Drawn, seq_len: int, n_tokens: int | None, name: str) -> Tensor:
+def _packed(drawn: _Drawn | Windows, seq_len: int, n_tokens: int | None, name: str) -> Tensor:
     """Rows of token ids of one length cut into sequences [n, seq_len]; what is left of each row is dropped."""
     pieces = drawn.sizes[0] // seq_len
     if not pieces:
@@ -336,58 +341,3 @@ def _check_ids(ids: tuple[int, int], name: str, d_vocab: int | None) -> None:
         raise TextDataError(
             f"'{name}' holds token ids {low}–{high}, the model knows 0–{(d_vocab or 0) - 1}; it is of another tokenizer"
         )
-
-
-def read_documents(
-    source: str | Path,
-    *,
-    column: str | None = None,
-    split: str | None = None,
-    prefer: str | None = None,
-    warn: bool = True,
-    chat: Render | None = None,
-) -> Iterator[Document]:
-    """Documents of a source, in file order, as they are read: text, or token ids; arguments as in load_tokens, but for
-    `chat`: what writes a conversation as text.
-
-    Rows without text (null) are left out, with one warning (unless not to `warn`) that counts them.
-
-    Raises:
-        TextDataError: missing, empty, damaged, not UTF-8, or without the column or split; or text and token ids mixed.
-    """
-    skipped, kinds = Skipped(), set()
-    for file in _files(source, split, prefer):
-        for found in read_file(file, None if str(source) in EMBEDDED else column, skipped, chat is not None):
-            document = found if chat is None else chat(found)
-            if isinstance(document, str) and not document.strip():
-                continue
-            kinds.add(type(document))
-            if len(kinds) > 1:
-                raise TextDataError(f"'{source}' holds both text and token ids; name one column with --column")
-            yield document
-    if not kinds:
-        raise TextDataError(f"'{source}' holds no text" + (f" in {skipped.rows} rows" if skipped.rows else ""))
-    if skipped.nulls and warn:
-        warnings.warn(
-            f"{skipped.nulls} of {skipped.rows} rows of '{source}' have no text and are left out", stacklevel=2
-        )
-
-
-def _files(source: str | Path, split: str | None, prefer: str | None) -> Sequence[File]:
-    if is_remote(source):
-        return remote_files(str(source), split, prefer)
-    if str(source).startswith("embedded:"):
-        if str(source) not in EMBEDDED:
-            raise TextDataError(f"no embedded text '{source}'; there are {', '.join(EMBEDDED)}")
-        path = TEXT_DIR / EMBEDDED[str(source)]
-    else:
-        path = Path(source).expanduser()
-    if not path.exists():
-        raise TextDataError(
-            f"'{path}' does not exist; give a text, JSONL, CSV or Parquet file, a dataset folder, embedded:val, or a "
-            "URL (a dataset of the hub: hf://datasets/OWNER/NAME)"
-        )
-    if path.is_dir():
-        return split_files(path, split, prefer)
-    refuse_split(source, split)
-    return [path]

@@ -252,14 +252,16 @@ def _parquet(path: File, column: str | None, skipped: Skipped, chat: bool) -> It
     import pyarrow.parquet as pq
 
     try:
-        with open_binary(path) as raw, pq.ParquetFile(raw) as file:
+        # pre_buffer would fetch many row groups in one piece, up to the whole file
+        with open_binary(path) as raw, pq.ParquetFile(raw, pre_buffer=False) as file:
             name = _column(file.schema_arrow, path, column, chat)
-            for batch in file.iter_batches(batch_size=1024, columns=[name]):
-                yield from _values(batch.column(0), skipped)
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(batch_size=1024, row_groups=[group], columns=[name]):
+                    yield from _values(batch.column(0), skipped)
     except TextDataError:
         raise
     except Exception as error:  # ArrowInvalid, OSError, ArrowNotImplementedError … by what is damaged
-        raise TextDataError(f"'{path}' cannot be read as Parquet ({first_line(error)}); copy it again") from error
+        raise TextDataError(f"'{path}' cannot be read as Parquet ({first_line(error)}); {_mend(path)}") from error
 
 
 def _arrow(path: File, column: str | None, skipped: Skipped, chat: bool) -> Iterator[Any]:
@@ -280,7 +282,11 @@ def _arrow(path: File, column: str | None, skipped: Skipped, chat: bool) -> Iter
     except TextDataError:
         raise
     except Exception as error:
-        raise TextDataError(f"'{path}' cannot be read as Arrow ({first_line(error)}); copy it again") from error
+        raise TextDataError(f"'{path}' cannot be read as Arrow ({first_line(error)}); {_mend(path)}") from error
+
+
+def _mend(path: File) -> str:
+    return "check the network, or whether it is damaged" if isinstance(path, RemoteFile) else "copy it again"
 
 
 def _column(schema: Any, path: File, column: str | None, chat: bool) -> str:

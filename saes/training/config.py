@@ -33,7 +33,8 @@ class TrainConfig:
     sparsity: float | None = None
     """λ of standard, gated and jumprelu; None takes the architecture's own."""
     text: str = "embedded:train"
-    """embedded:train, embedded:val, a text, JSONL, CSV or Parquet file (also .gz), or a Hugging Face dataset folder."""
+    """embedded:train, embedded:val, a text, JSONL, CSV or Parquet file (also .gz), a dataset folder, a URL, or a data set of the
+    hub: org/name:config/split."""
     column: str | None = None
     """Column of the text, or of token ids; without it "text", else "input_ids" or "tokens"."""
     split: str | None = None

@@ -25,7 +25,8 @@ class Args(PlanArgs, TextArgs, ModelArgs):
     to: Path = Path("activations")
     """Folder to write, new or empty; the same activations are kept, or gone on with, anything else there is refused."""
     text: str = "embedded:train"
-    """embedded:train, embedded:val, a text, JSONL, CSV or Parquet file (also .gz), or a Hugging Face dataset folder."""
+    """embedded:train, embedded:val, a text, JSONL, CSV or Parquet file (also .gz), a dataset folder, a URL, or a data set of the
+    hub: org/name:config/split."""
     split: str | None = None
     """Split of a dataset folder, such as train; without it the only one, or train."""
     images: str | None = None
