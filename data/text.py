@@ -225,7 +225,7 @@ class _Drawn:
             yield from portions
         finally:
             self._stopped = True  # the thread ends at its next document, or portion
-            portions.close()  # type: ignore[attr-defined]
+            portions.close()
 
     def _pick(self, which: np.ndarray) -> list[Document]:
         if self._kept is not None:

@@ -33,8 +33,8 @@ class TextArgs:
     """The text to run on."""
 
     text: str = "embedded:val"
-    """embedded:train, embedded:val, a text, JSONL, CSV or Parquet file (also .gz), a dataset folder, a URL, or a data set of the
-    hub: org/name:config/split."""
+    """embedded:train, embedded:val, a text, JSONL, CSV or Parquet file (also .gz), a dataset folder, a URL, or a data set of
+    the hub: org/name:config/split."""
     column: str | None = None
     """Column of the text, or of token ids; without it "text", else "input_ids" or "tokens"."""
     split: str | None = None

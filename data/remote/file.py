@@ -1,4 +1,4 @@
-"""Text behind a URL (`s3://…`, `https://…`, `hf://datasets/OWNER/NAME`, `memory://…`), read in pieces as local files are.
+"""Files behind a URL (`s3://…`, `https://…`, `hf://datasets/OWNER/NAME`, `memory://…`), read in pieces as local files are.
 
 fsspec knows the protocols; each may need a package of its own (s3fs for s3, aiohttp for http). Parquet is read by row group and
 lines as they come, so a file is never whole in memory, nor copied.
@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import fsspec
 
-from attlas.errors import MissingExtraError, TextDataError
+from attlas.errors import AttlasError, MissingExtraError, TextDataError
 
 _URL = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
@@ -72,16 +72,16 @@ def url_system(url: str) -> tuple[Any, str]:
 
 
 @contextlib.contextmanager
-def url_errors(url: str) -> Iterator[None]:
-    """Whatever a protocol raises, in one line."""
+def url_errors(url: str, kind: type[AttlasError] = TextDataError) -> Iterator[None]:
+    """Whatever a protocol raises, in one line, as an error of this kind."""
     try:
         yield
-    except (TextDataError, MissingExtraError):
+    except AttlasError:
         raise
     except ImportError as error:
-        raise MissingExtraError(f"reading '{url}' needs a package of its protocol: {_line(error)}") from error
+        raise MissingExtraError(f"'{url}' needs a package of its protocol: {_line(error)}") from error
     except Exception as error:  # of the network, of permissions, of a protocol: many classes
-        raise TextDataError(
+        raise kind(
             f"'{url}' cannot be reached ({type(error).__name__}: {_line(error):.120}); check address and network"
         ) from error
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -18,7 +18,7 @@ class _End:
         self.error = error
 
 
-def ahead(items: Iterable[T], depth: int = 1, name: str = "attlas-ahead") -> Iterator[T]:
+def ahead(items: Iterable[T], depth: int = 1, name: str = "attlas-ahead") -> Generator[T, None, None]:
     """The items in their order, the next ones made by a thread while one is used.
 
     What the iteration raises is raised where the item was wanted. Closing the iterator (or leaving it to the garbage collector)

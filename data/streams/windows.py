@@ -80,7 +80,7 @@ class Windows:
             yield from windows
         finally:
             self._stopped = True
-            windows.close()  # type: ignore[attr-defined]
+            windows.close()
 
     def _fill(self) -> list[tuple[int, Document]]:
         found: list[tuple[int, Document]] = []

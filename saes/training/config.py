@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from attlas.data.remote import Folder
 from attlas.errors import ConfigError
 from attlas.saes.config import SAEConfig
 from attlas.saes.training.rates import default_learning_rate
@@ -33,8 +34,8 @@ class TrainConfig:
     sparsity: float | None = None
     """λ of standard, gated and jumprelu; None takes the architecture's own."""
     text: str = "embedded:train"
-    """embedded:train, embedded:val, a text, JSONL, CSV or Parquet file (also .gz), a dataset folder, a URL, or a data set of the
-    hub: org/name:config/split."""
+    """embedded:train, embedded:val, a text, JSONL, CSV or Parquet file (also .gz), a dataset folder, a URL, or a data set of
+    the hub: org/name:config/split."""
     column: str | None = None
     """Column of the text, or of token ids; without it "text", else "input_ids" or "tokens"."""
     split: str | None = None
@@ -95,8 +96,8 @@ class TrainConfig:
     """Activations in the mixing buffer; more mixes better and takes more memory."""
     capture_batch: int = 32
     """Sequences or images in one forward pass of the model."""
-    store: Path | None = None
-    """Folder of an on-disk activation store: written first when it is not there; else what it was captured with
+    store: Folder | None = None
+    """Folder of an activation store, or its URL (s3://…): written first when it is not there; else what it was captured with
     (model, hooks, text, positions, type) is taken over."""
     activation_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of activations in the buffer and the store; weights and sums are float32 in any case."""
@@ -124,6 +125,8 @@ class TrainConfig:
     """Steps between checkpoints, where a folder is given; 0 for none."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.store, str) and "://" not in self.store:
+            object.__setattr__(self, "store", Path(self.store))
         if not self.hooks:
             raise ConfigError("no hook given; name one, such as blocks.2.attn.hook_z")
         least = {"expansion": 1, "n_tokens": 1, "batch_size": 1, "seq_len": 2, "capture_batch": 1, "log_every": 1}

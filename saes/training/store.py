@@ -1,4 +1,4 @@
-"""Training from activations on disk: captured once, read as often as wanted, checked as they are read.
+"""Training from activations on disk, or behind a URL: captured once, read as often as wanted, checked as they are read.
 
     store/
       capture.json           what is captured: model, data, hooks, type; written first
@@ -13,22 +13,22 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import hashlib
 import json
-import shutil
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load, save_file
 
 from attlas.data.dataset import Batch, Dataset
-from attlas.data.disk import check_writable, disk_errors
-from attlas.data.files import atomic_path, check_name, sha256_file, write_text_atomic
+from attlas.data.files import check_name
 from attlas.data.models_catalog import lasting_name
 from attlas.data.processes.group import ALONE, Group
 from attlas.data.processes.turns import in_turn
 from attlas.data.progress import Track, no_track
+from attlas.data.remote import Folder
+from attlas.data.remote.place import Place, place_of
 from attlas.errors import CheckpointError, ConfigError, WorkspaceError
 from attlas.saes.activations import Rows, capture_rows
 from attlas.saes.positions import positions_for
@@ -76,51 +76,63 @@ def store_source(
     _agree(folder, manifest, wanted | agreed)
     shards: list[dict[str, Any]] = manifest["shards"]
     verified: set[int] = set()
+    place = place_of(folder)
 
     def source(chunk: int) -> Rows:
         epoch, part = divmod(chunk, len(shards))
         order = torch.randperm(len(shards), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + epoch))
         number = int(order[part])
-        path = folder / shards[number]["file"]
-        if number not in verified and (not path.is_file() or sha256_file(path) != shards[number]["sha256"]):
-            raise CheckpointError(f"'{path}' is damaged or missing; delete '{folder}' to capture it again")
+        name, packed = shards[number]["file"], place.read(shards[number]["file"])
+        if packed is None or (number not in verified and _sha256(packed) != shards[number]["sha256"]):
+            raise CheckpointError(f"'{place.path(name)}' is damaged or missing; delete '{folder}' to capture it again")
         verified.add(number)
-        rows = load(path.read_bytes())
+        rows = load(packed)
         return {name: rows[name].to(model.device) for name in hooks}
 
     return source
 
 
-def check_store(folder: Path) -> None:
+def _sha256(packed: bytes) -> str:
+    return hashlib.sha256(packed).hexdigest()
+
+
+def check_store(folder: Folder) -> None:
     """Refuse a folder that is neither new, empty, nor a store of ours, or that cannot be written; before any work.
+
+    Args:
+        folder: local, or a URL that fsspec knows (`s3://bucket/activations`).
 
     Raises:
         ConfigError: it holds something else, which is named.
-        StorageError: it is read-only, or its disk is full.
+        StorageError: it is read-only, its disk is full, or it cannot be reached.
+        MissingExtraError: the URL's protocol needs a package.
     """
-    if folder.is_dir() and read_manifest(folder) is None:
-        known = (_PLAN, _DONE) if (folder / _PLAN).is_file() else ()
-        ours = [p for p in sorted(folder.iterdir()) if p.name in known or (known and _is_shard(p))]
-        strangers = [p.name for p in sorted(folder.iterdir()) if p not in ours]
+    place = place_of(folder)
+    if read_manifest(folder) is None:
+        names = place.names()
+        known = (_PLAN, _DONE) if _PLAN in names else ()
+        strangers = [name for name in names if name not in known and not (known and _is_shard(name))]
         if strangers:
             raise ConfigError(
                 f"'{folder}' holds {strangers[0]!r} and no activation store of attlas; give a new or empty folder"
             )
-    check_writable(folder)
+    place.check()
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
+def read_manifest(folder: Folder) -> dict[str, Any] | None:
     """The manifest of a finished store, or None where there is none.
 
     Raises:
         ConfigError: the manifest.json there is another program's.
         CheckpointError: it is damaged.
+        StorageError: a URL cannot be reached.
     """
-    path = folder / _MANIFEST
-    if not path.is_file():
+    place = place_of(folder)
+    path, text = place.path(_MANIFEST), place.read(_MANIFEST)
+    if text is None:
         return None
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"'{path}' is damaged ({error}); delete '{folder}' to capture it again") from error
     if not isinstance(manifest, dict) or "shards" not in manifest or "format" not in manifest:
@@ -146,10 +158,8 @@ def _is_record(shard: Any) -> bool:
         return False
 
 
-def _is_shard(path: Path) -> bool:
-    return path.name.lstrip(".").startswith("shard-") or path.name.startswith(
-        (f".{_DONE}", f".{_MANIFEST}", f".{_PLAN}")
-    )
+def _is_shard(name: str) -> bool:
+    return name.lstrip(".").startswith("shard-") or name.startswith((f".{_DONE}", f".{_MANIFEST}", f".{_PLAN}"))
 
 
 def _wanted(model: HookedModel, inputs: Dataset, hooks: Sequence[str], config: TrainConfig) -> dict[str, Any]:
@@ -167,7 +177,7 @@ def _wanted(model: HookedModel, inputs: Dataset, hooks: Sequence[str], config: T
     }
 
 
-def _agree(folder: Path, manifest: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _agree(folder: Folder, manifest: dict[str, Any], wanted: dict[str, Any]) -> None:
     for key, value in wanted.items():
         if manifest.get(key, [] if key == "exclude_tokens" else None) != value:
             raise ConfigError(
@@ -177,7 +187,7 @@ def _agree(folder: Path, manifest: dict[str, Any], wanted: dict[str, Any]) -> No
 
 
 def _write(
-    folder: Path,
+    folder: Folder,
     model: HookedModel,
     inputs: Dataset,
     hooks: Sequence[str],
@@ -189,62 +199,65 @@ def _write(
     """Capture everything once. The size is known, stated and compared with the free disk before the first shard."""
     if group.first:
         check_store(folder)
+    place = place_of(folder)
     positions = positions_for(model, config.skip_positions, config.exclude_tokens)
     positions.require_some(inputs)
     dtype = getattr(torch, config.activation_dtype)
     batches = inputs.minibatches(config.capture_batch)
     plan = {**wanted, "capture_batch": config.capture_batch}
-    done = group.of_first(_finished(folder, plan) if group.first else [])
+    done = group.of_first(_finished(folder, place, plan) if group.first else [])
     first = capture_rows(model, batches[0].inputs, hooks, positions)
     a_row = sum(rows.shape[-1] for rows in first.values()) * dtype.itemsize  # padding counted in: at most so much
     needed = a_row * len(next(iter(first.values()))) // len(batches[0]) * len(inputs)
     left = needed * (len(batches) - len(done)) // len(batches)
-    existing = next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    if left * 1.02 > free:
+    free = place.free()
+    if free is not None and left * 1.02 > free:
         raise ConfigError(
             f"the activation store '{folder}' needs {left / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; "
             "take fewer tokens or hooks, or --activation-dtype bfloat16"
         )
     if group.first:
-        write_text_atomic(folder / _PLAN, json.dumps(plan, indent=1) + "\n")
-        write_text_atomic(folder / _DONE, "".join(json.dumps(shard) + "\n" for shard in done))
+        place.write_text(_PLAN, json.dumps(plan, indent=1) + "\n")
+        place.write_text(_DONE, "".join(json.dumps(shard) + "\n" for shard in done))
     group.of_first(None)
 
     def capture(numbered: tuple[int, Batch]) -> dict[str, Any]:
         number, batch = numbered
         rows = capture_rows(model, batch.inputs, hooks, positions, batch.mask)
-        path = folder / f"shard-{number:05d}.safetensors"
-        with atomic_path(path) as temporary:
-            save_file({name: r.to(dtype).cpu().contiguous() for name, r in rows.items()}, temporary)
-        return {"file": path.name, "rows": len(next(iter(rows.values()))), "sha256": sha256_file(path)}
+        name, held = _shard(number), {name: r.to(dtype).cpu().contiguous() for name, r in rows.items()}
+        digest = place.write(name, lambda path: save_file(held, path))
+        return {"file": name, "rows": len(next(iter(rows.values()))), "sha256": digest}
 
     shards = in_turn(group, list(enumerate(batches)), capture, first=len(done))
     for _, shard in track(shards, f"writing {needed / 1e9:.2f} GB of activations", len(batches) - len(done)):
         done.append(shard)
-        with disk_errors(folder), open(folder / _DONE, "a", encoding="utf-8") as handle:
-            handle.write(json.dumps(shard) + "\n")
+        place.add_line(_DONE, json.dumps(shard))
     if not group.first:
         return
     manifest = {**wanted, "bytes": needed, "settings": _settings(inputs, config), "shards": done}
-    write_text_atomic(folder / _MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    place.write_text(_MANIFEST, json.dumps(manifest, indent=1) + "\n")
     for name in (_PLAN, _DONE):
-        (folder / name).unlink(missing_ok=True)
+        place.remove(name)
 
 
-def _finished(folder: Path, plan: dict[str, Any]) -> list[dict[str, Any]]:
+def _shard(number: int) -> str:
+    return f"shard-{number:05d}.safetensors"
+
+
+def _finished(folder: Folder, place: Place, plan: dict[str, Any]) -> list[dict[str, Any]]:
     """The shards, from the first on, that an interrupted capture of the same plan wrote whole.
 
     Raises:
         ConfigError: the interrupted capture was of something else.
     """
-    try:
-        before = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
-        lines = (folder / _DONE).read_text(encoding="utf-8").splitlines() if (folder / _DONE).is_file() else []
-    except FileNotFoundError:
+    plan_there = place.read(_PLAN)
+    if plan_there is None:
         return []
+    try:
+        before = json.loads(plan_there.decode())
+        lines = (place.read(_DONE) or b"").decode().splitlines()
     except ValueError as error:
-        raise CheckpointError(f"'{folder / _PLAN}' is damaged ({error}); delete '{folder}'") from error
+        raise CheckpointError(f"'{place.path(_PLAN)}' is damaged ({error}); delete '{folder}'") from error
     _agree(folder, before if isinstance(before, dict) else {}, plan)
     found: list[dict[str, Any]] = []
     for number, line in enumerate(lines):
@@ -252,9 +265,8 @@ def _finished(folder: Path, plan: dict[str, Any]) -> list[dict[str, Any]]:
             shard = json.loads(line)
         except ValueError:
             break
-        path = folder / f"shard-{number:05d}.safetensors"
-        whole = _is_record(shard) and shard["file"] == path.name and path.is_file()
-        if not whole or sha256_file(path) != shard["sha256"]:
+        packed = place.read(_shard(number)) if _is_record(shard) and shard["file"] == _shard(number) else None
+        if packed is None or _sha256(packed) != shard["sha256"]:
             break
         found.append(shard)
     return found
@@ -328,7 +340,7 @@ class StoredInputs(Dataset):
     name: str
     hash: str
     n: int
-    folder: Path
+    folder: Folder
 
     labels = mask = class_names = targets = None
 

@@ -69,7 +69,7 @@ def test_to_is_a_place_to_write_in_every_verb() -> None:
         else:  # a union of sub-verbs, or one of them with its name
             todo += [(verb, inner) for inner in typing.get_args(args)]
     assert {verb for verb, _ in found} == {"capture", "export", "notes"}
-    assert all(re.match(r"(Annotated\[)?Path\b", kind) for kind in found.values()), found
+    assert all(re.match(r"(Annotated\[)?(Path|Folder)\b", kind) for kind in found.values()), found
 
 
 @pytest.mark.parametrize(

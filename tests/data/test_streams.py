@@ -70,7 +70,7 @@ def test_errors_come_where_the_item_would_and_the_thread_ends() -> None:
 
     coming = ahead(endless(), name="attlas-test-ahead")
     next(coming)
-    coming.close()  # type: ignore[attr-defined]
+    coming.close()
     assert closed == ["attlas-test-ahead"]
     assert "attlas-test-ahead" not in {thread.name for thread in threading.enumerate()}
 

@@ -147,7 +147,7 @@ def test_store_on_disk(gpt2_mini: HookedModel, inputs: TokenDataset, tmp_path: P
 def test_store_refuses_a_full_disk(
     gpt2_mini: HookedModel, inputs: TokenDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("attlas.saes.training.store.shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))
     config = dataclasses.replace(SMALL, store=tmp_path / "store", activation_dtype="bfloat16")
     with pytest.raises(ConfigError, match=r"needs 0\.01 GB and the disk has 0\.00 GB free"):
         train_sae(config, model=gpt2_mini, data=inputs)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from attlas.cli.common import Output
 from attlas.cli.options import ModelArgs, PlanArgs, TextArgs
+from attlas.data.remote import Folder
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,12 @@ class Args(PlanArgs, TextArgs, ModelArgs):
 
     hooks: tuple[str, ...] = ("blocks.*.attn.hook_z",)
     """Hook names or globs."""
-    to: Path = Path("activations")
-    """Folder to write, new or empty; the same activations are kept, or gone on with, anything else there is refused."""
+    to: Folder = "activations"
+    """Folder to write, or its URL (s3://…), new or empty; the same activations are kept, or gone on with, anything else there
+    is refused."""
     text: str = "embedded:train"
-    """embedded:train, embedded:val, a text, JSONL, CSV or Parquet file (also .gz), a dataset folder, a URL, or a data set of the
-    hub: org/name:config/split."""
+    """embedded:train, embedded:val, a text, JSONL, CSV or Parquet file (also .gz), a dataset folder, a URL, or a data set of
+    the hub: org/name:config/split."""
     split: str | None = None
     """Split of a dataset folder, such as train; without it the only one, or train."""
     images: str | None = None
