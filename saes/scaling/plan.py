@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from attlas.errors import ConfigError
-from attlas.saes.scaling.costs import FUSED, LINKED, MATRIX, MOVED, Costs, buffer_bytes, sae_costs
+from attlas.saes.scaling.costs import LINKED, MATRIX, MOVED, Costs, buffer_bytes, sae_costs
 from attlas.saes.scaling.devices import BETWEEN, MACHINE, Device, device_named
 from attlas.saes.scaling.shapes import ModelShape, depth, model_shape
 from attlas.saes.training.config import TrainConfig
@@ -165,6 +165,9 @@ def plan(
     least = min(cfg.d_sae for cfg in cfgs.values())
     form = share_form(form, processes, len(widths))
     check_share(form, processes, n_hooks=len(widths), batch=config.batch_size, d_sae=least, k=config.k)
+    chosen = config.precision
+    if chosen == "auto":  # what a GPU takes; where processes share one autoencoder, autograd's step in float32
+        chosen = "bfloat16" if config.fused and form in ("alone", "hooks") else "float32"
     cost: Sequence[Costs] = [
         sae_costs(
             config.arch,
@@ -175,6 +178,7 @@ def plan(
             processes=processes,
             form=form,
             fused=config.fused,
+            precision=chosen,
         )
         for cfg in cfgs.values()
     ]
@@ -201,9 +205,6 @@ def plan(
     traffic = sum(c.traffic for c in own)
     shared = 4.0 * config.batch_size * sum(widths.values()) * (processes - 1) / processes
     sent = sum(c.sent for c in own) + shared
-    chosen = config.precision
-    if chosen == "auto":  # what a GPU takes; where processes share one autoencoder, autograd's step in float32
-        chosen = "bfloat16" if config.arch in FUSED and config.fused and form in ("alone", "hooks") else "float32"
     rate = {"bfloat16": device.bfloat16, "tf32": device.tf32}.get(chosen, device.float32)
     model_rate = {2: device.bfloat16, 4: device.float32}.get(row, device.float32 / 2)
     seconds = {
