@@ -6,6 +6,7 @@ them; a caller reads its measures off the tile and lets it go.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -82,15 +83,17 @@ class AttentionTile:
         """
         at = torch.arange(self.block.keys.start, self.block.keys.stop, device=self.z.device) - self.block.queries.start
         at = at.to(self.z.dtype)
-        moments = (self.weights @ torch.stack([at, at**2], -1)) / self.z.unsqueeze(-1)
+        flat = self.weights.view(-1, len(at))  # one product with a vector each: far faster than one with two columns
+        first, second = (flat.mv(power).view_as(self.z) / self.z for power in (at, at**2))
         own = torch.arange(self.z.shape[-1], device=self.z.device, dtype=self.z.dtype)
         own = own * (self.peak > _CLOSED / 2)  # a query without a key is 0 from everything
-        return own - moments[..., 0], (own**2 - 2 * own * moments[..., 0] + moments[..., 1]).clamp(min=0)
+        return own - first, (own**2 - 2 * own * first + second).clamp(min=0)
 
     def strongest(self, k: int) -> tuple[Tensor, Tensor]:
         """The k largest weights of each query, normalised, and their keys, [n, H, R, min(k, S)] each, the largest first.
 
-        They lie in the k groups of keys of largest maximum, so that few keys need sorting.
+        They lie in the k groups of keys of largest maximum, so that few keys need sorting; a group takes every so-many-th
+        key, as maxima of keys far apart are found faster than those of neighbours.
         """
         n_keys = self.weights.shape[-1]
         width = max(1, round((n_keys / k) ** 0.5))
@@ -98,9 +101,9 @@ class AttentionTile:
         if n_groups <= k or n_keys <= k:
             found = self.weights.topk(min(k, n_keys), -1)
             return found.values / self.z.unsqueeze(-1), found.indices + self.block.keys.start
-        grouped = self.weights[..., : n_groups * width].unflatten(-1, (n_groups, width))
-        best = grouped.amax(-1).topk(k, -1, sorted=False).indices.unsqueeze(-1)
-        at = (best * width + torch.arange(width, device=best.device)).flatten(-2)
+        grouped = self.weights[..., : n_groups * width].unflatten(-1, (width, n_groups))
+        best = grouped.amax(-2).topk(k, -1, sorted=False).indices.unsqueeze(-1)
+        at = (best + torch.arange(0, n_groups * width, n_groups, device=best.device)).flatten(-2)
         tail = torch.arange(n_groups * width, n_keys, device=best.device).expand(*at.shape[:-1], -1)
         at = torch.cat([at, tail], -1)
         found = self.weights.gather(-1, at).topk(k, -1)
@@ -127,8 +130,29 @@ def tile_blocks(
             yield Block(rows, slice(start, end), slice(0, end if causal else tokens))
 
 
+class Scratch:
+    """Room for the tables of a tile, which the next tile takes again: memory anew for each costs more than its arithmetic."""
+
+    def __init__(self) -> None:
+        self._rooms: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Room of a shape, of like's dtype and device; what lay in it is lost."""
+        n = math.prod(shape)
+        room = self._rooms.get(name)
+        if room is None or len(room) < n or (room.dtype, room.device) != (like.dtype, like.device):
+            room = self._rooms[name] = like.new_empty(n)
+        return room[:n].view(shape)
+
+
+@torch.no_grad()
 def attention_tile(
-    q: Tensor, k: Tensor, rule: AttentionRule, block: Block, mask: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    rule: AttentionRule,
+    block: Block,
+    mask: Tensor | None = None,
+    scratch: Scratch | None = None,
 ) -> AttentionTile:
     """The weights of one layer in one block.
 
@@ -138,6 +162,9 @@ def attention_tile(
         rule: of the layer.
         block: from `tile_blocks`.
         mask: bool [B, 1 or H, T, T], True = may attend (padding), or None.
+        scratch: where the weights are put; a tile is over when the next one takes the same room.
+
+    No gradients go through it.
 
     Raises:
         KernelError: queries and keys of different lengths, or heads that kv heads do not divide.
@@ -158,14 +185,18 @@ def attention_tile(
     queries = q[block.rows, :, block.queries].to(dtype) * rule.scaled(q.shape[-1])
     keys = k[block.rows, :, block.keys].to(dtype)
     n, _, n_queries, width = queries.shape
-    grouped = queries.reshape(n, n_kv, n_heads // n_kv * n_queries, width)
-    logits = rule.capped(grouped @ keys.mT).view(n, n_heads, n_queries, -1)
+    room = scratch or Scratch()
+    shape = (n * n_kv, n_heads // n_kv * n_queries, keys.shape[2])
+    product = torch.bmm(
+        queries.reshape(*shape[:2], width), keys.flatten(0, 1).mT, out=room.take("logits", shape, queries)
+    )
+    logits = rule.capped(product).view(n, n_heads, n_queries, -1)
     _close(logits, rule, block, mask)
     rest = logits[..., 1:] if block.keys.start == 0 else logits
     off_peak = rest.amax(-1) if rest.shape[-1] else torch.full_like(logits[..., 0], _CLOSED)
     peak = torch.maximum(off_peak, logits[..., 0]) if block.keys.start == 0 else off_peak
     logits -= peak.unsqueeze(-1)
-    weights = logits.exp()
+    weights = torch.exp(logits, out=room.take("weights", tuple(logits.shape), logits))
     empty = peak <= _CLOSED / 2
     if bool(empty.any()):
         weights.masked_fill_(empty.unsqueeze(-1), 0)

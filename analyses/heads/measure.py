@@ -18,7 +18,7 @@ from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
 from attlas.interp.attended import refuse_absent_heads
 from attlas.interp.require import patch_grid
-from attlas.kernels.attention_tiles import AttentionTile, Block, attention_tile, tile_blocks
+from attlas.kernels.attention_tiles import AttentionTile, Block, Scratch, attention_tile, tile_blocks
 
 # HeadVis's: weights below count as none in its induction score (shared definition, so that numbers compare).
 INDUCTION_FLOOR = 0.01
@@ -115,6 +115,7 @@ class _Reader:
             self.images = ImageRules(grid, model.cfg.n_prefix_tokens, device=model.device)
         self.grams = [torch.einsum("hed,hfd->hef", W, W) for W in map(model.W_O, range(model.cfg.n_layers))]
         kind = "rot_" if model.cfg.positional == "rotary" else ""
+        self.scratch = Scratch()
         self.names = [f"attn.hook_{kind}q", f"attn.hook_{kind}k", "attn.hook_z", "hook_resid_pre"]
 
     def read(self, batch: Tensor, rows: KeptRows | None, first: int) -> HeadSums:
@@ -148,10 +149,11 @@ class _Reader:
         self, block: Block, batch: Tensor, layers: list[_Layer], rules: TextRules | ImageRules, totals: _Totals
     ) -> None:
         codes = rules.codes(block)
+        codes = codes.long() if isinstance(rules, TextRules) else codes  # once for all layers
         repeats = _after_copies(batch, block) if isinstance(rules, TextRules) else None
         occurred = rules.occurred if isinstance(rules, TextRules) else None
         for index, layer in enumerate(layers):
-            tile = attention_tile(layer.q, layer.k, layer.rule, block)
+            tile = attention_tile(layer.q, layer.k, layer.rule, block, scratch=self.scratch)
             here = codes
             if isinstance(rules, ImageRules):
                 here = rules.with_high_norm(
@@ -165,7 +167,7 @@ class _Layer:
 
     def __init__(self, model: HookedModel, layer: int, q: Tensor, k: Tensor, z: Tensor, residual: Tensor) -> None:
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-        self.q, self.k = q.transpose(1, 2).to(dtype), k.transpose(1, 2).to(dtype)
+        self.q, self.k = (part.transpose(1, 2).to(dtype).contiguous() for part in (q, k))
         self.rule, self.z = model.layers[layer].rule, z
         self.residual = torch.linalg.vector_norm(residual.float(), dim=-1)  # [B, T]
 
@@ -190,7 +192,9 @@ class _Totals:
     ) -> None:
         self.rules, self.n_tokens = rules, n_tokens
         names = (*SUMS, *(f"{of}:{rule}" for of in ("rule", "repeat") for rule in rules))
-        self.sums = {name: torch.zeros(n, layers, heads, dtype=torch.float64, device=device) for name in names}
+        self.all = torch.zeros(len(names), n, layers, heads, dtype=torch.float64, device=device)
+        self.at = {name: place for place, name in enumerate(names)}
+        self.sums = dict(zip(names, self.all, strict=True))
         self.activation = {by: torch.zeros(n, layers, heads, device=device) for by in ("weight", "norm")}
         self.max_logit = torch.full((layers, heads), -torch.inf, dtype=torch.float64, device=device)
         self.top: tuple[Tensor, Tensor] | None = None
@@ -215,37 +219,35 @@ class _Totals:
             tile.block.rows,
             1 if tile.block.queries.start == 0 else 0,
         )  # the first position looks at itself alone
-        later = sums[:, :, first:]
         own, inverse = tile.behind(0), 1 / tile.z
         sink = tile.weights[..., 0] * inverse
-        moved = 1 - sink[..., first:] - own[..., first:]
-        found = {
-            "pattern_entropy": tile.entropy.sum(-1),
-            "self_attention": own.sum(-1),
-            "previous_token": tile.behind(1).sum(-1),
-            "sink_mass": sink[..., first:].sum(-1),
-            "max_weight": inverse[..., first:].sum(-1),
-            "active": (moved > active).sum(-1),
-        }
-        found |= {f"rule:{rule}": later[..., c].double().sum(-1) for c, rule in enumerate(self.rules)}
-        if occurred is not None:
-            again = (later.mT.double() @ occurred[rows, None, tile.block.queries, None][:, :, first:].double())[..., 0]
-            found |= {f"repeat:{rule}": again[..., c] for c, rule in enumerate(self.rules)}
+        over_all = [tile.entropy, own]
         if repeats is not None:  # text: the order of patches is no order of positions
-            distance, square = tile.distances()
-            found |= {"distance": distance.sum(-1), "distance_squared": square.double().sum(-1)}
-            found["induction"] = repeats.mass_over(tile, INDUCTION_FLOOR)
-        for name, value in found.items():
-            self.sums[name][rows, layer] += value.double()
+            over_all += tile.distances()
+            self.sums["induction"][rows, layer] += repeats.mass_over(tile, INDUCTION_FLOOR)
+        moved = (1 - sink - own > active).to(sink.dtype)
+        over_later = [tile.behind(1), sink, inverse, moved]
+        self._sum("pattern_entropy", rows, layer, torch.stack(over_all))
+        self._sum("previous_token", rows, layer, torch.stack(over_later)[..., first:])
+        later = sums[:, :, first:].permute(3, 0, 1, 2)  # [rules, n, H, R]
+        self._sum(f"rule:{self.rules[0]}", rows, layer, later)
+        if occurred is not None:
+            again = occurred[rows, tile.block.queries][:, None, first:]
+            self._sum(f"repeat:{self.rules[0]}", rows, layer, later * again)
         if self.top is not None:
             values, keys = tile.strongest(self.top[0].shape[-1])
             place = (rows, layer, slice(None), tile.block.queries, slice(0, values.shape[-1]))
             self.top[0][place], self.top[1][place] = values.float(), keys.int()
-        if later.shape[2]:
+        if later.shape[-1]:
             here = (tile.off_sink * inverse)[..., first:].amax(-1)
             seen = self.activation["weight"][rows, layer]
             self.activation["weight"][rows, layer] = torch.maximum(seen, here.float())
         self.max_logit[layer] = torch.maximum(self.max_logit[layer], tile.peak.double().amax((0, 2)))
+
+    def _sum(self, first: str, rows: slice, layer: int, values: Tensor) -> None:
+        """Add sums over queries of values [names, n, H, R] to those of consecutive names from `first` on."""
+        at = self.at[first]
+        self.all[at : at + len(values), rows, layer] += values.sum(-1, dtype=torch.float64)
 
     def norms(self, layer: int, norms: Tensor, residual: Tensor) -> None:
         """Norms of the heads' outputs [B, T, H], and of the residual stream they read [B, T]."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attlas.errors import KernelError
 from attlas.kernels import AttentionRule, attention_tiles
-from attlas.kernels.attention_tiles import attention_tile, tile_blocks
+from attlas.kernels.attention_tiles import Scratch, attention_tile, tile_blocks
 
 
 def _map(q: Tensor, k: Tensor, rule: AttentionRule, mask: Tensor | None) -> Tensor:
@@ -50,8 +50,9 @@ def test_tiles_are_the_map(data: st.DataObject) -> None:
         blocks = list(tile_blocks(batch, heads, tokens, causal=rule.causal))
     finally:
         attention_tiles.TILE_ELEMENTS = room
+    scratch = data.draw(st.sampled_from((None, Scratch())))  # the room of one tile is that of the next
     for block in blocks:
-        tile = attention_tile(q, k, rule, block, mask)
+        tile = attention_tile(q, k, rule, block, mask, scratch)
         part = whole[block.rows, :, block.queries]
         seen[block.rows, block.queries] += 1
         torch.testing.assert_close(
