@@ -19,13 +19,59 @@ from attlas.analyses.heads.config import SimilarConfig
 from attlas.analyses.heads.weights import folded
 from attlas.data.images.dataset import ImageDataset
 from attlas.data.progress import Track
+from attlas.data.stats import bootstrap_mean
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError
 from attlas.interp import HookedModel, attended
 from attlas.interp.config import TRAITS
 
+MOST_GROUPS, MOST_CELLS = 64, 2**25  # of groups that intervals are drawn from, and of their numbers
 PATTERNS = ("pattern", "pattern_off_sink", "pattern_elsewhere")
 SUBSPACES = ("ov_reads", "ov_writes", "qk_queries", "qk_keys")
+
+
+class PatternGroups:
+    """What `pattern_off_sink` is made of, by group of sequences (every so-many-th one), for its intervals.
+
+    Args:
+        n_sequences: of the data; each is a group of its own while memory has room.
+    """
+
+    def __init__(self, n_sequences: int) -> None:
+        self.n_sequences = n_sequences
+        self.products: Tensor | None = None  # float32 [groups, N, N]
+        self.squares: Tensor | None = None  # [groups, N]
+
+    def add(self, first: int, products: Tensor, squares: Tensor) -> None:
+        """Of a batch's sequences from `first` on: products [B, N, N] and squared norms [B, N] of their roots of patterns."""
+        if self.products is None or self.squares is None:
+            n = products.shape[1]
+            n_groups = max(1, min(self.n_sequences, MOST_GROUPS, MOST_CELLS // n**2))
+            self.products, self.squares = products.new_zeros(n_groups, n, n), squares.new_zeros(n_groups, n)
+        at = (first + torch.arange(len(products), device=products.device)) % len(self.products)
+        self.products.index_add_(0, at, products)
+        self.squares.index_add_(0, at, squares)
+
+    def interval(self, pairs: np.ndarray, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """95 % interval over groups of the similarity of pairs int64 [P, 2], low and high, float64 [P].
+
+        The bootstrap-t of the jackknife's pseudo-values (Tukey 1958), n·s − (n − 1)·s without one group, whose mean stands for
+        s. NaN below MIN_UNITS groups.
+        """
+        if self.products is None or self.squares is None:
+            return np.full(len(pairs), np.nan), np.full(len(pairs), np.nan)
+        one, other = torch.from_numpy(pairs).to(self.products.device).T
+        products = self.products[:, one, other].double()
+        a, b = self.squares[:, one].double(), self.squares[:, other].double()
+
+        def cosine(product: Tensor, a: Tensor, b: Tensor) -> Tensor:
+            return product / (a * b).clamp_min(1e-30).sqrt()
+
+        n = len(products)
+        whole = cosine(products.sum(0), a.sum(0), b.sum(0))
+        without = cosine(products.sum(0) - products, a.sum(0) - a, b.sum(0) - b)
+        _, low, high = bootstrap_mean((n * whole - (n - 1) * without).cpu().numpy(), seed=seed)
+        return np.clip(low, 0, 1), np.clip(high, 0, 1)
 
 
 def alike_by_patterns(
@@ -34,8 +80,12 @@ def alike_by_patterns(
     config: SimilarConfig,
     track: Track,
     title: str = "similar heads",
+    groups: PatternGroups | None = None,
 ) -> dict[str, np.ndarray]:
     """Cosines of √patterns between all heads of all models, float64 [N, N] each, heads in order of model, layer and head.
+
+    Args:
+        groups: takes what pattern_off_sink is made of, for its intervals.
 
     Returns:
         pattern, pattern_off_sink, and pattern_elsewhere: off the first position too, one head on a sequence and the other on
@@ -49,13 +99,15 @@ def alike_by_patterns(
     sums: dict[str, Tensor | float] = dict.fromkeys(PATTERNS, 0.0)
     norms: dict[str, Tensor | float] = dict.fromkeys(("pattern", "pattern_off_sink"), 0.0)
     paired: Tensor | float = 0.0  # squared norms of what elsewhere compares
-    for batch in track(data.batches(config.batch_size), title):
+    for index, batch in enumerate(track(data.batches(config.batch_size), title)):
         roots = _roots(models, batch, config.n_rows, generator)  # [B, N, R, T]
         for name, part in (("pattern", roots), ("pattern_off_sink", roots[..., 1:])):
             flat = part.flatten(2)
             product = flat @ flat.mT
             sums[name] = sums[name] + product.double().sum(0)
             norms[name] = norms[name] + flat.square().double().sum((0, 2))
+        if groups is not None:
+            groups.add(index * config.batch_size, product, flat.square().sum(2))
         if len(batch) > 1:
             other = flat.roll(-1, 0)
             product = (flat @ other.mT).double().sum(0)

@@ -17,6 +17,7 @@ from attlas.analyses.common.columns import HEAD, LAYER, RANK_BY_STRENGTH
 from attlas.analyses.heads.alikeness import (
     PATTERNS,
     SUBSPACES,
+    PatternGroups,
     alike_by_patterns,
     alike_by_weights,
     can_compare_weights,
@@ -55,6 +56,8 @@ HEAD_SIMILAR = TableSchema(
         column("other_layer", pa.int16(), "", "layer of the other head"),
         column("other_head", pa.int16(), "", "the other head"),
         *MEASURES,
+        column("alike_low", _F, "0 … 1", "95 % interval over sequences of pattern_off_sink; null below 8 of them"),
+        column("alike_high", _F, "0 … 1", "the same, the upper end"),
     ),
 )
 HEAD_CLUSTERS = TableSchema(
@@ -97,6 +100,7 @@ class SimilarHeads(Result):
             where they say nothing.
         random: the same of a model of random weights, [M, M].
         clusters: int64 [N], numbered by size.
+        groups: what intervals of pattern_off_sink are drawn from.
     """
 
     kind: ClassVar[str] = "head_similar"
@@ -107,6 +111,7 @@ class SimilarHeads(Result):
     clusters: np.ndarray
     config: SimilarConfig
     about: dict[str, Any] = field(default_factory=dict)
+    groups: PatternGroups | None = None
 
     def like(self, layer: int, head: int, n: int = 5, by: str = BY, *, model: int = 0) -> list[tuple[str, float]]:
         """(name, similarity) of the heads most like one; names of the other model's begin with a star."""
@@ -126,7 +131,8 @@ class SimilarHeads(Result):
         }
 
     def _pair_rows(self) -> list[dict[str, Any]]:
-        rows = []
+        rows: list[dict[str, Any]] = []
+        pairs: list[tuple[int, int]] = []
         n_kept = self.config.n_similar
         for at, (model, layer, head) in enumerate(self.heads):
             order = {
@@ -137,7 +143,22 @@ class SimilarHeads(Result):
                 row: dict[str, Any] = {"of_model": model, "layer": layer, "head": head, "rank": rank}
                 row |= dict(zip(("other_of_model", "other_layer", "other_head"), self.heads[other], strict=True))
                 rows.append(row | {f.name: self._value(f.name, at, other) for f in MEASURES})
+                pairs.append((at, other))
+        low, high = self.interval(np.array(pairs, dtype=np.int64).reshape(-1, 2))
+        for row, least, most in zip(rows, low.tolist(), high.tolist(), strict=True):
+            known = not np.isnan(least)
+            row |= {"alike_low": least if known else None, "alike_high": most if known else None}
         return rows
+
+    def interval(self, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """95 % interval over sequences of `pattern_off_sink`, low and high, float64 [P]; NaN below 8 sequences.
+
+        Args:
+            pairs: places in `heads`, int64 [P, 2].
+        """
+        if self.groups is None:
+            return np.full(len(pairs), np.nan), np.full(len(pairs), np.nan)
+        return self.groups.interval(pairs, seed=self.config.seed)
 
     def _value(self, name: str, one: int, other: int) -> float | None:
         if name not in self.measures or np.isnan(self.measures[name][one, other]):
@@ -267,7 +288,8 @@ def similar_heads(
     models = [model] if other is None else [model, as_hooked(other)]
     if len(models) > 1:
         _check_same_tokens(*models)
-    measures = alike_by_patterns(models, data, config, track)
+    groups = PatternGroups(len(data))
+    measures = alike_by_patterns(models, data, config, track, groups=groups)
     by_weights = config.weights and can_compare_weights(models)
     if by_weights:
         measures |= alike_by_weights(models)
@@ -287,7 +309,7 @@ def similar_heads(
     about = {"n_sequences": len(data), "measures": [n for n in (*PATTERNS, *SUBSPACES) if n in measures]}
     if len(models) > 1:
         about["compared_with"] = models[1].name
-    return SimilarHeads(heads, measures, random, clusters_of(measures[BY], config.alike), config, about)
+    return SimilarHeads(heads, measures, random, clusters_of(measures[BY], config.alike), config, about, groups)
 
 
 def _check_same_tokens(model: HookedModel, other: HookedModel) -> None:

@@ -134,6 +134,26 @@
       link.title = begins > 1 ? "The circuit page reads the last tokens of this text alone" : "On the circuit page";
       return link;
     }
+    // The largest of those pairs with their parts of the score, asked for on a click.
+    pairs(why) {
+      const MOST = 8, WAIT_S = 60, button = make("button", "quiet", "Show the pairs"), href = why.getAttribute("href");
+      button.type = "button";
+      button.onclick = async () => {
+        button.disabled = true;
+        button.textContent = "Reading the text…";
+        const told = await load(`/api${href}&wait=${WAIT_S}`).catch((error) => error), score = told.score;
+        if (!score) { button.replaceWith(`The pairs cannot be had: ${told.message || "the text takes too long"}`); return; }
+        const list = make("ul", "pairs");
+        list.append(...score.pairs.filter((pair) => pair.dest !== "remainder").slice(0, MOST).map((pair) => {
+          const row = make("li"), link = make("a", "", `${pair.dest} × ${pair.src}`);
+          link.href = href;
+          row.append(link, ` ${short(pair.score)}`);
+          return row;
+        }), make("li", "", `all ${short(score.score)}`));
+        button.replaceWith(list);
+      };
+      return button;
+    }
     bring(i) {
       const cell = this.cells[i], box = this.body;
       if (!cell || box.scrollHeight <= box.clientHeight) return;
@@ -161,7 +181,7 @@
       this.says.textContent = `${places.map((i) => this.name(i)).join(" + ")} looks at ${list(out) || "nothing that is kept"}` +
         (back.size ? `; ${back.size} look${back.size === 1 ? "s" : ""} at it: ${list(back)}` : "");
       const why = places.length === 1 && this.locked.length && this.why(places[0], out);
-      if (why) this.says.append(" ", why);
+      if (why) this.says.append(" ", why, " ", this.pairs(why));
     }
   }
 

@@ -155,14 +155,20 @@ def _alike(data: Data) -> Any:
     for row in data["alike"]:
         place = (row["other_layer"], row["other_head"])
         other = f"{place[0]}.{place[1]} of {data['alike_with']}" if row["other_of_model"] else head_anchor(data, *place)
-        rows.append({"other": other, **{name: row.get(name) for name in _MEASURES}})
+        low, high = row.get("alike_low"), row.get("alike_high")
+        interval = None if low is None else f"{short(low)}–{short(high)}"
+        rows.append({"other": other, **{name: row.get(name) for name in _MEASURES}, "interval": interval})
     if not rows:
         return None
     told, pairs = "", data["alike_pairs"]
     if pairs:
         median, most = short(pairs["pair_median"]), short(pairs["pair_q95"])
         told = f" Half of all pairs have more than {median} of the first, 5 % more than {most}."
-    shown = {n: t for n, t in _MEASURES.items() if any(row[n] is not None for row in rows)}
-    note = f"By patterns on the same text, and by the subspaces that its weights read and write; 1 for the same.{told}"
+    names = {"pattern_off_sink": _MEASURES["pattern_off_sink"], "interval": "95 %", **_MEASURES}
+    shown = {n: t for n, t in names.items() if any(row[n] is not None for row in rows)}
+    note = (
+        "By patterns on the same text (the interval is over sequences), and by the subspaces that its weights read and "
+        f"write; 1 for the same.{told}"
+    )
     drawn = table(rows, {"other": "head", **shown}, open_=True, summary="Most alike first")
     return card("Heads like this one", drawn, note=note, span=2)

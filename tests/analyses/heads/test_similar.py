@@ -13,6 +13,7 @@ from attlas.analyses.heads import LogitsConfig, SimilarConfig, head_logits, simi
 from attlas.analyses.heads.similar import clusters_of
 from attlas.analyses.heads.weights import folded
 from attlas.cli import main
+from attlas.data.stats import bootstrap_mean
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Workspace
 from attlas.errors import ConfigError, UnsupportedModelError
@@ -76,6 +77,34 @@ def test_patterns_on_another_sequence(model: HookedModel, text: TokenDataset) ->
     crossed = (one[0] * other[1]).sqrt().sum() + (one[1] * other[0]).sqrt().sum()
     assert found[3, 4] == pytest.approx(float(crossed / (one.sum() * other.sum()).sqrt()), abs=1e-5)
     assert np.isnan(similar_heads(model, text.take(1), ALL).measures["pattern_elsewhere"]).all()
+
+
+def test_intervals_by_drawing_sequences_anew(model: HookedModel) -> None:
+    draw = torch.Generator().manual_seed(5)
+    text = TokenDataset.from_tokens(torch.randint(61, (9, 11), generator=draw), "random")
+    found = similar_heads(model, text, ALL)
+    cache = model.capture(text.tokens, "blocks.*.attn.hook_pattern")
+    maps = torch.cat([cache[f"blocks.{layer}.attn.hook_pattern"] for layer in range(2)], 1).double()[:, :, 1:, 1:]
+    roots = maps.sqrt().flatten(2).numpy()  # [sequence, head, query · key]
+    pairs = np.array([(0, 1), (2, 4), (3, 5)])
+    low, high = found.interval(pairs)
+    for at, (one, other) in enumerate(pairs):
+
+        def cosine(kept: list[int], one: int = one, other: int = other) -> float:
+            a, b = roots[kept, one].ravel(), roots[kept, other].ravel()
+            return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+
+        whole = cosine(list(range(9)))
+        without = [cosine([s for s in range(9) if s != left]) for left in range(9)]
+        expected = bootstrap_mean(np.array([9 * whole - 8 * part for part in without]), seed=ALL.seed)
+        np.testing.assert_allclose((low[at], high[at]), np.clip(expected[1:], 0, 1), atol=1e-4)
+        assert found.measures["pattern_off_sink"][one, other] == pytest.approx(whole, abs=1e-5)
+    np.testing.assert_allclose((low[2], high[2]), 1, atol=1e-5)  # a head and its copy
+    assert low[0] < high[0] - 1e-3
+    row = next(r for r in found.tables()["head_similar"].to_pylist() if (r["layer"], r["head"]) == (0, 0))
+    assert row["alike_low"] < row["alike_high"]
+    few = similar_heads(model, text.take(4), ALL).tables()["head_similar"].to_pylist()
+    assert {r["alike_low"] for r in few} == {None}, "four sequences make no interval"
 
 
 def test_a_copy_is_found_and_random_weights_are_no_copies(model: HookedModel, text: TokenDataset) -> None:

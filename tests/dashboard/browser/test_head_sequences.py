@@ -64,6 +64,15 @@ def test_a_token_shows_its_keys_and_who_looks_at_it(browser: Any, address: str, 
     told = page.request.get(f"{address}/api{why.get_attribute('href')}&wait=60").json()["score"]
     assert (told["dest"], told["src"]) == (at, best)
     assert abs(told["attention"] - there[best]) < 1e-3
+    first.locator(".says button").click()
+    first.locator(".says .pairs li").first.wait_for()
+    pairs = [pair for pair in told["pairs"] if pair["dest"] != "remainder"][:8]
+    listed = first.locator(".says .pairs li").all_inner_texts()
+    assert len(listed) == len(pairs) + 1
+    for pair, text in zip(pairs, listed, strict=False):
+        assert text.startswith(f"{pair['dest']} × {pair['src']}")
+        assert abs(float(text.rsplit(" ", 1)[1]) - pair["score"]) <= 0.005 * abs(pair["score"]) + 1e-6
+    assert float(listed[-1].removeprefix("all ")) == pytest.approx(told["score"], rel=5e-3)
     first.press("ArrowRight")
     assert lit(".query") == {at + 1}
     assert lit(".to") == set(key[query == at + 1].tolist())
