@@ -22,7 +22,7 @@ class Attended:
     Attributes:
         layer: index, from 0.
         q: [B, H, T, e], after any rotary embedding; k: [B, K, T, e].
-        rule: causality, sliding window and scale of the layer.
+        rule: causality, sliding window, scale, cap and learned sinks of the layer.
         tokens: int64 [B, T], or None for images.
         mask: bool [B, 1, T, T], True = may attend, where some tokens are padding; else None. Padding has no key to
             attend to, so it is no query either.
@@ -40,7 +40,10 @@ class Attended:
         return attention_stats(self.q, self.k, self.rule, mask=self.mask, token_ids=self.tokens, **options)
 
     def weights(self, sequence: int, block: slice) -> tuple[Tensor, Tensor]:
-        """Attention of a block of queries of one sequence: weights float [H, R, T], and bool [R, T], what may be seen."""
+        """Attention of a block of queries of one sequence: weights float [H, R, T], and bool [R, T], what may be seen.
+
+        Rows of layers with a learned sink add up to less than 1.
+        """
         dtype = torch.float64 if self.q.dtype == torch.float64 else torch.float32
         q, k = self.q[sequence, :, block].to(dtype), self.k[sequence].to(dtype)
         at = torch.arange(k.shape[1], device=k.device)
@@ -49,7 +52,7 @@ class Attended:
             allowed = allowed & self.mask[sequence, 0, block]
         keys = k.repeat_interleave(q.shape[0] // k.shape[0], 0)
         logits = self.rule.capped(q @ keys.mT * self.rule.scaled(q.shape[-1]))
-        return logits.masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num(0.0), allowed
+        return self.rule.weights(logits.masked_fill(~allowed, -torch.inf)), allowed
 
     def of_queries(self, queries: Tensor) -> Tensor:
         """Attention of some queries of each sequence, float [B, H, R, T].
@@ -67,7 +70,7 @@ class Attended:
         allowed = self.rule.allowed(queries.flatten(), at).view(batch, 1, -1, len(at))
         if self.mask is not None:
             allowed = allowed & self.mask.gather(2, queries[:, None, :, None].expand(batch, 1, -1, len(at)))
-        return logits.masked_fill_(~allowed, -torch.inf).softmax(-1).nan_to_num(0.0)
+        return self.rule.weights(logits.masked_fill_(~allowed, -torch.inf))
 
 
 def attended(
@@ -94,7 +97,6 @@ def attended(
     model = as_hooked(model)
     if not absent_too:
         refuse_absent_heads(model)
-    model.require_plain("the statistics of attention", "sinks")
     kind = "rot_" if model.cfg.positional == "rotary" else ""
     inputs = inputs.to(model.device)
     options: dict[str, Any] = {}

@@ -300,12 +300,12 @@ class HookEngine:
         v = state["v"].transpose(1, 2).repeat_interleave(group, 1)
         k = k.repeat_interleave(group, 1)
         dropout = parts.attn_dropout if parts.attn.training else 0.0
-        if maps or parts.rule.softcap is not None or parts.sinks is not None:
+        if maps or parts.rule.softcap is not None or parts.rule.sinks is not None:
             logits = parts.rule.capped(q @ k.transpose(-1, -2) * parts.scale)
             scores, scores_changed = self._call(
                 prefix + "hook_attn_scores", mask_scores(logits, state["mask"], self.causal)
             )
-            soft = nn.functional.dropout(softmax_rows(scores, parts.sinks).to(q.dtype), dropout)
+            soft = nn.functional.dropout(softmax_rows(scores, parts.rule.sinks).to(q.dtype), dropout)
             pattern, pattern_changed = self._call(prefix + "hook_pattern", soft)
             changed |= scores_changed or pattern_changed or dropout > 0
             if not (changed or _in_graph(pattern)):

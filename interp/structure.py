@@ -40,10 +40,10 @@ class LayerModules:
         down_proj: W_out of the MLP; its input is mlp.hook_post. None for a mixture of experts.
         attn_out, mlp_out: the modules whose output joins the residual stream (DINOv2: after the layer scale; Gemma 2 and
             OLMo 2: after a norm).
-        rule: which keys a query may attend to (causality, sliding window), what scores are multiplied with and capped by.
+        rule: which keys a query may attend to (causality, sliding window), what scores are multiplied with and capped by, and
+            a learned logit a head that takes mass from the keys (gpt-oss).
         fused: layout of a fused projection, or None.
         qk_norm: norms of queries and keys, or None.
-        sinks: a learned logit a head [n_heads] that takes mass from the keys (gpt-oss), or None.
         mid: the module whose input is resid_mid; None when attention and MLP read the same residual stream.
     """
 
@@ -63,7 +63,6 @@ class LayerModules:
     mid: nn.Module | None
     fused: FusedQKV | None = None
     qk_norm: QKNorm | None = None
-    sinks: Tensor | None = None
 
     @property
     def scale(self) -> float:

@@ -6,7 +6,7 @@ Masks that depend on the input (padding, packing) come on top of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ class AttentionRule:
         sliding_window: besides, to |i − j| < sliding_window alone; None for no limit.
         scale: of the logits; None for 1/√d_head.
         softcap: c of logits c·tanh(logit/c) (Gemma 2); None for logits as they are.
+        sinks: [H] a learned logit a head beside those of the keys (gpt-oss), whose mass goes to no key; None without.
 
     Raises:
         KernelError: sliding_window below 1, or softcap not above 0.
@@ -32,6 +33,7 @@ class AttentionRule:
     sliding_window: int | None = None
     scale: float | None = None
     softcap: float | None = None
+    sinks: Tensor | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         require(self.sliding_window is None or self.sliding_window > 0, f"sliding_window {self.sliding_window} below 1")
@@ -44,6 +46,24 @@ class AttentionRule:
     def capped(self, logits: Tensor) -> Tensor:
         """Scaled logits as the softmax gets them; masks come after."""
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def weights(self, logits: Tensor, heads: slice = slice(None)) -> Tensor:
+        """Softmax over the keys, and the sink where there is one: the keys' weights [..., H, T, S]; 0 without a key.
+
+        Args:
+            logits: capped, and −inf where a query may not look.
+            heads: which heads these are.
+        """
+        found = logits.softmax(-1).nan_to_num(0.0)
+        if self.sinks is None:
+            return found
+        return found * self.on_keys(logits.logsumexp(-1), heads).unsqueeze(-1)
+
+    def on_keys(self, log_z: Tensor, heads: slice = slice(None)) -> Tensor:
+        """Share of the mass that the keys hold, the sink the rest; log_z [..., H, T] is log Σ exp(logit) over the keys."""
+        if self.sinks is None:
+            return torch.ones_like(log_z)
+        return torch.sigmoid(log_z - self.sinks.detach()[heads].to(log_z)[:, None])
 
     def first_position(self, n_queries: int, n_keys: int) -> int:
         """Position of the first query: causal queries are the last positions, others the first."""

@@ -48,7 +48,7 @@ def attention_stats(
         q: [B, H, T, e], after any rotary embedding.
         k: [B, K, S, e], K a divisor of H (query head h reads kv head h // (H / K)). T ≤ S when causal; the T queries
             are then the last T positions.
-        rule: of the layer: causality, sliding window, scale.
+        rule: of the layer: causality, sliding window, scale, cap, learned sinks (these on the torch path).
         mask: what the input adds (padding), broadcastable to [B, H, T, S]; bool (True = may attend) or additive (−inf =
             may not, and so is anything down to −1e30: models write the least number of float32 or bfloat16 for it).
         token_ids: [B, S] (or [S]) int; gives `induction` and `duplicate`.
@@ -73,7 +73,7 @@ def attention_stats(
     if token_ids is not None:
         token_ids = token_ids.expand(q.shape[0], k.shape[2])
     with torch.no_grad():
-        if use_triton(q) and q.numel():
+        if use_triton(q) and q.numel() and rule.sinks is None:
             from attlas.kernels.attention_stats_triton import attention_stats_triton, fits
 
             if fits(q.shape[-1], windows, tops):
@@ -131,10 +131,12 @@ def _stats_torch(
     B, H, T, e = q.shape
     K, S = k.shape[1], k.shape[2]
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    require(rule.sinks is None or rule.sinks.shape == (H,), f"sinks must be one a head, [{H}]")
     masses = ["sink_mass", "diagonal", "previous_token", "mean_distance"]
     masses += ["induction", "duplicate"] if token_ids is not None else []
     masses += [f"w{w}" for w in windows] + [f"t{n}" for n in tops]
     raw = {name: q.new_zeros(B, H, T, dtype=dtype) for name in (*_RAW, *masses)}
+    raw |= {} if rule.sinks is None else {"mean": q.new_zeros(B, H, T, dtype=dtype)}
     columns = q.new_zeros(B, H, S, dtype=dtype) if column else None
     full_mask = None if mask is None else mask.expand(B, H, T, S)
     tokens = None if token_ids is None else token_ids.to(torch.int32)
@@ -170,7 +172,7 @@ def _stats_torch(
     inverse = torch.where(empty, 0, 1 / raw["z"])
     scaled = {name: raw[name] * inverse for name in masses}
     log_z = raw["z"].log()
-    return AttentionStats(
+    found = AttentionStats(
         entropy=torch.where(empty, 0, log_z - raw["moment"] * inverse).clamp(min=0),
         max_weight=inverse,  # the largest weight is e⁰ / Z
         n_keys=raw["n_keys"].long(),
@@ -181,6 +183,7 @@ def _stats_torch(
         top_k_masses={n: scaled[f"t{n}"] for n in tops},
         column_mass=columns,
     )
+    return found if rule.sinks is None else found.beside(rule.sinks, rule.on_keys(found.log_z), raw["mean"])
 
 
 _RAW = ("n_keys", "peak", "spread", "z", "moment")
@@ -260,6 +263,8 @@ class _Tile:
             "z": self.z,
             "moment": moment,
         }
+        if block.rule.sinks is not None:
+            self.raw["mean"] = mean.squeeze(-1)
 
     def _close(self, tile: Tensor) -> Tensor:
         tile = self.block.close(tile)
@@ -314,5 +319,6 @@ class _Tile:
 
     def column_mass(self) -> Tensor:
         """Σ over queries of the mass on each key, [n, H, S]."""
-        inverse = torch.where(self.raw["n_keys"] == 0, 0, 1 / self.z)
+        share = self.block.rule.on_keys(self.z.log() + self.raw["peak"])
+        inverse = torch.where(self.raw["n_keys"] == 0, 0, share / self.z)
         return (inverse.unsqueeze(-2) @ self.weights).squeeze(-2)

@@ -167,7 +167,7 @@ def attention_tile(
     No gradients go through it.
 
     Raises:
-        KernelError: queries and keys of different lengths, or heads that kv heads do not divide.
+        KernelError: queries and keys of different lengths, heads that kv heads do not divide, or learned sinks.
 
     Example:
         >>> from attlas.kernels import AttentionRule
@@ -179,6 +179,7 @@ def attention_tile(
         torch.Size([2, 6, 10])
     """
     n_heads, n_kv = q.shape[1], k.shape[1]
+    require(rule.sinks is None, "tiles do not know learned sinks; attention_stats does")
     require(q.shape[2] == k.shape[2], f"{q.shape[2]} queries and {k.shape[2]} keys: want as many of both")
     require(n_kv > 0 and n_heads % n_kv == 0, f"{n_heads} heads do not share {n_kv} kv heads evenly")
     dtype = torch.float64 if q.dtype == torch.float64 else torch.float32

@@ -115,8 +115,7 @@ def feature_dfa(
                     else:
                         logits = logits + chosen_mask
                 logits = logits.masked_fill(closed_keys, -math.inf)
-                closed = (logits == -math.inf).all(-1, keepdim=True)  # no key at all: no contribution
-                weights = logits.softmax(-1).masked_fill(closed, 0)
+                weights = rule.weights(logits, span)  # no key at all: no contribution
                 slices = W_enc[head * e : (head + group) * e, chosen].to(dtype).view(group, e, -1)
                 parts = torch.einsum("se,gep->gps", vals, slices).mul_(weights[:, row])
                 if scale is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ class AttentionStats:
     """Per query, [B, H, T] each, float32. Masses are sums of attention weights, within 0 … 1."""
 
     entropy: Tensor
-    """−Σ a·log a, nats."""
+    """−Σ a·log a, nats, over the keys and the learned sink, where the layer has one (`AttentionRule.sinks`)."""
     max_weight: Tensor
+    """The largest weight on a key."""
     sink_mass: Tensor
     """On key 0."""
     diagonal: Tensor
@@ -28,7 +29,7 @@ class AttentionStats:
     mean_distance: Tensor
     """Σ a·|i − j|, positions."""
     n_keys: Tensor
-    """How many keys the query may attend to, int64."""
+    """How many keys the query may attend to, int64; a learned sink counts as one."""
     spread: Tensor
     """‖u − mean(u)‖ over the attendable logits u: the s of the entropy's lower bound."""
     log_z: Tensor
@@ -41,6 +42,8 @@ class AttentionStats:
     """Mass on positions j + 1 where token j is the query's token, j not the query; with `token_ids` alone."""
     duplicate: Tensor | None = None
     """Mass on other positions that hold the query's token; with `token_ids` alone."""
+    learned_sink: Tensor | None = None
+    """Mass on the layer's learned sink, which is on no key; None where there is none."""
     column_mass: Tensor | None = None
     """[B, H, S]: Σ over queries of the mass each key receives; with `column=True` alone."""
 
@@ -68,13 +71,43 @@ class AttentionStats:
         bound = torch.log1p(rest) + self.spread * (n * (n - 1)).sqrt() * beta / (1 + rest)
         return torch.where(self.n_keys > 1, bound, 0)
 
+    def beside(self, sinks: Tensor, share: Tensor, mean: Tensor) -> AttentionStats:
+        """These statistics, of keys alone, when a learned sink stands beside them: exactly, from a few numbers a query.
+
+        Args:
+            sinks: [H] its logit.
+            share: [B, H, T] of the mass that the keys keep, σ(log_z − sink).
+            mean: [B, H, T] of the attendable logits.
+        """
+        n, logit = self.n_keys.to(mean.dtype), sinks.detach().to(mean)[:, None]
+        some = self.n_keys > 0
+        taken = torch.sigmoid(logit - self.log_z)  # 1 − share, without its loss of digits
+        entropy = share * self.entropy + torch.special.entr(share) + torch.special.entr(taken)
+        spread = (self.spread**2 + n / (n + 1) * (logit - mean) ** 2).sqrt()
+        masses = {name: getattr(self, name) * share for name in _PLAIN[1:6]}
+        masses |= {
+            name: found * share for name in ("induction", "duplicate") if (found := getattr(self, name)) is not None
+        }
+        return replace(
+            self,
+            entropy=torch.where(some, entropy, 0),
+            n_keys=torch.where(some, self.n_keys + 1, 0),
+            spread=torch.where(some, spread, 0),
+            log_z=torch.where(some, torch.logaddexp(self.log_z, logit), self.log_z),
+            learned_sink=torch.where(some, taken, 0),
+            window_masses={w: mass * share for w, mass in self.window_masses.items()},
+            top_k_masses={k: mass * share for k, mass in self.top_k_masses.items()},
+            **masses,
+        )
+
     def per_query(self) -> dict[str, Tensor]:
         """Every per-query statistic by name, each [B, H, T]."""
         found = {name: getattr(self, name) for name in _PLAIN}
         found["normalized_entropy"], found["lower_bound"] = self.normalized_entropy, self.lower_bound
         found |= {f"window_mass_{w}": mass for w, mass in self.window_masses.items()}
         found |= {f"top_{n}_mass": mass for n, mass in self.top_k_masses.items()}
-        found |= {n: t for n in ("induction", "duplicate") if (t := getattr(self, n)) is not None}
+        optional = ("induction", "duplicate", "learned_sink")
+        found |= {n: t for n in optional if (t := getattr(self, n)) is not None}
         return found
 
     def reduce(self, queries: Tensor | None = None) -> dict[str, Tensor]:

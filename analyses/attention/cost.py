@@ -154,7 +154,8 @@ def _attention_call(model: HookedModel, parts: LayerModules, x: Tensor) -> Calla
         return lambda: attn(x)
     turn: Any = next(m for name, m in model.hf.named_modules() if name.endswith("rotary_emb"))
     positions = torch.arange(x.shape[1], device=x.device)[None]
-    by_kind = {"layer_type": attn.layer_type} if isinstance(getattr(turn, "rope_type", ""), dict) else {}  # Gemma 3
+    kind = getattr(attn, "layer_type", getattr(attn, "attention_type", None))  # Gemma 3, OLMo 3: a rotation a kind
+    by_kind = {"layer_type": kind} if isinstance(getattr(turn, "rope_type", ""), dict) else {}
     rotation = turn(x, positions, **by_kind)
     return lambda: attn(hidden_states=x, position_embeddings=rotation, attention_mask=None)
 

@@ -57,6 +57,12 @@ HEAD_ENTROPY = TableSchema(
         column("local_mass", pa.float64(), "fraction", "mean weight within the local window"),
         column("induction", pa.float64(), "fraction", "mean weight on tokens after earlier copies of the query (text)"),
         MEAN_DISTANCE,
+        column(
+            "learned_sink",
+            pa.float64(),
+            "fraction",
+            "mean weight on the layer's learned sink (gpt-oss), which entropy counts and no key has; 0 without one",
+        ),
         N_QUERIES,
     ),
 )
@@ -117,6 +123,8 @@ class EntropyResult(Result):
                 at = np.unravel_index(np.nanargmax(values), values.shape)
                 found[f"{name}_head"] = ".".join(str(int(i)) for i in at)
                 found[f"{name}_score"] = float(values[at])
+        if self.columns["learned_sink"].any():
+            found["mean_learned_sink"] = float(np.nanmean(self.columns["learned_sink"]))
         return found
 
 
@@ -167,6 +175,8 @@ def entropy(
             rows.setdefault("local_mass", []).append(masked_mean(stats.window_mass[:, :, skip:], keep).cpu())
             for name, attribute in _MEANS.items():
                 rows.setdefault(name, []).append(masked_mean(getattr(stats, attribute)[:, :, skip:], keep).cpu())
+            taken = torch.zeros_like(stats.entropy) if stats.learned_sink is None else stats.learned_sink
+            rows.setdefault("learned_sink", []).append(masked_mean(taken[:, :, skip:], keep).cpu())
             induction = masked_mean(stats.induction[:, :, skip:], keep).cpu() if stats.induction is not None else None
             rows.setdefault("induction", []).append(
                 torch.full_like(ent[..., 0], torch.nan) if induction is None else induction

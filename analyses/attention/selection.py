@@ -211,6 +211,7 @@ def selection_layers(
         (4, 6)
     """
     model = as_hooked(model)
+    model.require_plain("selection layers", "sinks")
     config = config or SelectionConfig()
     cfg = model.cfg
     covered = {k: torch.zeros(cfg.n_layers, cfg.n_layers, dtype=torch.float64) for k in config.top_k}

@@ -73,7 +73,6 @@ def attribute_features(
     Raises:
         ConfigError: a hook without heads, or a path that the autoencoder does not have.
     """
-    model.require_plain("attribution of features to source tokens", "sinks")
     *names, z_name = attribution_hooks(model, hook)
     q, k, v = (cache[name].transpose(1, 2) for name in names)
     rows = torch.zeros_like(positions) if sequences is None else sequences

@@ -227,7 +227,6 @@ def _attributed(
     model: HookedModel, hook: str, tokens: Tensor, first: int, examples: Examples, vectors: Tensor
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Shares [n] by score (NaN where nothing is positive), and (direction · 2³² + token, weight) of sources."""
-    model.require_plain("attribution of directions to source tokens", "sinks")
     kind = "rot_" if model.cfg.positional == "rotary" else ""
     prefix = hook.removesuffix("hook_z")
     names = [f"{prefix}hook_{kind}q", f"{prefix}hook_{kind}k", f"{prefix}hook_v"]

@@ -219,6 +219,7 @@ def text_edges(model: AnyModel, tokens: Tensor, layer: int, head: int, config: H
         True
     """
     model = as_hooked(model)
+    model.require_plain("what heads attend to in a text", "sinks")
     if not (0 <= layer < model.cfg.n_layers and 0 <= head < model.cfg.n_heads):
         raise LayerRangeError(
             f"{model.name} has no head {layer}.{head}; it has {model.cfg.n_layers} × {model.cfg.n_heads}"

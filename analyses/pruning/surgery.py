@@ -24,8 +24,8 @@ from attlas.interp.structure import LayerModules
 
 FORMATS = ("stock", "compact")
 MODELING = "modeling_attlas_pruned"
-# Families whose stock layout keeps all heads: GPT-2 and Phi-3 fuse them, OLMo 2 norms over all, gpt-oss has sinks a head.
-_WHOLE_HEADS = ("gpt2", "gpt_neox", "phi3", "gptj", "olmo2", "gpt_oss")
+# Families whose stock layout keeps all heads: GPT-2 and Phi-3 fuse them, OLMo 2 and 3 norm over all, gpt-oss has sinks a head.
+_WHOLE_HEADS = ("gpt2", "gpt_neox", "phi3", "gptj", "olmo2", "olmo3", "gpt_oss")
 # |Δ| of logits allowed between the masked and the pruned model, as a share of the largest logit
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from attlas.analyses.stability.layer import Adapter, AttentionLayer, HeadWeights, Reading, boolean_mask
 from attlas.analyses.stability.layers_torch import multihead_layer
 from attlas.errors import UnsupportedModelError
-from attlas.interp.config import TRAITS
 from attlas.interp.families import describe
 from attlas.interp.structure import LayerModules, ModelStructure, linear_weight
 
@@ -63,10 +62,6 @@ def attention_layers(model: nn.Module, adapter: Adapter | None = None) -> tuple[
     except UnsupportedModelError:
         structure = None
     if structure is not None:
-        if "sinks" in structure.cfg.traits:
-            raise UnsupportedModelError(
-                f"model type '{model_type}' has {TRAITS['sinks']}, which are not read; pass adapter="
-            )
         return tuple(_family_layer(structure, layer) for layer in range(len(structure.layers)))
     found = [(n, m) for n, m in inner.named_modules() if isinstance(m, nn.MultiheadAttention)]
     if found:
@@ -91,7 +86,7 @@ def _family_layer(structure: ModelStructure, layer: int) -> AttentionLayer:
             return None  # generation: keys of earlier calls are not among the inputs
         x = hidden[:n_sequences].detach()
         q, k = _project(parts, x, cfg.d_head)
-        bounded = parts.qk_norm is None
+        bounded = parts.qk_norm is None and parts.rule.sinks is None
         if structure.rotary is not None:
             cos, sin = kwargs["position_embeddings"]
             rows = slice(0, 1 if cos.shape[0] == 1 else n_sequences)
@@ -99,7 +94,7 @@ def _family_layer(structure: ModelStructure, layer: int) -> AttentionLayer:
             bounded &= float(cos[0, 0, 0] ** 2 + sin[0, 0, 0] ** 2) < _TURNS
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 and isinstance(args[1], Tensor) else None)
         allowed = boolean_mask(mask, n_sequences, k.shape[2])
-        # A bound from weights alone does not hold for normed or stretched queries and keys.
+        # A bound from weights alone does not hold for normed or stretched queries and keys, nor beside a learned sink.
         return Reading(q, k, allowed, parts.rule, x if bounded else None)
 
     def weights() -> HeadWeights:

@@ -12,6 +12,7 @@ from attlas.interp.families import (
     gpt_oss,
     gptj,
     llama,
+    mixtral,
     neox,
     olmo2,
     phi3,
@@ -29,6 +30,7 @@ FAMILIES = (
     gpt_oss,
     gptj,
     llama,
+    mixtral,
     neox,
     olmo2,
     phi3,
@@ -49,6 +51,8 @@ _UNREAD = {
     "whisper": "cross-attention",
     "deepseek_v2": "keys and values from one compressed vector",
     "deepseek_v3": "keys and values from one compressed vector",
+    "llama4_text": "rotary embeddings on some layers, norms behind them, chunks and a temperature by position",
+    "llama4": "a vision tower beside a text model of rotary embeddings on some layers, chunks and a temperature by position",
     "gemma3": "a vision tower beside the text model (its text model is gemma3_text)",
 }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from torch import Tensor
 
 from attlas.interp.families import llama
 from attlas.interp.families.rotary import rotate
-from attlas.interp.structure import ModelStructure
+from attlas.interp.structure import LayerModules, ModelStructure
 
 MODEL_TYPES = ("gpt_oss",)
 
@@ -19,11 +20,13 @@ def rotate_by_half(q: Tensor, k: Tensor, position_embeddings: tuple[Tensor, Tens
     return rotate(q, k, (cos, sin))
 
 
+def _layer(config: Any, block: Any, index: int) -> LayerModules:
+    parts = llama.layer(config, block, index, down_proj=None)
+    return dataclasses.replace(parts, rule=dataclasses.replace(parts.rule, sinks=block.self_attn.sinks))
+
+
 def describe(hf: Any) -> ModelStructure:
     """Structure of a GptOssForCausalLM or GptOssModel."""
     base = getattr(hf, "model", hf)
-    layers = [
-        llama.layer(hf.config, block, i, down_proj=None, sinks=block.self_attn.sinks)
-        for i, block in enumerate(base.layers)
-    ]
+    layers = [_layer(hf.config, block, i) for i, block in enumerate(base.layers)]
     return llama.whole(hf, llama.shape(hf, "gpt_oss", "sinks", "experts"), layers, rotary=rotate_by_half)

@@ -18,7 +18,8 @@ from attlas.saes.architectures import create_sae
 from attlas.saes.inputs import held_out, load_inputs
 from attlas.saes.training.config import TrainConfig
 
-TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+TEMPLATE = """{% for m in messages %}{{ m.role }}: {{ m.content }}
+{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"""
 TALK = [{"role": "user", "content": "Once upon a"}]
 PARTS = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 

@@ -80,6 +80,16 @@ TINY: dict[str, Tiny] = {
     "olmo2": Tiny(
         "Olmo2ForCausalLM", "Olmo2Config", "OLMo-2-1B", {"num_attention_heads": 4, "intermediate_size": 192, **NO_PAD},
     ),
+    "olmo3": Tiny(
+        "Olmo3ForCausalLM", "Olmo3Config", "Olmo-3-7B",
+        {"num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 129, "sliding_window": 9,
+         "layer_types": ["sliding_attention", "full_attention"], **NO_PAD},
+    ),
+    "mixtral": Tiny(
+        "MixtralForCausalLM", "MixtralConfig", "Mixtral-8x7B, with a sliding window",
+        {"num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 168, "num_local_experts": 4,
+         "num_experts_per_tok": 2, "sliding_window": 9, **NO_PAD},
+    ),
     "gptj": Tiny(
         "GPTJForCausalLM", "GPTJConfig", "gpt-j-6b",
         {"n_embd": 48, "n_layer": 2, "n_head": 3, "n_positions": 64, "rotary_dim": 4, "vocab_size": 61, **NO_PAD},

@@ -24,7 +24,8 @@ def run(args: Heads, out: Output) -> dict[str, Any]:
     result = entropy(model, data, args.config, track=out.track)
     saved = result.save(workspace, model.ref, data.ref)
     columns = result.columns
-    shown = ("entropy", "normalized", "lower_bound", "sink_mass", "previous_token", "induction")
+    shown = ["entropy", "normalized", "lower_bound", "sink_mass", "previous_token", "induction"]
+    shown += ["learned_sink"] if np.nansum(columns["learned_sink"]) > 0 else []
     sharpest = np.argsort(columns["entropy"], axis=None)[:8]
     rows = []
     for flat in sharpest:
