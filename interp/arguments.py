@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from attlas.errors import ConfigError, nearest
+from attlas.interp.tokens import token_texts
 from attlas.interp.wrappers.compiled import uncompiled
 
 # Names of TransformerLens and Hugging Face for which there is another way here.
@@ -70,3 +71,25 @@ def padded_positions(given: Mapping[str, Any]) -> dict[str, Tensor]:
         return {}
     before = (mask != 0).int().argmax(1, keepdim=True)  # columns in front of the first token
     return {"position_ids": (mask.new_ones(mask.shape).long().cumsum(1) - 1 - before).clamp(min=0)}
+
+
+def check_ids(tokens: Tensor, n_rows: int, name: str, tokenizer: Any) -> None:
+    """Refuse token ids that a model's embedding of `n_rows` does not have.
+
+    Raises:
+        ConfigError: names the id, and what it is in the tokenizer; or there are no tokens.
+    """
+    if not tokens.numel():
+        raise ConfigError(f"there are no tokens ({list(tokens.shape)}); give at least one")
+    low, high = (int(x) for x in tokens.aminmax())
+    if low < 0 or high >= n_rows:
+        odd = low if low < 0 else high
+        more = (
+            f"; its tokenizer has {len(tokenizer)}, {odd} is {token_texts(tokenizer, [odd])[0]!r}"
+            if tokenizer is not None
+            else ""
+        )
+        raise ConfigError(
+            f"token id {odd} is outside the embedding of {name} ({n_rows} tokens{more}); "
+            "give the tokenizer the model was trained with"
+        )

@@ -22,7 +22,7 @@ from attlas.errors import (
     PromptError,
     UnsupportedModelError,
 )
-from attlas.interp.arguments import check_arguments, padded_positions
+from attlas.interp.arguments import check_arguments, check_ids, padded_positions
 from attlas.interp.engine import HookEngine, HookFn, Registration, StopForward
 from attlas.interp.families import describe, tower
 from attlas.interp.finite import is_finite, require_finite
@@ -178,23 +178,9 @@ class HookedModel(Weights):
                     f"a sequence of {inputs.shape[1]} tokens is longer than the context window of {self.name} "
                     f"({self.cfg.n_ctx}); use seq_len ≤ {self.cfg.n_ctx}"
                 )
-            self._check_ids(inputs)
+            n_rows = getattr(self.structure.embed, "num_embeddings", self.cfg.d_vocab)
+            check_ids(inputs, n_rows, self.name, self.tokenizer)
         return inputs.to(self.device)
-
-    def _check_ids(self, tokens: Tensor) -> None:
-        if not tokens.numel():
-            raise ConfigError(f"there are no tokens ({list(tokens.shape)}); give at least one")
-        n_rows = getattr(self.structure.embed, "num_embeddings", self.cfg.d_vocab)
-        low, high = (int(x) for x in tokens.aminmax())
-        if low < 0 or high >= n_rows:
-            odd, known = (low if low < 0 else high), self.tokenizer
-            more = (
-                "" if known is None else f"; its tokenizer has {len(known)}, {odd} is {token_texts(known, [odd])[0]!r}"
-            )
-            raise ConfigError(
-                f"token id {odd} is outside the embedding of {self.name} ({n_rows} tokens{more}); "
-                "give the tokenizer the model was trained with"
-            )
 
     @contextlib.contextmanager
     def hooks(self, functions: Mapping[str, HookFn]) -> Iterator[HookedModel]:
