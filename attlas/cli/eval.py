@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from attlas.cli.common import Output, open_model, open_workspace
-from attlas.cli.inputs import find_saes, model_of, named
-from attlas.cli.options import ModelArgs, OutArgs, TextArgs
+from attlas.cli.inputs import find_saes, model_of, named, with_classes
+from attlas.cli.options import ClassArgs, ModelArgs, OutArgs, TextArgs
 from attlas.cli.together import join
 from attlas.saes.evaluation.config import EvalConfig
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Args(TextArgs, ModelArgs, OutArgs):
+class Args(TextArgs, ClassArgs, ModelArgs, OutArgs):
     """Evaluate a sparse autoencoder on held-out text or images, beside its controls.
 
     Any SAE that Attlas reads will do: a run of this workspace (the newest when none is named), a folder of SAELens,
@@ -66,6 +66,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
         chat=args.chat,
         seed=args.evaluation.eval_seed,
     )
+    model = with_classes(model, args, data)
     results = {}
     parent = targets[0][1]
     if parent is not None and parent.data is not None and parent.data.name == data.ref.name:
@@ -75,7 +76,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     if not group.first:
         return {}
     for (sae, parent), result in zip(targets, measured, strict=True):
-        record = result.save(workspace, parents=(parent.id,) if parent else ())
+        record = result.save(workspace, model, parents=(parent.id,) if parent else ())
         _show(result, args.hook or sae.cfg.hook_name, sae, model.name, out)
         results[record.id] = {"summary": result.summary(), "evaluation": result.rows}
     return {"workspace": str(workspace.path), "runs": list(results), "results": results}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attlas.cli.common import Output, open_model
-from attlas.cli.options import ChatArgs, ModelArgs, TextArgs
+from attlas.cli.options import ChatArgs, ClassArgs, ModelArgs, TextArgs
 from attlas.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,6 +34,29 @@ class DataArgs(TextArgs):
     """For vision models: embedded:glyphs, sklearn:samples, a folder or an .npz; auto suits the model."""
     n_images: int = 500
     """For vision models: how many images, drawn by the seed."""
+
+
+@dataclass(frozen=True)
+class JudgedArgs(DataArgs, ClassArgs):
+    """Data, and for CLIP and SigLIP the classes that answers are judged by."""
+
+
+def with_classes(model: HookedModel, args: ClassArgs, data: Any) -> HookedModel:
+    """The model as a classifier of classes given as text, where that was asked for; else as it is.
+
+    Raises:
+        UnsupportedModelError: it has no text tower or tokenizer.
+        ConfigError: no classes are named, by --classes or the images.
+    """
+    named = tuple(name.strip() for name in args.classes.split(",")) if args.classes else ()
+    if not args.zero_shot and not named:
+        return model
+    from attlas.interp.vision.zero_shot import require_text_tower, zero_shot
+
+    require_text_tower(model)
+    if not (named or data.class_names):
+        raise ConfigError(f"'{data.name}' names no classes; give them, as --classes cat,dog")
+    return zero_shot(model, named or data.class_names, args.templates)
 
 
 def load_data(model: HookedModel, args: DataArgs, seed: int = 0) -> TokenDataset | ImageDataset:

@@ -62,6 +62,18 @@ class ChatArgs:
 
 
 @dataclass(frozen=True)
+class ClassArgs:
+    """Classes given as text, for CLIP and SigLIP."""
+
+    zero_shot: bool = False
+    """CLIP, SigLIP: judge answers by classes given as text: --classes, else the images' own."""
+    classes: str = ""
+    """Those classes, such as cat,dog,owl (implies --zero-shot)."""
+    templates: tuple[str, ...] = ("a photo of a {}.",)
+    """Their prompts; {} is the class, several are averaged."""
+
+
+@dataclass(frozen=True)
 class PlanArgs:
     """Say what it would take, and do nothing."""
 

@@ -60,12 +60,17 @@ def zero_shot(model: AnyModel, classes: Sequence[str], templates: Sequence[str] 
     return found
 
 
-def _check(model: HookedModel, names: tuple[str, ...], prompts: tuple[str, ...]) -> None:
+def require_text_tower(model: HookedModel) -> None:
+    """Raises UnsupportedModelError for a model that classes cannot be given to as text."""
     if not (hasattr(model.whole, "text_model") and hasattr(model.whole, "vision_model")):
         raise UnsupportedModelError(
             f"{model.name} has no text tower, so classes cannot be given as text; open the whole CLIP or SigLIP model"
         )
     model.require_tokenizer("names of classes")
+
+
+def _check(model: HookedModel, names: tuple[str, ...], prompts: tuple[str, ...]) -> None:
+    require_text_tower(model)
     if len(names) < 2:
         raise ConfigError(f"zero-shot needs two classes or more, not {list(names)}; name them, as --classes cat,dog")
     if twice := [name for name, n in Counter(names).items() if n > 1 or not name.strip()]:

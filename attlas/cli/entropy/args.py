@@ -18,7 +18,7 @@ from attlas.analyses.attention.config import (
 )
 from attlas.analyses.stability.config import CollapseConfig
 from attlas.cli.inputs import DataArgs
-from attlas.cli.options import FLAT, ModelArgs, OutArgs, PlanArgs
+from attlas.cli.options import FLAT, ClassArgs, ModelArgs, OutArgs, PlanArgs
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Selection(_Measured, ModelArgs, OutArgs):
 
 
 @dataclass(frozen=True)
-class Windows(_Measured, ModelArgs, OutArgs):
+class Windows(_Measured, ClassArgs, ModelArgs, OutArgs):
     """Measure what a layer loses when it sees the first positions and a local window alone (also: window-loss).
 
     For example:

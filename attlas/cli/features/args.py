@@ -9,12 +9,12 @@ from typing import Annotated
 import tyro
 
 from attlas.analyses.features.config import FeaturesConfig, HeadSurveyConfig, MatchingConfig
-from attlas.cli.inputs import DataArgs
+from attlas.cli.inputs import DataArgs, JudgedArgs
 from attlas.cli.options import FLAT, ChatArgs, ModelArgs, OutArgs, TextArgs
 
 
 @dataclass(frozen=True)
-class Describe(DataArgs, ModelArgs, OutArgs):
+class Describe(JudgedArgs, ModelArgs, OutArgs):
     """Interpret every feature of a sparse autoencoder: examples, heads, attribution, logits, families.
 
     For example:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from attlas.analyses.features.codes import help_features
 from attlas.analyses.features.describe import features
 from attlas.cli.common import Output, open_workspace
-from attlas.cli.inputs import find_saes, load_data, open_model_of
+from attlas.cli.inputs import find_saes, load_data, open_model_of, with_classes
 from attlas.cli.together import join
 from attlas.data.disk import check_writable
 from attlas.saes.formats import load_sae
@@ -32,6 +32,7 @@ def run(args: Describe, out: Output) -> dict[str, Any]:
     targets = find_saes(workspace, args.sae)
     model = open_model_of(args, targets[0][1], out)
     data = load_data(model, args, args.config.seed)
+    model = with_classes(model, args, data)
     found: dict[str, dict[str, Any]] = {}
     for source, parent in targets:
         sae = load_sae(source).to(model.device)
@@ -42,7 +43,7 @@ def run(args: Describe, out: Output) -> dict[str, Any]:
             help_features(model, sae, data, args.config, group=group, hook=args.hook)
             continue
         result = features(model, sae, data, args.config, hook=args.hook, checkpoint=state, track=out.track, group=group)
-        saved = result.save(workspace, model.ref, data.ref, parents=(parent.id,) if parent else ())
+        saved = result.save(workspace, model, data.ref, parents=(parent.id,) if parent else ())
         found[saved.id] = result.summary()
         _show_strongest(result, sae, model, out)
         _say_beyond(result, out)

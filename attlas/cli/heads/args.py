@@ -10,7 +10,7 @@ import tyro
 
 from attlas.analyses.heads.config import HeadsConfig, LogitsConfig, ProjectConfig, SimilarConfig
 from attlas.analyses.heads.weight_config import WeightsConfig
-from attlas.cli.inputs import DataArgs
+from attlas.cli.inputs import DataArgs, JudgedArgs
 from attlas.cli.options import FLAT, ModelArgs, OutArgs
 
 
@@ -42,7 +42,7 @@ class Weights(ModelArgs, OutArgs):
 
 
 @dataclass(frozen=True)
-class Effects(DataArgs, ModelArgs, OutArgs):
+class Effects(JudgedArgs, ModelArgs, OutArgs):
     """Measure what every head is worth on a corpus: the loss without it, and what it adds to the next token's logit by itself.
 
     For example:

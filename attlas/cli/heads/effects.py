@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from attlas.analyses.heads.logits import head_logits
 from attlas.analyses.redundancy.heads import HeadEffectsConfig, head_effects
 from attlas.cli.common import Output, done, open_model, open_workspace
-from attlas.cli.inputs import load_data
+from attlas.cli.inputs import load_data, with_classes
 from attlas.data.text import TokenDataset
 from attlas.errors import ConfigError
 
@@ -22,17 +22,18 @@ def run(args: Effects, out: Output) -> dict[str, Any]:
     workspace = open_workspace(args)
     model = open_model(args, out)
     data = load_data(model, args, args.config.seed)
+    model = with_classes(model, args, data)
     found: dict[str, Any] = {}
     columns: dict[str, Any] = {}
     if args.ablations:
         config = HeadEffectsConfig(args.ablations, batch_size=args.config.batch_size, seed=args.config.seed)
         effects = head_effects(model, data, config, track=out.track)
         columns = {f"Δ loss, {name}": effects.mean(name) for name in args.ablations}
-        found["effects"] = done(effects.save(workspace, model.ref, data.ref), workspace, effects.summary(), out)
+        found["effects"] = done(effects.save(workspace, model, data.ref), workspace, effects.summary(), out)
     if isinstance(data, TokenDataset):
         logits = head_logits(model, data, args.config, track=out.track)
         columns["direct logit"] = logits.direct.mean(0)
-        found["logits"] = done(logits.save(workspace, model.ref, data.ref), workspace, logits.summary(), out)
+        found["logits"] = done(logits.save(workspace, model, data.ref), workspace, logits.summary(), out)
     if not columns:
         raise ConfigError(f"{model.name} has no next tokens whose logits heads could raise; give --ablations")
     first = next(iter(columns.values()))

@@ -9,13 +9,13 @@ from typing import Annotated, Literal
 import tyro
 
 from attlas.analyses.pruning.curve_config import BUDGETS, DropCurveConfig
-from attlas.cli.inputs import DataArgs
+from attlas.cli.inputs import JudgedArgs
 from attlas.cli.options import FLAT, ModelArgs, OutArgs
 from attlas.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Args(DataArgs, ModelArgs, OutArgs):
+class Args(JudgedArgs, ModelArgs, OutArgs):
     """Drop attention, MLPs, blocks or heads: measure what it costs, and write a smaller checkpoint that transformers opens.
 
     Three ways: name what goes (--drop), let scores choose (--target and one budget: --n, --max-delta-ce,

@@ -10,7 +10,7 @@ from attlas.analyses.pruning.curve import drop_curve
 from attlas.analyses.pruning.scores import LossMeter
 from attlas.analyses.pruning.surgery import check_format, check_prunable
 from attlas.cli.common import Output, done, open_model, open_workspace
-from attlas.cli.inputs import load_data
+from attlas.cli.inputs import load_data, with_classes
 from attlas.cli.prune.args import check_budget
 from attlas.cli.prune.lm_eval import check_lm_eval
 from attlas.cli.prune.one import prune_config, prune_one
@@ -47,6 +47,8 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     if args.lm_eval and not (named or args.target):
         raise ConfigError("--lm-eval needs a pruned model: give --drop, or --target and a budget")
     check_lm_eval(args)
+    if (args.zero_shot or args.classes) and (named or args.target):
+        raise ConfigError("--zero-shot is for drop curves: give no --drop and no --target; prune the tower without it")
     config = prune_config(args) if named or args.target else None
     workspace = open_workspace(args)
     model = open_model(args, out)
@@ -57,6 +59,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     elif args.target is not None:
         check_format(model, args.format, args.target)
     calibration, evaluation = _data(model, args)
+    model = with_classes(model, args, evaluation)
     if not LossMeter.has_loss(model, evaluation):
         headless = {"--heal-steps": args.heal_steps, "--target head or group": args.target in ("head", "group")}
         headless |= {"--targets head or group": bool({"head", "group"} & {*args.curve.targets}) and not args.target}
@@ -98,7 +101,7 @@ def _curve(
     model: HookedModel, calibration: Any, evaluation: Any, args: Args, workspace: Any, out: Output
 ) -> dict[str, Any]:
     result = drop_curve(model, calibration, evaluation, args.curve, track=out.track)
-    saved = result.save(workspace, model.ref, evaluation.ref)
+    saved = result.save(workspace, model, evaluation.ref)
     rows = []
     for target in args.curve.targets:
         for order in args.curve.orders:

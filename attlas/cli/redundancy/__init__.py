@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 from attlas.analyses.redundancy.config import RedundancyConfig
 from attlas.cli.common import Output
-from attlas.cli.inputs import DataArgs
+from attlas.cli.inputs import JudgedArgs
 from attlas.cli.options import FLAT, ModelArgs, OutArgs
 
 
 @dataclass(frozen=True)
-class Args(DataArgs, ModelArgs, OutArgs):
+class Args(JudgedArgs, ModelArgs, OutArgs):
     """Score how much every attention, MLP and block turns the residual stream; a low score marks a redundant one.
 
     With --alone also the loss without each module alone; with --heads what every head is worth, by ablation and by

@@ -11,7 +11,7 @@ from attlas.analyses.redundancy.scores import redundancy
 from attlas.analyses.redundancy.timeline import redundancy_timeline
 from attlas.cli.checkpoints import asked_for, opening_of
 from attlas.cli.common import Output, done, open_model, open_workspace
-from attlas.cli.inputs import load_data
+from attlas.cli.inputs import load_data, with_classes
 
 if TYPE_CHECKING:
     from attlas.cli.redundancy import Args
@@ -24,8 +24,9 @@ def run(args: Args, out: Output) -> dict[str, Any]:
     workspace = open_workspace(args)
     model = open_model(args, out)
     data = load_data(model, args, args.config.seed)
+    model = with_classes(model, args, data)
     result = redundancy(model, data, args.config, track=out.track)
-    saved = result.save(workspace, model.ref, data.ref)
+    saved = result.save(workspace, model, data.ref)
     ranking = result.ranking()
     out.table(
         f"{model.name}: most redundant modules first ({result.n_tokens:,} tokens; 1 − cosine)",
@@ -42,7 +43,7 @@ def run(args: Args, out: Output) -> dict[str, Any]:
 
 def _alone(model: Any, data: Any, scores: Any, args: Args, workspace: Any, out: Output) -> dict[str, Any]:
     result = module_effects(model, data, args.config, track=out.track)
-    saved = result.save(workspace, model.ref, data.ref)
+    saved = result.save(workspace, model, data.ref)
     agreement = {module: result.rank_correlation(scores, module) for module in ("attn", "mlp", "block")}
     out.table(
         f"{model.name}: Δ loss in nats without one module alone",
@@ -57,7 +58,7 @@ def _alone(model: Any, data: Any, scores: Any, args: Args, workspace: Any, out: 
 def _heads(model: Any, data: Any, args: Args, workspace: Any, out: Output) -> dict[str, Any]:
     config = _heads_config(args)
     result = head_effects(model, data, config, track=out.track)
-    saved = result.save(workspace, model.ref, data.ref)
+    saved = result.save(workspace, model, data.ref)
     rows: dict[tuple[int, int], dict[str, float]] = {}
     for row in result.table().to_pylist():
         rows.setdefault((row["layer"], row["head"]), {})[row["ablation"]] = row["delta"]

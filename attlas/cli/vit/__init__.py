@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from tyro.conf import subcommand
 
 from attlas.cli.common import Output, done, open_model, open_workspace, sub_verb_module
-from attlas.cli.inputs import image_source
+from attlas.cli.inputs import image_source, with_classes
 from attlas.cli.vit.args import Heads, Patterns, Pruning, Tokens
 
 Args = (
@@ -30,6 +30,7 @@ def run(args: Heads | Pruning | Tokens | Patterns, out: Output) -> dict[str, Any
     images = load_images(
         image_source(model, args.images), model.image_spec, n_images=args.n_images, seed=args.config.seed
     )
+    model = with_classes(model, args, images)
     measure = sub_verb_module("vit", args).run
     saved, summary = measure(args, out, model, images, workspace)
     return done(saved, workspace, summary, out)

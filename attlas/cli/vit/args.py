@@ -8,11 +8,11 @@ from typing import Annotated
 import tyro
 
 from attlas.analyses.vit.config import VitConfig, VitPatternsConfig, VitPruningConfig, VitTokensConfig
-from attlas.cli.options import FLAT, ModelArgs, OutArgs
+from attlas.cli.options import FLAT, ClassArgs, ModelArgs, OutArgs
 
 
 @dataclass(frozen=True)
-class _Seen(ModelArgs):
+class _Seen(ModelArgs, ClassArgs):
     model: Annotated[str, tyro.conf.arg(aliases=["-m"])] = "vit-mini"
     """vit-mini, dinov2-small (after `attlas models get`), a local Hugging Face folder, or a hub id."""
     images: str = "auto"
@@ -29,6 +29,7 @@ class Heads(_Seen, OutArgs):
 
         attlas vit --model vit-mini --n-images 500 --workspace workspace
         attlas vit heads --measure importance --ablations zero
+        attlas vit --model CLIP-FOLDER --images FOLDER --zero-shot
     """
 
     config: Annotated[VitConfig, FLAT] = field(default_factory=VitConfig)

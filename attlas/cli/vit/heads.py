@@ -21,7 +21,7 @@ def run(
 ) -> tuple[Run, dict[str, Any]]:
     """Compute and show; the run and its headline."""
     result = vit(model, images, args.config, track=out.track)
-    saved = result.save(workspace, model.ref, images.ref)
+    saved = result.save(workspace, model, images.ref)
     values = result.heatmap(result.main_metric)
     ablations = {e.ablation: result.heatmap(result.main_metric, e.ablation) for e in result.importance}
     shown = {f"{result.main_metric}, {name.replace('_', ' ')}": found for name, found in ablations.items()}

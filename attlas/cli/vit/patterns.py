@@ -19,7 +19,7 @@ def run(
 ) -> tuple[Run, dict[str, Any]]:
     """Compute and show; the run and its headline."""
     result = vit_patterns(model, images, args.config, track=out.track)
-    saved, summary = result.save(workspace, model.ref, images.ref), result.summary()
+    saved, summary = result.save(workspace, model, images.ref), result.summary()
     tables = result.tables()
     clusters = tables["clusters"].to_pylist()
     out.table(

@@ -23,7 +23,7 @@ def run(
     if "n_search" not in out.given:
         config = dataclasses.replace(config, n_search=min(config.n_search, max(1, len(images) // 2)))
     result = vit_pruning(model, images, config, track=out.track)
-    saved, summary = result.save(workspace, model.ref, images.ref), result.summary()
+    saved, summary = result.save(workspace, model, images.ref), result.summary()
     shown = [(name.replace("_", " "), value) for name, value in summary.items()]
     out.table(f"{model.name}: {summary['metric']} over the removal of heads", ["what", "value"], shown)
     return saved, summary

@@ -19,7 +19,7 @@ def run(
 ) -> tuple[Run, dict[str, Any]]:
     """Compute and show; the run and its headline."""
     result = vit_tokens(model, images, args.config, track=out.track)
-    saved, summary = result.save(workspace, model.ref, images.ref), result.summary()
+    saved, summary = result.save(workspace, model, images.ref), result.summary()
     shown = [(name.replace("_", " "), value) for name, value in summary.items()]
     out.table(f"{model.name}: patches removed, and rollout against chance", ["what", "value"], shown)
     return saved, summary

@@ -19,6 +19,7 @@ from attlas.data.models_catalog import catalog
 from attlas.data.workspace import Run
 from attlas.errors import ConfigError, ImageDataError, UnsupportedModelError
 from attlas.interp.require import patch_grid
+from attlas.interp.vision.zero_shot import zero_shot
 
 if TYPE_CHECKING:
     from attlas.analyses.vit.one_image import Answer, FeatureHeat, Head, ImageAttention
@@ -62,7 +63,17 @@ def _open(reader: WorkspaceReader, name: str) -> HookedModel:
         raise ImageDataError(
             f"{name} has no preprocessor_config.json, so how it wants its images is not known; add one"
         )
-    return model
+    return _named(reader, name, model)
+
+
+def _named(reader: WorkspaceReader, name: str, model: HookedModel) -> HookedModel:
+    """The model as a classifier of the classes that its newest run was given as text, where one was."""
+    runs = [run for kind in KINDS for run in reader.runs(kind, name)]
+    asked = next((run.config["zero_shot"] for run in runs if "zero_shot" in run.config), None)
+    if asked is None or not hasattr(model.whole, "text_model"):
+        return model
+    classes, templates = tuple(asked["classes"]), tuple(asked["templates"])
+    return reader.jobs.kept(("zero-shot", name, classes, templates), lambda: zero_shot(model, classes, templates))
 
 
 def _samples(reader: WorkspaceReader, name: str, model: HookedModel) -> ImageDataset:

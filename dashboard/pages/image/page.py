@@ -94,6 +94,7 @@ def _shown(picture: Picture, query: int | None) -> dict[str, Any]:
         "grid": list(seen.grid),
         "n_prefix": seen.n_prefix,
         "maps": np.round(maps.astype(float), 5).tolist(),
+        "pool": None if seen.pool is None else np.round(seen.pool.astype(float), 5).tolist(),
         "rollout": np.round(seen.rollout.astype(float), 6).tolist(),
         "top": _top(picture.classes, seen.answer.probabilities),
     }

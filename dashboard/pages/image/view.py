@@ -172,6 +172,7 @@ def _side(data: Data, theme: Theme) -> Any:
     rolled = [_rollout(data["picture"])]
     if data.get("other"):
         rolled.append(_rollout(data["other"]))
+    parts += _pooling(data["picture"])
     parts += [html.H3("Attention rollout"), html.Div(rolled, className="pair"), *_relevance(data)]
     note = (
         "Heads are set to zero in this model and the picture is run again."
@@ -221,6 +222,18 @@ def _relevance(data: Data) -> list[Any]:
     over = overlaid(pixels_of(data["picture"]["png"]), np.array(data["relevance"]), side=224)
     image = html.Img(src=data_url(over), alt="relevance for the class over the picture", className="wide")
     return [*parts, html.Div([html.Div([image, download(over, "attlas-relevance.png")])], className="pair")]
+
+
+def _pooling(shown: dict[str, Any]) -> list[Any]:
+    """What the heads of attention pooling draw the image's embedding from (SigLIP)."""
+    if shown["pool"] is None:
+        return []
+    maps = [
+        html.Span([html.Img(src=data_url(colored(np.array(m))), alt=f"pooling head {i}"), str(i)], className="map")
+        for i, m in enumerate(shown["pool"])
+    ]
+    note = "The learned query that draws the embedding from the patches; a map a head, each on its own scale."
+    return [html.H3("Attention pooling"), html.Div(maps, className="maps small"), html.P(note, className="note")]
 
 
 def _rollout(shown: dict[str, Any]) -> Any:

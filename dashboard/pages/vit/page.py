@@ -45,6 +45,7 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
         "run": run.id,
         "model": run.model.name,
         "n_images": run.summary.get("n_images"),
+        "zero_shot": run.config.get("zero_shot"),
         "ablation": ablation,
         "ablations": ablations,
         "metric": metric,

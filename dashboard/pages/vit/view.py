@@ -76,6 +76,7 @@ def view(data: Data, theme: Theme) -> Any:
                     ("Images", data["n_images"], "measured"),
                 ]
             ),
+            _named(data),
             _lit(data),
             columns(_importance(data, theme), _strength(data, theme)),
             *patterns_cards(data, theme, importance_of(data)),
@@ -84,6 +85,16 @@ def view(data: Data, theme: Theme) -> Any:
             columns(_agreement(data), _rollout(data, theme)),
         ]
     )
+
+
+def _named(data: Data) -> Any:
+    """The classes that were given as text, and their prompts."""
+    asked = data.get("zero_shot")
+    if not asked:
+        return None
+    names, prompts = asked["classes"], ", ".join(f"“{t}”" for t in asked["templates"])
+    more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+    return html.P(f"Classes given as text: {', '.join(names[:12])}{more}; prompts {prompts}.", className="note")
 
 
 def importance_of(data: Data) -> dict[Head, float]:
