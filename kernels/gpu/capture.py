@@ -26,7 +26,8 @@ class Recorded(Protocol):
 def record(body: Callable[[], None]) -> Recorded:
     """A CUDA graph of what `body` launches; recording it does not run it."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # of this thread: another one may capture activations meanwhile
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         body()
     return graph
 

@@ -58,7 +58,7 @@ class Plan:
 
     @property
     def tokens_per_second(self) -> float:
-        """Expected, all processes, one part after the other (nothing overlaps today)."""
+        """Expected, all processes, one part after the other, as if nothing overlapped."""
         return self.batch / sum(self.seconds.values())
 
     @property

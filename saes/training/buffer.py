@@ -86,6 +86,12 @@ class MixingBuffer:
         self.rows = {hook: rows[n:] for hook, rows in self.rows.items()}
         return batch
 
+    def close(self) -> None:
+        """End what the source does ahead, if anything."""
+        close = getattr(self.source, "close", None)
+        if close is not None:
+            close()
+
     def __iter__(self) -> Iterator[Any]:
         raise TypeError("a MixingBuffer has no end; call next_batch(n)")
 

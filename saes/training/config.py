@@ -96,6 +96,9 @@ class TrainConfig:
     """Activations in the mixing buffer; more mixes better and takes more memory."""
     capture_batch: int = 32
     """Sequences or images in one forward pass of the model."""
+    capture_ahead: int | None = None
+    """Chunks of activations (capture_batch sequences each) made by a thread, on a GPU on a stream of their own, while the
+    autoencoders train; None takes 2 on a GPU and 0 on a CPU. The result is the same."""
     store: Folder | None = None
     """Folder of an activation store, or its URL (s3://…): written first when it is not there; else what it was captured with
     (model, hooks, text, positions, type) is taken over."""
@@ -133,6 +136,8 @@ class TrainConfig:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least {low}")
+        if self.capture_ahead is not None and self.capture_ahead < 0:
+            raise ConfigError(f"capture_ahead={self.capture_ahead} must be at least 0; 0 captures when it is asked for")
         if self.d_sae is not None and self.d_sae < 1:
             raise ConfigError(f"d_sae={self.d_sae} must be at least 1")
         if self.lr is not None and self.lr <= 0:

@@ -11,15 +11,17 @@ A folder that holds anything else is a stranger's and is refused.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fnmatch
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load, save_file
+from torch import Tensor
 
 from attlas.data.dataset import Batch, Dataset
 from attlas.data.files import check_name
@@ -29,9 +31,11 @@ from attlas.data.processes.turns import in_turn
 from attlas.data.progress import Track, no_track
 from attlas.data.remote import Folder
 from attlas.data.remote.place import Place, place_of
+from attlas.data.streams.ahead import ahead
 from attlas.errors import CheckpointError, ConfigError, WorkspaceError
 from attlas.saes.activations import Rows, capture_rows
 from attlas.saes.positions import positions_for
+from attlas.saes.training.ahead import SideStream
 from attlas.saes.training.buffer import Source
 from attlas.saes.training.config import TrainConfig
 
@@ -221,15 +225,29 @@ def _write(
         place.write_text(_DONE, "".join(json.dumps(shard) + "\n" for shard in done))
     group.of_first(None)
 
-    def capture(numbered: tuple[int, Batch]) -> dict[str, Any]:
-        number, batch = numbered
-        rows = capture_rows(model, batch.inputs, hooks, positions, batch.mask)
-        name, held = _shard(number), {name: r.to(dtype).cpu().contiguous() for name, r in rows.items()}
-        digest = place.write(name, lambda path: save_file(held, path))
-        return {"file": name, "rows": len(next(iter(rows.values()))), "sha256": digest}
+    side = SideStream(model.device)
 
-    shards = in_turn(group, list(enumerate(batches)), capture, first=len(done))
-    for _, shard in track(shards, f"writing {needed / 1e9:.2f} GB of activations", len(batches) - len(done)):
+    def capture(numbered: tuple[int, Batch]) -> tuple[int, dict[str, Tensor], Any]:
+        number, batch = numbered
+        with side.working():
+            rows = capture_rows(model, batch.inputs, hooks, positions, batch.mask)
+            return number, *side.to_host(rows, dtype)
+
+    def write(captured: tuple[int, dict[str, Tensor], Any]) -> dict[str, Any]:
+        number, held, event = captured
+        if event is not None:
+            event.synchronize()
+        digest = place.write(_shard(number), lambda path: save_file(held, path))
+        return {"file": _shard(number), "rows": len(next(iter(held.values()))), "sha256": digest}
+
+    numbered = list(enumerate(batches))
+    if group.size == 1 and (model.device.type == "cuda" or isinstance(folder, str)):
+        # one shard is written, or sent, while a thread captures the next
+        shards = _each(write, ahead(map(capture, numbered[len(done) :]), name="attlas-capture"))
+    else:
+        found = in_turn(group, numbered, lambda item: write(capture(item)), first=len(done))
+        shards = (shard for _, shard in found)
+    for shard in track(shards, f"writing {needed / 1e9:.2f} GB of activations", len(batches) - len(done)):
         done.append(shard)
         place.add_line(_DONE, json.dumps(shard))
     if not group.first:
@@ -238,6 +256,12 @@ def _write(
     place.write_text(_MANIFEST, json.dumps(manifest, indent=1) + "\n")
     for name in (_PLAN, _DONE):
         place.remove(name)
+
+
+def _each(write: Callable[[Any], Any], coming: Generator[Any, None, None]) -> Iterator[Any]:
+    """What `write` makes of each; the thread behind them ends with it."""
+    with contextlib.closing(coming):
+        yield from map(write, coming)
 
 
 def _shard(number: int) -> str:

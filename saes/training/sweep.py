@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable
@@ -186,18 +187,18 @@ def sweep_saes(
         data, val = train_and_held_out(model, train)
     if data is None:
         data = load_inputs(model, train)
-    buffer = make_buffer(model, data, hooks, train, track)
-    sample = buffer.peek(SAMPLE_TOKENS)
-    variant_of: dict[str, TrainConfig] = {}
-    trainers = []
-    for hook, (name, variant) in itertools.product(hooks, variants):
-        full = f"{hook}-{name}"
-        variant_of[full] = variant
-        trainers.append(start_trainer(full, hook, model, sample[hook], variant, data.ref))
+    with contextlib.closing(make_buffer(model, data, hooks, train, track)) as buffer:
+        sample = buffer.peek(SAMPLE_TOKENS)
+        variant_of: dict[str, TrainConfig] = {}
+        trainers = []
+        for hook, (name, variant) in itertools.product(hooks, variants):
+            full = f"{hook}-{name}"
+            variant_of[full] = variant
+            trainers.append(start_trainer(full, hook, model, sample[hook], variant, data.ref))
 
-    kept = Path(folder) if folder is not None else None
-    same = identity(model, data.ref) if kept is not None else None
-    history = train_loop(trainers, buffer, train, folder=kept, resume=resume, identity=same, track=track)
+        kept = Path(folder) if folder is not None else None
+        same = identity(model, data.ref) if kept is not None else None
+        history = train_loop(trainers, buffer, train, folder=kept, resume=resume, identity=same, track=track)
     saes = {trainer.name: trainer.finish() for trainer in trainers}
     if val is None:
         val = held_out(model, n_tokens=HELD_OUT[0], n_images=HELD_OUT[1], seq_len=train.seq_len, seed=train.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from attlas.saes.identity import identity
 from attlas.saes.inputs import load_inputs
 from attlas.saes.positions import positions_for
 from attlas.saes.scaling.plan import check_share, share_form
+from attlas.saes.training.ahead import DEPTH, AheadSource
 from attlas.saes.training.buffer import MixingBuffer
 from attlas.saes.training.checkpoint import NOT_SHARED
 from attlas.saes.training.clock import Clock
@@ -100,22 +102,22 @@ def train_sae(
         data = load_inputs(model, config)
     share = Share(group, share_form(parallel, group.size, len(hooks)), hooks)
     check_share(share.form, group.size, n_hooks=len(hooks), batch=config.batch_size)
-    buffer = make_buffer(model, data, hooks, config, track, share)
-    sample = buffer.peek(SAMPLE_TOKENS)
-    trainers = [start_trainer(hook, hook, model, sample[hook], config, data.ref, share) for hook in share.own]
+    with contextlib.closing(make_buffer(model, data, hooks, config, track, share)) as buffer:
+        sample = buffer.peek(SAMPLE_TOKENS)
+        trainers = [start_trainer(hook, hook, model, sample[hook], config, data.ref, share) for hook in share.own]
 
-    precision = trainers[0].precision
-    kept = Path(folder) if folder is not None else None
-    history = train_loop(
-        trainers,
-        buffer,
-        config,
-        folder=kept,
-        resume=resume,
-        identity=identity(model, data.ref) | {"precision": precision} if kept is not None else None,
-        track=track,
-        share=share,
-    )
+        precision = trainers[0].precision
+        kept = Path(folder) if folder is not None else None
+        history = train_loop(
+            trainers,
+            buffer,
+            config,
+            folder=kept,
+            resume=resume,
+            identity=identity(model, data.ref) | {"precision": precision} if kept is not None else None,
+            track=track,
+            share=share,
+        )
     return TrainResult(
         saes=share.finished({trainer.hook: trainer.finish() for trainer in trainers}),
         config=dataclasses.replace(config, precision=precision),
@@ -137,18 +139,33 @@ def make_buffer(
 ) -> MixingBuffer:
     """The mixing buffer over the model itself, or over the on-disk store that the configuration names."""
     clock = Clock()
+    depth = _depth(model, config)
     if config.store is not None:
         if share.dealt:
             store_source(model, data, hooks, config, track, share.group)  # written where it is not there, by all
         source = store_source(model, data, share.own or hooks, config, track, share.group)
-    elif share.group.size > 1:
+        source = AheadSource(source, depth, model.device, clock, "data") if depth else source
+    elif share.group.size > 1:  # exchanges rows with the others, in the order of its other exchanges
         source = shared_source(model, data, config, clock, share)
+    elif depth:
+        source = AheadSource(model_source(model, data, hooks, config), depth, model.device, clock)
     else:
         source = model_source(model, data, hooks, config, clock)
     dtype = getattr(torch, config.activation_dtype)
     apart = config.model_device is not None or on_several(model.hf)
     device = find_device(config.device) if apart else None
     return MixingBuffer(source, config.buffer_tokens, config.seed, dtype, device=device, clock=clock)
+
+
+def _depth(model: HookedModel, config: TrainConfig) -> int:
+    """How many chunks are made ahead."""
+    if (
+        on_several(model.hf) or config.precision == "tf32"
+    ):  # TF32 is switched for the whole process, the model's products too
+        return 0
+    if config.capture_ahead is not None:
+        return config.capture_ahead
+    return DEPTH if model.device.type == "cuda" else 0
 
 
 def start_trainer(
