@@ -65,7 +65,7 @@ def frame(reader: WorkspaceReader, pages: tuple[Page, ...], path: str, params: P
     ]
     if model and model not in (*seen, *loadable):
         options.append((model, f"{model} · not here"))
-    return html.Div(
+    return html.Header(
         [
             html.Div(
                 [

@@ -65,6 +65,7 @@
         return (this.cells[i] = found);
       };
       this.body = make("div", told.grid ? "picture" : "text tokens");
+      if (!told.grid) { this.body.tabIndex = 0; this.body.setAttribute("role", "group"); this.body.setAttribute("aria-label", "Tokens of the sequence"); }
       if (told.grid) {
         const frame = make("div", "grid");
         frame.style.gridTemplateColumns = `repeat(${told.grid[1]}, 1fr)`;

@@ -75,7 +75,7 @@ def slider(name: str, label: str, value: float, low: float, high: float, default
         step=step,
         updatemode="mouseup",
         className="slider",
-        **attributes({"aria-label": label}),
+        thumbLabel=label,
     )
     return html.Div([html.Label(label), control], className="slider-box")
 
