@@ -29,10 +29,10 @@ from attlas.dashboard.notes import serve_groups, write_notes
 from attlas.dashboard.page import Page, link, number, parse, title
 from attlas.dashboard.pages import pages as all_pages
 from attlas.dashboard.pages.features.table import grid_rows
+from attlas.dashboard.pages.runs.acts import act_on_runs
 from attlas.dashboard.pictures import pattern_picture
 from attlas.dashboard.preview import PreviewedDash
 from attlas.dashboard.reader import WorkspaceReader
-from attlas.dashboard.run_acts import act_on_runs
 from attlas.dashboard.take import serve_tables
 from attlas.dashboard.theme import theme
 from attlas.errors import AttlasError

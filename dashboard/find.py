@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from attlas.dashboard.feature_filter import FeatureFilter
 from attlas.dashboard.notes import noted, words
 from attlas.dashboard.page import Page, link
-from attlas.dashboard.reader import FeatureFilter, WorkspaceReader
+from attlas.dashboard.reader import WorkspaceReader
 from attlas.dashboard.run_kinds import KINDS, headline
 from attlas.data.workspace import Run
 

@@ -7,11 +7,9 @@ bound as parameters, and column names are checked against the table's own before
 from __future__ import annotations
 
 import math
-import re
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +17,7 @@ import duckdb
 import numpy as np
 
 from attlas.dashboard.cuts import are_noted, note
+from attlas.dashboard.feature_filter import FeatureFilter, tests
 from attlas.dashboard.jobs import JobQueue
 from attlas.data.workspace import Run, Workspace
 from attlas.errors import WorkspaceError
@@ -29,6 +28,7 @@ _KEPT_IN_MEMORY = 3
 _KEPT_ANSWERS = 24
 _MOST_ROWS = 20_000  # a page reads of one table, when it does not say otherwise
 _POINTS = 400  # of a curve: more than a figure has pixels for
+_EVERY = FeatureFilter()
 _AS_THEY_ARE = {int, str, bool, type(None)}
 
 
@@ -61,28 +61,6 @@ def _unreadable() -> Iterator[None]:
     except duckdb.Error as error:
         line = str(error).strip().splitlines()[0][:200]
         raise WorkspaceError(f"a table cannot be read ({line}); run the job that wrote it again") from error
-
-
-@dataclass(frozen=True)
-class FeatureFilter:
-    """What the Features page narrows its table by; None leaves a criterion out.
-
-    Attributes:
-        text: substring of the top or promoted tokens, case ignored; "#12" means feature 12.
-        head: top head.
-        family: family label.
-        min_density, max_density: share of tokens the feature is active on.
-        labelled: features that pass `text` besides, since a person's note on them holds it.
-        among: only these features.
-    """
-
-    text: str | None = None
-    head: int | None = None
-    family: str | None = None
-    min_density: float | None = None
-    max_density: float | None = None
-    labelled: tuple[int, ...] = ()
-    among: tuple[int, ...] | None = None
 
 
 class WorkspaceReader:
@@ -283,28 +261,10 @@ class WorkspaceReader:
         if path is None:
             return None
         columns = self.columns(run, "features")
-        tests: list[tuple[str, str, Any]] = [
-            ("top_head", "top_head = ?", chosen.head),
-            ("family", "family = ?", chosen.family),
-            ("density", "density >= ?", chosen.min_density),
-            ("density", "density <= ?", chosen.max_density),
-            (
-                "feature",
-                "feature IN (SELECT unnest(?::BIGINT[]))",
-                None if chosen.among is None else list(chosen.among),
-            ),
-        ]
-        number = re.fullmatch(r"#(\d{1,9})", chosen.text.strip()) if chosen.text else None
-        if number:
-            tests.append(("feature", "feature = ?", int(number[1])))
-        elif chosen.text and chosen.labelled:
-            ids = ", ".join(str(int(feature)) for feature in chosen.labelled)
-            tests.append(("feature", f"(contains(_search, ?) OR feature IN ({ids}))", chosen.text.lower().strip()))
-        elif chosen.text:
-            tests.append(("feature", "contains(_search, ?)", chosen.text.lower().strip()))
-        used = [(sql, value) for column, sql, value in tests if value is not None and column in columns]
+        words = self.table_file(run, "example_words")
+        used = tests(chosen, columns, None if words is None else str(words))
         where = " AND ".join(sql for sql, _ in used) or "true"
-        return self._in_memory(path, columns), where, [value for _, value in used], columns
+        return self._in_memory(path, columns), where, [value for _, values in used for value in values], columns
 
     def features_page(
         self,
@@ -354,7 +314,7 @@ class WorkspaceReader:
         self,
         run: Run | None,
         feature: int,
-        chosen: FeatureFilter = FeatureFilter(),
+        chosen: FeatureFilter = _EVERY,
         sort: str = "feature",
         descending: bool = False,
         limit: int = 25,

@@ -16,11 +16,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from attlas.analyses.common.words import word_index
 from attlas.analyses.features.attribution import head_shares, head_spread
 from attlas.analyses.features.codes import coded
 from attlas.analyses.features.config import FeaturesConfig
 from attlas.analyses.features.direction_nulls import DIRECTION_SCORES, DirectionNull, direction_nulls
-from attlas.analyses.features.examples import Example, choose, fill
+from attlas.analyses.features.examples import Example, choose, fill, pictures_of, sequences_of, texts_of
 from attlas.analyses.features.families import FamilyScore, families
 from attlas.analyses.features.logits import logit_effects
 from attlas.analyses.features.null import NullConfig
@@ -29,7 +30,9 @@ from attlas.analyses.features.relations import Coactivation, neighbours, phrases
 from attlas.analyses.features.stream import EDGES, N_BINS, FeatureStream
 from attlas.analyses.features.tables import (
     COACTIVATION,
+    EXAMPLE_WORDS,
     EXAMPLES,
+    FEATURE_TEXTS,
     FEATURES,
     HEADS,
     HISTOGRAM,
@@ -40,7 +43,7 @@ from attlas.analyses.features.tables import (
     TOKENS,
 )
 from attlas.data.figures import new_figure
-from attlas.data.images.dataset import ImageDataset, shrink
+from attlas.data.images.dataset import ImageDataset
 from attlas.data.processes.group import ALONE, Group
 from attlas.data.progress import Track, no_track
 from attlas.data.result import Result
@@ -104,7 +107,7 @@ class FeaturesResult(Result):
         return self.stream.count.numpy() / max(1, self.n_tokens)
 
     def tables(self) -> dict[str, pa.Table]:
-        """Tables features, heads, examples, histogram, logits, feature_tokens, neighbours, coactivation, ngrams."""
+        """Every table of `analyses/features/tables.py`."""
         return {
             "features": FEATURES.table(list(self._feature_rows())),
             "heads": HEADS.table(self._head_columns()),
@@ -115,6 +118,8 @@ class FeaturesResult(Result):
             "neighbours": NEIGHBOURS.table(self._neighbour_columns()),
             "coactivation": COACTIVATION.table(list(self.coactivation.strongest(self.config.n_related))),
             "ngrams": NGRAMS.table(list(phrases(self.examples, self.token_names))),
+            "example_words": EXAMPLE_WORDS.table(word_index((e.feature, e.tokens) for e in self.examples)),
+            "feature_texts": FEATURE_TEXTS.table(texts_of(self.examples, self.token_names)),
         }
 
     def table(self) -> pa.Table:
@@ -340,9 +345,7 @@ def features(
         checkpoint.unlink(missing_ok=True)
     null = NullConfig(config.null_draws, n_tokens=config.null_tokens, seed=config.seed) if config.null_draws else None
     spoken = {t for entries in top_tokens.values() for t, _, _ in entries}
-    for e in examples:
-        if e.sequence_tokens is not None:  # phrases reach three tokens back and one ahead
-            spoken |= {int(t) for t in e.sequence_tokens[max(0, e.position - 2) : e.position + 2]}
+    spoken |= {int(t) for ids in sequences_of(examples).values() for t in np.unique(ids)}
     return FeaturesResult(
         stream=stream,
         examples=examples,
@@ -356,15 +359,9 @@ def features(
         token_names=_names(model, data, spoken),
         top_tokens=top_tokens,
         config=config,
-        pictures=None if isinstance(data, TokenDataset) else _pictures(examples, data),
+        pictures=None if isinstance(data, TokenDataset) else pictures_of(examples, data),
         grid=None if isinstance(data, TokenDataset) else patch_grid(model, data.pixels),
     )
-
-
-def _pictures(examples: list[Example], data: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
-    """(thumbnails, numbers) of the images that examples are from."""
-    used = np.unique(np.array([e.sequence for e in examples], dtype=np.int32))
-    return shrink(data.thumbnails[used]), used
 
 
 def _names(model: HookedModel, data: TokenDataset | ImageDataset, ids: set[int]) -> dict[int, str]:

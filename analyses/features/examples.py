@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attlas.analyses.features.attribution import attribute_features, attribution_hooks
 from attlas.analyses.features.stream import FeatureStream
-from attlas.data.images.dataset import ImageDataset
+from attlas.data.images.dataset import ImageDataset, shrink
 from attlas.data.progress import Track, no_track
 from attlas.data.text import TokenDataset
 from attlas.interp import HookedModel
@@ -155,3 +155,20 @@ def _fill_attribution(
                 e.by_source, e.by_head, e.constant = source, heads, float(constant)
             else:
                 e.gate_by_source, e.gate_by_head, e.gate_constant = source, heads, float(constant)
+
+
+def sequences_of(examples: list[Example]) -> dict[int, np.ndarray]:
+    """Sequence → ids of all its tokens, of the sequences that examples are from; none for images."""
+    return {e.sequence: e.sequence_tokens for e in examples if e.sequence_tokens is not None}
+
+
+def texts_of(examples: list[Example], names: dict[int, str]) -> list[dict[str, object]]:
+    """Rows of `feature_texts`, in order of sequence; `names` holds the text of every id."""
+    found = sorted(sequences_of(examples).items())
+    return [{"sequence": n, "tokens": [names[int(i)] for i in ids]} for n, ids in found]
+
+
+def pictures_of(examples: list[Example], data: ImageDataset) -> tuple[np.ndarray, np.ndarray]:
+    """(thumbnails, numbers) of the images that examples are from."""
+    used = np.unique(np.array([e.sequence for e in examples], dtype=np.int32))
+    return shrink(data.thumbnails[used]), used

@@ -207,4 +207,30 @@ NGRAMS = TableSchema(
         column("share", pa.float64(), "fraction", "of the feature's kept examples, all strata"),
     ),
 )
-SCHEMAS = (FEATURES, HEADS, EXAMPLES, HISTOGRAM, LOGITS, TOKENS, NEIGHBOURS, COACTIVATION, NGRAMS)
+EXAMPLE_WORDS = TableSchema(
+    "example_words",
+    "one word and one feature whose examples hold it, in order of words; empty for images",
+    (
+        column("word", pa.string(), "", "in small letters; runs of letters and digits, at most 40 characters"),
+        FEATURE,
+        column("n_showing", pa.int32(), "examples", "kept examples, all strata, that show it"),
+    ),
+)
+FEATURE_TEXTS = TableSchema(
+    "feature_texts",
+    "one sequence that an example is from; none for images",
+    (SEQUENCE, column("tokens", pa.list_(pa.string()), "", "text of its tokens; empty for images")),
+)
+SCHEMAS = (
+    FEATURES,
+    HEADS,
+    EXAMPLES,
+    HISTOGRAM,
+    LOGITS,
+    TOKENS,
+    NEIGHBOURS,
+    COACTIVATION,
+    NGRAMS,
+    EXAMPLE_WORDS,
+    FEATURE_TEXTS,
+)

@@ -18,8 +18,8 @@ def visible(token: str) -> str:
     return shown if shown.strip() else shown.replace(" ", "·")
 
 
-def example(row: dict[str, Any], scale: float) -> html.Li:
-    """One text example; `scale` is the activation that gets the full tint."""
+def example(row: dict[str, Any], scale: float, more: Any = None) -> html.Li:
+    """One text example; `scale` is the activation that gets the full tint, `more` stands after its place."""
     tokens: Sequence[str] = row.get("tokens") or []
     activations: Sequence[float] = row.get("activations") or []
     start = row.get("context_start")
@@ -46,7 +46,7 @@ def example(row: dict[str, Any], scale: float) -> html.Li:
         where += f" · {short(outside)} of it from text before this excerpt"
     return html.Li(
         [
-            html.Div([html.B(short(row.get("activation"))), html.Span(where)], className="example-head"),
+            html.Div([html.B(short(row.get("activation"))), html.Span(where), more], className="example-head"),
             html.P(spans, className="tokens"),
         ],
         className="example",

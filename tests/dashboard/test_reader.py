@@ -5,14 +5,18 @@ from __future__ import annotations
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from attlas.analyses.common.words import word_index
 from attlas.dashboard.cuts import cuts
-from attlas.dashboard.reader import FeatureFilter, WorkspaceReader, clean
+from attlas.dashboard.feature_filter import FeatureFilter, parse_ranges
+from attlas.dashboard.reader import WorkspaceReader, clean
 from attlas.data.workspace import Ref, Workspace
+from attlas.errors import ConfigError
 
 MODEL = Ref("m", "0" * 16)
 
@@ -140,3 +144,40 @@ def test_a_workspace_that_is_not_there_yet_is_empty(tmp_path: Path) -> None:
     assert reader.runs() == []
     assert reader.pick("features") is None
     assert reader.features_page(None, FeatureFilter()) == ([], 0)
+
+
+def test_words_are_looked_for_where_one_asks(tmp_path: Path) -> None:
+    rows = [
+        {"feature": 0, "top_tokens": " the | a", "promoted": " whale", "max_act": 1.0},
+        {"feature": 1, "top_tokens": " whale", "promoted": " the", "max_act": 2.0},
+        {"feature": 2, "top_tokens": "x", "promoted": "y", "max_act": 3.0},
+    ]
+    workspace = Workspace(tmp_path / "w")
+    with workspace.begin("features", model=MODEL) as writer:
+        writer.table("features", pa.Table.from_pylist(rows))
+        writer.table(
+            "example_words",
+            pa.table(word_index([(0, ["the white", " whale"]), (2, ["white", " sea"]), (2, ["a whale"])])),
+        )
+    reader = WorkspaceReader(workspace.path)
+    run = reader.pick("features")
+
+    def ids(**chosen: Any) -> list[int]:
+        return [row["feature"] for row in reader.features_page(run, FeatureFilter(**chosen))[0]]
+
+    assert ids(text="whale") == [0, 1]
+    assert ids(text="whale", labelled=(2,)) == [0, 1, 2]
+    assert ids(text="WHALE", where="fires") == [1]
+    assert ids(text="whale", where="promotes") == [0]
+    assert ids(text="White whale", where="examples") == [0, 2]  # in one feature's examples, not in one example
+    assert ids(text="white sea", where="examples") == [2]
+    assert ids(text="#1", where="examples") == [1]
+    assert ids(ranges=parse_ranges("max_act >= 2, max_act<3")) == [1]
+    with pytest.raises(ConfigError, match="no 'other'"):
+        ids(ranges=(("other", "<", 1.0),))
+    with pytest.raises(ConfigError, match="no range"):
+        parse_ranges("max_act; DROP TABLE x")
+    with workspace.begin("features", model=MODEL, config={"older": True}) as writer:
+        writer.table("features", pa.Table.from_pylist(rows))
+    with pytest.raises(ConfigError, match="no index"):
+        reader.features_page(reader.pick("features"), FeatureFilter(text="x", where="examples"))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from attlas.dashboard.components.tokens import visible
+from attlas.dashboard.feature_filter import FeatureFilter
 from attlas.dashboard.notes import labels
-from attlas.dashboard.reader import FeatureFilter, WorkspaceReader
+from attlas.dashboard.reader import WorkspaceReader
 from attlas.data.workspace import Run
 
 MOST = 26  # characters of a name in a graph

@@ -27,6 +27,7 @@ from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.notes import note_data, subject_of
 from attlas.dashboard.page import Data, Page, Params, integer, link, parse
 from attlas.dashboard.pages.features.families_view import beside_null, families_card
+from attlas.dashboard.pages.features.sequence import whole_sequence
 from attlas.dashboard.pages.features.table import chosen, order
 from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
@@ -64,8 +65,13 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
         for name in ("neighbours", "coactivation", "ngrams")
         if name in run.tables
     }
+    sequence = integer(params, "sequence")
     return base | {
         "found": True,
+        "sequence": sequence,
+        "texts": reader.rows(run, "feature_texts", sequence=sequence) if sequence is not None else [],
+        "has_texts": "feature_texts" in run.tables,
+        "params": dict(params),
         "model": run.model.name,
         "hook": parent.summary.get("hook") if parent else None,
         "row": rows[0],
@@ -120,6 +126,7 @@ def view(data: Data, theme: Theme) -> Any:
             columns(_heads(data, theme), _logits(data)),
             columns(_activations(data, theme), _tokens(data)),
             families_card(row),
+            whole_sequence(data),
             _examples(data),
             *[_related(data, name) for name in ("neighbours", "coactivation", "ngrams") if data.get(name)],
         ],
@@ -277,13 +284,21 @@ def _examples(data: Data) -> Any:
     parts: list[Any] = []
     for name in strata:
         chosen = [r for r in rows if r["stratum"] == name]
-        items = [_picture(r, scale, data) if pictures else example(r, scale) for r in chosen]
+        items = [_picture(r, scale, data) if pictures else example(r, scale, _whole(data, r)) for r in chosen]
         if items:
             parts += [
                 html.Div([tag(STRATA.get(name, name), "accent" if name == "top" else "")], className="tags stratum"),
                 html.Ul(items, className="examples images" if pictures else "examples"),
             ]
     return card("Where it fires", *parts, note=_PATCH_NOTE if pictures else _TOKEN_NOTE)
+
+
+def _whole(data: Data, row: Row) -> Any:
+    """A link to all of an example's sequence."""
+    if not data["has_texts"]:
+        return None
+    href = link("/feature", **{**data["params"], "sequence": row["sequence"]})
+    return dcc.Link("whole sequence", href=href, className="sub")
 
 
 def _picture(row: Row, scale: float, data: Data) -> Any:

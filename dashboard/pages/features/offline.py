@@ -10,10 +10,11 @@ from dash import html
 
 from attlas.dashboard.as_file import block, document, still, table_html
 from attlas.dashboard.components import card, heading
+from attlas.dashboard.feature_filter import FeatureFilter
 from attlas.dashboard.notes import labels, shown
 from attlas.dashboard.pages.features import feature as feature_page
 from attlas.dashboard.pages.features.table import COLUMNS
-from attlas.dashboard.reader import FeatureFilter, WorkspaceReader, clean
+from attlas.dashboard.reader import WorkspaceReader, clean
 from attlas.dashboard.theme import theme
 from attlas.data.files import write_text_atomic
 from attlas.data.progress import Track, no_track

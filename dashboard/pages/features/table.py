@@ -11,9 +11,10 @@ from dash import html
 
 from attlas.dashboard.components import card, empty, heading, histogram, metric_cards, picker, small_box
 from attlas.dashboard.components.grid import THEME
+from attlas.dashboard.feature_filter import WHERE, FeatureFilter, parse_ranges
 from attlas.dashboard.notes import labels, shown, words
 from attlas.dashboard.page import Data, Page, Params, integer, link, number, param_id
-from attlas.dashboard.reader import FeatureFilter, WorkspaceReader
+from attlas.dashboard.reader import WorkspaceReader
 from attlas.dashboard.theme import Theme
 from attlas.data.glossary import tooltip
 from attlas.data.workspace import Run
@@ -48,6 +49,7 @@ COLUMNS = (
     ("long_range_null", "its null", 92),
     ("long_range_q", "q", 84),
 )
+PLACES = [("any", "Tokens, notes"), ("fires", "It fires on"), ("promotes", "It promotes"), ("examples", "Its examples")]
 NOTES = [("", "Any"), ("star", "Starred"), ("any", "With a note")]
 _FAMILIES = ("family", "induction", "fall", "local", "long_range", "phrase")
 _DIRECTIONS = ("logit_z", "neighbour_cosine")
@@ -63,6 +65,8 @@ def chosen(params: Params) -> FeatureFilter:
     low, high = number(params, "min"), number(params, "max")
     return FeatureFilter(
         text=params.get("q") or None,
+        where=params["in"] if params.get("in") in WHERE else "any",
+        ranges=parse_ranges(params.get("ranges", "")),
         head=integer(params, "head"),
         family=params.get("family") or None,
         min_density=None if low is None else low / 100,
@@ -186,17 +190,27 @@ def _filters(data: Data, params: Params) -> Any:
             dmc.TextInput(
                 id=param_id("q"),
                 value=params.get("q", ""),
-                label="Token, or #feature",
+                label="Words, or #feature",
                 placeholder="e.g. the, #12",
                 size="xs",
                 debounce=400,
                 className="search",
             ),
+            picker("in", "Where", PLACES, params["in"] if params.get("in") in WHERE else "any", "any"),
             picker("head", "Top head", [("", "Any head"), *[(str(h), f"Head {h}") for h in data["heads"]]], head, ""),
             picker("family", "Family", [("", "Any family"), *[(f, f) for f in data["families"]]], family, ""),
             picker("notes", "Notes", NOTES, params.get("notes", ""), ""),
             small_box("min", "Min density, %", params.get("min", "")),
             small_box("max", "Max density, %", params.get("max", "")),
+            dmc.TextInput(
+                id=param_id("ranges"),
+                value=params.get("ranges", ""),
+                label="Ranges of numbers",
+                placeholder="max_act > 3, induction_q < 0.05",
+                size="xs",
+                debounce=600,
+                className="search",
+            ),
         ],
         className="filters",
     )

@@ -9,9 +9,10 @@ from typing import Any
 from dash import dcc, html
 
 from attlas.dashboard.components import card, curve, empty, example, heading, picker, small_box, table
+from attlas.dashboard.feature_filter import FeatureFilter
 from attlas.dashboard.notes import labels, run_names
 from attlas.dashboard.page import Data, Page, Params, link
-from attlas.dashboard.reader import FeatureFilter, Row, WorkspaceReader
+from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.run_kinds import KINDS
 from attlas.dashboard.theme import Theme
 from attlas.data.workspace import Run

@@ -100,7 +100,7 @@ def _none(data: Data) -> Any:
 
 
 def run_button(text: str, action: str, run: str) -> html.Button:
-    """A button that deletes a run or has it back (see `dashboard/run_acts.py`)."""
+    """A button that deletes a run or has it back (see `pages/runs/acts.py`)."""
     return html.Button(text, id={"type": "run", "action": action, "run": run}, className="button")
 
 

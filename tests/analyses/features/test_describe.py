@@ -354,3 +354,23 @@ def test_bad_input(gpt2_mini: HookedModel, val_tokens: TokenDataset) -> None:
         features(gpt2_mini, nameless, val_tokens, CONFIG)
     with pytest.raises(ConfigError, match="n_related 0"):
         FeaturesConfig(n_related=0)
+
+
+def test_words_and_whole_texts_of_examples(
+    found: FeaturesResult, val_tokens: TokenDataset, gpt2_mini: HookedModel
+) -> None:
+    tables = found.tables()
+    texts = {row["sequence"]: row["tokens"] for row in tables["feature_texts"].to_pylist()}
+    assert set(texts) == {e.sequence for e in found.examples}
+    n = next(iter(texts))
+    assert texts[n] == gpt2_mini.to_str_tokens(val_tokens.tokens[n].tolist())
+    for e in found.examples[:40]:
+        assert texts[e.sequence][e.start : e.start + len(e.tokens)] == e.tokens
+    rows = tables["example_words"].to_pylist()
+    word = max({row["word"] for row in rows}, key=len)
+    mine = {row["feature"]: row["n_showing"] for row in rows if row["word"] == word}
+    wanted: dict[int, int] = {}
+    for e in found.examples:
+        if word in "".join(e.tokens).lower():
+            wanted[e.feature] = wanted.get(e.feature, 0) + 1
+    assert mine == wanted
