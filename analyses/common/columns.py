@@ -62,6 +62,7 @@ RANK_BY_STRENGTH = column("rank", pa.int16(), "", "from 0, the strongest first")
 RANK_BY_SHARE = column("rank", pa.int16(), "", "from 0, the largest share first")
 SEQUENCE = column("sequence", pa.int32(), "", "sequence or image index in the data set")
 CONTEXT_START = column("context_start", pa.int32(), "", "position of the first token shown")
+TEXT_TOKENS = column("tokens", pa.list_(pa.string()), "", "text of its tokens; empty for images")
 TOKENS_SHOWN = column("tokens", pa.list_(pa.string()), "", "text of the tokens shown; empty for images")
 
 

@@ -15,6 +15,7 @@ from attlas.analyses.common.columns import (
     RANK_BY_SHARE,
     RANK_BY_STRENGTH,
     SEQUENCE,
+    TEXT_TOKENS,
     TOKENS_SHOWN,
     TOP_TOKENS,
 )
@@ -219,7 +220,7 @@ EXAMPLE_WORDS = TableSchema(
 FEATURE_TEXTS = TableSchema(
     "feature_texts",
     "one sequence that an example is from; none for images",
-    (SEQUENCE, column("tokens", pa.list_(pa.string()), "", "text of its tokens; empty for images")),
+    (SEQUENCE, TEXT_TOKENS),
 )
 SCHEMAS = (
     FEATURES,

@@ -13,6 +13,7 @@ from attlas.analyses.common.columns import (
     REPEAT_INDUCTION,
     SEQUENCE,
     SINK_MASS,
+    TEXT_TOKENS,
     interval,
 )
 from attlas.analyses.heads.rules import IMAGE_RULES, REST, TEXT_RULES
@@ -123,7 +124,7 @@ HEAD_SEQUENCES = TableSchema(
 HEAD_TEXTS = TableSchema(
     "head_texts",
     "one sequence that shows a head",
-    (SEQUENCE, column("tokens", pa.list_(pa.string()), "", "text of its tokens; empty for images")),
+    (SEQUENCE, TEXT_TOKENS),
 )
 N_PARTS = 50  # of 0 … 1, as in HeadVis's tree
 HEAD_HISTOGRAMS = TableSchema(
