@@ -81,6 +81,10 @@ class SAE(nn.Module):
     """λ when a training configuration gives none."""
     default_rate: ClassVar[float] = 8e-3
     """Best learning rate of 300 steps on 192 dimensions; what other runs take follows from it (attlas.saes.training.rates)."""
+    rate_exponent: ClassVar[float | None] = None
+    """Power of the steps that the rate falls with, where it is not that of the others."""
+    narrow_exponent: ClassVar[float] = 0.0
+    """How much faster than others it learns on hooks of fewer than 192 dimensions (attlas.saes.training.rates)."""
     default_clip: ClassVar[float | None] = None
     """Largest gradient norm when a training configuration gives none."""
     rate_scale: ClassVar[dict[str, float]] = {}

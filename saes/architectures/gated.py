@@ -24,8 +24,9 @@ class GatedSAE(SAE):
     arch: ClassVar[str] = "gated"
     saelens_arch: ClassVar[str] = "gated"
     saelens_names: ClassVar[dict[str, str]] = {"b_enc": "b_gate"}
-    default_sparsity: ClassVar[float] = 3.0
-    default_rate: ClassVar[float] = 1e-2
+    default_sparsity: ClassVar[float] = 2.7
+    default_rate: ClassVar[float] = 1.4e-2
+    narrow_exponent: ClassVar[float] = 2.0
     default_clip: ClassVar[float | None] = 1.0  # λ rises while Adam still weighs the large gradients of the start
 
     def __init__(self, cfg: SAEConfig) -> None:

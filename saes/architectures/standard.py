@@ -21,7 +21,8 @@ class StandardSAE(SAE):
     saelens_arch: ClassVar[str] = "standard"
     unit_norm_decoder: ClassVar[bool] = False
     default_sparsity: ClassVar[float] = 2.5
-    default_rate: ClassVar[float] = 2e-2
+    default_rate: ClassVar[float] = 2.4e-2
+    rate_exponent: ClassVar[float | None] = 1 / 6
     default_clip: ClassVar[float | None] = 1.0  # λ rises while Adam still weighs the large gradients of the start
 
     def activate(self, pre: Tensor) -> Tensor:

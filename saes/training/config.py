@@ -60,8 +60,8 @@ class TrainConfig:
     """Activations a step."""
     lr: float | None = None
     """Peak learning rate; None takes the law of attlas.saes.training.rates: 8e-3 for the TopK families, 9e-3
-    for jumprelu, 1e-2 for gated and 2e-2 for standard at 300 steps and width 192, falling with the cube root of the steps
-    and the square root of the width."""
+    for jumprelu, 1.4e-2 for gated and 2.4e-2 for standard at 300 steps and width 192, falling with the cube root of the steps
+    (standard: the sixth) and the square root of the width."""
     lr_warmup: float = 0.02
     """Share of the steps over which the learning rate rises from 0."""
     lr_decay: float = 0.5

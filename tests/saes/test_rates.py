@@ -14,7 +14,7 @@ from attlas.saes.architectures.batchtopk import THRESHOLD_RATE, BatchTopKSAE
 from attlas.saes.base import StepContext
 from attlas.saes.training.buffer import MixingBuffer
 from attlas.saes.training.loop import train_loop
-from attlas.saes.training.rates import MOST, REFERENCE_STEPS, default_learning_rate, gao_rate
+from attlas.saes.training.rates import MOST, MOST_NARROW, REFERENCE_STEPS, default_learning_rate, gao_rate
 from attlas.saes.training.trainer import SAETrainer
 
 D_IN = 12
@@ -44,16 +44,26 @@ def trained(config: TrainConfig) -> SAETrainer:
 
 
 @pytest.mark.parametrize("arch", list(ARCHITECTURES))
-def test_the_rate_falls_with_the_cube_root_of_the_steps_and_the_root_of_the_width(arch: str) -> None:
+def test_the_rate_falls_with_a_root_of_the_steps_and_the_root_of_the_width(arch: str) -> None:
     architecture = ARCHITECTURES[arch]
-    peak = architecture.default_rate
+    peak, root = architecture.default_rate, 6 if arch == "standard" else 3
     assert default_learning_rate(architecture, 192, 1536, REFERENCE_STEPS) == pytest.approx(peak)
-    assert default_learning_rate(architecture, 192, 1536, 8 * REFERENCE_STEPS) == pytest.approx(peak / 2)
+    assert default_learning_rate(architecture, 192, 1536, 2**root * REFERENCE_STEPS) == pytest.approx(peak / 2)
     assert default_learning_rate(architecture, 192, 1536, 1) == pytest.approx(MOST * peak)
-    rates = [default_learning_rate(architecture, 192, 1536, 10**n) for n in range(12)]
+    rates = [default_learning_rate(architecture, 192, 1536, 10**n) for n in range(16)]
     assert default_learning_rate(architecture, 768, 1536, REFERENCE_STEPS) == pytest.approx(peak / 2)
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] == pytest.approx(gao_rate(1536)) == pytest.approx(2e-4 / math.sqrt(1536 / 2**14))
+
+
+def test_gated_alone_learns_faster_on_narrow_hooks() -> None:
+    for name, architecture in ARCHITECTURES.items():
+        peak, narrow = architecture.default_rate, 4.0 if name == "gated" else 1.0
+        root = 6 if name == "standard" else 3
+        assert default_learning_rate(architecture, 96, 768, REFERENCE_STEPS) == pytest.approx(MOST * narrow * peak)
+        long_run = default_learning_rate(architecture, 96, 768, 2**root * REFERENCE_STEPS)
+        assert long_run == pytest.approx(narrow * peak / math.sqrt(2))
+        assert default_learning_rate(architecture, 4, 32, REFERENCE_STEPS) <= MOST_NARROW * MOST * peak
 
 
 def test_a_configuration_resolves_its_rate_and_clipping() -> None:
