@@ -13,6 +13,7 @@ import pytest
 from attlas.cli import main
 from attlas.dashboard.app import create_app
 from attlas.dashboard.pages import overview
+from attlas.dashboard.pages.features import table
 from attlas.dashboard.pages.runs import compare, page
 from attlas.dashboard.theme import theme
 from attlas.data.models_catalog import catalog
@@ -142,3 +143,25 @@ def test_compare_without_enough_says_so(workspace: Workspace, tmp_path: Path) ->
     empty = Workspace(tmp_path / "none")
     assert "attlas train" in _text(compare.view(_get(empty, "/api/compare"), theme("light")))
     assert "Not here" in _text(compare.view(_get(workspace, "/api/compare?features=x:1"), theme("light")))
+
+
+def test_a_filter_that_cannot_be_asked_is_said(tmp_path: Path) -> None:
+    """The page keeps its controls, so that the filter can be mended."""
+    workspace = Workspace(tmp_path)
+    with workspace.begin("features", model=MODEL) as run:
+        run.summary |= {"n_features": 2, "n_tokens": 10}
+        run.table(
+            "features",
+            pa.table({"feature": [0, 1], "max_act": [1.0, 2.0], "top_tokens": ["a", "b"], "promoted": ["", ""]}),
+        )
+    for query, why in (
+        ("ranges=max_act+bigger", "is no range"),
+        ("ranges=x<3", "no 'x'"),
+        ("q=a&in=examples", "no index"),
+    ):
+        found = _get(workspace, f"/api/features?{query}")
+        assert why in found["problem"]
+        assert found["rows"]
+        assert "Left out" in _text(table.view(found, theme("light")))
+    assert [r["feature"] for r in _get(workspace, "/api/features?ranges=max_act>1.5")["rows"]] == [1]
+    assert _get(workspace, "/api/feature?id=1&list=ranges%3Dx%253C3")["found"]

@@ -28,7 +28,7 @@ from attlas.dashboard.notes import note_data, subject_of
 from attlas.dashboard.page import Data, Page, Params, integer, link, parse
 from attlas.dashboard.pages.features.families_view import beside_null, families_card
 from attlas.dashboard.pages.features.sequence import whole_sequence
-from attlas.dashboard.pages.features.table import chosen, order
+from attlas.dashboard.pages.features.table import chosen, order, without_problem
 from attlas.dashboard.reader import Row, WorkspaceReader
 from attlas.dashboard.theme import Theme
 from attlas.data.workspace import Run
@@ -57,7 +57,8 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     rows = reader.rows(run, "features", feature=feature)
     if not rows:
         return base
-    told = parse(params.get("list") or "sort=feature")  # the list it was opened from, as the table's own URL
+    # The list it was opened from, as the table's own URL.
+    told, _ = without_problem(reader, run, parse(params.get("list") or "sort=feature"))
     before, after = reader.beside(run, feature, chosen(told), *order(told))
     parent = next((r for r in reader.runs("sae") if r.id in run.parents), None)
     extra: dict[str, list[Row]] = {

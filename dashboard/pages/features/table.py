@@ -11,13 +11,14 @@ from dash import html
 
 from attlas.dashboard.components import card, empty, heading, histogram, metric_cards, picker, small_box
 from attlas.dashboard.components.grid import THEME
-from attlas.dashboard.feature_filter import WHERE, FeatureFilter, parse_ranges
+from attlas.dashboard.feature_filter import WHERE, FeatureFilter, parse_ranges, tests
 from attlas.dashboard.notes import labels, shown, words
 from attlas.dashboard.page import Data, Page, Params, integer, link, number, param_id
 from attlas.dashboard.reader import WorkspaceReader
 from attlas.dashboard.theme import Theme
 from attlas.data.glossary import tooltip
 from attlas.data.workspace import Run
+from attlas.errors import ConfigError
 
 COLUMNS = (
     ("feature", "Feature", 100),
@@ -66,12 +67,32 @@ def chosen(params: Params) -> FeatureFilter:
     return FeatureFilter(
         text=params.get("q") or None,
         where=params["in"] if params.get("in") in WHERE else "any",
-        ranges=parse_ranges(params.get("ranges", "")),
+        ranges=_ranges(params),
         head=integer(params, "head"),
         family=params.get("family") or None,
         min_density=None if low is None else low / 100,
         max_density=None if high is None else high / 100,
     )
+
+
+def _ranges(params: Params) -> tuple[tuple[str, str, float], ...]:
+    """Those of the URL; none where they cannot be read, which the page says (see `problem`)."""
+    try:
+        return parse_ranges(params.get("ranges", ""))
+    except ConfigError:
+        return ()
+
+
+def without_problem(reader: WorkspaceReader, run: Run, params: Params) -> tuple[Params, str]:
+    """The parameters without what this run cannot be asked, and one line that says so ("" when all can)."""
+    try:
+        wanted = parse_ranges(params.get("ranges", ""))
+        tests(FeatureFilter(ranges=wanted), reader.columns(run, "features"), None)
+        if params.get("in") == "examples" and params.get("q"):
+            tests(chosen(params), reader.columns(run, "features"), "" if "example_words" in run.tables else None)
+    except ConfigError as error:
+        return {name: value for name, value in params.items() if name not in ("ranges", "in")}, str(error)
+    return params, ""
 
 
 def with_notes(reader: WorkspaceReader, run: Run | None, params: Params) -> tuple[FeatureFilter, dict[int, Data]]:
@@ -99,6 +120,8 @@ def grid_rows(reader: WorkspaceReader, params: Params, request: dict[str, Any]) 
     if request.get("sortModel"):
         sort, descending = request["sortModel"][0]["colId"], request["sortModel"][0]["sort"] == "desc"
     start, end = int(request.get("startRow") or 0), int(request.get("endRow") or 100)
+    if run is not None:
+        params, _ = without_problem(reader, run, params)
     wanted, notes = with_notes(reader, run, params)
     rows, total = reader.features_page(run, wanted, sort, descending, start, end - start)
     return {"rowData": [row | {"note": shown(notes.get(row["feature"]))} for row in rows], "rowCount": total}
@@ -109,7 +132,8 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     run = reader.pick("features", params.get("run"), params.get("model"))
     if run is None or reader.table_file(run, "features") is None:
         return {"run": None, "model": params.get("model")}
-    wanted, notes = with_notes(reader, run, params)
+    asked, problem = without_problem(reader, run, params)
+    wanted, notes = with_notes(reader, run, asked)
     sort, descending = order(params)
     offset = max(0, integer(params, "offset") or 0)
     limit = max(1, min(1000, integer(params, "limit") or 100))
@@ -130,6 +154,7 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
         "n_notes": len(notes),
         "sort": ("-" if descending else "") + sort,
         "params": dict(params),
+        "problem": problem,
         "total": total,
         "rows": rows,
         "has_text": not rows or any(row.get("top_tokens") or row.get("promoted") for row in rows),
@@ -169,7 +194,7 @@ def view(data: Data, theme: Theme) -> Any:
                 note="Features by the share of tokens they are active on, log10; dead ones are left out.",
             ),
             html.Div(style={"height": "18px"}),
-            card("All features", _filters(data, params), _grid(data), note=_NOTE),
+            card("All features", _filters(data, params), _problem(data), _grid(data), note=_NOTE),
         ]
     )
 
@@ -214,6 +239,11 @@ def _filters(data: Data, params: Params) -> Any:
         ],
         className="filters",
     )
+
+
+def _problem(data: Data) -> Any:
+    """Why a filter was left out; a place that stays."""
+    return html.P(f"Left out: {data['problem']}." if data["problem"] else "", className="note", role="status")
 
 
 def _grid(data: Data) -> Any:
