@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from array import array
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -297,6 +298,8 @@ def _packed_stream(drawn: _Drawn | Windows, tokenizer: Any, seq_len: int, n_toke
     if available == 0:
         raise TextDataError(f"'{name}' has {len(stream)} tokens, fewer than one sequence of {seq_len}; lower seq_len")
     rows = available if n_rows is None else min(n_rows, available)
+    if isinstance(drawn, Windows) and n_rows is not None and available < n_rows:
+        warnings.warn(f"'{name}' ended after {rows * seq_len:,} of the {n_tokens:,} tokens asked for", stacklevel=3)
     tokens = torch.frombuffer(stream, dtype=torch.long)[: rows * body].view(rows, body)
     front = [torch.full((rows, 1), bos, dtype=torch.long)] if bos is not None else []
     return torch.cat([*front, tokens], dim=1)

@@ -150,14 +150,15 @@ def test_a_bucket_of_s3(
         assert all(torch.equal(both[0](n)[HOOKS[0]], both[1](n)[HOOKS[0]]) for n in range(4))
         assert sum(len(source(n)[HOOKS[0]]) for n in range(4)) == 8 * 31
         place_of(far).write_text("shard-00000.safetensors", "torn")
-        sizes = ["--n-tokens", "256", "--batch-size", "64", "--buffer-tokens", "248", "--d-sae", "16", "--k", "4"]
-        assert main(["train", "--store", far, *sizes, "-w", str(tmp_path / "w")]) == 2
-        assert f"'{far}/shard-00000.safetensors' is damaged or missing" in capsys.readouterr().err
-        assert main(["capture", "--n-tokens", "128", "--to", "s3://nobodys/a"]) == 2
-        said = capsys.readouterr().err.strip()
-        assert "'s3://nobodys/a" in said
-        assert "cannot be reached" in said
-        assert len(said.splitlines()) == 1
+        torn = store_source(gpt2_mini, inputs, HOOKS, dataclasses.replace(CONFIG, store=far))
+        with pytest.raises(CheckpointError, match=f"'{far}/shard-00000.safetensors' is damaged or missing"):
+            [torn(n) for n in range(4)]
+        for command in (["capture", "--n-tokens", "128", "--to"], ["train", "-w", str(tmp_path / "w"), "--store"]):
+            assert main([*command, "s3://nobodys/a"]) == 2
+            said = capsys.readouterr().err.strip()
+            assert "'s3://nobodys/a" in said
+            assert "cannot be reached" in said
+            assert len(said.splitlines()) == 1
     finally:
         server.stop()
         fsspec.get_filesystem_class("s3").clear_instance_cache()
