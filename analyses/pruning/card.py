@@ -13,7 +13,9 @@ from attlas.analyses.pruning.surgery import compact_auto
 from attlas.data.models_catalog import catalog
 from attlas.interp import HookedModel
 from attlas.interp.drop import Drop, silent_parts
+from attlas.interp.families import describe
 from attlas.interp.pruned.modeling_attlas_pruned import NAMES, PREFIX, AbsentAttention, blocks_of
+from attlas.interp.structure import linear_weight
 
 
 def snippet(dense: Any, hf: Any, folder: str = "FOLDER") -> str:
@@ -35,7 +37,9 @@ def sizes(model: HookedModel, hf: Any, dtype: torch.dtype) -> dict[str, int]:
 
 def heads_left(hf: Any, d_head: int) -> list[int]:
     """Query heads that each layer still has; 0 where attention is absent."""
-    attention = NAMES[hf.config.model_type.removeprefix(PREFIX)][0]
+    if (kind := hf.config.model_type.removeprefix(PREFIX)) not in NAMES:  # no compact form: heads are where they were
+        return [linear_weight(parts.out_proj).shape[0] // d_head for parts in describe(hf).layers]
+    attention = NAMES[kind][0]
     found = []
     for block in blocks_of(hf):
         module: Any = getattr(block, attention)

@@ -46,8 +46,8 @@ def check_format(model: HookedModel, format: str, target: str | None = None) -> 
 
     Raises:
         ConfigError: the format is unknown.
-        UnsupportedModelError: layers share their KV cache, the model has no compact form, or a config field that lists
-            layers is unknown and blocks are to go.
+        UnsupportedModelError: layers share their KV cache, the model has no compact form (ViT-MAE: none at all, nor classes
+            given as text), or a config field that lists layers is unknown and blocks are to go.
     """
     if format not in FORMATS:
         raise ConfigError(f"format '{format}' is unknown; choose {', '.join(FORMATS)}")
@@ -55,6 +55,15 @@ def check_format(model: HookedModel, format: str, target: str | None = None) -> 
     if shared := getattr(config, "num_kv_shared_layers", 0):
         raise UnsupportedModelError(
             f"{model.name} has {shared} layers that share the KV cache of others; dropping one would starve them"
+        )
+    if model.structure.shuffles:
+        raise UnsupportedModelError(
+            f"{model.name} ({model.cfg.model_type}) orders patches at random where it is not told otherwise, so a checkpoint of it "
+            "cannot be compared; measure drop curves"
+        )
+    if "zero_shot" in model.recorded:
+        raise UnsupportedModelError(
+            f"{model.name} with classes given as text is no checkpoint; prune its tower without them (no --zero-shot)"
         )
     if target in (None, "block"):
         check_layer_fields(config, model.name)
