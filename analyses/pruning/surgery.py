@@ -58,8 +58,8 @@ def check_format(model: HookedModel, format: str, target: str | None = None) -> 
         )
     if model.structure.shuffles:
         raise UnsupportedModelError(
-            f"{model.name} ({model.cfg.model_type}) orders patches at random where it is not told otherwise, so a checkpoint of it "
-            "cannot be compared; measure drop curves"
+            f"{model.name} ({model.cfg.model_type}) orders patches at random where it is not told otherwise, so a checkpoint "
+            "of it cannot be compared; measure drop curves"
         )
     if "zero_shot" in model.recorded:
         raise UnsupportedModelError(
