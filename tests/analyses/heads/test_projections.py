@@ -100,6 +100,17 @@ def test_images_and_bad_settings(
         head_projections(vit_mini, glyphs.take(2), ProjectConfig(map="umap"))
 
 
+def test_umap_where_it_is_installed(gpt2_mini: HookedModel, text: TokenDataset) -> None:
+    pytest.importorskip("umap")
+    config = ProjectConfig(7, 20, 6, 2, map="umap", map_heads=("1.2",))
+    found, again = (head_projections(gpt2_mini, text, config).tables()["head_maps"].to_pylist() for _ in range(2))
+    assert len(found) == 4 * 20  # q, k, v, z
+    places = np.array([[row["map_x"], row["map_y"]] for row in found])
+    assert np.isfinite(places).all()
+    assert len(np.unique(places, axis=0)) == len(places)
+    assert found == again
+
+
 def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     few = ["--n-tokens", "64", "--seq-len", "16", "--n-points", "3", "--workspace", str(tmp_path), "--json"]
     assert main(["heads", "project", *few]) == 0
