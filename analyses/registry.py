@@ -43,6 +43,7 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "sae_eval": (eval_schema.EVALUATION, eval_schema.DENSITY),
     "sae_sweep": (sweep.PARETO, history.SWEEP_TRAINING, over_seeds.SWEEP_SEEDS),
     "lorsa": (history.TRAINING,),
+    "lorsa_eval": (eval_schema.EVALUATION,),
     "features": feature_tables.SCHEMAS,
     "head_survey": head_survey.SCHEMAS,
     "sae_matching": sae_matching.SCHEMAS,

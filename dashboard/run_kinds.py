@@ -49,6 +49,12 @@ KINDS = {
         "attlas train --arch lorsa --layer 3",
         {"hook": "", "d_sae": "features", "n_qk_heads": "query–key heads"},
     ),
+    "lorsa_eval": Kind(
+        "Evaluation of a layer",
+        "/evaluation",
+        "attlas eval --sae LORSA-RUN",
+        {"explained_variance": "explained variance", "ce_recovered": "CE recovered"},
+    ),
     "features": Kind("Features", "/features", "attlas features", {"families": ""}),
     "head_survey": Kind(
         "Survey of heads",

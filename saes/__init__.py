@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from attlas.saes.formats import load_sae
     from attlas.saes.inputs import held_out
     from attlas.saes.lorsa.config import LorsaConfig
+    from attlas.saes.lorsa.evaluate import LayerEval, evaluate_layer
     from attlas.saes.lorsa.files import load_lorsa, save_lorsa
     from attlas.saes.lorsa.model import Lorsa
     from attlas.saes.lorsa.train import TrainedLorsa, train_lorsa
@@ -30,6 +31,7 @@ _PUBLIC = {
     "SAE": "base",
     "EvalConfig": "evaluation.config",
     "EvalResult": "evaluation.measure",
+    "LayerEval": "lorsa.evaluate",
     "Lorsa": "lorsa.model",
     "LorsaConfig": "lorsa.config",
     "LorsaTrainConfig": "lorsa.training_config",
@@ -42,6 +44,7 @@ _PUBLIC = {
     "TrainedSAE": "training.result",
     "evaluate": "evaluation.measure",
     "evaluate_all": "evaluation.measure",
+    "evaluate_layer": "lorsa.evaluate",
     "held_out": "inputs",
     "load_lorsa": "lorsa.files",
     "load_sae": "formats",
@@ -57,6 +60,7 @@ __all__ = [
     "SAE",
     "EvalConfig",
     "EvalResult",
+    "LayerEval",
     "Lorsa",
     "LorsaConfig",
     "LorsaTrainConfig",
@@ -69,6 +73,7 @@ __all__ = [
     "TrainedSAE",
     "evaluate",
     "evaluate_all",
+    "evaluate_layer",
     "held_out",
     "load_lorsa",
     "load_sae",

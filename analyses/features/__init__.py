@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from attlas.analyses.features.config import FeaturesConfig, HeadSurveyConfig, MatchingConfig
     from attlas.analyses.features.describe import FeaturesResult, features
     from attlas.analyses.features.logits import logit_effects
+    from attlas.analyses.features.lorsa.describe import LorsaFeatures, lorsa_features
     from attlas.analyses.features.matching import MatchingResult, sae_matching
     from attlas.analyses.features.on_text import Firing, firing
     from attlas.analyses.features.survey import HeadSurveyResult, head_survey
@@ -21,6 +22,7 @@ _PUBLIC = {
     "Firing": "on_text",
     "HeadSurveyConfig": "config",
     "HeadSurveyResult": "survey",
+    "LorsaFeatures": "lorsa.describe",
     "MatchingConfig": "config",
     "MatchingResult": "matching",
     "features": "describe",
@@ -28,6 +30,7 @@ _PUBLIC = {
     "head_shares": "attribution",
     "head_survey": "survey",
     "logit_effects": "logits",
+    "lorsa_features": "lorsa.describe",
     "sae_matching": "matching",
 }
 
@@ -37,6 +40,7 @@ __all__ = [
     "Firing",
     "HeadSurveyConfig",
     "HeadSurveyResult",
+    "LorsaFeatures",
     "MatchingConfig",
     "MatchingResult",
     "features",
@@ -44,6 +48,7 @@ __all__ = [
     "head_shares",
     "head_survey",
     "logit_effects",
+    "lorsa_features",
     "sae_matching",
 ]
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from attlas.cli.common import Output, open_model, open_workspace
-from attlas.cli.inputs import find_saes, model_of, named, with_classes
+from attlas.cli.inputs import find_lorsa, find_saes, model_of, named, with_classes
 from attlas.cli.options import ClassArgs, ModelArgs, OutArgs, TextArgs
 from attlas.cli.together import join
+from attlas.errors import ConfigError
 from attlas.saes.evaluation.config import EvalConfig
 
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ class Args(TextArgs, ClassArgs, ModelArgs, OutArgs):
     For example:
 
         attlas eval --sae workspace/runs/sae-gpt2-mini-0a1b2c3d --n-tokens 65536
+
+        attlas eval --sae LORSA-RUN --beside SAE-RUN
     """
 
     n_tokens: int = 8_192
@@ -41,6 +44,8 @@ class Args(TextArgs, ClassArgs, ModelArgs, OutArgs):
     """For vision models: embedded:glyphs, sklearn:samples, a folder or .npz."""
     n_images: int = 500
     """How many images to use."""
+    beside: tuple[str, ...] = ()
+    """With a Lorsa: autoencoders (or Lorsas) of the same layer, measured beside it on the layer's output."""
     evaluation: EvalConfig = field(default_factory=EvalConfig)
 
 
@@ -50,6 +55,13 @@ def run(args: Args, out: Output) -> dict[str, Any]:
 
     workspace = open_workspace(args)
     group = join(args.device)
+    found = find_lorsa(workspace, args.sae)
+    if found is not None:
+        from attlas.cli.eval_lorsa import eval_lorsa
+
+        return eval_lorsa(args, workspace, *found, out)
+    if args.beside:
+        raise ConfigError("--beside is for a Lorsa (--sae LORSA); autoencoders are measured each for itself")
     targets = _targets(args, workspace)
     model_name = model_of(targets[0][1], args.model, Args.model)
     model = open_model(named(model_name, args), out)

@@ -126,7 +126,27 @@ def find_sae(workspace: Workspace, name: str | None) -> tuple[str, Run | None]:
     for run_ in runs:
         if name in (run_.id, str(workspace.folder(run_))):
             return str(workspace.folder(run_)), run_
+    if any(name == run_.id for run_ in workspace.runs("lorsa")):
+        raise ConfigError(
+            f"'{name}' is a Lorsa, which stands for an attention layer; this takes autoencoders (attlas eval and attlas "
+            "features take both)"
+        )
     return name, None
+
+
+def find_lorsa(workspace: Workspace, name: str | None) -> tuple[str, Run | None] | None:
+    """(path, run) where what a person names is a Lorsa, or where nothing is named and one is newer than every autoencoder."""
+    from attlas.saes.lorsa.files import is_lorsa
+
+    runs = workspace.runs("lorsa")
+    if name is None:
+        newest = [run.created for run in workspace.runs("sae")[:1]]
+        return (str(workspace.folder(runs[0])), runs[0]) if runs and [runs[0].created] > newest else None
+    for run in runs:
+        if name in (run.id, str(workspace.folder(run))):
+            return str(workspace.folder(run)), run
+    folder = Path(name).expanduser()
+    return (name, None) if is_lorsa(folder) or is_lorsa(folder / "lorsa") else None
 
 
 def model_of(parent: Run | None, typed: str, default: str) -> str:

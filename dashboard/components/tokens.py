@@ -18,8 +18,11 @@ def visible(token: str) -> str:
     return shown if shown.strip() else shown.replace(" ", "·")
 
 
-def example(row: dict[str, Any], scale: float, more: Any = None) -> html.Li:
-    """One text example; `scale` is the activation that gets the full tint, `more` stands after its place."""
+def example(row: dict[str, Any], scale: float, more: Any = None, z_pattern: bool = False) -> html.Li:
+    """One text example; `scale` is the activation that gets the full tint, `more` stands after its place.
+
+    `z_pattern` adds the tokens again, tinted by what each adds to the peak's activation, which is all there is to it.
+    """
     tokens: Sequence[str] = row.get("tokens") or []
     activations: Sequence[float] = row.get("activations") or []
     start = row.get("context_start")
@@ -48,9 +51,23 @@ def example(row: dict[str, Any], scale: float, more: Any = None) -> html.Li:
         [
             html.Div([html.B(short(row.get("activation"))), html.Span(where), more], className="example-head"),
             html.P(spans, className="tokens"),
+            *(_sources(row, tokens, sources, peak) if z_pattern and any(sources) else []),
         ],
         className="example",
     )
+
+
+def _sources(row: dict[str, Any], tokens: Sequence[str], sources: Sequence[float], peak: int | None) -> list[Any]:
+    """The z pattern of an example: source tokens up to the peak, tinted by what they add to it; what takes away is said."""
+    shown = [value or 0.0 for value in sources]
+    most = max(max(shown), 1e-12)
+    spans = [_token(token, shown[i], most, i == peak, False) for i, token in enumerate(tokens)]
+    taken = sum(value for value in shown if value < 0)
+    outside = row.get("dfa_outside") or 0.0
+    said = f"z pattern: {short(sum(shown) + outside)} in all"
+    said += f", {short(outside)} of it from text before this excerpt" if abs(outside) > 1e-3 * most else ""
+    said += f"; {short(taken)} from sources that take away (not tinted)" if taken < -1e-3 * most else ""
+    return [html.P(said, className="note"), html.P(spans, className="tokens z-pattern")]
 
 
 def _token(token: str, activation: float | None, scale: float, peak: bool, source: bool) -> html.Span:

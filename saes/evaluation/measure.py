@@ -192,7 +192,7 @@ def evaluate_all(
     ]
     for place in places:
         place.positions.require_some(data)
-    batches = _batches(data, model, config)
+    batches = evaluation_batches(data, model, config)
     truth = classifier_labels(model, data, warn=True)  # in the classifier's numbering
     moments = measure_moments(model, batches, list(dict.fromkeys(places)), track, group)
     trials = [_Trial(sae, place, moments[place], config) for (sae, _), place in zip(saes, places, strict=True)]
@@ -205,7 +205,7 @@ def evaluate_all(
         ablated: dict[Place, dict[str, np.ndarray]] = {}
         for trial in trials:
             if run is not None and trial.place not in ablated:
-                ablated[trial.place] = _ablations(run, batch, trial.place, trial.mean_D)
+                ablated[trial.place] = ablations(run, batch, trial.place, trial.mean_D)
         return [trial.sums(batch, cache[trial.place.hook], run, ablated.get(trial.place, {})) for trial in trials]
 
     for _, found in track(in_turn(group, batches, measure), "evaluating", len(batches)):
@@ -240,7 +240,7 @@ class _Trial:
         x_ND, keep_BT = self.place.rows(batch, activation)
         for subject in self.subjects:
             x_hat_ND, active_N = subject.reconstruct(x_ND)
-            stats = _reconstruction(x_ND, x_hat_ND, active_N, self.mean_D, keep_BT)
+            stats = reconstruction_sums(x_ND, x_hat_ND, active_N, self.mean_D, keep_BT)
             if run is not None:
                 other = run.patched(self.place.hook, put_rows(x_hat_ND, keep_BT))
                 stats |= run.sums | ablated | run.compare("spliced", other)
@@ -254,14 +254,14 @@ class _Trial:
         rows = []
         for subject in self.subjects:
             parts = self.collected[subject.name]
-            metrics = _intervals({key: np.concatenate([s[key] for s in parts]) for key in parts[0]}, self.config)
+            metrics = intervals({key: np.concatenate([s[key] for s in parts]) for key in parts[0]}, self.config)
             if subject.name == "sae":
                 metrics["dead_fraction"] = (float((density_F == 0).mean()), None, None)
-            rows += _rows(subject, metrics, n_sequences=n_sequences, n_tokens=n_tokens)
+            rows += metric_rows(subject, metrics, n_sequences=n_sequences, n_tokens=n_tokens)
         return EvalResult(rows, density_F, self.config, model, data, self.sae.hash)
 
 
-def _ablations(run: CleanRun, batch: Batch, place: Place, mean_D: Tensor) -> dict[str, np.ndarray]:
+def ablations(run: CleanRun, batch: Batch, place: Place, mean_D: Tensor) -> dict[str, np.ndarray]:
     """Sums with 0, and with the mean, at the positions that count."""
     _, keep_BT = place.rows(batch, run.cache[place.hook])
     sums: dict[str, np.ndarray] = {}
@@ -271,7 +271,7 @@ def _ablations(run: CleanRun, batch: Batch, place: Place, mean_D: Tensor) -> dic
     return sums
 
 
-def _batches(data: Dataset, model: HookedModel, config: EvalConfig) -> Sequence[Batch]:
+def evaluation_batches(data: Dataset, model: HookedModel, config: EvalConfig) -> Sequence[Batch]:
     """Batches, smaller where one batch's logits would be large."""
     size = config.eval_batch
     if model.cfg.family != "vit" and config.functional:
@@ -281,7 +281,7 @@ def _batches(data: Dataset, model: HookedModel, config: EvalConfig) -> Sequence[
     return data.minibatches(size)
 
 
-def _reconstruction(
+def reconstruction_sums(
     x_ND: Tensor, x_hat_ND: Tensor, active_N: Tensor, mean_D: Tensor, keep_BT: Tensor
 ) -> dict[str, np.ndarray]:
     """Sums over each sequence, float64 [B], from which every ratio is made."""
@@ -321,9 +321,7 @@ def _ratios(s: dict[str, np.ndarray]) -> dict[str, tuple[np.ndarray, np.ndarray]
     return found | {name: (s[name], s["outputs"]) for name in means if name in s}
 
 
-def _intervals(
-    arrays: dict[str, np.ndarray], config: EvalConfig
-) -> dict[str, tuple[float, float | None, float | None]]:
+def intervals(arrays: dict[str, np.ndarray], config: EvalConfig) -> dict[str, tuple[float, float | None, float | None]]:
     """Each metric with its interval over sequences or images (see `attlas.data.stats`), None where there is none."""
     found: dict[str, tuple[float, float | None, float | None]] = {}
     for name, (above, below) in _ratios(arrays).items():
@@ -341,7 +339,7 @@ def _intervals(
     return found
 
 
-def _rows(
+def metric_rows(
     subject: Reconstructor,
     metrics: dict[str, tuple[float, float | None, float | None]],
     *,

@@ -48,7 +48,12 @@ EVALUATION = TableSchema(
     "evaluation",
     "one metric of the SAE or of a control",
     (
-        column("subject", pa.string(), "", "sae, pca, random_dictionary or shuffled_weights"),
+        column(
+            "subject",
+            pa.string(),
+            "",
+            "sae, pca, random_dictionary or shuffled_weights; of a layer (lorsa_eval) the name given",
+        ),
         column("metric", pa.string(), "", "name of the metric"),
         column("value", pa.float64(), "see unit", "over all sequences"),
         column("low", pa.float64(), "see unit", "lower end of the interval over sequences; null below 8"),

@@ -31,6 +31,7 @@ from attlas.saes import (
     TrainConfig,
     evaluate,
     evaluate_all,
+    evaluate_layer,
     sweep_saes,
     train_lorsa,
     train_sae,
@@ -146,7 +147,13 @@ PACKED: dict[str, Call] = {
 TEXT: dict[str, Call] = {"head_survey": _survey, "head_logits": lambda m, sae, data: heads.head_logits(m, data)}  # type: ignore[arg-type]
 """Take packed text alone."""
 LORSA = LorsaTrainConfig(TrainConfig(d_sae=16, k=2, n_tokens=36, batch_size=24), layer=1)
-ANY_TEXT: dict[str, Call] = {"train_lorsa": lambda m, sae, data: train_lorsa(LORSA, model=m, data=data)}
+ANY_TEXT: dict[str, Call] = {
+    "train_lorsa": lambda m, sae, data: train_lorsa(LORSA, model=m, data=data),
+    "evaluate_layer": lambda m, sae, data: evaluate_layer({"sae": sae}, m, data, EvalConfig(n_bootstrap=0)),
+    "lorsa_features": lambda m, sae, data: features.lorsa_features(
+        m, train_lorsa(LORSA, model=m, data=data).lorsa, data, features.FeaturesConfig(n_top=1)
+    ),
+}
 """Take packed and padded text."""
 IMAGES = {"vit", "vit_patterns", "vit_pruning", "vit_tokens"}  # their parameter is `images`
 

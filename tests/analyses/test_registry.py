@@ -31,6 +31,7 @@ from attlas.saes import (
     TrainConfig,
     TrainResult,
     evaluate,
+    evaluate_layer,
     sweep_saes,
     train_lorsa,
     train_sae,
@@ -118,6 +119,7 @@ MAKERS: dict[str, Callable[[Bench], tuple[Any, ...]]] = {
             LorsaTrainConfig(TrainConfig(n_tokens=96, d_sae=24, k=4, batch_size=48), 2), model=b.gpt2, data=b.text
         ),
     ),
+    "lorsa_eval": lambda b: (evaluate_layer({"sae": b.sae}, b.gpt2, b.text, EvalConfig(n_bootstrap=0)),),
     "features": lambda b: (
         wing.features(b.gpt2, b.sae, b.text, wing.FeaturesConfig(n_top=2, null_draws=5, n_scored=2, n_causal=1)),
     ),

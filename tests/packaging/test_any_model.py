@@ -25,6 +25,7 @@ from attlas.saes import (
     TrainConfig,
     evaluate,
     evaluate_all,
+    evaluate_layer,
     held_out,
     sweep_saes,
     train_lorsa,
@@ -66,6 +67,10 @@ def text_calls(sae: Any, few: TokenDataset, gpt2_mini: HookedModel, tmp_path_fac
     quick = redundancy.RedundancyConfig(n_bootstrap=10)
     return {
         "train_sae": lambda m: train_sae(SHORT, model=m, data=few, progress=False),
+        "evaluate_layer": lambda m: evaluate_layer({"sae": sae}, m, few, EvalConfig(n_bootstrap=0)),
+        "lorsa_features": lambda m: features.lorsa_features(
+            m, train_lorsa(LORSA, model=m, data=few).lorsa, few, features.FeaturesConfig(n_top=1)
+        ),
         "train_lorsa": lambda m: train_lorsa(LORSA, model=m, data=few),
         "sweep_saes": lambda m: sweep_saes(SweepConfig(SHORT, k=(2,)), model=m, data=few, val=few, progress=False),
         "evaluate": lambda m: evaluate(sae, m, few, EvalConfig(controls=())),

@@ -16,7 +16,7 @@ from attlas.errors import ConfigError, HookNameError, LayerRangeError
 from attlas.saes import SAE, EvalConfig, EvalResult, SAEConfig, evaluate
 from attlas.saes.architectures import create_sae
 from attlas.saes.base import StepContext
-from attlas.saes.evaluation.measure import _intervals
+from attlas.saes.evaluation.measure import intervals
 from attlas.saes.evaluation.tables import METRICS
 from attlas.saes.splice import sae_hook
 from attlas.saes.training.init import initialise
@@ -167,7 +167,7 @@ def test_bootstrap_covers_a_known_ratio() -> None:
         sums = {"n": n, "error": generator.gamma(2.0, n / 4), "variance": n.copy(), "aligned": n, "cosine": n}
         sums["explained"] = n
         sums["active"] = n
-        value, low, high = _intervals(sums, EvalConfig(n_bootstrap=300))["squared_error"]
+        value, low, high = intervals(sums, EvalConfig(n_bootstrap=300))["squared_error"]
         assert value == pytest.approx(sums["error"].sum() / n.sum())
         covered += low <= 0.5 <= high  # type: ignore[operator]
     assert 175 <= covered <= 200

@@ -257,9 +257,17 @@ def test_the_command_trains_and_keeps_it(tmp_path: Path, capsys: pytest.CaptureF
     assert (run.id, lorsa.hash) == (found["runs"][0], found["lorsa"]["hash"])
     assert (lorsa.cfg.hook_out, lorsa.cfg.layer, run.config["layer"]) == ("blocks.3.hook_attn_out", 3, 3)
     assert lorsa.cfg.n_parameters == sum(p.numel() for p in lorsa.parameters()) == run.summary["n_parameters"]
+    few = ["--n-tokens", "64", "--seq-len", "32", "-w", str(tmp_path), "--json"]
+    assert main(["eval", *few, "--n-bootstrap", "0"]) == 0  # the newest, without a name
+    (measured,) = json.loads(capsys.readouterr().out)["results"].values()
+    assert measured["summary"]["l0"] <= 4
+    assert main(["features", "--sae", run.id, *few, "--n-top", "2"]) == 0
+    assert json.loads(capsys.readouterr().out)["hook"] == "blocks.3.hook_attn_out"
     for wrong, said in (
         ([*command, "--sweep-k", "2"], "--sweep-k is for autoencoders"),
         (["train", "--layer", "3"], "--layer is of --arch lorsa"),
+        (["eval", "--sae", run.id, "--hook", "blocks.3.attn.hook_z"], "--hook does not apply to a Lorsa"),
+        (["features", "match", "--sae", run.id, "--other", "x"], "is a Lorsa, which stands for an attention layer"),
     ):
         assert main([*wrong, "-w", str(tmp_path)]) == 2
         assert said in capsys.readouterr().err

@@ -6,17 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 from attlas.analyses.features.codes import help_features
 from attlas.analyses.features.describe import features
+from attlas.analyses.features.lorsa.describe import lorsa_features
 from attlas.cli.common import Output, open_workspace
-from attlas.cli.inputs import find_saes, load_data, open_model_of, with_classes
+from attlas.cli.inputs import find_lorsa, find_saes, load_data, load_text, open_model_of, with_classes
 from attlas.cli.together import join
 from attlas.data.disk import check_writable
+from attlas.errors import ConfigError
+from attlas.saes.base import SAE
 from attlas.saes.formats import load_sae
+from attlas.saes.lorsa.files import load_lorsa
 
 if TYPE_CHECKING:
     from attlas.analyses.features.describe import FeaturesResult
     from attlas.cli.features.args import Describe
+    from attlas.data.workspace import Run, Workspace
     from attlas.interp import HookedModel
-    from attlas.saes.base import SAE
+    from attlas.saes.lorsa.model import Lorsa
 
 
 def run(args: Describe, out: Output) -> dict[str, Any]:
@@ -29,6 +34,9 @@ def run(args: Describe, out: Output) -> dict[str, Any]:
     else:
         again = out.command("--checkpoint", "features.state")
         out.how_to_go_on = lambda: f"nothing of the pass is kept; with --checkpoint it could go on: {again}"
+    lorsa = find_lorsa(workspace, args.sae)
+    if lorsa is not None:
+        return _of_lorsa(args, workspace, *lorsa, out)
     targets = find_saes(workspace, args.sae)
     model = open_model_of(args, targets[0][1], out)
     data = load_data(model, args, args.config.seed)
@@ -54,10 +62,26 @@ def run(args: Describe, out: Output) -> dict[str, Any]:
     return {"run": last, **found[last], "runs": found}
 
 
-def _show_strongest(result: FeaturesResult, sae: SAE, model: HookedModel, out: Output) -> None:
+def _of_lorsa(args: Describe, workspace: Workspace, source: str, parent: Run | None, out: Output) -> dict[str, Any]:
+    """The same of a Lorsa, whose examples have z patterns."""
+    odd = sorted({"hook", "checkpoint", "images"} & out.given)
+    if odd:
+        raise ConfigError(f"--{odd[0]} does not apply to a Lorsa's features; leave it out")
+    model = open_model_of(args, parent, out)
+    lorsa = load_lorsa(source, model.device)
+    data = load_text(model, args, args.config.seed)
+    result = lorsa_features(model, lorsa, data, args.config, track=out.track)
+    saved = result.save(workspace, model.ref, data.ref, parents=(parent.id,) if parent else ())
+    _show_strongest(result, lorsa, model, out)
+    out.say(f"wrote run {saved.id} to {workspace.path}")
+    return {"run": saved.id, **result.summary(), "runs": {saved.id: result.summary()}}
+
+
+def _show_strongest(result: FeaturesResult, sae: SAE | Lorsa, model: HookedModel, out: Output) -> None:
+    hook = sae.cfg.hook_name if isinstance(sae, SAE) else sae.cfg.hook_out
     rows = sorted(result.table().to_pylist(), key=lambda r: -r["max_act"] if r["n_active"] >= 10 else 0.0)[:10]
     out.table(
-        f"{sae.cfg.hook_name} of {model.name}: {sae.cfg.d_sae} features, {result.n_tokens:,} tokens; strongest ten",
+        f"{hook} of {model.name}: {sae.cfg.d_sae} features, {result.n_tokens:,} tokens; strongest ten",
         ["feature", "density", "max", "head", "share", "family", "active on"],
         [
             (r["feature"], r["density"], r["max_act"], r["top_head"], r["top_head_share"], r["family"], r["top_tokens"])

@@ -60,7 +60,7 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     # The list it was opened from, as the table's own URL.
     told, _ = without_problem(reader, run, parse(params.get("list") or "sort=feature"))
     before, after = reader.beside(run, feature, chosen(told), *order(told))
-    parent = next((r for r in reader.runs("sae") if r.id in run.parents), None)
+    parent = next((r for kind in ("sae", "lorsa") for r in reader.runs(kind) if r.id in run.parents), None)
     extra: dict[str, list[Row]] = {
         name: reader.rows(run, name, ("rank",), feature=feature)
         for name in ("neighbours", "coactivation", "ngrams")
@@ -74,7 +74,9 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
         "has_texts": "feature_texts" in run.tables,
         "params": dict(params),
         "model": run.model.name,
-        "hook": parent.summary.get("hook") if parent else None,
+        "hook": parent.summary.get("hook") if parent else run.summary.get("hook"),
+        "qk_heads": run.summary.get("n_qk_heads"),
+        "n_features": run.summary.get("n_features"),
         "row": rows[0],
         "before": before[0] if before else None,
         "after": after[0] if after else None,
@@ -176,6 +178,8 @@ def _family_note(row: Row) -> str:
 
 def _heads(data: Data, theme: Theme) -> Any:
     heads = data["heads"]
+    if data["qk_heads"]:
+        return _qk_head(data)
     if not heads:
         return card("Heads", html.P("This hook has no heads.", className="note"))
     top: dict[str, Any] = next((e for e in data["examples"] if e["stratum"] == "top"), {})
@@ -199,6 +203,22 @@ def _heads(data: Data, theme: Theme) -> Any:
         "Head weight attribution: the norm of the decoder's slice of a head, as a share of the sum of all heads' norms."
     )
     return card("Which head writes it", *parts, note=note)
+
+
+def _qk_head(data: Data) -> Any:
+    """Which query–key head a Lorsa's feature looks with, and which features share it."""
+    size = max(1, (data["n_features"] or 1) // data["qk_heads"])
+    head = data["feature"] // size
+    last = (head + 1) * size - 1
+    told = (
+        f"Query–key head {head} of {data['qk_heads']} of a Lorsa, shared by features {head * size} to {last}. Each has a value "
+        "of its own, one number a token, and one direction that it writes."
+    )
+    return card(
+        "Where it looks",
+        html.P(told),
+        note="Under each example: the z pattern, attention from the peak times the value of each source. It adds up to z.",
+    )
 
 
 def _sum(values: list[float], constant: float | None) -> str:
@@ -285,7 +305,8 @@ def _examples(data: Data) -> Any:
     parts: list[Any] = []
     for name in strata:
         chosen = [r for r in rows if r["stratum"] == name]
-        items = [_picture(r, scale, data) if pictures else example(r, scale, _whole(data, r)) for r in chosen]
+        told = bool(data["qk_heads"])
+        items = [_picture(r, scale, data) if pictures else example(r, scale, _whole(data, r), told) for r in chosen]
         if items:
             parts += [
                 html.Div([tag(STRATA.get(name, name), "accent" if name == "top" else "")], className="tags stratum"),

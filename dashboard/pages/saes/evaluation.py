@@ -13,6 +13,7 @@ from attlas.dashboard.theme import Theme
 
 SUBJECTS = {
     "sae": "SAE",
+    "lorsa": "Lorsa",
     "pca": "PCA",
     "random_dictionary": "random dictionary",
     "shuffled_weights": "shuffled weights",
@@ -21,7 +22,9 @@ SUBJECTS = {
 
 def data(reader: WorkspaceReader, params: Params) -> Data:
     """Metrics of the newest (or the named) evaluation; the chosen metric for every subject."""
-    run = reader.pick("sae_eval", params.get("run"), params.get("model"))
+    of_layers = reader.runs("lorsa_eval")
+    named = next((r for r in of_layers if r.id == params.get("run")), None)
+    run = named or reader.pick("sae_eval", params.get("run"), params.get("model")) or next(iter(of_layers), None)
     rows = reader.rows(run, "evaluation")
     if run is None or not rows:
         return {"run": None, "model": params.get("model")}
@@ -29,17 +32,19 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     metrics = controlled or list(dict.fromkeys(r["metric"] for r in rows))
     first = "ce_recovered" if "ce_recovered" in metrics else metrics[0]
     metric = params.get("metric") if params.get("metric") in metrics else first
-    parent = next((r for r in reader.runs("sae") if r.id in run.parents), None)
+    parent = next((r for kind in ("lorsa", "sae") for r in reader.runs(kind) if r.id in run.parents), None)
     return {
         "run": run.id,
         "model": run.model.name,
         "hook": parent.summary.get("hook") if parent else None,
-        "runs": [{"id": r.id, "model": r.model.name, "created": r.created} for r in reader.runs("sae_eval")],
+        "runs": [
+            {"id": r.id, "model": r.model.name, "created": r.created} for r in (*reader.runs("sae_eval"), *of_layers)
+        ],
         "metric": metric,
         "default_metric": first,
         "metrics": metrics,
         "rows": rows,
-        "density": reader.rows(run, "density", ("bin_left",)),
+        "density": reader.rows(run, "density", ("bin_left",)) if "density" in run.tables else [],
     }
 
 
@@ -51,7 +56,7 @@ def view(data: Data, theme: Theme) -> Any:
             [heading("Evaluation", lead), empty("No evaluation yet", "Evaluate the newest autoencoder:", "attlas eval")]
         )
     rows: list[Row] = data["rows"]
-    mine = {r["metric"]: r for r in rows if r["subject"] == "sae"}
+    mine = {r["metric"]: r for r in rows if r["subject"] == rows[0]["subject"]}
     runs = [(r["id"], f"{r['model']} · {r['created'][:16].replace('T', ' ')}") for r in data["runs"]]
     switch = picker("run", "", runs, data["run"], runs[0][0]) if len(runs) > 1 else None
     chosen = [r | {"who": SUBJECTS.get(r["subject"], r["subject"])} for r in rows if r["metric"] == data["metric"]]
@@ -67,7 +72,7 @@ def view(data: Data, theme: Theme) -> Any:
                           _number(mine, "ce_recovered", "CE recovered"), _number(mine, "dead_fraction", "Dead")]),
             columns(
                 card(
-                    "Beside the controls",
+                    "Beside the controls" if "pca" in {r["subject"] for r in rows} else "Side by side",
                     bars(chosen, "who", "value", theme, x_title=" ", y_title=unit),
                     html.P(" ".join(f"{r['who']}: {r['note']}." for r in chosen if r["note"]), className="note"),
                     note=f"{definition[:1].upper()}{definition[1:]}.",

@@ -30,8 +30,13 @@ METRICS = {
 def data(reader: WorkspaceReader, params: Params) -> Data:
     """Curves of the chosen (or newest) run, or of what trains now; the newest sweep."""
     running = [r for r in live_runs(reader.path) if time.time() - r.path.stat().st_mtime < LIVE_SECONDS]
-    runs = reader.runs("sae", params.get("model"))
-    run = reader.pick("sae", params.get("run"), params.get("model"))
+    runs = sorted(
+        [*reader.runs("sae", params.get("model")), *reader.runs("lorsa", params.get("model"))],
+        key=lambda r: r.created,
+        reverse=True,
+    )
+    named = next((r for r in runs if r.kind == "lorsa" and r.id == params.get("run")), None)
+    run = named or reader.pick("sae", params.get("run"), params.get("model")) or (runs[0] if runs else None)
     sweep = reader.pick("sae_sweep", params.get("run"), params.get("model"))
     rows = reader.curves(run, "training", "tokens", ("hook",))
     metric = params.get("metric") if params.get("metric") in METRICS else "explained_variance"
