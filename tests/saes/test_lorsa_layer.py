@@ -118,7 +118,7 @@ def test_examples_have_their_z_patterns(
     described: LorsaFeatures, gpt2: HookedModel, text: TokenDataset, lorsa: Lorsa
 ) -> None:
     x = gpt2.capture(text.tensor, HOOKS["hook_in"])[HOOKS["hook_in"]]
-    z = lorsa.encode(x) * text.mask[..., None]
+    z = lorsa.encode(x).detach() * text.mask[..., None]
     z[:, 0] = 0
     assert torch.equal(described.stream.count, (z > 0).flatten(0, 1).sum(0))
     strongest = z.amax((0, 1))
