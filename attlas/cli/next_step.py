@@ -81,6 +81,10 @@ def _after_circuit(args: Any, model: list[str], result: dict[str, Any]) -> list[
     following = order.get(type(args).__name__)
     if following is None:
         return _SERVE
+    if following == "qk" and result.get("capped_scores"):
+        if not result.get("heads"):
+            return _SERVE
+        following = "ablate"
     prompt = getattr(args, "prompt", None)
     task = args.task if args.task not in (None, "all") else "induction"
     asked = ["--prompt", prompt] if prompt is not None else ["--task", task]
@@ -94,7 +98,11 @@ def _after_circuit(args: Any, model: list[str], result: dict[str, Any]) -> list[
         layer, head = result["heads"][0].split(".")
         asked += ["--layer", layer, "--head", head]
     if following == "ablate":
-        layer, head = (result.get(name, getattr(args, name)) for name in ("layer", "head"))
+        layer, head = (
+            result["heads"][0].split(".")
+            if result.get("capped_scores")
+            else (result.get(name, getattr(args, name)) for name in ("layer", "head"))
+        )
         asked += ["--parts", f"{layer}.{head}@-1"]
     return ["circuit", following, *model, *asked]
 

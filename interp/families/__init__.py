@@ -64,7 +64,11 @@ def supported() -> list[str]:
 
 def unsupported(model_type: Any) -> UnsupportedModelError:
     """The error for a model type without an adapter: the nearest that has one, and what is missing."""
-    name = str(model_type)
+    if not isinstance(model_type, str):
+        return UnsupportedModelError(
+            f"config.json names no model_type (it is {model_type!r}); write one of {', '.join(supported())}"
+        )
+    name = model_type
     lack = f"{_UNREAD[name]}, which no adapter reads" if name in _UNREAD else "no adapter (interp/families/)"
     return UnsupportedModelError(
         f"model type '{name}' has {lack}{nearest(name, supported())}; supported are {', '.join(supported())}"

@@ -124,6 +124,8 @@ def test_after_a_trace_comes_its_strongest_head_on_the_same_prompt() -> None:
 
     args = parse(["circuit", "trace", "--task", "induction", "--row", "3", "--seed", "1"])
     line = next_line("circuit", args, {"heads": ["3.4", "3.0"]})
+    capped = next_line("circuit", args, {"heads": ["3.4", "3.0"], "capped_scores": True})  # qk would refuse it
+    assert capped == "next: attlas circuit ablate --model gpt2-mini --task induction --row 3 --seed 1 --parts 3.4@-1"
     said = "next: attlas circuit qk --model gpt2-mini --task induction --row 3 --seed 1 --layer 3 --head 4"
     assert line == said
     bare = next_line("circuit", parse(["circuit", "qk", "--task", "induction"]), {"layer": 3, "head": 4})

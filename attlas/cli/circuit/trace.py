@@ -55,6 +55,8 @@ def run(args: Trace, out: Output) -> dict[str, Any]:
     if args.out is not None:
         found["out"] = str(_write(graph, args.out))
         out.say(f"wrote {args.out}")
+    if "softcap" in model.cfg.traits:
+        found["capped_scores"] = True  # which `attlas circuit qk` refuses
     if args.faithful:
         result = _faithful(model, task, args, saes, out, workspace)
         found["faithfulness"] = result.summary()

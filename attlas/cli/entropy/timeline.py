@@ -30,5 +30,8 @@ def run(args: Timeline, out: Output) -> dict[str, Any]:
     forget(opening)
     rows = [(f"{b.layer}.{b.head}", b.after, b.by, b.score, b.null) for b in result.births()]
     shown = ["head", "after step", "by step", "score at the end", "null"]
-    out.table("induction heads: the score stays above its null from then on", shown, rows)
+    if rows:
+        out.table("induction heads: the score stays above its null from then on", shown, rows)
+    else:
+        out.say("induction heads: none; no head's score stays above its null to the end")
     return done(saved, workspace, result.summary(), out)
