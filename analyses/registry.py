@@ -13,6 +13,7 @@ from attlas.analyses.circuits import logit_attribution as circuit_dla
 from attlas.analyses.circuits import nodes as circuit_nodes
 from attlas.analyses.circuits import qk as circuit_qk
 from attlas.analyses.circuits import validation as circuit_faithfulness
+from attlas.analyses.explain import tables as explanation_tables
 from attlas.analyses.features import matching as sae_matching
 from attlas.analyses.features import survey as head_survey
 from attlas.analyses.features import tables as feature_tables
@@ -30,6 +31,7 @@ from attlas.analyses.redundancy import scores as redundancy
 from attlas.analyses.redundancy import timeline as redundancy_timeline
 from attlas.analyses.stability import collapse as collapse_demo
 from attlas.analyses.stability import log as entropy_log
+from attlas.analyses.steering import run as steering
 from attlas.analyses.vit import heads as vit
 from attlas.analyses.vit import pruning as vit_pruning
 from attlas.analyses.vit.patterns import run as vit_patterns
@@ -47,6 +49,7 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "features": feature_tables.SCHEMAS,
     "head_survey": head_survey.SCHEMAS,
     "sae_matching": sae_matching.SCHEMAS,
+    "explanations": explanation_tables.SCHEMAS,
     "heads": head_tables.SCHEMAS,
     "head_weights": head_weight_tables.SCHEMAS,
     "head_logits": head_logits.SCHEMAS,
@@ -72,6 +75,7 @@ TABLES: dict[str, tuple[TableSchema, ...]] = {
     "qk": circuit_qk.SCHEMAS,
     "faithfulness": circuit_faithfulness.SCHEMAS,
     "prune": prune.SCHEMAS,
+    "steering": steering.SCHEMAS,
     "vit": vit.SCHEMAS,
     "vit_patterns": vit_patterns.SCHEMAS,
     "vit_pruning": vit_pruning.SCHEMAS,

@@ -89,6 +89,10 @@ class ProcessError(AttlasError, RuntimeError):
     """One of several processes that work together ended, or did not come."""
 
 
+class EndpointError(AttlasError, RuntimeError):
+    """A language model behind an address refused a request, or gave no answer that can be read."""
+
+
 class MissingExtraError(AttlasError, ImportError):
     """An optional dependency is needed and not installed."""
 

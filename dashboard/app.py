@@ -28,6 +28,8 @@ from attlas.dashboard.layout import cut, footer, frame, gone, shell
 from attlas.dashboard.notes import serve_groups, write_notes
 from attlas.dashboard.page import Page, link, number, parse, title
 from attlas.dashboard.pages import pages as all_pages
+from attlas.dashboard.pages.features.explain import act_on_labels
+from attlas.dashboard.pages.features.steer import keep_steering
 from attlas.dashboard.pages.features.table import grid_rows
 from attlas.dashboard.pages.runs.acts import act_on_runs
 from attlas.dashboard.pictures import pattern_picture
@@ -83,6 +85,8 @@ def create_app(
     _act(app, reader)
     act_on_runs(app, reader)
     write_notes(app, reader)
+    act_on_labels(app, reader)
+    keep_steering(app, reader)
     _serve_json(app.server, reader, pages)
     serve_tables(app.server, reader)
     serve_groups(app.server, reader)

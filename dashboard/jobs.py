@@ -117,6 +117,10 @@ class Job:
         self._ended.set()
 
 
+def _name(key: Hashable) -> str:
+    return hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+
+
 class JobQueue:
     """A queue of work on models, and the models it runs on.
 
@@ -148,7 +152,7 @@ class JobQueue:
             work: called as work(job) on the worker thread; calls job.check() or loops over job(…).
             seconds: time limit.
         """
-        name = hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+        name = _name(key)
         with self._lock:
             found = self._jobs.get(name)
             if found is not None:
@@ -178,6 +182,18 @@ class JobQueue:
         with self._lock:
             going = [job.describe() | {"ended": None} for job in reversed(self._jobs.values()) if not job.finished]
         return going + list(self._ended)
+
+    def look(self, key: Hashable) -> Job | None:
+        """The job of this key, asked for once more; None where there is none."""
+        return self.by_name(_name(key))
+
+    def by_name(self, name: str) -> Job | None:
+        """The job that says this key of itself (`Job.key`)."""
+        with self._lock:
+            found = self._jobs.get(name)
+            if found is not None:
+                found.asked = time.monotonic()
+            return found
 
     def cancel(self, key: str) -> None:
         """Stop a job at its next step; a queued one will not begin."""

@@ -14,9 +14,14 @@ from attlas.dashboard.take import tables_of
 from attlas.dashboard.theme import Theme
 
 # A page that the navigation does not list -> the one it belongs to.
-PARENTS = {"/feature": "/features", "/vit-head": "/vit", "/compare": "/runs", "/head": "/heads"} | {
-    f"/head-{name}": "/heads" for name in ("sequences", "points", "text")
-}
+PARENTS = {
+    "/feature": "/features",
+    "/explain": "/features",
+    "/steer": "/features",
+    "/vit-head": "/vit",
+    "/compare": "/runs",
+    "/head": "/heads",
+} | {f"/head-{name}": "/heads" for name in ("sequences", "points", "text")}
 
 
 def shell(theme: Theme) -> Any:

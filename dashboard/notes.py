@@ -118,7 +118,8 @@ def write_notes(app: Dash, reader: WorkspaceReader) -> None:
             elif field == "star":
                 notes.write(subject, star=not notes.read(subject).star)
             else:
-                notes.write(subject, **{field: value})
+                by = {"author": "person"} if field == "label" and value != notes.read(subject).label else {}
+                notes.write(subject, **{field: value}, **by)
         except AttlasError as error:
             return no_update, str(error)
         return time.time(), f"{field} kept"

@@ -68,6 +68,12 @@ KINDS = {
         "attlas features match --sae RUN --other RUN",
         {"same": "same", "split": "split", "absorbed": "absorbed"},
     ),
+    "explanations": Kind(
+        "Labels by a model",
+        "/explain",
+        "attlas explain --explainer smollm2-135m",
+        {"n_explained": "labels", "detection": "detection", "detection_control": "control", "fuzzing": "fuzzing"},
+    ),
     "heads": Kind(
         "Heads on a corpus",
         "/heads",
@@ -206,6 +212,12 @@ KINDS = {
             "left_without_circuit": "left without it",
         },
         _SAVED,
+    ),
+    "steering": Kind(
+        "Steering",
+        "/steer",
+        "attlas steer --feature 0",
+        {"changed": "", "mode": "", "strength": "strength", "kl_steered": "KL", "kl_random": "at random"},
     ),
     "vit": Kind("ViT heads", "/vit", _VIT, {"top_head": "head that matters most:", "metric": "by"}),
     "vit_patterns": Kind(

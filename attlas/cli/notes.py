@@ -98,6 +98,7 @@ def run(args: List | Write | Export | Import, out: Output) -> dict[str, Any]:
     if isinstance(args, Write):
         given = {name: getattr(args, name) for name in ("label", "star", "tags", "comment")}
         changes = {name: value for name, value in given.items() if value is not None}
+        changes |= {"author": "person"} if "label" in changes else {}
         note = book.undo(args.subject) if args.undo else book.write(args.subject, **changes)
         out.say(f"{note.subject}: {'★ ' if note.star else ''}{note.label or '(no label)'}")
         return asdict(note)

@@ -11,6 +11,8 @@ MODULES = (
     "features.table",
     "features.feature",
     "features.text",
+    "features.explain",
+    "features.steer",
     "features.survey",
     "heads.layers",
     "heads.finder",

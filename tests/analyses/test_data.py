@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, ViTConfig, ViTForImageClassification
 
-from attlas.analyses import attention, features, heads, pruning, redundancy, vit
+from attlas.analyses import attention, explain, features, heads, pruning, redundancy, steering, vit
 from attlas.analyses.attention import EntropyConfig
 from attlas.analyses.common.losses import measure_losses
 from attlas.analyses.pruning.measure import measure_drops
@@ -105,6 +105,15 @@ def _survey(m: HookedModel, sae: SAE, data: Dataset) -> Any:
     return features.head_survey(m, {HOOK: sae}, data, config)  # type: ignore[arg-type]
 
 
+class Echo:
+    """An explainer that repeats what it is asked."""
+
+    name = identity = "echo"
+
+    def ask(self, prompt: explain.Prompt) -> explain.Reply:
+        return explain.Reply(prompt.user)
+
+
 ALL: dict[str, Call] = {
     "train_sae": lambda m, sae, data: train_sae(SHORT, model=m, data=data, progress=False),
     "sweep_saes": lambda m, sae, data: sweep_saes(
@@ -153,6 +162,8 @@ ANY_TEXT: dict[str, Call] = {
     "lorsa_features": lambda m, sae, data: features.lorsa_features(
         m, train_lorsa(LORSA, model=m, data=data).lorsa, data, features.FeaturesConfig(n_top=1)
     ),
+    "steer": lambda m, sae, data: steering.steer(m, torch.arange(4), steering.SteerConfig((1,), n_new=2), sae, data),  # type: ignore[arg-type]
+    "explain": lambda m, sae, data: explain.explain(m, sae, data, range(24), Echo(), explain.ExplainConfig(4, 3, 8)),  # type: ignore[arg-type]
 }
 """Take packed and padded text."""
 IMAGES = {"vit", "vit_patterns", "vit_pruning", "vit_tokens"}  # their parameter is `images`
@@ -162,7 +173,10 @@ def test_every_public_function_with_data_is_called() -> None:
     found = set()
     for face in (
         "attlas.saes",
-        *(f"attlas.analyses.{wing}" for wing in ("attention", "features", "heads", "pruning", "redundancy")),
+        *(
+            f"attlas.analyses.{wing}"
+            for wing in ("attention", "explain", "features", "heads", "pruning", "redundancy", "steering")
+        ),
     ):
         module = importlib.import_module(face)
         for name in module.__all__:

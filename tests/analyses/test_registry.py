@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from attlas.analyses import attention, circuits, heads, pruning, redundancy, stability, vit
+from attlas.analyses import attention, circuits, explain, heads, pruning, redundancy, stability, steering, vit
 from attlas.analyses import features as wing
 from attlas.analyses.registry import TABLES
 from attlas.data.checkpoints import find_checkpoints
@@ -107,6 +107,20 @@ def _vit(b: Bench, images: ImageDataset, measure: str) -> Any:
     return vit.vit(b.vit, images, vit.VitConfig((measure,), ("zero",), n_bootstrap=5))
 
 
+class Nodding:
+    """An explainer that names everything alike and says yes to everything."""
+
+    name = identity = "nodding"
+
+    def ask(self, prompt: explain.Prompt) -> explain.Reply:
+        return explain.Reply("[1, 1, 1, 1, 1]" if "Description" in prompt.user else "LABEL: words")
+
+
+def _explain(b: Bench) -> Any:
+    config = explain.ExplainConfig(context=4, n_shown=3, n_test=8)
+    return explain.explain(b.gpt2, b.sae, b.text, range(32), Nodding(), config)
+
+
 MAKERS: dict[str, Callable[[Bench], tuple[Any, ...]]] = {
     "sae": lambda b: (b.trained.of(HOOK),),
     "sae_eval": lambda b: (evaluate(b.sae, b.gpt2, b.text, EvalConfig(controls=(), n_bootstrap=0)),),
@@ -127,6 +141,8 @@ MAKERS: dict[str, Callable[[Bench], tuple[Any, ...]]] = {
         wing.head_survey(b.gpt2, {HOOK: b.sae}, b.text, wing.HeadSurveyConfig(n_draws=5, n_dictionaries=20)),
     ),
     "sae_matching": lambda b: (wing.sae_matching(b.gpt2, b.sae, b.sae, b.text),),
+    "explanations": lambda b: (_explain(b),),
+    "steering": lambda b: (steering.steer(b.gpt2, "a", steering.SteerConfig((1,), n_new=2, n_rows=2), b.sae, b.text),),
     "heads": lambda b: tuple(
         heads.head_atlas(model, data, heads.HeadsConfig(n_top=2, n_sampled=1, n_control=2))
         for model, data in ((b.gpt2, b.text), (b.vit, b.images))

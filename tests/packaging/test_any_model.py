@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from attlas.analyses import attention, circuits, features, heads, pruning, redundancy, tasks, vit
+from attlas.analyses import attention, circuits, explain, features, heads, pruning, redundancy, steering, tasks, vit
 from attlas.data.models_catalog import EMBEDDED_DIR
 from attlas.data.text import TokenDataset
 from attlas.data.workspace import Workspace
@@ -34,7 +34,7 @@ from attlas.saes import (
 from attlas.saes.architectures import create_sae
 from attlas.saes.config import SAEConfig
 
-WINGS = ("attention", "circuits", "features", "heads", "pruning", "redundancy", "tasks", "vit")
+WINGS = ("attention", "circuits", "explain", "features", "heads", "pruning", "redundancy", "steering", "tasks", "vit")
 FACES = ("attlas.interp", "attlas.saes", *[f"attlas.analyses.{wing}" for wing in WINGS])
 HOOK = "blocks.0.attn.hook_z"
 IN_TRAINING = {"merge_sigma", "sigma_reparam"}  # of attlas.analyses.stability: these change modules, of any kind
@@ -82,6 +82,15 @@ def text_calls(sae: Any, few: TokenDataset, gpt2_mini: HookedModel, tmp_path_fac
         "map_anatomy": lambda m: attention.map_anatomy(m, few),
         "selection_layers": lambda m: attention.selection_layers(m, few, attention.SelectionConfig((4,))),
         "window_loss": lambda m: attention.window_loss(m, few, attention.WindowConfig((4,))),
+        "explain": lambda m: explain.explain(
+            m,
+            sae,
+            few,
+            [0, 1],
+            explain.LocalExplainer(m),
+            explain.ExplainConfig(4, 3, 8, label_tokens=2, answer_tokens=2),
+        ),
+        "steer": lambda m: steering.steer(m, few.tokens[0, :4], steering.SteerConfig((1,), ("1.0",), n_new=2), sae),
         "firing": lambda m: features.firing(m, {HOOK: sae}, few.tokens[0]),
         "features": lambda m: features.features(m, sae, few, features.FeaturesConfig(null_draws=0)),
         "head_survey": lambda m: features.head_survey(

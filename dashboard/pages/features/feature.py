@@ -27,6 +27,7 @@ from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.notes import note_data, subject_of
 from attlas.dashboard.page import Data, Page, Params, integer, link, parse
 from attlas.dashboard.pages.features.families_view import beside_null, families_card
+from attlas.dashboard.pages.features.labels import labels_card, labels_of
 from attlas.dashboard.pages.features.sequence import whole_sequence
 from attlas.dashboard.pages.features.table import chosen, order, without_problem
 from attlas.dashboard.reader import Row, WorkspaceReader
@@ -77,6 +78,8 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
         "hook": parent.summary.get("hook") if parent else run.summary.get("hook"),
         "qk_heads": run.summary.get("n_qk_heads"),
         "n_features": run.summary.get("n_features"),
+        "sae": parent.id if parent and not run.summary.get("grid") else None,
+        "labels": labels_of(reader, parent.id if parent else None, feature),
         "row": rows[0],
         "before": before[0] if before else None,
         "after": after[0] if after else None,
@@ -119,13 +122,16 @@ def view(data: Data, theme: Theme) -> Any:
             "All features", f"/features?{data['list']}" if data["list"] else link("/features", run=data["run"])
         ),
     ]
+    if data["sae"] is not None:
+        steer = link("/steer", sae=data["sae"], feature=data["feature"], model=data["model"])
+        extra.append(button_link("Steer", steer))
     extra.append(button_link("Compare", link("/compare", features=f"{data['run']}:{data['feature']}")))
     about = f"{data['hook'] or ''} of {data['model']}, measured on {short(data['n_tokens'])} tokens."
     return html.Div(
         [
             heading(f"Feature {data['feature']}", about, *extra),
             _numbers(row),
-            html.Div(note_card(data["note"]), className="columns one"),
+            html.Div([note_card(data["note"]), labels_card(data)], className="columns one"),
             columns(_heads(data, theme), _logits(data)),
             columns(_activations(data, theme), _tokens(data)),
             families_card(row),

@@ -195,9 +195,12 @@ def _pickers(data: Data) -> list[Any]:
     at = [tuple(place) for place in data["places"]].index((data["layer"], data["head"]))
     near = [data["places"][i] if 0 <= i < len(data["places"]) else None for i in (at - 1, at + 1)]
     hrefs = [link("/head", model=data["model"], layer=p[0], head=p[1]) if p else None for p in near]
+    here = f"{data['layer']}.{data['head']}"
+    steer = [] if data.get("vision") else [button_link("Steer", link("/steer", heads=here, model=data["model"]))]
     return [
         picker("layer", "Layer", [(str(i), str(i)) for i in layers], str(data["layer"]), "0"),
         picker("head", "Head", [(str(i), str(i)) for i in heads], str(data["head"]), "0"),
+        *steer,
         button_link("All heads", link("/heads", model=data["model"])),
         button_link("Head before", hrefs[0], rel="prev"),
         button_link("Next head", hrefs[1], rel="next"),

@@ -1,0 +1,204 @@
+"""`attlas explain`: labels of features and heads by a language model, and how well they tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import numpy as np
+
+from attlas.analyses.common.columns import Head
+from attlas.analyses.explain import Asker, Endpoint, ExplanationsResult, LocalExplainer, explain, explain_heads
+from attlas.analyses.explain.config import ExplainConfig
+from attlas.analyses.explain.explainer import Explainer
+from attlas.cli.common import Output, open_model, open_workspace
+from attlas.cli.inputs import find_sae, load_text, named, open_model_of
+from attlas.cli.options import FLAT, ModelArgs, OutArgs, TextArgs
+from attlas.data.notes import NoteBook, parse_subject
+from attlas.data.workspace import Run, Workspace
+from attlas.errors import ConfigError
+from attlas.saes.formats import load_sae
+
+
+@dataclass(frozen=True)
+class Args(TextArgs, ModelArgs, OutArgs):
+    """Label features or heads by a language model from their examples, and score each label on held-out ones.
+
+    The explainer is a model on this machine (--explainer), or one behind an address (--endpoint); nothing is sent anywhere
+    unless an endpoint is named. Scores are balanced accuracies of detection and fuzzing, 0.5 being chance, beside those with
+    another feature's label. Answers are kept in the workspace: the same command goes on where it ended, and asks nothing twice.
+
+    For example:
+
+        attlas explain --explainer smollm2-135m --features 746 12 --workspace workspace
+        attlas explain --endpoint http://localhost:8000/v1 --endpoint-model qwen --top 20 --max-requests 500
+        attlas explain --explainer smollm2-135m --heads 3.0 3.4 --to-notes
+    """
+
+    n_tokens: int = 32_768
+    """How many tokens to cut excerpts from."""
+    sae: str | None = None
+    """A run id of the workspace, a path, RELEASE/PATH or saelens:RELEASE/ID; by default the newest of the workspace."""
+    features: tuple[int, ...] = ()
+    """These features."""
+    top: int | None = None
+    """The features with the largest activations, so many."""
+    starred: bool = False
+    """The features (with --heads all: the heads) that notes give a star."""
+    n: int = 10
+    """Where none of these is given: so many features, drawn by the seed from those that fire."""
+    heads: tuple[str, ...] = ()
+    """Heads in place of features, such as 3.0 3.4, or all; from the newest run of `attlas heads`."""
+    explainer: str | None = None
+    """A language model on this machine: embedded or fetched (`attlas models`), or a Hugging Face folder."""
+    endpoint: str | None = None
+    """Address of an OpenAI-compatible server, such as http://localhost:8000/v1: excerpts of the text are sent there. Its key,
+    if it needs one, is read from ATTLAS_API_KEY or OPENAI_API_KEY."""
+    endpoint_model: str = ""
+    """Name that the endpoint knows the model by."""
+    timeout: float = 120.0
+    """Seconds that one request to the endpoint may take."""
+    max_requests: int | None = None
+    """Send at most so many requests; what is kept already costs nothing."""
+    max_tokens: int | None = None
+    """Send no further request after answers that cost so many tokens, prompts included."""
+    to_notes: bool = False
+    """Take the labels over into the notes, where no person wrote a label."""
+    config: Annotated[ExplainConfig, FLAT] = field(default_factory=ExplainConfig)
+
+
+def run(args: Args, out: Output) -> dict[str, Any]:
+    """Ask, score, save, show."""
+    workspace = open_workspace(args)
+    out.how_to_go_on = lambda: f"answers are kept; the same command goes on: {out.command()}"
+    asker = Asker(_explainer(args, out), workspace.path, args.max_requests, args.max_tokens)
+    result, saved = (_heads if args.heads else _features)(args, workspace, asker, out)
+    _show(result, out)
+    n_noted = to_notes(NoteBook(workspace.path), result.labels()) if args.to_notes else 0
+    if args.to_notes:
+        out.say(f"{n_noted} labels taken over into the notes")
+    summary = result.summary()
+    out.say(f"wrote run {saved.id} to {workspace.path}")
+    if summary["n_left"]:
+        out.say(f"the budget ended with {summary['n_left']} left; with a larger one the same command goes on")
+    return {"run": saved.id, **summary, "labels": result.labels()} | ({"n_noted": n_noted} if args.to_notes else {})
+
+
+def _explainer(args: Args, out: Output) -> Explainer:
+    if (args.explainer is None) == (args.endpoint is None):
+        raise ConfigError("name who answers: --explainer MODEL for one on this machine, or --endpoint URL")
+    if args.endpoint is not None:
+        return Endpoint(args.endpoint, args.endpoint_model, args.timeout)
+    return LocalExplainer(open_model(named(str(args.explainer), args), out))
+
+
+def _features(args: Args, workspace: Workspace, asker: Asker, out: Output) -> tuple[ExplanationsResult, Run]:
+    source, parent = find_sae(workspace, args.sae)
+    told = next((r for r in workspace.runs("features") if parent is not None and parent.id in r.parents), None)
+    chosen = chosen_features(args, workspace, parent, told)
+    model = open_model_of(args, parent, out)
+    sae = load_sae(source).to(model.device)
+    text = load_text(model, args, args.config.seed)
+    of = parent.id if parent is not None else source
+    result = explain(model, sae, text, chosen, asker, args.config, of=of, track=out.track)
+    parents = tuple(r.id for r in (parent, told) if r is not None)
+    return result, result.save(workspace, model.ref, text.ref, parents=parents)
+
+
+def chosen_features(args: Args, workspace: Workspace, sae: Run | None, told: Run | None) -> list[int]:
+    """The features that the options name.
+
+    Raises:
+        ConfigError: there is no such, or no run of `attlas features` to choose from.
+    """
+    if args.features:
+        return list(args.features)
+    if args.starred:
+        notes = NoteBook(workspace.path).all("feature", sae.id if sae is not None else "")
+        starred = sorted(parse_subject(note.subject)[2][0] for note in notes if note.star)
+        if not starred:
+            raise ConfigError("no feature of this autoencoder has a star; give --features, or star some")
+        return starred
+    if told is None:
+        raise ConfigError("what fires is not known yet: run attlas features first, or give --features")
+    table = workspace.read_table(told, "features").select(["feature", "max_act", "n_active"]).to_pydict()
+    rows = [(m, f) for f, m, n in zip(*table.values(), strict=True) if n]
+    if not rows:
+        raise ConfigError(f"no feature fires in run '{told.id}'; run attlas features on more tokens")
+    if args.top is not None:
+        return [f for _, f in sorted(rows, reverse=True)[: max(1, args.top)]]
+    drawn = np.random.default_rng(args.config.seed).permutation(len(rows))[: max(1, args.n)]
+    return [rows[i][1] for i in drawn]
+
+
+def _heads(args: Args, workspace: Workspace, asker: Asker, out: Output) -> tuple[ExplanationsResult, Run]:
+    told = next(
+        (r for r in workspace.runs("heads") if r.model.name == args.model or args.model == ModelArgs.model), None
+    )
+    if told is None:
+        raise ConfigError(f"'{workspace.path}' holds no run of heads of {args.model}; run attlas heads first")
+    sequences, texts = (workspace.read_table(told, name) for name in ("head_sequences", "head_texts"))
+    there = sorted(set(zip(sequences["layer"].to_pylist(), sequences["head"].to_pylist(), strict=True)))
+    name = told.model.name
+    chosen = _chosen_heads(args.heads, there)
+    if args.starred:
+        notes = NoteBook(workspace.path).all("head", name)
+        starred = {parse_subject(note.subject)[2] for note in notes if note.star}
+        chosen = [head for head in chosen if head in starred]
+    result = explain_heads(sequences, texts, name, chosen, asker, args.config, track=out.track)
+    return result, result.save(workspace, told.model, told.data, parents=(told.id,))
+
+
+def _chosen_heads(names: tuple[str, ...], there: list[Head]) -> list[Head]:
+    if names == ("all",):
+        return there
+    found = []
+    for name in names:
+        layer, _, head = name.partition(".")
+        if not (layer.isdecimal() and head.isdecimal()):
+            raise ConfigError(f"'{name}' is no head; write such as 3.0, or all")
+        found.append((int(layer), int(head)))
+    return found
+
+
+def to_notes(book: NoteBook, labels: dict[str, str]) -> int:
+    """Write labels where no person wrote one; how many were written."""
+    written = 0
+    for subject, label in labels.items():
+        note = book.read(subject)
+        if not note.label or note.author == "model":
+            book.write(subject, label=label, author="model")
+            written += 1
+    return written
+
+
+def _show(result: ExplanationsResult, out: Output) -> None:
+    scores = {(j.case.subject, j.test): j.row() for j in result.judged}
+
+    def shown(subject: str, test: str) -> str:
+        row = scores.get((subject, test))
+        if row is None:
+            return "–"
+        control = "" if row["control_accuracy"] is None else f" ({row['control_accuracy']:.2f})"
+        return f"{row['accuracy']:.2f} [{row['low']:.2f}, {row['high']:.2f}]{control}"
+
+    out.table(
+        f"labels by {result.explainer}; balanced accuracy [95 % interval] (with another's label), 0.5 is chance",
+        ["which", "label", "detection", "fuzzing", "outcome"],
+        [
+            (
+                e.case.subject.rpartition("/")[2],
+                e.label or "–",
+                *(shown(e.case.subject, test) for test in ("detection", "fuzzing")),
+                e.outcome,
+            )
+            for e in result.explained
+        ],
+    )
+    told = result.summary()
+    for test in ("detection", "fuzzing"):
+        if test in told:
+            control = f", with another's label {told[f'{test}_control']:.3f}" if f"{test}_control" in told else ""
+            low = told.get(f"{test}_low")
+            span = f" [{low:.3f}, {told[f'{test}_high']:.3f}]" if low is not None else ""
+            out.say(f"{test}: {told[test]:.3f}{span} over {told[f'n_{test}']}{control}")
