@@ -68,7 +68,7 @@ def _press(app: Any, **id: Any) -> None:
 
 
 def _ended(queue: JobQueue) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + 240
     while any(not job.finished for job in queue._jobs.values()) and time.monotonic() < until:
         time.sleep(0.02)
 

@@ -35,14 +35,13 @@ def tiny() -> HookedModel:
 
 def _sae(arch: str = "topk") -> SAE:
     torch.manual_seed(1)
-    k = {"k": 3} if arch == "topk" else {}
-    found = create_sae(SAEConfig(arch=arch, d_in=16, d_sae=16, hook_name=HOOK, n_heads=2, d_head=8, **k))
+    found = create_sae(SAEConfig(arch=arch, d_in=16, d_sae=16, k=3, hook_name=HOOK, n_heads=2, d_head=8))
     with torch.no_grad():  # an orthonormal dictionary: what is decoded is encoded again
         found.W_dec.copy_(torch.linalg.qr(torch.randn(16, 16))[0])
         found.W_enc.copy_(found.W_dec.T)
         found.b_enc.zero_()
         found.b_dec.zero_()
-    return found
+    return found.requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
