@@ -28,7 +28,8 @@ def generate(
     """
     draw = torch.Generator().manual_seed(config.seed)
     stop = getattr(model.tokenizer, "eos_token_id", None)
-    tokens, probabilities = [], []
+    tokens: list[int] = []
+    probabilities: list[float] = []
     piece, cache, past = prompt[None].to(model.device), None, 0
     most = min(config.n_new, model.cfg.n_ctx - len(prompt))
     if steering is not None:

@@ -199,7 +199,7 @@ def steer(
     for i, (variant, (ids, probabilities)) in enumerate(zip(VARIANTS, texts, strict=True)):
         kl, ce, n_kl, n_ce = on_prompt[i]
         near = (float(kl.sum() / n_kl.sum()), float(ce.sum() / n_ce.sum()) if n_ce.sum() else float("nan"))
-        corpus = None if on_corpus is None else _intervals(*on_corpus[i], seed=config.seed)
+        corpus = None if on_corpus is None else _intervals(config.seed, *on_corpus[i])
         words = model.to_str_tokens(ids) if model.tokenizer is not None else [f" {id}" for id in ids]
         found.append(Steered(variant, tuple(ids), tuple(words), tuple(probabilities), near, corpus))
     shown = model.to_str_tokens(tokens) if model.tokenizer is not None else [f" {id}" for id in tokens.tolist()]
@@ -248,7 +248,7 @@ def _loss(log_p: Tensor, tokens: Tensor) -> Tensor:
 
 
 def _intervals(
-    kl: np.ndarray, ce: np.ndarray, n_kl: np.ndarray, n_ce: np.ndarray, seed: int
+    seed: int, kl: np.ndarray, ce: np.ndarray, n_kl: np.ndarray, n_ce: np.ndarray
 ) -> tuple[Interval, Interval]:
     """Means over all tokens, with intervals over sequences."""
 
