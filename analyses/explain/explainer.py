@@ -26,6 +26,12 @@ class Explainer(Protocol):
     Attributes:
         name: for people, and in the run's settings.
         identity: whatever its answer depends on besides the prompt; answers are kept under it.
+
+    Example:
+        >>> from attlas.analyses.explain import Explainer, LocalExplainer, Prompt
+        >>> explainer: Explainer = LocalExplainer(model)
+        >>> explainer.identity.startswith("local ")
+        True
     """
 
     @property

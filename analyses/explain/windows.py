@@ -47,7 +47,7 @@ def read_windows(
     context = min(context, data.tokens.shape[1] - 1)
     wanted = torch.tensor(list(features), device=model.device)
     ids, values, start = [], [], 0
-    for batch in track(data.batches(_BATCH), "excerpts"):
+    for batch in track(data.tokens.split(_BATCH), "excerpts"):
         x = sae.flatten_heads(model.capture(batch, [hook])[hook])[:, 1:]
         found = torch.cat([sae.encode(part)[..., wanted].float().cpu() for part in x.split(1)])
         whole = (
