@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 from urllib.parse import urlencode
@@ -32,7 +33,8 @@ class Nodding:
     def __init__(self, model: HookedModel) -> None: ...
 
     def ask(self, prompt: Prompt) -> Reply:
-        return Reply("[1, 1, 1, 1, 1]" if "Description" in prompt.user else "LABEL: words of the sea")
+        n = len(re.findall(r"(?m)^\d+\. ", prompt.user))
+        return Reply(str([1] * n) if "Description" in prompt.user else "LABEL: words of the sea")
 
 
 @pytest.fixture
@@ -106,6 +108,7 @@ def test_a_feature_is_explained_and_its_label_taken(app: Any, workspace: Workspa
     note = NoteBook(workspace.path).read(feature_subject(sae.id, feature))
     assert (note.label, note.author) == ("words of the sea", "model")
     NoteBook(workspace.path).undo(note.subject)
+    workspace.remove(row["run"])  # other tests share the workspace
 
 
 def test_steering_is_drawn_and_kept(app: Any, workspace: Workspace, gpt2_mini: HookedModel) -> None:
@@ -124,6 +127,7 @@ def test_steering_is_drawn_and_kept(app: Any, workspace: Workspace, gpt2_mini: H
     saved = _json(app, "/steer", run=kept.id)
     assert [t["tokens"] for t in saved["texts"]] == [t["tokens"] for t in first["texts"]]
     assert saved["texts"][1]["corpus"][0] == pytest.approx(first["texts"][1]["corpus"][0])
+    workspace.remove(kept)
     head = _json(app, "/steer", model="gpt2-mini", heads="3.0", mode="clamp")
     assert "no activation to clamp" in head["error"]
     assert _json(app, "/steer", model="gpt2-mini")["job"] is None
