@@ -119,6 +119,11 @@
   numbers.sig = (value) => value === null || value === undefined ? "" :
     Number.isInteger(value) ? value.toLocaleString("en") : Math.abs(value) < 1e-3 ? value.toExponential(1) : Number(value.toPrecision(3)).toLocaleString("en");
 
+  // The input of Dash's upload has no name for screen readers.
+  const nameUploads = () => document.querySelectorAll(".upload input[type=file]:not([aria-label])").forEach((input) => {
+    input.setAttribute("aria-label", (input.closest(".upload").innerText || "A file").trim());
+  });
+  document.addEventListener("DOMContentLoaded", () => new MutationObserver(nameUploads).observe(document.body, { childList: true, subtree: true }));
   // Ctrl-Enter takes a text box over, as leaving it does.
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && event.target.tagName === "TEXTAREA") event.target.blur();
