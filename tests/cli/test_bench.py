@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from attlas.cli import main
+from attlas.dashboard.app import create_app
 from attlas.interp import load_model
 from attlas.saes import ARCHITECTURES
 
@@ -174,3 +175,21 @@ def test_exact_and_shared_nulls_place_scores_alike() -> None:
         assert row["beyond_both"] <= min(row["beyond_exact"], row["beyond_used"])
     assert found["scores"]["local"]["used"][0] < 0.25, "of the same distribution, up to twenty draws"
     assert len(list(bench.table(found))) == 6
+
+
+def test_a_drawn_run_of_heads_is_what_the_page_reads(tmp_path: Path) -> None:
+    bench = importlib.import_module("head_page")
+    run = bench.write(tmp_path, 2, 3, n_sequences=12, n_tokens=40)
+    page = create_app(tmp_path).server.test_client()
+    told = [page.get(f"/api/head-sequences?run={run}&layer={at}&head=2").get_json() for at in (0, 1)]
+    assert told[0]["sequences"] == told[1]["sequences"], "every head has the rows of one"
+    assert [row["interval"] for row in told[0]["sequences"]] == [4] * 10 + [1, 0]
+    assert {row["sequence"] for row in told[0]["sequences"]} == set(range(12))
+    for row in told[0]["sequences"]:
+        assert len(row["tokens"]) == len(row["counts"]) == 40
+        assert 1 <= min(row["counts"]) <= max(row["counts"]) <= bench.MOST_KEYS
+        query = np.repeat(np.arange(40), row["counts"])
+        assert (np.array(row["keys"]) <= query).all()
+        assert len(set(zip(query, row["keys"], strict=True))) == len(query), "a query has each key once"
+    assert page.get("/api/head?model=large&layer=1&head=2").get_json()["numbers"]["layer"] == 1
+    assert page.get("/api/head-sequences?model=large&layer=2&head=0").get_json()["total"] == 0
