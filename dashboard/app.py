@@ -88,6 +88,7 @@ def create_app(
     act_on_labels(app, reader)
     keep_steering(app, reader)
     _serve_json(app.server, reader, pages)
+    _keep_assets(app.server)
     serve_tables(app.server, reader)
     serve_groups(app.server, reader)
     guard(app.server, host, token)
@@ -291,6 +292,16 @@ def _serve_json(server: flask.Flask, reader: WorkspaceReader, pages: tuple[Page,
         if found is None:
             return _json({"error": f"no map {index} in run '{run}'"}, 404)
         return flask.Response(found, mimetype="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
+
+def _keep_assets(server: flask.Flask) -> None:
+    """Browsers keep our scripts and styles: their addresses name the time of their last change."""
+
+    @server.after_request
+    def keep(response: flask.Response) -> flask.Response:
+        if flask.request.path.startswith("/assets/") and "m" in flask.request.args and response.status_code == 200:
+            response.headers["Cache-Control"] = "private, max-age=31536000, immutable"
+        return response
 
 
 @contextmanager

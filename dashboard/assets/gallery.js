@@ -194,6 +194,8 @@
   const asked = new Map();
   const load = async (source) => {
     if (window.attlasOffline) return window.attlasOffline(source); // a file that holds them (analyses/heads/offline.py)
+    const first = document.getElementById("first-sequences"); // the document brought them
+    if (first && first.dataset.of === source) return JSON.parse(first.textContent);
     const answer = await fetch(source), told = await answer.json();
     if (!answer.ok) throw new Error(told.error || answer.statusText);
     if (told.job && told.job.state !== "done") throw new Error(told.job.error || `${told.job.title} is ${told.job.state}`);

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +202,10 @@ def test_a_heads_page_has_its_account_and_tokens(client: Any, workspace: Workspa
     assert "Tokens that look" in told
     document = client.get("/head?model=gpt2-mini&layer=1&head=4&by=norm").text
     assert f'data-gallery="/api/head-sequences?run={run.id}&amp;layer=1&amp;head=4&amp;by=norm"' in document
+    of, text = re.findall(r'id="first-sequences" data-of="([^"]+)">(.*?)</script>', document)[
+        0
+    ]  # asked for by nobody again
+    assert json.loads(text) == _json(client, html.unescape(of))
     assert '<div id="preview">' not in client.get("/head?model=nothing&layer=1").text
 
 

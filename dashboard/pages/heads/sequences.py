@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from html import escape
 from typing import Any
 
@@ -12,9 +13,9 @@ from attlas.analyses.common.token_mass import token_mass
 from attlas.dashboard.components import attributes, card, empty, heading, picker, table
 from attlas.dashboard.components.maps import data_url
 from attlas.dashboard.components.tokens import visible
-from attlas.dashboard.page import Data, Page, Params, integer, link
+from attlas.dashboard.page import Data, Page, Params, integer, link, parse
 from attlas.dashboard.preview import card_html, heading_html
-from attlas.dashboard.reader import Row, WorkspaceReader
+from attlas.dashboard.reader import Row, WorkspaceReader, clean
 from attlas.dashboard.theme import Theme
 from attlas.data.models_catalog import catalog
 from attlas.data.workspace import Run
@@ -23,6 +24,7 @@ BY = {"weight": "strongest weight", "norm": "largest output", "rest": "unexplain
 MOST_TOKENS = 16_384  # of one answer; a longer list comes in parts
 SCALE = 10_000  # weights are whole numbers of ten-thousandths: exact as kept, and short
 N_TOP = 50
+FIRST = 3  # sequences that assets/gallery.js asks for first
 
 
 def data(reader: WorkspaceReader, params: Params) -> Data:
@@ -160,10 +162,18 @@ def preview(reader: WorkspaceReader, params: Params) -> str:
     images = bool(run.summary.get("grid"))
     card_ = card_html(
         "Images" if images else "Sequences",
-        f'<div class="gallery" data-gallery="{escape(told)}"></div>',
+        f'<div class="gallery" data-gallery="{escape(told)}"></div>{_first(reader, told)}',
         HELP_IMAGES if images else HELP,
     )
     return heading_html(f"Head {layer}.{head}", f"How one head of {run.model.name} attends.") + card_
+
+
+def _first(reader: WorkspaceReader, told: str) -> str:
+    """The answer to the script's first question, in the document: it need not be asked for."""
+    asked = f"{told}&limit={FIRST}"
+    found = clean(data(reader, parse(asked.partition("?")[2])))
+    text = json.dumps(found, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json" id="first-sequences" data-of="{escape(asked)}">{text}</script>'
 
 
 HELP = (
