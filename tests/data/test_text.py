@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attlas.data.text import EMBEDDED, TEXT_DIR, load_tokens, read_documents
+from attlas.data.streams.documents import EMBEDDED, TEXT_DIR, read_documents
+from attlas.data.text import load_tokens
 from attlas.errors import AttlasError, ConfigError, TextDataError
 from attlas.interp import HookedModel
 

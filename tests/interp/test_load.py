@@ -146,7 +146,7 @@ LIES: tuple[tuple[dict[str, Any], str], ...] = (
     ({"rms_norm_eps": "small"}, "rms_norm_eps is"),
     ({"hidden_act": "no_such_act"}, "config.json makes no model"),
     ({"architectures": "LlamaForCausalLM"}, "architectures is"),
-    ({"model_type": ["llama"]}, "has no adapter"),
+    ({"model_type": ["llama"]}, r"names no model_type \(it is \['llama'\]\)"),
 )
 
 

@@ -77,7 +77,7 @@ def test_filters_live_in_the_url(page, address: str, workspace: Workspace) -> No
     features = workspace.read_table(run, "features").to_pandas()
     wanted = int(features.feature.iloc[5])
     page.goto(f"{address}/features")
-    page.get_by_label("Token, or #feature").fill(f"#{wanted}")
+    page.get_by_label("Words, or #feature").fill(f"#{wanted}")
     page.wait_for_url(f"**/features?*q=%23{wanted}*")
     page.wait_for_function("document.querySelectorAll('.feature-link').length === 1")
     assert page.locator(".feature-link").first.inner_text() == str(wanted)
@@ -122,7 +122,7 @@ def test_a_grid_tells_whole_numbers_whole(page, address: str, workspace: Workspa
 def test_what_is_typed_slowly_stays_where_it_is_typed(page, address: str) -> None:  # type: ignore[no-untyped-def]
     page.goto(f"{address}/features")
     page.locator(".feature-link").first.wait_for()
-    box = page.get_by_label("Token, or #feature")
+    box = page.get_by_label("Words, or #feature")
     box.click()
     page.evaluate("window.scrollTo(0, 120); document.querySelector('main h1').dataset.mark = 'old'")
     for letter in "captain":  # slower than the box waits: each letter is a URL and a drawing of its own
