@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 
 from attlas.dashboard.cuts import cuts
 from attlas.dashboard.page import Data, Page, Params
@@ -46,3 +47,11 @@ def answer(page: Page, reader: WorkspaceReader, params: Params) -> Data:
     if cut:
         found["cut"] = [dict(row) for row in cut]
     return found
+
+
+def settled(page: Page, reader: WorkspaceReader, params: Params, data: Data, until: float) -> Data:
+    """`answer` once the work that it waits for has ended; `data` is the answer so far, `until` a time of time.monotonic()."""
+    while data.get("job") and data.get("live") and time.monotonic() < until:
+        time.sleep(0.05)
+        data = answer(page, reader, params)
+    return data

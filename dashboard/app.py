@@ -20,7 +20,7 @@ from typing import Any
 import flask
 from dash import ALL, ClientsideFunction, Dash, Input, Output, State, ctx, html, no_update
 
-from attlas.dashboard.answer import MissingRunError, answer
+from attlas.dashboard.answer import MissingRunError, answer, settled
 from attlas.dashboard.components import empty
 from attlas.dashboard.find import find
 from attlas.dashboard.guard import guard
@@ -274,10 +274,7 @@ def _serve_json(server: flask.Flask, reader: WorkspaceReader, pages: tuple[Page,
         try:
             data = answer(page, reader, params)
             with _waiting(until) as waits:
-                while waits and data.get("job") and data.get("live") and time.monotonic() < until:
-                    time.sleep(0.05)
-                    data = answer(page, reader, params)
-            return _json(data)
+                return _json(settled(page, reader, params, data, until) if waits else data)
         except MissingRunError as error:
             return _json({"error": str(error)}, 404)
         except Exception as error:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from attlas.dashboard.answer import answer
+from attlas.dashboard.answer import answer, settled
+from attlas.dashboard.components import short
 from attlas.dashboard.page import Page, parse, title
 from attlas.dashboard.pages import pages
 from attlas.dashboard.reader import WorkspaceReader, clean
@@ -27,7 +28,6 @@ from attlas.errors import ConfigError
 
 ASSETS = Path(__file__).parent / "assets"
 SECONDS = 120.0  # for work on a model that the page needs
-_POLICY = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data:"
 _FONT_FACE = re.compile(r"@font-face \{.*?\}\n", re.S)
 _RENAMED = {"className": "class", "htmlFor": "for", "tabIndex": "tabindex", "colSpan": "colspan", "rowSpan": "rowspan"}
 _KEPT = {"href", "src", "alt", "title", "role", "scope", "width", "height", "open", "hidden"} | _RENAMED.keys()
@@ -56,11 +56,7 @@ def save_page(reader: WorkspaceReader, address: str, path: Path, mode: str = "li
 
 def page_html(reader: WorkspaceReader, page: Page, params: dict[str, str], mode: str, figures: bool) -> str:
     """The document of `save_page`."""
-    until = time.monotonic() + SECONDS
-    data = answer(page, reader, params)
-    while data.get("job") and data.get("live") and time.monotonic() < until:
-        time.sleep(0.05)
-        data = answer(page, reader, params)
+    data = settled(page, reader, params, answer(page, reader, params), time.monotonic() + SECONDS)
     job = data.get("job") or {}
     if job.get("state") in ("queued", "running", "failed", "late", "cancelled"):
         why = job.get("error") or f"it took more than {SECONDS:.0f} s"
@@ -189,8 +185,6 @@ def _plain(value: Any) -> str:
 
 
 def _read(value: Any) -> str:
-    from attlas.dashboard.components import short
-
     return "" if value is None else short(value)
 
 
@@ -204,37 +198,63 @@ def _control(kind: str, props: dict[str, Any]) -> str:
     return f'<span class="still-control">{escape(str(label))}: <b>{escape(str(shown))}</b></span>'
 
 
-def block(name: str, content: str) -> str:
-    """A script element that holds HTML, compressed (zlib) and in base64, until it is opened."""
-    packed = base64.b64encode(zlib.compress(content.encode(), 9)).decode()
-    return f'<script type="text/plain" data-block="{escape(name)}">{packed}</script>'
+def packed(content: str, **names: str) -> str:
+    """A script element that holds text, compressed (zlib) and in base64, until it is opened; `names` are its attributes."""
+    text = base64.b64encode(zlib.compress(content.encode(), 9)).decode()
+    said = " ".join(f'{name.replace("_", "-")}="{escape(value)}"' for name, value in names.items())
+    return f'<script type="text/plain" {said}>{text}</script>'
 
 
 def document(heading: str, body: str, mode: str, blocks: Sequence[str] = (), figures: bool | None = None) -> str:
-    """One file around a body of HTML.
+    """One file around the components of a page as HTML.
 
     Args:
         figures: whether Plotly is in the file; None: where the body has a figure.
     """
-    names = ("attlas.css", "circuit.css", "gallery.css", "vit.css")
-    style = _FONT_FACE.sub("", "".join((ASSETS / name).read_text(encoding="utf-8") for name in names))
-    scripts = [(ASSETS / name).read_text(encoding="utf-8") for name in ("circuit.js", "offline.page.js")]
-    if figures if figures is not None else "data-plot=" in body:
+    styles, scripts = ("attlas.css", "circuit.css", "gallery.css", "vit.css"), ("circuit.js", "offline.page.js")
+    plotly = figures if figures is not None else "data-plot=" in body
+    parts = [f'<main class="content still">{body}</main>', *blocks]
+    return one_file(heading, parts, styles, scripts, mode, plotly, " 'unsafe-eval'")  # Plotly makes functions of text
+
+
+def one_file(
+    heading: str,
+    parts: Sequence[str],
+    styles: Sequence[str],
+    scripts: Sequence[str],
+    mode: str = "",
+    plotly: bool = False,
+    may: str = "",
+) -> str:
+    """A document that asks no network for anything.
+
+    Args:
+        parts: of its body.
+        styles, scripts: names of files of `assets`, which it holds.
+        mode: "light" or "dark"; "" leaves it to a script.
+        plotly: whether it holds Plotly, before the other scripts.
+        may: what its scripts may do besides standing in it, as a content security policy says it.
+    """
+    style = _FONT_FACE.sub("", "".join((ASSETS / name).read_text(encoding="utf-8") for name in styles))
+    held = [(ASSETS / name).read_text(encoding="utf-8") for name in scripts]
+    if plotly:
         from plotly.offline import get_plotlyjs
 
-        scripts.insert(0, get_plotlyjs())
-    parts = [
+        held.insert(0, get_plotlyjs())
+    policy = f"default-src 'none'; script-src 'unsafe-inline'{may}; style-src 'unsafe-inline'; img-src data:"
+    scheme = f' data-mantine-color-scheme="{mode}"' if mode else ""
+    lines = [
         "<!DOCTYPE html>",
-        f'<html lang="en" data-mantine-color-scheme="{mode}"><head><meta charset="utf-8"><title>{escape(heading)}</title>',
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+        f'<html lang="en"{scheme}><head><meta charset="utf-8"><title>{escape(heading)}</title>',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<style>{style}</style></head>",
-        f'<body><main class="content still">{body}</main>',
-        *blocks,
-        *[f"<script>{script}</script>" for script in scripts],
+        "<body>",
+        *parts,
+        *[f"<script>{script}</script>" for script in held],
         "</body></html>\n",
     ]
-    return "\n".join(parts)
+    return "\n".join(lines)
 
 
 class Shown:
@@ -291,4 +311,4 @@ def show(
         reader.jobs.close()
 
 
-__all__ = ["Shown", "block", "document", "page_html", "save_page", "show", "still", "table_html"]
+__all__ = ["Shown", "document", "one_file", "packed", "page_html", "save_page", "show", "still", "table_html"]

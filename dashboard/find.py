@@ -9,7 +9,7 @@ from attlas.dashboard.feature_filter import FeatureFilter
 from attlas.dashboard.notes import noted, words
 from attlas.dashboard.page import Page, link
 from attlas.dashboard.reader import WorkspaceReader
-from attlas.dashboard.run_kinds import KINDS, headline
+from attlas.dashboard.run_kinds import headline, kind_name, place_of
 from attlas.data.workspace import Run
 
 _HEAD = re.compile(r"l?(\d{1,3})\s*[.h]\s*h?(\d{1,3})", re.IGNORECASE)
@@ -56,9 +56,8 @@ def _row(sort: str, text: str, note: str, href: str) -> dict[str, Any]:
 
 
 def _run(run: Run) -> dict[str, Any]:
-    kind = KINDS.get(run.kind)
-    name, path, query = (kind.name, kind.path, kind.query) if kind else (run.kind, "/", {})
-    return _row("run", f"{name} {run.id}", headline(run), link(path, run=run.id, model=run.model.name, **query))
+    where = place_of(run.kind, run.id, run.model.name) or link("/", run=run.id, model=run.model.name)
+    return _row("run", f"{kind_name(run.kind)} {run.id}", headline(run), where)
 
 
 def _heads(asked: str, model: str | None, runs: list[Run]) -> list[dict[str, Any]]:

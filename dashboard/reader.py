@@ -130,6 +130,10 @@ class WorkspaceReader:
             model = other.model.name if other is not None else model
         return next((run for run in runs if run.model.name == model), None if model else runs[0])
 
+    def made_from(self, run: Run, *kinds: str) -> Run | None:
+        """What a run was made from, of the first of these kinds that is among its parents."""
+        return next((r for kind in kinds for r in self.runs(kind) if r.id in run.parents), None)
+
     def features_run(self, sae: str | None) -> Run | None:
         """The newest run that tells of the features of an autoencoder, by the id of its run."""
         return next((run for run in self.runs("features") if sae is not None and sae in run.parents), None)

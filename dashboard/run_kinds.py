@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from attlas.dashboard.page import link
 from attlas.data.workspace import Run
 
 
@@ -248,6 +249,17 @@ def headline(run: Run) -> str:
     return " · ".join(f"{words} {_value(value)}".strip() for words, value in said if value is not None)
 
 
+def kind_name(kind: str) -> str:
+    """What people call a kind of run."""
+    return KINDS[kind].name if kind in KINDS else kind
+
+
+def place_of(kind: str, run: str, model: str) -> str | None:
+    """Address of the page that shows a run; None where none shows its kind."""
+    known = KINDS.get(kind)
+    return link(known.path, run=run, model=model, **known.query) if known else None
+
+
 def listed(run: Run, names: dict[str, str]) -> dict[str, Any]:
     """A run as a line of a list."""
     return {
@@ -258,7 +270,7 @@ def listed(run: Run, names: dict[str, str]) -> dict[str, Any]:
         "data": run.data.name if run.data else None,
         "created": run.created,
         "headline": headline(run),
-        "bytes": sum(int(file.get("bytes", 0)) for file in run.files.values()),
+        "bytes": run.n_bytes,
         "attlas_version": run.attlas_version,
     }
 

@@ -133,11 +133,11 @@ def _list(args: List, workspace: Workspace, out: Output) -> dict[str, Any]:
             "model": run.model.name,
             "data": run.data.name if run.data else "",
             "created": run.created[:16].replace("T", " "),
-            "bytes": sum(int(file.get("bytes", 0)) for file in run.files.values()),
+            "bytes": run.n_bytes,
         }
         for run in runs
     ]
-    shown = [(*list(row.values())[:-1], f"{float(str(row['bytes'])) / 1e6:.1f}") for row in rows]
+    shown = [(*list(row.values())[:-1], f"{run.n_bytes / 1e6:.1f}") for row, run in zip(rows, runs, strict=True)]
     out.table(
         f"{len(rows)} {'deleted ' if args.away else ''}runs of {workspace.path}",
         ["run", "name", "kind", "model", "data", "created (UTC)", "MB"],

@@ -13,6 +13,7 @@ from attlas.dashboard.components.basic import (
     small_box,
     table,
     tag,
+    words_box,
 )
 from attlas.dashboard.components.figures import bars, curve, graph, heatmap, histogram
 from attlas.dashboard.components.job_panel import job_panel, slider, text_box, upload
@@ -44,4 +45,5 @@ __all__ = [
     "tag",
     "text_box",
     "upload",
+    "words_box",
 ]

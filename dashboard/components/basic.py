@@ -107,6 +107,12 @@ def small_box(name: str, label: str, value: str) -> dmc.TextInput:
     return dmc.TextInput(id=param_id(name), value=value, label=label, size="xs", debounce=500, className="small-input")
 
 
+def words_box(name: str, label: str, value: str, hint: str, rest_ms: int = 400) -> dmc.TextInput:
+    """Words to search by, kept in the URL once the box has rested so long."""
+    more = {"placeholder": hint, "debounce": rest_ms, "className": "search"}
+    return dmc.TextInput(id=param_id(name), value=value, label=label, size="xs", **more)
+
+
 def empty(what: str, why: str, command: str = "") -> html.Div:
     """What a page shows before its analysis has run: what would be here, and the command that puts it here, if one does."""
     return html.Div(

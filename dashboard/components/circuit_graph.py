@@ -35,7 +35,6 @@ def circuit_graph(
     pick: str = "",
     groups: Mapping[str, Sequence[str]] | None = None,
     save: str = "",
-    offline: bool = False,
 ) -> html.Div:
     """Columns of tokens, rows of layers; labels keep their size, the frame scrolls where the graph is larger.
 
@@ -49,7 +48,6 @@ def circuit_graph(
         chosen: id of the node told of at first; `pick` names the URL's parameter that holds it.
         groups: name → ids of nodes drawn as one.
         save: where changed groups are sent; "" keeps them in the page alone.
-        offline: the page has no server.
     """
     layers = {n["layer"] for n in nodes if n["kind"] != "logits"}
     rows: dict[str, str] = {str(layer): f"L{layer}" for layer in layers}
@@ -65,7 +63,6 @@ def circuit_graph(
         "pick": pick,
         "groups": {name: list(ids) for name, ids in (groups or {}).items()},
         "save": save,
-        "offline": offline,
         "kinds": KINDS,
         "rows": rows,
         "unit": {"logits": "logits", "feature": "activation"},

@@ -11,7 +11,7 @@ from dash import html
 from plotly.subplots import make_subplots
 
 from attlas.dashboard.components import attributes, bars, card, graph, short
-from attlas.dashboard.components.tokens import visible
+from attlas.dashboard.components.tokens import lit, visible
 from attlas.dashboard.reader import Row
 from attlas.dashboard.theme import Theme, style
 
@@ -52,10 +52,8 @@ def tinted(tokens: Sequence[str], weights: Sequence[float], to: int) -> Any:
     scale = max(weights) or 1.0
     spans = []
     for i, (token, weight) in enumerate(zip(tokens[: to + 1], weights, strict=False)):
-        strength = weight / scale
-        kind = "token lit" + (" strong" if strength > 0.55 else "") + (" peak" if i == to else "")
         told = attributes({"data-tip": short(weight), "aria-label": f"{token}, weight {short(weight)}"})
-        spans.append(html.Span(visible(token), className=kind, style={"--heat": f"{100 * strength:.0f}%"}, **told))
+        spans.append(lit(token, weight / scale, " peak" if i == to else "", **told))
     return html.P(spans, className="tokens")
 
 

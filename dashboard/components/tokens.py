@@ -75,15 +75,15 @@ def _token(token: str, activation: float | None, scale: float, peak: bool, sourc
     mark = " source" if source else ""
     if strength <= 0:
         return html.Span(visible(token), className=f"token{mark}")
-    strong = " strong" if strength > 0.55 else ""
     spoken = {"data-tip": f"{short(activation)}", "aria-label": f"{token}, activation {short(activation)}"}
-    return html.Span(
-        visible(token),
-        className=f"token lit{strong}{' peak' if peak else ''}{mark}",
-        style={"--heat": f"{strength * 100:.0f}%"},
-        tabIndex=0 if peak else None,
-        **attributes(spoken),
-    )
+    return lit(token, strength, f"{' peak' if peak else ''}{mark}", tabIndex=0 if peak else None, **attributes(spoken))
+
+
+def lit(token: str, strength: float, classes: str = "", **more: Any) -> html.Span:
+    """A token with a tint of strength 0 to 1; `classes` follow its own, `more` are attributes."""
+    strong = " strong" if strength > 0.55 else ""
+    style = {"--heat": f"{100 * strength:.0f}%"}
+    return html.Span(visible(token), className=f"token lit{strong}{classes}", style=style, **more)
 
 
 def patches(

@@ -11,7 +11,7 @@ from attlas.dashboard.components.run_list import run_item
 from attlas.dashboard.notes import noted, run_names
 from attlas.dashboard.page import Data, Page, Params, link
 from attlas.dashboard.reader import WorkspaceReader
-from attlas.dashboard.run_kinds import KINDS, listed
+from attlas.dashboard.run_kinds import KINDS, kind_name, listed, place_of
 from attlas.dashboard.theme import Theme
 from attlas.data.models_catalog import catalog
 from attlas.data.workspace import Run
@@ -158,16 +158,15 @@ def _model_name(model: Data) -> Any:
 def _there(model: Data) -> Any:
     chips = []
     for kind, run in model["there"].items():
-        known = KINDS.get(kind)
-        href = link(known.path, run=run, model=model["name"], **known.query) if known else link("/runs", run=run)
-        chips.append(dcc.Link(known.name if known else kind, href=href, className="tag"))
+        href = place_of(kind, run, model["name"]) or link("/runs", run=run)
+        chips.append(dcc.Link(kind_name(kind), href=href, className="tag"))
     return html.Div(chips or html.Span("no runs yet", className="sub"), className="tags")
 
 
 def _missing(model: Data) -> Any:
     if not model["missing"]:
         return None
-    names = ", ".join(KINDS[m["kind"]].name.lower() for m in model["missing"])
+    names = ", ".join(kind_name(m["kind"]).lower() for m in model["missing"])
     commands = html.Pre(html.Code("\n".join(m["command"] for m in model["missing"])), tabIndex=0)
     return html.Details([html.Summary(f"missing: {names}"), commands], className="missing")
 

@@ -66,6 +66,11 @@ class Run:
     folder: str = ""
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    @property
+    def n_bytes(self) -> int:
+        """Of all its files."""
+        return sum(int(file.get("bytes", 0)) for file in self.files.values())
+
     @classmethod
     def from_json(cls, entry: Any) -> Run:
         """A run from its JSON; unknown keys are passed over.

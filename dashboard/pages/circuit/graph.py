@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlencode
 
 from dash import dcc, html
 
@@ -13,8 +12,8 @@ from attlas.dashboard.components import card, picker, short, table
 from attlas.dashboard.components.circuit_graph import circuit_graph
 from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.notes import book
-from attlas.dashboard.page import Data, Params
-from attlas.dashboard.pages.circuit.names import feature_names
+from attlas.dashboard.page import Data, Params, link
+from attlas.dashboard.pages.circuit.names import feature_names, told_by_layer
 from attlas.dashboard.pages.circuit.setup import Setup
 from attlas.dashboard.pages.circuit.view import here, step
 from attlas.dashboard.reader import WorkspaceReader
@@ -34,8 +33,7 @@ def graph_data(reader: WorkspaceReader, found: Data, setup: Setup, params: Param
     found |= {"threshold": threshold, "of": "feature" if of else "logits", "keys": "yes" if attention else "no"}
     title = f"trace of {found['trail'][-1]}" if of else "trace of the logit difference"
     graph = ask(reader, found, "graph", setup, (of, float(threshold), attention), title, job=True)
-    told = {int(layer): found["told"][run] for layer, run in found["saes"].items() if run in found["told"]}
-    found["graph"] = None if graph is None else plain(reader, graph, told)
+    found["graph"] = None if graph is None else plain(reader, graph, told_by_layer(found))
 
 
 def plain(reader: WorkspaceReader, graph: Any, told: Mapping[int, str]) -> dict[str, Any]:
@@ -112,8 +110,8 @@ def draw(data: Data, graph: dict[str, Any], controls: Any = None) -> Any:
     )
 
 
-def shown(graph: dict[str, Any], data: Data | None) -> html.Div:
-    """The graph as a component; without the page's data, as of a file that has no server."""
+def shown(graph: dict[str, Any], data: Data) -> html.Div:
+    """The graph as a component."""
     nodes = [_shown_node(graph, n, data) for n in graph["nodes"] if n["kind"] not in ("constant", "remainder")]
     cut = [n for n in graph["nodes"] if n["kind"] == "remainder"]
     if cut:
@@ -148,7 +146,7 @@ def shown(graph: dict[str, Any], data: Data | None) -> html.Div:
         for source in (REST if e["source"] in merged else e["source"],)
         if source in there and e["target"] in there
     ]
-    asked = (data or {"params": {}})["params"].get("node", "")
+    asked = data["params"].get("node", "")
     return circuit_graph(
         nodes,
         edges,
@@ -158,17 +156,16 @@ def shown(graph: dict[str, Any], data: Data | None) -> html.Div:
         chosen=REST if asked in merged else asked,
         pick="node",
         groups=graph["groups"],
-        save=f"/circuit-groups?{urlencode({'graph': graph['key']})}" if data is not None else "",
-        offline=data is None,
+        save=link("/circuit-groups", graph=graph["key"]),
     )
 
 
-def _shown_node(graph: dict[str, Any], node: dict[str, Any], data: Data | None) -> dict[str, Any]:
+def _shown_node(graph: dict[str, Any], node: dict[str, Any], data: Data) -> dict[str, Any]:
     kept = {name: node[name] for name in ("id", "kind", "layer", "position", "value", "influence", "gap")}
     if node["kind"] not in ("feature", "logits"):
         kept["value"] = None  # it is the influence, once more
-    actions = [] if data is None else _actions(graph, node, data)
-    return {**kept, "label": _label(node), "sub": _name(graph, node), "title": node["id"], "actions": actions}
+    said = {"label": _label(node), "sub": _name(graph, node), "title": node["id"]}
+    return {**kept, **said, "actions": _actions(graph, node, data)}
 
 
 def _label(node: dict[str, Any]) -> str:

@@ -7,10 +7,16 @@ from collections.abc import Iterable, Mapping
 from attlas.dashboard.components.tokens import visible
 from attlas.dashboard.feature_filter import FeatureFilter
 from attlas.dashboard.notes import labels
+from attlas.dashboard.page import Data
 from attlas.dashboard.reader import WorkspaceReader
 from attlas.data.workspace import Run
 
 MOST = 26  # characters of a name in a graph
+
+
+def told_by_layer(found: Data) -> dict[int, str]:
+    """Layer → run that interprets the features of the autoencoder that the page has chosen there."""
+    return {int(layer): found["told"][run] for layer, run in found["saes"].items() if run in found["told"]}
 
 
 def feature_names(

@@ -15,7 +15,7 @@ from attlas.dashboard.jobs import Job
 from attlas.dashboard.page import Data, Page, Params, integer
 from attlas.dashboard.pages.circuit.attention import ablation_view, attention_view
 from attlas.dashboard.pages.circuit.graph import graph_data, graph_view
-from attlas.dashboard.pages.circuit.names import feature_names
+from attlas.dashboard.pages.circuit.names import feature_names, told_by_layer
 from attlas.dashboard.pages.circuit.saved import saved_data, saved_view
 from attlas.dashboard.pages.circuit.setup import Setup
 from attlas.dashboard.pages.circuit.view import feature_view, prompt_view, step, tabs
@@ -105,10 +105,9 @@ def _ask(
 
 def _names(reader: WorkspaceReader, found: Data) -> dict[str, str]:
     """ "layer/feature" → its name, of the features shown at the prompt's tokens."""
-    told = {int(layer): found["told"][run] for layer, run in found["saes"].items() if run in found["told"]}
     layers = (found["prompt"] or {"layers": []})["layers"]
     wanted = {(layer["layer"], row["feature"]) for layer in layers for row in layer["features"]}
-    return feature_names(reader, told, wanted)
+    return feature_names(reader, told_by_layer(found), wanted)
 
 
 def _models(reader: WorkspaceReader) -> list[str]:

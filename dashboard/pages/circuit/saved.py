@@ -76,9 +76,8 @@ def _graph(reader: WorkspaceReader, run: Run) -> dict[str, Any] | None:
 def told_by_hash(reader: WorkspaceReader, saes: Mapping[int, str]) -> dict[int, str]:
     """Layer → the newest run that interprets the autoencoder of that hash."""
     by_hash = {str(run.summary.get("hash")): run.id for run in reversed(reader.runs("sae"))}
-    told = {parent: run.id for run in reversed(reader.runs("features")) for parent in run.parents}
-    found = {layer: told.get(by_hash.get(hash, "")) for layer, hash in saes.items()}
-    return {layer: run for layer, run in found.items() if run}
+    found = {layer: reader.features_run(by_hash.get(hash)) for layer, hash in saes.items()}
+    return {layer: run.id for layer, run in found.items() if run is not None}
 
 
 def saved_view(data: Data, theme: Theme) -> Any:

@@ -61,7 +61,7 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     # The list it was opened from, as the table's own URL.
     told, _ = without_problem(reader, run, parse(params.get("list") or "sort=feature"))
     before, after = reader.beside(run, feature, chosen(told), *order(told))
-    parent = next((r for kind in ("sae", "lorsa") for r in reader.runs(kind) if r.id in run.parents), None)
+    parent = reader.made_from(run, "sae", "lorsa")
     extra: dict[str, list[Row]] = {
         name: reader.rows(run, name, ("rank",), feature=feature)
         for name in ("neighbours", "coactivation", "ngrams")

@@ -8,7 +8,7 @@ from typing import Any
 
 from dash import html
 
-from attlas.dashboard.as_file import block, document, still, table_html
+from attlas.dashboard.as_file import document, packed, still, table_html
 from attlas.dashboard.components import card, heading
 from attlas.dashboard.feature_filter import FeatureFilter
 from attlas.dashboard.notes import labels, shown
@@ -62,7 +62,8 @@ def save_features(
     blocks = []
     for row in track(rows, "features"):
         data = clean(feature_page.data(reader, {"run": run.id, "id": str(row["feature"])}))
-        blocks.append(block(str(row["feature"]), still(feature_page.view(data, theme(mode)), figures)))
+        html_ = still(feature_page.view(data, theme(mode)), figures)
+        blocks.append(packed(html_, data_block=str(row["feature"])))
     there = {field for row in rows for field, value in row.items() if value not in (None, "")}
     columns = [(field, name) for field, name, _ in COLUMNS if field in there or field == "feature"]
     write_text_atomic(path, _document(reader, run, rows, columns, blocks, mode, figures))
@@ -78,7 +79,8 @@ def _document(
     mode: str,
     figures: bool,
 ) -> str:
-    hook = next((r.summary.get("hook") for r in reader.runs("sae") if r.id in run.parents), None)
+    parent = reader.made_from(run, "sae")
+    hook = parent.summary.get("hook") if parent else None
     about = (
         f"{hook or 'features'} of {run.model.name}, measured on {run.summary.get('n_tokens'):,} tokens of "
         f"{run.data.name if run.data else 'its data'}; {len(rows):,} of {run.summary.get('n_features'):,} features. "

@@ -7,7 +7,7 @@ from typing import Any
 from dash import html
 
 from attlas.dashboard.components import button_link, card, short
-from attlas.dashboard.components.tokens import visible
+from attlas.dashboard.components.tokens import lit, visible
 from attlas.dashboard.page import Data, link
 from attlas.dashboard.reader import Row
 
@@ -63,10 +63,4 @@ def _token(text: str, activation: float | None, scale: float) -> html.Span:
         return html.Span(visible(text), className="token")
     if activation <= 0:
         return html.Span(visible(text), className="token seen")
-    strength = min(1.0, activation / scale)
-    return html.Span(
-        visible(text),
-        className="token seen lit" + (" strong" if strength > 0.55 else ""),
-        style={"--heat": f"{100 * strength:.0f}%"},
-        title=short(activation),
-    )
+    return lit(text, min(1.0, activation / scale), " seen", title=short(activation))

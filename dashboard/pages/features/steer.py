@@ -23,7 +23,7 @@ from attlas.dashboard.components import (
     table,
     text_box,
 )
-from attlas.dashboard.components.tokens import visible
+from attlas.dashboard.components.tokens import lit, visible
 from attlas.dashboard.jobs import Job
 from attlas.dashboard.page import Data, Page, Params, integer, link, number
 from attlas.dashboard.reader import WorkspaceReader
@@ -116,7 +116,8 @@ def _saved(reader: WorkspaceReader, run: Run) -> Data:
             "prompt": [row["prompt_kl"], row["prompt_delta_ce"]],
         }
         texts.append(told | {"corpus": corpus if row["corpus_kl"] is not None else []})
-    sae = next((r.id for r in reader.runs("sae") if r.id in run.parents), None)
+    parent = reader.made_from(run, "sae")
+    sae = parent.id if parent else None
     told_of = reader.features_run(sae)
     return {
         **{name: config[name] for name in ("mode", "strength", "positions", "seed")},
@@ -240,12 +241,7 @@ def _texts(data: Data) -> Any:
 
 
 def _token(token: str, probability: float) -> Any:
-    return html.Span(
-        visible(token),
-        className="token lit" + (" strong" if probability > 0.55 else ""),
-        style={"--heat": f"{100 * probability:.0f}%"},
-        **attributes({"data-tip": f"taken with probability {short(probability)}"}),
-    )
+    return lit(token, probability, **attributes({"data-tip": f"taken with probability {short(probability)}"}))
 
 
 def _moved(data: Data) -> Any:

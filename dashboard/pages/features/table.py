@@ -6,14 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import dash_ag_grid as dag
-import dash_mantine_components as dmc
 from dash import html
 
-from attlas.dashboard.components import card, empty, heading, histogram, metric_cards, picker, small_box
+from attlas.dashboard.components import card, empty, heading, histogram, metric_cards, picker, small_box, words_box
 from attlas.dashboard.components.grid import THEME
 from attlas.dashboard.feature_filter import WHERE, FeatureFilter, parse_ranges, tests
 from attlas.dashboard.notes import labels, shown, words
-from attlas.dashboard.page import Data, Page, Params, integer, link, number, param_id
+from attlas.dashboard.page import Data, Page, Params, integer, link, number
 from attlas.dashboard.reader import WorkspaceReader
 from attlas.dashboard.theme import Theme
 from attlas.data.glossary import tooltip
@@ -85,6 +84,8 @@ def _ranges(params: Params) -> tuple[tuple[str, str, float], ...]:
 
 def without_problem(reader: WorkspaceReader, run: Run, params: Params) -> tuple[Params, str]:
     """The parameters without what this run cannot be asked, and one line that says so ("" when all can)."""
+    if not params.get("ranges") and params.get("in") != "examples":
+        return params, ""
     try:
         wanted = parse_ranges(params.get("ranges", ""))
         tests(FeatureFilter(ranges=wanted), reader.columns(run, "features"), None)
@@ -139,7 +140,7 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     limit = max(1, min(1000, integer(params, "limit") or 100))
     rows, total = reader.features_page(run, wanted, sort, descending, offset, limit)
     rows = [row | {"note": shown(notes.get(row["feature"]))} for row in rows]
-    parent = next((r for r in reader.runs("sae") if r.id in run.parents), None)
+    parent = reader.made_from(run, "sae")
     return {
         "run": run.id,
         "model": run.model.name,
@@ -212,30 +213,14 @@ def _filters(data: Data, params: Params) -> Any:
     head = params.get("head", "")
     return html.Div(
         [
-            dmc.TextInput(
-                id=param_id("q"),
-                value=params.get("q", ""),
-                label="Words, or #feature",
-                placeholder="e.g. the, #12",
-                size="xs",
-                debounce=400,
-                className="search",
-            ),
+            words_box("q", "Words, or #feature", params.get("q", ""), "e.g. the, #12"),
             picker("in", "Where", PLACES, params["in"] if params.get("in") in WHERE else "any", "any"),
             picker("head", "Top head", [("", "Any head"), *[(str(h), f"Head {h}") for h in data["heads"]]], head, ""),
             picker("family", "Family", [("", "Any family"), *[(f, f) for f in data["families"]]], family, ""),
             picker("notes", "Notes", NOTES, params.get("notes", ""), ""),
             small_box("min", "Min density, %", params.get("min", "")),
             small_box("max", "Max density, %", params.get("max", "")),
-            dmc.TextInput(
-                id=param_id("ranges"),
-                value=params.get("ranges", ""),
-                label="Ranges of numbers",
-                placeholder="max_act > 3, induction_q < 0.05",
-                size="xs",
-                debounce=600,
-                className="search",
-            ),
+            words_box("ranges", "Ranges of numbers", params.get("ranges", ""), "max_act > 3, induction_q < 0.05", 600),
         ],
         className="filters",
     )

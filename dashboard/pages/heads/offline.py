@@ -6,16 +6,13 @@ its head is looked at; `assets/gallery.js` draws them as it does on the pages.
 
 from __future__ import annotations
 
-import base64
 import json
-import re
-import zlib
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from attlas.analyses.common.columns import Head
+from attlas.dashboard.as_file import one_file, packed
 from attlas.dashboard.pages.heads import sequences
 from attlas.dashboard.pages.heads.numbers import all_numbers
 from attlas.dashboard.reader import Row, WorkspaceReader, clean
@@ -23,10 +20,6 @@ from attlas.data.files import write_text_atomic
 from attlas.data.progress import Track, no_track
 from attlas.data.workspace import Run
 from attlas.errors import ConfigError
-
-_ASSETS = Path(__file__).parents[2] / "assets"
-_NO_NETWORK = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
-_FONT_FACE = re.compile(r"@font-face \{.*?\}\n", re.S)
 
 
 def save_html(
@@ -95,27 +88,17 @@ def _kept(reader: WorkspaceReader, run: Run, at: Head, by: str, limit: int, text
 
 
 def _block(name: str, content: Any) -> str:
-    """A script element that holds JSON, compressed (zlib) and in base64."""
-    packed = zlib.compress(json.dumps(clean(content), separators=(",", ":"), ensure_ascii=False).encode(), 9)
-    return f'<script type="text/plain" id="{name}">{base64.b64encode(packed).decode()}</script>'
+    """JSON that the browser opens when it is looked at."""
+    return packed(json.dumps(clean(content), separators=(",", ":"), ensure_ascii=False), id=name)
 
 
 def _document(run: Run, told: Row, blocks: list[str]) -> str:
-    style = _FONT_FACE.sub(
-        "", "".join((_ASSETS / name).read_text(encoding="utf-8") for name in ("attlas.css", "gallery.css"))
-    )
-    scripts = [(_ASSETS / name).read_text(encoding="utf-8") for name in ("offline.heads.js", "gallery.js")]
     numbers = json.dumps(told, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     parts = [
-        "<!DOCTYPE html>",
-        f'<html lang="en"><head><meta charset="utf-8"><title>Heads of {escape(run.model.name)}</title>',
-        f'<meta http-equiv="Content-Security-Policy" content="{_NO_NETWORK}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<style>{style}</style></head>",
-        '<body><main class="content" id="offline"></main>',
+        '<main class="content" id="offline"></main>',
         f'<script type="application/json" id="numbers">{numbers}</script>',
         *blocks,
-        *[f"<script>{script}</script>" for script in scripts],
-        "</body></html>\n",
     ]
-    return "\n".join(parts)
+    return one_file(
+        f"Heads of {run.model.name}", parts, ("attlas.css", "gallery.css"), ("offline.heads.js", "gallery.js")
+    )

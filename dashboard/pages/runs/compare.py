@@ -13,7 +13,7 @@ from attlas.dashboard.feature_filter import FeatureFilter
 from attlas.dashboard.notes import labels, run_names
 from attlas.dashboard.page import Data, Page, Params, link
 from attlas.dashboard.reader import Row, WorkspaceReader
-from attlas.dashboard.run_kinds import KINDS
+from attlas.dashboard.run_kinds import kind_name
 from attlas.dashboard.theme import Theme
 from attlas.data.workspace import Run
 
@@ -103,21 +103,21 @@ def _features(reader: WorkspaceReader, params: Params) -> list[Data]:
     if named and more.isdigit() and len(more) < 10:
         named = [*named, (named[0][0], more)]
     runs = {run.id: run for run in reader.runs("features")}
-    hooks = {run.id: run.summary.get("hook") for run in reader.runs("sae")}
     found = []
     for run_id, number in dict.fromkeys(named):
         run, feature = runs.get(run_id), int(number)
         rows = [] if run is None else reader.features_page(run, FeatureFilter(among=(feature,)))[0]
         note = labels(reader, run).get(feature) if rows else None
         row = rows[0] if rows else {}
-        hook = next((hooks[id] for id in run.parents if id in hooks), None) if run else None
+        parent = reader.made_from(run, "sae") if run else None
         found.append(
             {
                 "run": run_id,
                 "feature": feature,
                 "found": bool(rows),
                 "model": run.model.name if run else None,
-                "row": row | {"label": note["label"] if note else "", "hook": hook},
+                "row": row
+                | {"label": note["label"] if note else "", "hook": parent.summary.get("hook") if parent else None},
                 "examples": reader.rows(run, "examples", ("rank",), feature=feature, stratum="top")[:EXAMPLES]
                 if rows
                 else [],
@@ -147,7 +147,7 @@ def view(data: Data, theme: Theme) -> Any:
 
 def _choose(data: Data) -> Any:
     asked = data["asked"]
-    kinds = [(k, KINDS[k].name if k in KINDS else k) for k in data["kinds"]]
+    kinds = [(k, kind_name(k)) for k in data["kinds"]]
     controls = [] if asked else [picker("kind", "Kind", kinds, data["kind"], "sae")]
     rest = [c for c in data["choices"] if c["id"] not in asked]
     now = ",".join(asked)

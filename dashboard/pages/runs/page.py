@@ -22,7 +22,7 @@ from attlas.dashboard.components.run_list import run_item
 from attlas.dashboard.notes import note_data, run_names
 from attlas.dashboard.page import Data, Page, Params, link
 from attlas.dashboard.reader import WorkspaceReader
-from attlas.dashboard.run_kinds import KINDS, headline, listed
+from attlas.dashboard.run_kinds import headline, kind_name, listed, place_of
 from attlas.dashboard.theme import Theme
 from attlas.data.notes import run_subject
 from attlas.data.runs.trash import runs_away
@@ -73,7 +73,7 @@ def _whole(reader: WorkspaceReader, run: Run, names: dict[str, str]) -> Data:
 def view(data: Data, theme: Theme) -> Any:
     """The chosen run above the list."""
     lead = "Everything that was computed in this workspace. The label opens a run's settings, the title its page."
-    kinds = [("", "every kind"), *[(k, KINDS[k].name if k in KINDS else k) for k in data["kinds"]]]
+    kinds = [("", "every kind"), *[(k, kind_name(k)) for k in data["kinds"]]]
     controls = [picker("kind", "Kind", kinds, data["kind"], "")]
     more = f"The newest {MOST} of {data['n_runs']:,}." if data["n_runs"] > MOST else "Newest first."
     items = [run_item(run) for run in data["runs"]]
@@ -107,10 +107,8 @@ def run_button(text: str, action: str, run: str) -> html.Button:
 def _chosen(run: Data | None) -> Any:
     if run is None:
         return html.Div(className="job-place")
-    kind = KINDS.get(run["kind"])
-    opens = link(kind.path, run=run["id"], model=run["model"], **kind.query) if kind else None
     controls = [
-        button_link("Open", opens),
+        button_link("Open", place_of(run["kind"], run["id"], run["model"])),
         button_link("Compare", link("/compare", runs=run["id"])),
         run_button("Delete", "delete", run["id"]),
     ]
@@ -129,7 +127,7 @@ def _chosen(run: Data | None) -> Any:
     return html.Div(
         [
             card(
-                run["name"] or (kind.name if kind else run["kind"]),
+                run["name"] or kind_name(run["kind"]),
                 html.Ul(kin, className="plain") if kin else None,
                 note=about,
                 controls=controls,

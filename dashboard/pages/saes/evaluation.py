@@ -32,7 +32,7 @@ def data(reader: WorkspaceReader, params: Params) -> Data:
     metrics = controlled or list(dict.fromkeys(r["metric"] for r in rows))
     first = "ce_recovered" if "ce_recovered" in metrics else metrics[0]
     metric = params.get("metric") if params.get("metric") in metrics else first
-    parent = next((r for kind in ("lorsa", "sae") for r in reader.runs(kind) if r.id in run.parents), None)
+    parent = reader.made_from(run, "lorsa", "sae")
     return {
         "run": run.id,
         "model": run.model.name,
