@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from attlas.data.files import atomic_path
-from attlas.errors import CheckpointError, ConfigError, StorageError
+from attlas.errors import CheckpointError, StorageError
 from attlas.saes.lorsa.model import Lorsa
-from attlas.saes.training.checkpoint import NAME, read_checkpoint
+from attlas.saes.training.checkpoint import NAME, read_checkpoint, require_same
 
 
 def save_state(
@@ -54,13 +54,7 @@ def restore(
     if found is None:
         return 0, []
     tensors, values = found
-    before = values["config"]
-    for key in sorted(config.keys() | before.keys()):
-        now = json.loads(json.dumps(config.get(key)))
-        if before.get(key) != now:
-            raise ConfigError(
-                f"the checkpoint in '{folder}' has {key}={before.get(key)!r} and this run {now!r}; start without resume"
-            )
+    require_same(folder, values["config"], json.loads(json.dumps(config)))
     try:
         lorsa.load_state_dict({name: tensors[f"lorsa/{name}"] for name in lorsa.state_dict()})
         silent_F.copy_(tensors["silent"])

@@ -29,7 +29,7 @@ from attlas.saes.lorsa.training_config import LorsaTrainConfig
 from attlas.saes.plots import training_figure
 from attlas.saes.positions import Positions, positions_for
 from attlas.saes.training.clock import Clock
-from attlas.saes.training.history import TRAINING, History
+from attlas.saes.training.history import TRAINING, History, curve_row
 from attlas.saes.training.trainer import ADAM_EPS
 
 if TYPE_CHECKING:
@@ -299,20 +299,12 @@ def _run(
             silent_F.masked_fill_(terms.fired_F > 0, 0)
         if (step + 1) % train.log_every == 0 or step + 1 == n_steps:
             now = time.perf_counter()
-            loss, mse, y_ND = float(terms.total.detach()), float(terms.terms["mse"]), y[keep]
-            variance = float((y_ND - y_ND.mean(0)).pow(2).sum(-1).mean())
             row = {
                 "sae": layer.hook_out,
                 "hook": layer.hook_out,
-                "step": step + 1,
-                "tokens": (step + 1) * tokens_a_step,
-                "loss": loss,
-                "mse": mse,
-                "penalty": loss - mse,
-                "l0": float(terms.l0),
-                "explained_variance": 1 - mse / max(variance, 1e-30),
-                "dead_fraction": float(dead_F.float().mean()),
-                "learning_rate": rate * config.lr_factor(step, n_steps),
+                **curve_row(
+                    terms, y[keep], dead_F, step + 1, (step + 1) * tokens_a_step, rate * config.lr_factor(step, n_steps)
+                ),
                 "tokens_per_second": (step + 1 - since_step) * tokens_a_step / max(now - since, 1e-9),
                 **clock.shares(),
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,20 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | 
         raise CheckpointError(f"'{path}' is damaged ({error}); delete it to start over") from error
 
 
+def require_same(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise for a checkpoint of another configuration than this run's.
+
+    Raises:
+        ConfigError: the first difference, by name.
+    """
+    for key in sorted(now.keys() | before.keys()):
+        was, wanted = before.get(key), now.get(key)
+        if was != wanted:
+            raise ConfigError(
+                f"the checkpoint in '{folder}' has {key}={was!r} and this run {wanted!r}; start without resume"
+            )
+
+
 def restore_checkpoint(
     folder: Path, trainers: list[SAETrainer], buffer: MixingBuffer, config: dict[str, Any]
 ) -> tuple[int, list[Any]]:
@@ -90,12 +105,7 @@ def restore_checkpoint(
     if found is None:
         return 0, []
     tensors, values = found
-    for key in sorted(config.keys() | values["config"].keys()):
-        before, now = values["config"].get(key), config.get(key)
-        if before != now:
-            raise ConfigError(
-                f"the checkpoint in '{folder}' has {key}={before!r} and this run {now!r}; start without resume"
-            )
+    require_same(folder, values["config"], config)
     for trainer in trainers:
         if trainer.name not in values["trainees"]:
             raise CheckpointError(f"the checkpoint in '{folder}' does not hold '{trainer.name}'; start without resume")

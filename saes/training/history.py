@@ -10,13 +10,18 @@ import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from attlas.data.disk import disk_errors
 from attlas.data.schema import TableSchema, column
 from attlas.errors import StorageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from attlas.saes.base import LossTerms
 
 TRAINING = TableSchema(
     "training",
@@ -49,6 +54,23 @@ TIMES = ("data_fraction", "model_fraction", "sae_fraction")
 """Columns that curves of earlier versions lack."""
 
 LIVE_FILE = "training.jsonl"
+
+
+def curve_row(terms: LossTerms, x_BD: Tensor, dead_F: Tensor, step: int, tokens: int, rate: float) -> dict[str, Any]:
+    """What `TRAINING` tells of a batch `x_BD` to be reconstructed, after `step` steps and `tokens` tokens."""
+    loss, mse = float(terms.total.detach()), float(terms.terms["mse"])
+    variance = float((x_BD - x_BD.mean(0)).pow(2).sum(-1).mean())
+    return {
+        "step": step,
+        "tokens": tokens,
+        "loss": loss,
+        "mse": mse,
+        "penalty": loss - mse,
+        "l0": float(terms.l0),
+        "explained_variance": 1 - mse / max(variance, 1e-30),
+        "dead_fraction": float(dead_F.float().mean()),
+        "learning_rate": rate,
+    }
 
 
 class History:

@@ -20,7 +20,7 @@ from attlas.saes.training.checkpoint import NOT_SHARED, restore_checkpoint, save
 from attlas.saes.training.clock import PARTS
 from attlas.saes.training.config import TrainConfig
 from attlas.saes.training.fused import FusedStep
-from attlas.saes.training.history import History
+from attlas.saes.training.history import History, curve_row
 from attlas.saes.training.parallel.share import Share
 from attlas.saes.training.trainer import SAETrainer
 
@@ -132,21 +132,9 @@ def _row(
     trainer: SAETrainer, terms: LossTerms, x_BD: Tensor, dead_F: Tensor, step: int, config: TrainConfig
 ) -> dict[str, Any]:
     """One row of the curve (see `history.TRAINING`)."""
-    loss, mse = float(terms.total.detach()), float(terms.terms["mse"])
-    variance = float((x_BD - x_BD.mean(0)).pow(2).sum(-1).mean())
-    return {
-        "sae": trainer.name,
-        "hook": trainer.hook,
-        "step": step + 1,
-        "tokens": (step + 1) * config.batch_size,
-        "loss": loss,
-        "mse": mse,
-        "penalty": loss - mse,
-        "l0": float(terms.l0),
-        "explained_variance": 1 - mse / max(variance, 1e-30),
-        "dead_fraction": float(dead_F.float().mean()),
-        "learning_rate": trainer.learning_rate * config.lr_factor(step),
-    }
+    rate = trainer.learning_rate * config.lr_factor(step)
+    told = {"sae": trainer.name, "hook": trainer.hook}
+    return told | curve_row(terms, x_BD, dead_F, step + 1, (step + 1) * config.batch_size, rate)
 
 
 def _require_finite(
